@@ -1,0 +1,199 @@
+"""Every setting of every process, from the environment (``SIDSTREAM_…``) and ``sidstream.toml``; validated once, at the start.
+
+The environment wins over the file. Nested names use two underscores: ``SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS``.
+Everything under ``kafka.security`` is a secret: it is masked wherever settings are printed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from models.errors import SidstreamError
+
+CONFIGURATION_FILE: Final = "sidstream.toml"
+CONFIGURATION_VARIABLE: Final = "SIDSTREAM_CONFIG"
+
+
+class SettingsError(SidstreamError):
+    """A setting is missing, unknown or out of range; the message names it."""
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown name is an error, so that a typing mistake is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(Section):
+    """How to reach the cluster. ``security`` holds librdkafka properties (``security.protocol``, ``sasl.*``, ``ssl.*``)."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security: dict[str, SecretStr] = {}
+
+    def security_properties(self) -> dict[str, str]:
+        """The security settings in clear, for the clients alone."""
+        return {name: value.get_secret_value() for name, value in self.security.items()}
+
+
+TOPIC_NAMES: Final = {
+    "item_updates": "item-updates",
+    "item_updates_dead_letters": "item-updates.dlq",
+    "item_codes": "item-codes",
+    "token_counts": "token-counts",
+    "layouts": "layouts",
+    "drift": "drift",
+    "alerts": "alerts",
+    "queries": "queries",
+    "queries_dead_letters": "queries.dlq",
+    "results": "results",
+}
+
+
+class TopicSettings(Section):
+    """Names and shapes of the topics. A name that is not given is ``prefix`` + its default."""
+
+    prefix: str = ""
+    item_updates: str
+    item_updates_dead_letters: str
+    item_codes: str
+    token_counts: str
+    layouts: str
+    drift: str
+    alerts: str
+    queries: str
+    queries_dead_letters: str
+    results: str
+    partitions: int = Field(4, ge=1, description="of item-updates, item-codes, queries and results")
+    replication_factor: int = Field(1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        prefix = data.get("prefix", "")
+        return {**{field: prefix + name for field, name in TOPIC_NAMES.items()}, **data}
+
+
+class BrokerSettings(Section):
+    """The embedded single-node Apache Kafka of ``sidstream broker`` and ``sidstream up``."""
+
+    directory: Path = Path(".sidstream/broker")
+    port: int = Field(9092, ge=0, le=65535, description="0 takes a free port")
+    heap: str = Field("768m", pattern=r"^\d+[mg]$")
+
+
+class AssignerSettings(Section):
+    """Item updates → codes."""
+
+    group: str = "sidstream-assigner"
+    instance: str = Field("0", description="stable name of this instance; unique within the group")
+    batch_size: int = Field(8_000, ge=1, description="events a transaction at the most")
+    minimum_batch_interval_ms: float = Field(5.0, ge=0)
+    maximum_event_bytes: int = Field(262_144, ge=1_024, description="larger events are dead letters")
+    encoder_threads: int = Field(1, ge=1)
+
+
+class IndexerSettings(Section):
+    """Codes → LMDB, and the census' counts → monitor."""
+
+    batch_size: int = Field(10_000, ge=1, description="records an LMDB transaction at the most")
+    minimum_batch_interval_ms: float = Field(5.0, ge=0)
+    counts_interval_seconds: float = Field(1.0, gt=0, description="how often changed counts are published")
+
+
+class MonitorSettings(Section):
+    """Counts → layouts, alerts, drift."""
+
+    app_id: str = "sidstream-monitor"
+
+
+class RetrieverSettings(Section):
+    """Queries → answers."""
+
+    group: str = "sidstream-retriever"
+    instance: str = Field("0", description="stable name of this instance; unique within the group")
+    batch_size: int = Field(16, ge=1, description="queries decoded together at the most")
+    beams: int = Field(50, ge=1)
+    maximum_limit: int = Field(100, ge=1, description="items an answer at the most")
+    maximum_query_bytes: int = Field(65_536, ge=256)
+    layout: Literal["pinned", "live"] = "pinned"
+    threads: int = Field(1, ge=1, description="torch threads")
+
+
+class LoggingSettings(Section):
+    """One configuration for our log lines and the libraries'."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class MetricsSettings(Section):
+    """Prometheus metrics and health over HTTP: ``/metrics``, ``/live``, ``/ready``. Port 0 switches the server off."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+
+
+class Settings(BaseSettings):
+    """All of it. Build it with ``load_settings`` to get errors that a person can read."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SIDSTREAM_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    bundle: Path = Path(".sidstream/bundle")
+    index: Path = Path(".sidstream/index")
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicSettings = Field(default_factory=lambda: TopicSettings.model_validate({}))
+    broker: BrokerSettings = BrokerSettings()
+    assigner: AssignerSettings = AssignerSettings()
+    indexer: IndexerSettings = IndexerSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
+    logging: LoggingSettings = LoggingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = Path(os.environ.get(CONFIGURATION_VARIABLE, CONFIGURATION_FILE))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from overrides, environment and file, in this order.
+
+    Raises:
+        SettingsError: names each wrong setting, its value's fault, and where settings come from.
+    """
+    named = os.environ.get(CONFIGURATION_VARIABLE)
+    if named and not Path(named).is_file():
+        raise SettingsError(
+            f"{CONFIGURATION_VARIABLE} names {named}, which does not exist: unset it or create the file"
+        )
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        # The input is left out of the message: it may be a secret.
+        faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise SettingsError(
+            f"settings are not valid; correct them in {CONFIGURATION_FILE} or in SIDSTREAM_… of the environment:\n{faults}"
+        ) from None
+    except ValueError as error:
+        raise SettingsError(f"settings cannot be read from {named or CONFIGURATION_FILE}: {error}") from None
