@@ -1,0 +1,329 @@
+"""Catalogues in files: the items of a shop with one embedding each, and what is known about how people look for them.
+
+A folder holds ``items.jsonl`` or ``items.tsv`` and one ``items*.npy`` whose row i belongs to item i; ``queries.tsv``,
+``queries*.npy``, ``qrels.tsv`` and ``sequences.tsv`` are optional; each text file may be gzipped (``.gz``).
+What has been read is valid: unique ids, as many rows as items, finite numbers.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import SidstreamError
+
+MAXIMUM_ID_BYTES: Final = 256  # the limit of the item-updates topic: refuse here what would become a dead letter there
+
+
+class CatalogueError(SidstreamError):
+    """A catalogue's files are missing, malformed or contradict each other."""
+
+
+class CatalogueItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One product. ``weight`` ≥ 0 is its popularity: it ranks items that share a SID."""
+
+    id: str
+    title: str
+    brand: str = ""
+    type: str = ""
+    description: str = ""
+    weight: float = 1.0
+
+
+class CatalogueQuery(msgspec.Struct, frozen=True):
+    """One query of people, with its id in the relevance judgements."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Items and their embeddings.
+
+    embeddings: float32 (N, D), row i of items[i]. query_embeddings: float32 (Q, D) or None, row i of queries[i].
+    qrels: query id → item id → rating (higher is better); an unjudged item is unknown, not bad.
+    sequences: user → item ids, oldest first.
+    Raises ``CatalogueError`` when the parts contradict each other.
+    """
+
+    items: tuple[CatalogueItem, ...]
+    embeddings: NDArray[np.float32]
+    queries: tuple[CatalogueQuery, ...] = ()
+    query_embeddings: NDArray[np.float32] | None = None
+    qrels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    sequences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_item_ids(self.items)
+        _require_matrix(self.embeddings, rows=len(self.items), of="items")
+        if self.query_embeddings is not None:
+            _require_matrix(self.query_embeddings, rows=len(self.queries), of="queries")
+            if self.query_embeddings.shape[1] != self.dimension:
+                raise CatalogueError(
+                    f"query embeddings have {self.query_embeddings.shape[1]} dimensions but item embeddings have "
+                    f"{self.dimension}; compute both with the same model"
+                )
+        known = {item.id for item in self.items}
+        for user, sequence in self.sequences.items():
+            _require_known(sequence, known, f"the sequence of user {user!r}")
+        queries = {query.id for query in self.queries}
+        for query, ratings in self.qrels.items():
+            if query not in queries:
+                raise CatalogueError(
+                    f"qrels name query {query!r}, which is not among the queries; add it or drop its judgements"
+                )
+            _require_known(ratings, known, f"the judgements of query {query!r}")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def dimension(self) -> int:
+        """D, the columns of an embedding."""
+        return int(self.embeddings.shape[1])
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Catalogue:
+        """Reads a catalogue folder; raises ``CatalogueError`` naming file and line of what is wrong."""
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise CatalogueError(
+                f"no catalogue folder {directory}; give a directory with items.jsonl or items.tsv and items.npy"
+            )
+        items_path = _find_text(directory, "items.jsonl") or _find_text(directory, "items.tsv")
+        if items_path is None:
+            raise CatalogueError(f"{directory} has no items.jsonl, items.tsv or their .gz; add the list of items")
+        embeddings_path = _find_matrix(directory, "items")
+        if embeddings_path is None:
+            raise CatalogueError(
+                f"{directory} has no items*.npy; add the embeddings, one row an item, in the order of {items_path.name}"
+            )
+        items = _read_items(items_path)
+        embeddings = _read_matrix(embeddings_path, rows=len(items), of=f"items in {items_path.name}")
+        queries_path, qrels_path, sequences_path = (
+            _find_text(directory, name) for name in ("queries.tsv", "qrels.tsv", "sequences.tsv")
+        )
+        queries = _read_queries(queries_path) if queries_path else ()
+        query_matrix = _find_matrix(directory, "queries")
+        return cls(
+            items=items,
+            embeddings=embeddings,
+            queries=queries,
+            query_embeddings=_read_matrix(query_matrix, rows=len(queries), of="queries") if query_matrix else None,
+            qrels=_read_qrels(qrels_path) if qrels_path else {},
+            sequences=_read_sequences(sequences_path) if sequences_path else {},
+        )
+
+    @classmethod
+    def read_pair(cls, items: str | Path, embeddings: str | Path) -> Catalogue:
+        """Reads a plain pair: items as JSON lines (or .tsv, or .gz of either) and a ``.npy`` with one row an item."""
+        records = _read_items(Path(items))
+        return cls(items=records, embeddings=_read_matrix(Path(embeddings), rows=len(records), of=f"items in {items}"))
+
+    def write(self, directory: str | Path) -> None:
+        """Writes a folder that ``read`` reads back equal; the same catalogue gives the same bytes."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_lines(directory / "items.jsonl.gz", (_item_line(item) for item in self.items))
+        np.save(directory / "items.f32.npy", self.embeddings)
+        if self.queries:
+            rows = ((query.id, query.text) for query in self.queries)
+            _write_table(directory / "queries.tsv.gz", ("query_id", "query"), rows)
+        if self.query_embeddings is not None:
+            np.save(directory / "queries.f32.npy", self.query_embeddings)
+        if self.qrels:
+            judgements = ((query, item, str(n)) for query, ratings in self.qrels.items() for item, n in ratings.items())
+            _write_table(directory / "qrels.tsv.gz", ("query_id", "item_id", "rating"), judgements)
+        if self.sequences:
+            for user, sequence in self.sequences.items():
+                if any(" " in item for item in sequence):
+                    raise CatalogueError(
+                        f"the sequence of user {user!r} has an item id with a space, which sequences.tsv cannot hold"
+                    )
+            users = ((user, " ".join(sequence)) for user, sequence in self.sequences.items())
+            _write_table(directory / "sequences.tsv.gz", ("user_id", "items"), users)
+
+
+def _require_item_ids(items: Sequence[CatalogueItem]) -> None:
+    if not items:
+        raise CatalogueError("the catalogue has no items; add at least one")
+    first: dict[str, int] = {}
+    for row, item in enumerate(items):
+        if not item.id or len(item.id.encode()) > MAXIMUM_ID_BYTES:
+            raise CatalogueError(
+                f"item {row} has the id {item.id[:40]!r}; ids have 1 to {MAXIMUM_ID_BYTES} bytes of UTF-8"
+            )
+        if item.id in first:
+            raise CatalogueError(f"items {first[item.id]} and {row} share the id {item.id!r}; ids must be unique")
+        if not (np.isfinite(item.weight) and item.weight >= 0):
+            raise CatalogueError(f"item {item.id!r} has the weight {item.weight}; weights are finite and not negative")
+        first[item.id] = row
+
+
+def _require_known(ids: Iterable[str], known: set[str], where: str) -> None:
+    for item in ids:
+        if item not in known:
+            raise CatalogueError(
+                f"{where} names item {item!r}, which is not in the catalogue; add the item or drop the mention"
+            )
+
+
+def _require_matrix(matrix: NDArray[np.float32], *, rows: int, of: str) -> None:
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise CatalogueError(
+            f"embeddings of {of} have the shape {matrix.shape}; they need two axes: one row each, D columns"
+        )
+    if matrix.dtype != np.float32:
+        raise CatalogueError(f"embeddings of {of} are {matrix.dtype}; convert them to float32")
+    if len(matrix) != rows:
+        raise CatalogueError(
+            f"{len(matrix)} rows of embeddings for {rows} {of}; there must be one row each, in the same order"
+        )
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all():
+        raise CatalogueError(
+            f"embeddings of {of}: {int((~finite).sum())} rows have NaN or infinite values, the first is row "
+            f"{int(np.argmin(finite))}; compute them again"
+        )
+
+
+def _find_text(directory: Path, name: str) -> Path | None:
+    for path in (directory / name, directory / f"{name}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _find_matrix(directory: Path, stem: str) -> Path | None:
+    found = sorted({*directory.glob(f"{stem}.npy"), *directory.glob(f"{stem}.*.npy")})
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise CatalogueError(f"{directory} has several embeddings for {stem} ({names}); leave one of them")
+    return found[0] if found else None
+
+
+def _read_matrix(path: Path, *, rows: int, of: str) -> NDArray[np.float32]:
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise CatalogueError(
+            f"no embeddings file {path}; give a .npy with one row for each of the {rows} {of}"
+        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise CatalogueError(f"{path} is not a NumPy file of numbers ({error}); write it with numpy.save") from error
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f":
+        raise CatalogueError(
+            f"{path} does not hold one array of floating-point numbers; write float32 or float16 with numpy.save"
+        )
+    # Checked before the copy to float32, so that a message names the file and an overflow is not hidden.
+    converted = np.ascontiguousarray(matrix, dtype=np.float32)
+    try:
+        _require_matrix(converted, rows=rows, of=of)
+    except CatalogueError as error:
+        raise CatalogueError(f"{path}: {error}") from None
+    return converted
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their 1-based numbers, without line ends; empty lines are left out."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                text = line.rstrip("\r\n")
+                if text:
+                    yield number, text
+    except FileNotFoundError:
+        raise CatalogueError(f"no file {path}; check the path") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"{path} cannot be read as UTF-8 text ({error}); write it again") from error
+
+
+def _numbered_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The named columns of a tab-separated file with a header line; other columns are ignored."""
+    lines = _numbered_lines(path)
+    _, first = next(lines, (1, ""))
+    header = first.split("\t")
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise CatalogueError(
+            f"{path} has the columns {header} but needs {', '.join(missing)}; add a header line with these names"
+        )
+    places = [header.index(name) for name in columns]
+    for number, line in lines:
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            raise CatalogueError(
+                f"{path} line {number} has {len(cells)} columns but the header has {len(header)}; mend the line"
+            )
+        yield number, [cells[place] for place in places]
+
+
+def _read_items(path: Path) -> tuple[CatalogueItem, ...]:
+    if ".tsv" in path.suffixes:
+        return tuple(
+            CatalogueItem(id=identity, title=title)
+            for _, (identity, title) in _numbered_rows(path, ("item_id", "title"))
+        )
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    items: list[CatalogueItem] = []
+    for number, line in _numbered_lines(path):
+        try:
+            record = decode(line)
+            identity = record.pop("item_id", None)
+            if identity is not None:
+                record["id"] = identity
+            if isinstance(record.get("id"), int):
+                record["id"] = str(record["id"])
+            items.append(msgspec.convert(record, CatalogueItem))
+        except msgspec.DecodeError as error:
+            raise CatalogueError(
+                f"{path} line {number} is not an item ({error}); each line is a JSON object with item_id and title"
+            ) from error
+    return tuple(items)
+
+
+def _item_line(item: CatalogueItem) -> str:
+    record = msgspec.to_builtins(item)
+    return msgspec.json.encode({"item_id": record.pop("id"), **record}).decode()
+
+
+def _read_queries(path: Path) -> tuple[CatalogueQuery, ...]:
+    return tuple(CatalogueQuery(identity, text) for _, (identity, text) in _numbered_rows(path, ("query_id", "query")))
+
+
+def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for number, (query, item, rating) in _numbered_rows(path, ("query_id", "item_id", "rating")):
+        try:
+            qrels.setdefault(query, {})[item] = int(rating)
+        except ValueError:
+            raise CatalogueError(f"{path} line {number} has the rating {rating!r}; ratings are whole numbers") from None
+    return qrels
+
+
+def _read_sequences(path: Path) -> dict[str, tuple[str, ...]]:
+    return {user: tuple(items.split()) for _, (user, items) in _numbered_rows(path, ("user_id", "items"))}
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    # mtime=0 and no file name in the header: the same lines give the same bytes.
+    with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
+        for line in lines:
+            stream.write(line.encode() + b"\n")
+
+
+def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    def line(cells: tuple[str, ...]) -> str:
+        if any("\t" in cell or "\n" in cell or "\r" in cell for cell in cells):
+            raise CatalogueError(f"{path.name} cannot hold a tab or a line end, as in {cells}; replace it by a space")
+        return "\t".join(cells)
+
+    _write_lines(path, (line(cells) for cells in (header, *rows)))
