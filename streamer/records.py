@@ -125,7 +125,7 @@ class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``results``, key = query id. Best item first; ``position`` is the index's next offset per source partition."""
+    """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition."""
 
     query_id: str
     items: tuple[AnswerItem, ...] = ()

@@ -1,4 +1,4 @@
-"""Every setting of every process, from the environment (``SIDSTREAM_…``) and ``sidstream.toml``; validated once, at the start.
+"""Every setting of every process, from the environment (``SIDSTREAM_…``) and ``sidstream.toml``, validated once.
 
 The environment wins over the file. Nested names use two underscores: ``SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS``.
 Everything under ``kafka.security`` is a secret: it is masked wherever settings are printed.
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class KafkaSettings(Section):
-    """How to reach the cluster. ``security`` holds librdkafka properties (``security.protocol``, ``sasl.*``, ``ssl.*``)."""
+    """How to reach the cluster; ``security``: librdkafka properties (``security.protocol``, ``sasl.*``, ``ssl.*``)."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     security: dict[str, SecretStr] = {}
@@ -193,7 +193,7 @@ def load_settings(**overrides: Any) -> Settings:
         # The input is left out of the message: it may be a secret.
         faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise SettingsError(
-            f"settings are not valid; correct them in {CONFIGURATION_FILE} or in SIDSTREAM_… of the environment:\n{faults}"
+            f"settings are not valid; correct them in {CONFIGURATION_FILE} or in SIDSTREAM_… variables:\n{faults}"
         ) from None
     except ValueError as error:
         raise SettingsError(f"settings cannot be read from {named or CONFIGURATION_FILE}: {error}") from None

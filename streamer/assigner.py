@@ -1,0 +1,228 @@
+"""The assigner: item updates in, codes out; exactly once, and an event that cannot be used becomes a dead letter.
+
+An item's codes depend on its embedding and the codebook alone: a batch that is processed again gives the same bytes.
+The output partition is the input partition, so the order of one item's updates is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from confluent_kafka import Message
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.onnx_encoder import OnnxEncoder
+from streamer.cloudevents import CloudEventError, event_time
+from streamer.dead_letters import Outgoing, Rejection, dead_letter
+from streamer.metrics import DEAD_LETTERS, Health
+from streamer.process import run_process
+from streamer.records import ITEM_CODES, ITEM_UPDATE, MAXIMUM_ID_BYTES, ItemCodes, ItemUpdate
+from streamer.settings import Settings
+from streamer.topics import require
+from streamer.transactions import LoopSettings, TransactionalLoop
+
+PROCESS: Final = "assigner"
+
+
+class Encoder(Protocol):
+    """Embeddings → codes; ``OnnxEncoder`` outside of tests."""
+
+    @property
+    def codebook_id(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]: ...
+
+
+class EventError(ValueError):
+    """An event that cannot be used; ``kind`` goes into the dead letter's ``dlq.errors.class``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class _Upsert(NamedTuple):
+    record: Message
+    item_id: bytes
+    update: ItemUpdate
+    updated_at: int
+
+
+class AssignBatch:
+    """The assigner's transform: a batch of ``item-updates`` records → ``item-codes`` records and dead letters.
+
+    The last usable event of an item in a batch wins; the others of that item are not sent on.
+    """
+
+    def __init__(self, encoder: Encoder, *, codes_topic: str, dead_letter_topic: str, maximum_event_bytes: int) -> None:
+        self._encoder = encoder
+        self._codes_topic = codes_topic
+        self._dead_letter_topic = dead_letter_topic
+        self._maximum_event_bytes = maximum_event_bytes
+        self._float32_bytes = 4 * encoder.dimension
+
+    def __call__(self, records: list[Message]) -> list[Outgoing]:
+        upserts: list[_Upsert] = []
+        embeddings: list[bytes] = []
+        rejected: list[Outgoing] = []
+        # Row of the last usable event of each item; a tombstone is its record instead.
+        last: dict[bytes, int | Message] = {}
+        for record in records:
+            try:
+                item_id = checked_id(record.key(), "item")
+                value = record.value()
+                if value is None:
+                    last.pop(item_id, None)
+                    last[item_id] = record
+                    continue
+                update, updated_at = self._decode(record, value)
+                embeddings.append(self._embedding_bytes(update.embedding))
+            except EventError as error:
+                rejected.append(self._reject(record, error))
+                continue
+            upserts.append(_Upsert(record, item_id, update, updated_at))
+
+        matrix = np.frombuffer(b"".join(embeddings), dtype="<f4").reshape(-1, self._encoder.dimension)
+        # A finite squared norm means finite numbers, and scores that cannot overflow.
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(np.einsum("nd,nd->n", matrix, matrix))
+        for row, upsert in enumerate(upserts):
+            if not usable[row]:
+                fault = EventError("EmbeddingNotFinite", "the embedding holds NaN, infinity or numbers beyond float32")
+                rejected.append(self._reject(upsert.record, fault))
+                continue
+            earlier = last.pop(upsert.item_id, None)
+            if isinstance(earlier, Message) and _later(earlier, upsert.record):
+                last[upsert.item_id] = earlier
+            else:
+                last[upsert.item_id] = row
+        return self._outgoing(last, upserts, matrix) + rejected
+
+    def _outgoing(
+        self, last: dict[bytes, int | Message], upserts: list[_Upsert], matrix: NDArray[np.float32]
+    ) -> list[Outgoing]:
+        rows = [row for row in last.values() if isinstance(row, int)]
+        codes = iter(
+            self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
+        )
+        codebook, topic = self._encoder.codebook_id, self._codes_topic
+        outgoing = []
+        for item_id, row in last.items():
+            if not isinstance(row, int):
+                outgoing.append(Outgoing(topic, item_id, None, row.partition()))
+                continue
+            record, _, update, updated_at = upserts[row]
+            value = ITEM_CODES.encode(
+                ItemCodes(
+                    codebook=codebook,
+                    codes=next(codes),
+                    title=update.title,
+                    weight=update.weight,
+                    updated_at=updated_at,
+                )
+            )
+            outgoing.append(Outgoing(topic, item_id, value, record.partition()))
+        return outgoing
+
+    def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
+        if len(value) > self._maximum_event_bytes:
+            raise EventError("EventTooLarge", f"{len(value)} bytes of value; the limit is {self._maximum_event_bytes}")
+        headers = record.headers()
+        try:
+            time = event_time(headers) if headers else None
+            update: ItemUpdate = ITEM_UPDATE.decode(value)
+        except CloudEventError as error:
+            raise EventError("UnsupportedCloudEvent", str(error)) from None
+        except msgspec.ValidationError as error:
+            raise EventError("InvalidEvent", f"the event does not fit: {error}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EventError("UndecodableEvent", f"neither JSON nor MessagePack: {error}") from None
+        if not 0 <= update.weight < 3e38:  # also refuses NaN
+            raise EventError("InvalidEvent", f"weight {update.weight} is not a finite number of at least 0")
+        if update.updated_at is not None:
+            time = update.updated_at
+        elif time is None:
+            time = record.timestamp()[1]
+        if not 0 <= time < 1 << 62:
+            raise EventError("InvalidEvent", f"updated_at {time} is not milliseconds since 1970")
+        return update, time
+
+    def _embedding_bytes(self, embedding: bytes | list[float]) -> bytes:
+        """Little-endian float32 bytes of D numbers."""
+        if isinstance(embedding, bytes):
+            if len(embedding) == self._float32_bytes:
+                return embedding
+            if 2 * len(embedding) == self._float32_bytes:
+                return np.frombuffer(embedding, "<f2").astype("<f4").tobytes()
+            raise EventError(
+                "WrongDimension",
+                f"{len(embedding)} bytes of embedding; this codebook takes {self._float32_bytes} (float32) "
+                f"or {self._float32_bytes // 2} (float16)",
+            )
+        if len(embedding) != self._encoder.dimension:
+            raise EventError(
+                "WrongDimension",
+                f"{len(embedding)} numbers of embedding; this codebook takes {self._encoder.dimension}",
+            )
+        with np.errstate(over="ignore"):
+            return np.asarray(embedding, "<f8").astype("<f4").tobytes()
+
+    def _reject(self, record: Message, error: EventError) -> Outgoing:
+        DEAD_LETTERS.labels(PROCESS, PROCESS).inc()
+        return dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
+
+
+def checked_id(key: bytes | None, what: str) -> bytes:
+    """The id in a record's key.
+
+    Raises:
+        EventError: empty, not UTF-8, or longer than ``MAXIMUM_ID_BYTES``.
+    """
+    if not key:
+        raise EventError("EmptyId", f"the record has no key: the key is the {what} id")
+    if len(key) > MAXIMUM_ID_BYTES:
+        raise EventError("IdTooLong", f"the {what} id has {len(key)} bytes; the limit is {MAXIMUM_ID_BYTES}")
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        raise EventError("UndecodableId", f"the {what} id is not UTF-8") from None
+    return key
+
+
+def _later(one: Message, other: Message) -> bool:
+    """Whether ``one`` comes after ``other``; both have the same key, so they normally share a partition."""
+    if one.partition() == other.partition():
+        return bool(one.offset() > other.offset())
+    return bool(one.timestamp()[1] >= other.timestamp()[1])
+
+
+def run_assigner(settings: Settings) -> None:
+    """Run the process until it is told to stop."""
+
+    def work(stop: threading.Event, health: Health) -> None:
+        topics, own = settings.topics, settings.assigner
+        bundle = Bundle.open(settings.bundle)
+        encoder = OnnxEncoder(bundle.path("encoder.onnx"), threads=own.encoder_threads)
+        require(settings, [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes])
+        transform = AssignBatch(
+            encoder,
+            codes_topic=topics.item_codes,
+            dead_letter_topic=topics.item_updates_dead_letters,
+            maximum_event_bytes=own.maximum_event_bytes,
+        )
+        loop = LoopSettings(
+            process=PROCESS,
+            source=topics.item_updates,
+            group=topics.prefix + own.group,
+            instance=own.instance,
+            batch_size=own.batch_size,
+            minimum_batch_interval_ms=own.minimum_batch_interval_ms,
+        )
+        TransactionalLoop(loop, settings.kafka, transform, health).run(stop)
+
+    run_process(PROCESS, settings, work)

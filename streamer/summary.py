@@ -1,0 +1,36 @@
+"""What a process says of its batches: one line a batch at ``debug``, one a second for all of that second at ``info``."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+_INTERVAL_SECONDS: Final = 1.0
+
+
+class BatchSummary:
+    """Add every batch; call ``flush`` when there is nothing to do."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._batches = self._events = 0
+        self._seconds = 0.0
+
+    def add(self, events: int, seconds: float) -> None:
+        log.debug("batch", events=events, ms=round(seconds * 1000, 1))
+        self._batches += 1
+        self._events += events
+        self._seconds += seconds
+        if time.monotonic() - self._since >= _INTERVAL_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._batches:
+            log.info("batches", batches=self._batches, events=self._events, busy_ms=round(self._seconds * 1000))
+        self._batches = self._events = 0
+        self._seconds = 0.0
+        self._since = time.monotonic()

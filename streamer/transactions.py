@@ -1,0 +1,257 @@
+"""Consume → transform → produce, exactly once: outputs, dead letters and offsets of a batch in one Kafka transaction.
+
+The steps of a batch, and what happens when one fails:
+
+1. *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet.
+2. *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's.
+3. *Begin*, send the batch's own offsets, produce.
+4. *Commit*; when the batch came back full, in a second thread, so that the next one is gathered and transformed meanwhile.
+
+An error that asks for an abort aborts the transaction and seeks back to the first offset that is not committed; a
+retriable one repeats the same call; a fatal one ends the process, whose successor takes over the transactional id.
+A ``kill -9`` leaves an open transaction, which the successor's ``init_transactions`` aborts (KIP-98).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from streamer.dead_letters import Outgoing
+from streamer.kafka import (
+    FatalKafkaError,
+    broker_answers,
+    consumer_configuration,
+    drain,
+    error_text,
+    producer_configuration,
+)
+from streamer.metrics import BATCH_SECONDS, EVENTS, Health
+from streamer.settings import KafkaSettings
+from streamer.summary import BatchSummary
+
+log = structlog.get_logger(__name__)
+
+IDLE_WAIT_SECONDS: Final = 0.1
+RETRY_SECONDS: Final = 0.2
+_PROBE_SECONDS: Final = 2.0
+_SEEK_SECONDS: Final = 5.0
+
+Transform = Callable[[list[Message]], Iterable[Outgoing]]
+
+
+class _AbortRequired(Exception):
+    """The transaction can only be aborted; the batch is processed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """One transactional loop: ``group`` and ``instance`` make its stable transactional id."""
+
+    process: str
+    source: str
+    group: str
+    instance: str
+    batch_size: int
+    minimum_batch_interval_ms: float
+
+
+class TransactionalLoop:
+    """Runs ``transform`` over the records of one topic; see the module's docstring for its guarantees."""
+
+    def __init__(self, settings: LoopSettings, kafka: KafkaSettings, transform: Transform, health: Health) -> None:
+        self._settings = settings
+        self._kafka = kafka
+        self._transform = transform
+        self._health = health
+        self._rebalanced = False
+        self._committing: Future[None] | None = None
+        # Records whose transaction is not known to be committed, oldest batch first.
+        self._unfinished: list[Message] = []
+        self._summary = BatchSummary()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set; the batch in hand is finished first.
+
+        Raises:
+            FatalKafkaError: fenced by another instance of the same name, not authorised, or the client is broken.
+        """
+        settings = self._settings
+        identity = f"{settings.group}-{settings.instance}"
+        self._producer = Producer(
+            producer_configuration(self._kafka, transactional_id=identity, health=self._health, linger_ms=0)
+        )
+        self._retrying(self._producer.init_transactions, 10)
+        self._consumer = Consumer(
+            consumer_configuration(self._kafka, group=settings.group, instance=settings.instance, health=self._health)
+        )
+        self._consumer.subscribe(
+            [settings.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+            try:
+                while not stop.is_set():
+                    self._one_batch(committer)
+                self._finish_commit()
+            except _AbortRequired as reason:
+                log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished))
+                self._retrying(self._producer.abort_transaction)
+            finally:
+                self._consumer.close()
+
+    def _one_batch(self, committer: ThreadPoolExecutor) -> None:
+        settings = self._settings
+        started = time.monotonic()
+        self._rebalanced = False
+        # With a commit under way, wait for more records only as long as it takes.
+        records = drain(self._consumer, settings.batch_size, 0.005 if self._committing else IDLE_WAIT_SECONDS)
+        if self._rebalanced:
+            # What a transaction aborted during the rebalance held comes before what was just gathered.
+            aborted, self._unfinished = self._unfinished, []
+            self._seek_back(aborted + records)
+            return
+        if not records:
+            self._finish_or_abort([])
+            self._probe()
+            return
+        outgoing = self._transform(records)
+        if not self._finish_or_abort(records):
+            return
+        try:
+            self._begin(records, outgoing)
+            if len(records) >= settings.batch_size:
+                self._committing = committer.submit(self._retrying, self._producer.commit_transaction)
+                self._unfinished = records
+            else:
+                self._retrying(self._producer.commit_transaction)
+        except _AbortRequired as reason:
+            self._abort(records, reason)
+            return
+        seconds = time.monotonic() - started
+        self._health.set_ready()
+        EVENTS.labels(settings.process).inc(len(records))
+        BATCH_SECONDS.labels(settings.process).observe(seconds)
+        self._summary.add(len(records), seconds)
+        rest = settings.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
+        if rest > 0:
+            time.sleep(rest)
+
+    def _begin(self, records: list[Message], outgoing: Iterable[Outgoing]) -> None:
+        producer = self._producer
+        self._retrying(producer.begin_transaction)
+        offsets = [
+            TopicPartition(self._settings.source, partition, offset + 1)
+            for partition, offset in {record.partition(): record.offset() for record in records}.items()
+        ]
+        # The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms).
+        self._retrying(producer.send_offsets_to_transaction, offsets, self._consumer.consumer_group_metadata())
+        for topic, key, value, partition, headers in outgoing:
+            while True:
+                try:
+                    producer.produce(topic, value=value, key=key, partition=partition, headers=headers)
+                    break
+                except BufferError:
+                    producer.poll(0.05)
+                except KafkaException as error:
+                    if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                        raise FatalKafkaError(
+                            f"a record for {topic} is larger than message.max.bytes: {error_text(error)}"
+                        ) from error
+                    raise _AbortRequired(error_text(error)) from error
+
+    def _finish_or_abort(self, next_records: list[Message]) -> bool:
+        """Wait for the commit under way; ``False`` when it failed and ``next_records`` are to be gathered again."""
+        try:
+            self._finish_commit()
+        except _AbortRequired as reason:
+            self._abort(next_records, reason)
+            return False
+        return True
+
+    def _finish_commit(self) -> None:
+        if self._committing is not None:
+            committing, self._committing = self._committing, None
+            committing.result()
+            self._unfinished = []
+
+    def _abort(self, records: list[Message], reason: Exception) -> None:
+        log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished) + len(records))
+        self._retrying(self._producer.abort_transaction)
+        unfinished, self._unfinished = self._unfinished, []
+        self._seek_back(unfinished + records)
+        time.sleep(RETRY_SECONDS)
+
+    def _seek_back(self, records: list[Message]) -> None:
+        """To the first offset of ``records`` in each partition that is still ours."""
+        first: dict[int, int] = {}
+        for record in records:
+            partition, offset = record.partition(), record.offset()
+            first[partition] = min(offset, first.get(partition, offset))
+        assigned = {assignment.partition for assignment in self._consumer.assignment()}
+        for partition in first.keys() & assigned:
+            self._seek(TopicPartition(self._settings.source, partition, first[partition]))
+
+    def _seek(self, target: TopicPartition) -> None:
+        deadline = time.monotonic() + _SEEK_SECONDS
+        while True:
+            try:
+                self._consumer.seek(target)
+                return
+            except KafkaException as error:
+                # A partition that was assigned this instant has no fetcher yet.
+                if time.monotonic() > deadline:
+                    raise FatalKafkaError(f"cannot seek back to {target}: {error_text(error)}") from error
+                time.sleep(0.05)
+
+    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._rebalanced = True
+        self._health.set_ready()
+        log.info("partitions_assigned", partitions=[assigned.partition for assigned in partitions])
+
+    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Revoked or lost: finish what is under way first. A lost partition's commit is refused by the coordinator."""
+        self._rebalanced = True
+        log.info("partitions_revoked", partitions=[revoked.partition for revoked in partitions])
+        try:
+            self._finish_commit()
+        except _AbortRequired as reason:
+            # No seek in here: the records stay in ``_unfinished`` until the rebalance is over.
+            log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished))
+            self._retrying(self._producer.abort_transaction)
+
+    def _retrying(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Repeat the same call while its error is retriable (KIP-98's three kinds of error)."""
+        while True:
+            try:
+                call(*arguments)
+                return
+            except KafkaException as error:
+                inner = error.args[0]
+                if inner.txn_requires_abort():
+                    raise _AbortRequired(error_text(error)) from error
+                if not inner.retriable():
+                    raise FatalKafkaError(self._fatal_text(error)) from error
+                log.warning("kafka_call_repeated", call=getattr(call, "__name__", "call"), reason=error_text(error))
+                self._health.set_unready(error_text(error))
+                time.sleep(RETRY_SECONDS)
+
+    def _fatal_text(self, error: KafkaException) -> str:
+        settings = self._settings
+        if error.args[0].code() == KafkaError._FENCED:
+            return (
+                f"another {settings.process} took over as instance {settings.instance!r} of group {settings.group!r}: "
+                f"give each one its own {settings.process}.instance"
+            )
+        return f"the {settings.process} cannot go on: {error_text(error)}"
+
+    def _probe(self) -> None:
+        self._summary.flush()
+        if not self._health.ready and broker_answers(self._consumer, _PROBE_SECONDS):
+            self._health.set_ready()
