@@ -1,0 +1,274 @@
+"""The topics: their shapes from the settings, made by us with explicit policies, never altered behind anyone's back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType, TopicMetadata
+
+from models.errors import SidstreamError
+from streamer.broker_configuration import MAXIMUM_BATCH_BYTES
+from streamer.kafka import client_configuration, error_text
+from streamer.settings import KafkaSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+# The tables of the monitor's Faust app; each has a changelog topic that we create, as Faust may not.
+MONITOR_TABLES: Final = ("token_counts",)
+
+_DAY_MS: Final = 24 * 60 * 60 * 1000
+_EVENT_BATCH_BYTES: Final = 2 * 1024 * 1024
+_REQUEST_SECONDS: Final = 15.0
+
+
+class TopicError(SidstreamError):
+    """The cluster refuses or cannot be asked about topics."""
+
+
+class TopicMismatchError(TopicError):
+    """A topic exists with another shape than the settings say."""
+
+
+class MissingTopicsError(TopicError):
+    """Topics that a process needs do not exist. A consumer of a missing topic would wait in silence for ever."""
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """The shape of one topic; ``config`` holds Kafka's topic properties, ``cleanup.policy`` among them."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def cleanup_policy(self) -> str:
+        return self.config.get("cleanup.policy", "delete")
+
+
+@dataclass(frozen=True)
+class TopicDescription:
+    """A topic as the cluster has it. ``offsets``: (first, next) offset of each partition."""
+
+    name: str
+    partitions: int
+    replication: int
+    cleanup_policy: str
+    offsets: tuple[tuple[int, int], ...]
+
+    @property
+    def records(self) -> int:
+        """Offsets in the log: at most this many records, as compaction and transaction markers leave gaps."""
+        return sum(next_offset - first for first, next_offset in self.offsets)
+
+
+@dataclass(frozen=True)
+class CreationOutcome:
+    """Names of the topics that were made, and of those that were there in the same shape."""
+
+    created: tuple[str, ...]
+    existing: tuple[str, ...]
+
+
+def monitor_changelog(app_id: str, table: str) -> str:
+    """The name that Faust gives to the changelog of a table."""
+    return f"{app_id}-{table}-changelog"
+
+
+def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
+    """Every topic of sidstream in the order of the data's way.
+
+    ``item-codes`` has the partitions of ``item-updates``: an item's codes go to the partition that its update came from.
+    Tombstones stay for a week, so that an indexer that was away for less than that sees every deletion.
+    """
+    topics, many = settings.topics, settings.topics.partitions
+    replication = topics.replication_factor
+
+    def compacted(name: str, partitions: int, **config: str) -> TopicSpec:
+        return _spec(name, partitions, replication, "compact", _EVENT_BATCH_BYTES, config)
+
+    def deleted(name: str, partitions: int, days: int) -> TopicSpec:
+        retention = {"retention_ms": str(days * _DAY_MS)}
+        return _spec(name, partitions, replication, "delete", _EVENT_BATCH_BYTES, retention)
+
+    def dead_letters(name: str) -> TopicSpec:
+        # One partition: they are few, and read by a person. Room for the headers around the largest event.
+        retention = {"retention_ms": str(14 * _DAY_MS)}
+        return _spec(name, 1, replication, "delete", MAXIMUM_BATCH_BYTES, retention)
+
+    week = str(7 * _DAY_MS)
+    changelogs = [monitor_changelog(settings.monitor.app_id, table) for table in MONITOR_TABLES]
+    return (
+        compacted(topics.item_updates, many, delete_retention_ms=week),
+        dead_letters(topics.item_updates_dead_letters),
+        compacted(topics.item_codes, many, delete_retention_ms=week),
+        compacted(topics.token_counts, 1),
+        compacted(topics.layouts, 1),
+        deleted(topics.drift, 1, days=7),
+        compacted(topics.alerts, 1),
+        deleted(topics.queries, many, days=1),
+        dead_letters(topics.queries_dead_letters),
+        deleted(topics.results, many, days=1),
+        *(compacted(name, 1) for name in changelogs),
+    )
+
+
+def _spec(
+    name: str, partitions: int, replication: int, policy: str, batch_bytes: int, more: Mapping[str, str]
+) -> TopicSpec:
+    config = {"cleanup.policy": policy, "max.message.bytes": str(batch_bytes)}
+    return TopicSpec(name, partitions, replication, config | {key.replace("_", "."): more[key] for key in more})
+
+
+def create(kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> CreationOutcome:
+    """Create the topics that are not there; all existing ones are compared before the first is created.
+
+    Raises:
+        TopicMismatchError: an existing topic has other partitions, replication or cleanup policy; nothing is altered.
+        TopicError: the cluster refuses, or does not answer.
+    """
+    admin = AdminClient(client_configuration(kafka))
+    existing = _refuse_mismatches(admin, kafka, specs)
+    missing = [spec for spec in specs if spec.name not in existing]
+    new = [NewTopic(spec.name, spec.partitions, spec.replication, config=dict(spec.config)) for spec in missing]
+    lost_race = []
+    for name, future in (admin.create_topics(new, operation_timeout=_REQUEST_SECONDS) if new else {}).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicError(
+                    f"topic {name} cannot be created on {kafka.bootstrap_servers}: {error_text(error)}"
+                ) from None
+            lost_race.append(name)
+    if lost_race:
+        _refuse_mismatches(admin, kafka, [spec for spec in missing if spec.name in lost_race])
+    created = tuple(spec.name for spec in missing if spec.name not in lost_race)
+    if created:
+        _await_visible(admin, kafka, created)
+        log.info("topics_created", topics=created)
+    return CreationOutcome(created, tuple(spec.name for spec in specs if spec.name not in created))
+
+
+def _await_visible(admin: AdminClient, kafka: KafkaSettings, names: Sequence[str]) -> None:
+    """The controller answers before every broker knows of a new topic; a client that asks at once would miss it."""
+    give_up = time.monotonic() + _REQUEST_SECONDS
+    while not _metadata(admin, kafka).keys() >= set(names):
+        if time.monotonic() > give_up:
+            raise TopicError(
+                f"{kafka.bootstrap_servers} does not list its new topics after {_REQUEST_SECONDS:.0f} s: try again"
+            )
+        time.sleep(0.02)
+
+
+def describe(kafka: KafkaSettings, names: Iterable[str]) -> list[TopicDescription]:
+    """The topics among ``names`` that exist, in this order.
+
+    Raises:
+        TopicError: the cluster refuses, or does not answer.
+    """
+    admin = AdminClient(client_configuration(kafka))
+    metadata = _metadata(admin, kafka)
+    present = [metadata[name] for name in names if name in metadata]
+    policies = _cleanup_policies(admin, kafka, [topic.topic for topic in present])
+    partitions = [(topic.topic, number) for topic in present for number in sorted(topic.partitions)]
+    first = _offsets(admin, kafka, partitions, OffsetSpec.earliest())
+    following = _offsets(admin, kafka, partitions, OffsetSpec.latest())
+    return [
+        TopicDescription(
+            name=topic.topic,
+            partitions=len(topic.partitions),
+            replication=_replication(topic),
+            cleanup_policy=policies[topic.topic],
+            offsets=tuple(
+                (first[topic.topic, number], following[topic.topic, number]) for number in sorted(topic.partitions)
+            ),
+        )
+        for topic in present
+    ]
+
+
+def require(kafka: KafkaSettings, names: Iterable[str]) -> None:
+    """Return if every topic exists.
+
+    Raises:
+        MissingTopicsError: names each missing one and what to do.
+        TopicError: the cluster does not answer.
+    """
+    metadata = _metadata(AdminClient(client_configuration(kafka)), kafka)
+    missing = [name for name in names if name not in metadata]
+    if missing:
+        raise MissingTopicsError(
+            f"{kafka.bootstrap_servers} has no topic {', '.join(missing)}: run `sidstream topics create` "
+            "(or correct topics.* in the settings)"
+        )
+
+
+def _refuse_mismatches(admin: AdminClient, kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> set[str]:
+    """Names of the specs that exist, all of them in the right shape."""
+    metadata = _metadata(admin, kafka)
+    existing = [spec for spec in specs if spec.name in metadata]
+    policies = _cleanup_policies(admin, kafka, [spec.name for spec in existing])
+    faults = []
+    for spec in existing:
+        topic = metadata[spec.name]
+        if len(topic.partitions) != spec.partitions:
+            faults.append(f"{spec.name} has {len(topic.partitions)} partitions instead of {spec.partitions}")
+        if _replication(topic) != spec.replication:
+            faults.append(f"{spec.name} has {_replication(topic)} replicas instead of {spec.replication}")
+        if set(policies[spec.name].split(",")) != set(spec.cleanup_policy.split(",")):
+            faults.append(f"{spec.name} has cleanup.policy={policies[spec.name]} instead of {spec.cleanup_policy}")
+    if faults:
+        raise TopicMismatchError(
+            f"topics on {kafka.bootstrap_servers} have another shape than the settings; nothing was changed. "
+            "Correct topics.* in the settings, or alter or delete these topics yourself:\n  " + "\n  ".join(faults)
+        )
+    return {spec.name for spec in existing}
+
+
+def _metadata(admin: AdminClient, kafka: KafkaSettings) -> dict[str, TopicMetadata]:
+    try:
+        topics: dict[str, TopicMetadata] = admin.list_topics(timeout=_REQUEST_SECONDS).topics
+    except KafkaException as error:
+        raise TopicError(
+            f"{kafka.bootstrap_servers} does not tell its topics ({error_text(error)}): is the broker running "
+            "(`sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
+        ) from None
+    return topics
+
+
+def _replication(topic: TopicMetadata) -> int:
+    return min((len(partition.replicas) for partition in topic.partitions.values()), default=0)
+
+
+def _cleanup_policies(admin: AdminClient, kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
+    if not names:
+        return {}
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    answers = admin.describe_configs(resources, request_timeout=_REQUEST_SECONDS)
+    return {resource.name: str(_answer(future, kafka)["cleanup.policy"].value) for resource, future in answers.items()}
+
+
+def _offsets(
+    admin: AdminClient, kafka: KafkaSettings, partitions: Sequence[tuple[str, int]], spec: OffsetSpec
+) -> dict[tuple[str, int], int]:
+    if not partitions:
+        return {}
+    wanted = {TopicPartition(topic, number): spec for topic, number in partitions}
+    answers = admin.list_offsets(
+        wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_SECONDS
+    )
+    return {(key.topic, key.partition): int(_answer(future, kafka).offset) for key, future in answers.items()}
+
+
+def _answer(future: Any, kafka: KafkaSettings) -> Any:
+    try:
+        return future.result()
+    except KafkaException as error:
+        raise TopicError(f"{kafka.bootstrap_servers} refuses to describe its topics: {error_text(error)}") from None

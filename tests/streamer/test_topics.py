@@ -1,0 +1,103 @@
+"""Topics on the real broker: made once in the right shape, never altered, and missed loudly."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import Producer
+
+from streamer.settings import KafkaSettings, Settings, load_settings
+from streamer.topics import (
+    MissingTopicsError,
+    TopicError,
+    TopicMismatchError,
+    TopicSpec,
+    create,
+    describe,
+    require,
+    topic_specs,
+)
+
+
+def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None:
+    settings = load_settings(topics={"prefix": "shop-", "partitions": 7, "replication_factor": 3})
+    specs = {spec.name: spec for spec in topic_specs(settings)}
+    assert {spec.replication for spec in specs.values()} == {3}
+    seven = ("shop-item-updates", "shop-item-codes", "shop-queries", "shop-results")
+    assert {name: spec.partitions for name, spec in specs.items()} == {
+        name: 7 if name in seven else 1 for name in specs
+    }
+    compacted = {name for name, spec in specs.items() if spec.cleanup_policy == "compact"}
+    assert compacted == {
+        "shop-item-updates",
+        "shop-item-codes",
+        "shop-token-counts",
+        "shop-layouts",
+        "shop-alerts",
+        "sidstream-monitor-token_counts-changelog",
+    }
+
+
+def test_dead_letters_take_larger_records_than_the_topics_whose_events_they_hold() -> None:
+    sizes = {spec.name: int(spec.config["max.message.bytes"]) for spec in topic_specs(load_settings())}
+    assert sizes["item-updates.dlq"] > sizes["item-updates"]
+    assert sizes["queries.dlq"] > sizes["queries"]
+
+
+def test_creating_twice_changes_nothing_the_second_time(broker_settings: Settings) -> None:
+    specs = topic_specs(broker_settings)
+    first = create(broker_settings.kafka, specs)
+    second = create(broker_settings.kafka, specs)
+    names = tuple(spec.name for spec in specs)
+    assert (first.created, first.existing) == (names, ())
+    assert (second.created, second.existing) == ((), names)
+
+
+def test_describe_tells_shape_and_offsets_of_what_exists(pipeline_settings: Settings) -> None:
+    name = pipeline_settings.topics.queries
+    producer = Producer({"bootstrap.servers": pipeline_settings.kafka.bootstrap_servers})
+    for number in range(5):
+        producer.produce(name, value=b"query", partition=number % 2)
+    producer.flush()
+    described = describe(pipeline_settings.kafka, [pipeline_settings.topics.layouts, "no-such-topic", name])
+    assert [topic.name for topic in described] == [pipeline_settings.topics.layouts, name]
+    layouts, queries = described
+    assert (layouts.partitions, layouts.replication, layouts.cleanup_policy, layouts.records) == (1, 1, "compact", 0)
+    assert (queries.partitions, queries.cleanup_policy, queries.records) == (4, "delete", 5)
+    assert queries.offsets == ((0, 3), (0, 2), (0, 0), (0, 0))
+
+
+def test_existing_topic_of_another_shape_is_refused_and_nothing_is_created(broker_settings: Settings) -> None:
+    kafka, topics = broker_settings.kafka, broker_settings.topics
+    create(kafka, [TopicSpec(topics.item_codes, 2, 1, {"cleanup.policy": "compact,delete"})])
+    with pytest.raises(TopicMismatchError) as refusal:
+        create(kafka, topic_specs(broker_settings))
+    message = str(refusal.value)
+    assert f"{topics.item_codes} has 2 partitions instead of 4" in message
+    assert f"{topics.item_codes} has cleanup.policy=compact,delete instead of compact" in message
+    assert "nothing was changed" in message
+    assert [topic.partitions for topic in describe(kafka, [topics.item_codes, topics.item_updates])] == [2]
+
+
+def test_requiring_topics_names_every_missing_one_and_what_to_do(broker_settings: Settings) -> None:
+    kafka, topics = broker_settings.kafka, broker_settings.topics
+    with pytest.raises(MissingTopicsError) as refusal:
+        require(kafka, [topics.item_updates, topics.item_codes])
+    message = str(refusal.value)
+    assert topics.item_updates in message
+    assert topics.item_codes in message
+    assert "sidstream topics create" in message
+
+
+def test_requiring_existing_topics_passes(pipeline_settings: Settings) -> None:
+    require(pipeline_settings.kafka, [spec.name for spec in topic_specs(pipeline_settings)])
+
+
+def test_replication_that_the_cluster_cannot_give_is_an_error_with_its_reason(broker_settings: Settings) -> None:
+    with pytest.raises(TopicError, match="cannot be created"):
+        create(broker_settings.kafka, [TopicSpec(broker_settings.topics.drift, 1, 3)])
+
+
+def test_broker_that_does_not_answer_is_an_error_that_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.topics._REQUEST_SECONDS", 0.5)
+    with pytest.raises(TopicError, match=r"sidstream broker"):
+        require(KafkaSettings(bootstrap_servers="127.0.0.1:1"), ["item-updates"])
