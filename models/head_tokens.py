@@ -119,7 +119,7 @@ def _checked(counts: ArrayLike) -> NDArray[np.int64]:
 
 def _checked_current(current: Iterable[int], size: int) -> tuple[int, ...]:
     tokens = tuple(sorted({int(token) for token in current}))
-    if tokens and not (0 <= tokens[0] and tokens[-1] < size):
+    if tokens and not (tokens[0] >= 0 and tokens[-1] < size):
         raise HeadSelectionError(
             f"current head tokens must lie in [0, {size}), but run from {tokens[0]} to {tokens[-1]}"
         )
