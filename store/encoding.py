@@ -1,0 +1,170 @@
+"""How an item becomes bytes: keys and values of every LMDB database; what is written here is read back exactly.
+
+Big-endian where LMDB's byte order must be the numeric order (keys, trie records), little-endian elsewhere.
+An item's value begins with its codes, so that old codes are read without decoding the rest, and holds nothing
+but content, so that the digest can be taken over values as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT_VERSION: Final = 1
+MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
+MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
+CENSUS_CHUNK: Final = 128  # counts per census record: 1 KiB, so that a small batch dirties few pages
+# A title that came in with half a surrogate pair must not stop the indexer: it is stored and read back as it came.
+_SURROGATES: Final = "surrogatepass"
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """One live item. ``number`` is internal and may be reused after a deletion; ``updated_at`` in ms since the epoch."""
+
+    number: int
+    id: bytes
+    codes: tuple[int, ...]
+    weight: float
+    title: str
+    updated_at: int
+
+
+class ItemEncoding:
+    """Values of the ``items`` database: fixed header (codes, weight, updated_at, length of the id), id, title."""
+
+    def __init__(self, layers: int) -> None:
+        self.codes_bytes = 2 * layers
+        self._header = np.dtype(
+            [("codes", "<u2", (layers,)), ("weight", "<f4"), ("updated_at", "<i8"), ("id_bytes", "<u2")]
+        )
+        self._codes = np.dtype(("<u2", (layers,)))
+
+    def encode(
+        self,
+        ids: Sequence[bytes],
+        codes: NDArray[np.uint16],
+        weights: NDArray[np.float32],
+        titles: Sequence[str],
+        updated_at: NDArray[np.int64],
+    ) -> list[bytes]:
+        """Values of N items; codes (N, L), weights (N,), updated_at (N,)."""
+        headers = np.empty(len(ids), self._header)
+        headers["codes"], headers["weight"], headers["updated_at"] = codes, weights, updated_at
+        headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids))
+        return [
+            header + item_id + title.encode("utf-8", _SURROGATES)
+            for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
+        ]
+
+    def decode(self, numbers: Sequence[int], values: Sequence[bytes]) -> list[StoredItem]:
+        """The items of N values as LMDB returned them."""
+        size = self._header.itemsize
+        headers = np.frombuffer(b"".join(value[:size] for value in values), self._header)
+        rows = zip(
+            numbers,
+            values,
+            headers["codes"].tolist(),
+            headers["weight"].tolist(),
+            headers["updated_at"].tolist(),
+            (headers["id_bytes"].astype(np.int64) + size).tolist(),
+            strict=True,
+        )
+        return [
+            StoredItem(
+                number, value[size:end], tuple(codes), weight, value[end:].decode("utf-8", _SURROGATES), updated_at
+            )
+            for number, value, codes, weight, updated_at, end in rows
+        ]
+
+    def codes_of(self, values: Sequence[bytes]) -> NDArray[np.uint16]:
+        """Codes (N, L) of N values, the rest left undecoded."""
+        joined = b"".join([value[: self.codes_bytes] for value in values])
+        return np.frombuffer(joined, self._codes).astype(np.uint16).reshape(len(values), -1)
+
+    def id_of(self, value: bytes) -> bytes:
+        """The item id inside one value."""
+        size = self._header.itemsize
+        return value[size : size + int.from_bytes(value[size - 2 : size], "little")]
+
+
+class TrieEncoding:
+    """Records of the ``trie`` database: key c1 (u16), value c2…cL (u16 each) and the item number (u32), big-endian."""
+
+    def __init__(self, layers: int) -> None:
+        self.value_bytes = 2 * (layers - 1) + 4
+        self._record = np.dtype([("codes", ">u2", (layers,)), ("number", ">u4")])
+
+    def encode(self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> list[tuple[bytes, bytes]]:
+        """(key, value) pairs of N items in LMDB's order; codes (N, L), numbers (N,)."""
+        order = np.lexsort((numbers, *codes.T[::-1]))
+        records = np.empty(len(numbers), self._record)
+        records["codes"], records["number"] = codes[order], numbers[order]
+        return [(record[:2], record[2:]) for record in slices(records)]
+
+    def decode(self, records: Any) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+        """Codes (R, L) and item numbers (R,) of what ``getmulti(…, keyfixed=True)`` returned; both are copies."""
+        array = np.frombuffer(records, self._record)
+        return array["codes"].astype(np.uint16), array["number"].astype(np.uint32)
+
+
+def slices(records: NDArray[Any]) -> list[bytes]:
+    """The bytes of each row of a structured array (N,)."""
+    size, data = records.dtype.itemsize, records.tobytes()
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def number_keys(numbers: NDArray[np.uint32]) -> list[bytes]:
+    """Keys of the ``items`` and ``free`` databases."""
+    return slices(numbers.astype(">u4"))
+
+
+def numbers_of(keys: Sequence[bytes]) -> NDArray[np.uint32]:
+    """The reverse of :func:`number_keys`."""
+    return np.frombuffer(b"".join(keys), ">u4").astype(np.uint32)
+
+
+def first_token_keys(first: NDArray[Any]) -> list[bytes]:
+    """Keys of the ``trie`` database for first-layer tokens (N,)."""
+    return slices(np.asarray(first).astype(">u2"))
+
+
+def offset_key(topic: str, partition: int) -> bytes:
+    """Key of the ``offsets`` database."""
+    return topic.encode() + b"\x00" + partition.to_bytes(4, "big")
+
+
+def topic_partition(key: bytes) -> tuple[str, int]:
+    """The reverse of :func:`offset_key`."""
+    return key[:-5].decode(), int.from_bytes(key[-4:], "big")
+
+
+def layout_key(codebook_id: str, generation: int) -> bytes:
+    """Key of the ``layouts`` database: generations of one codebook in numeric order."""
+    return codebook_id.encode() + b"\x00" + generation.to_bytes(8, "big")
+
+
+def census_chunks(census: NDArray[np.int64], changed: NDArray[np.bool_] | None = None) -> list[tuple[bytes, bytes]]:
+    """Records of the ``census`` database (L, M) for the chunks that hold a changed count (all chunks if not given)."""
+    layers, size = census.shape
+    chunks: list[tuple[bytes, bytes]] = []
+    for layer in range(layers):
+        for start in range(0, size, CENSUS_CHUNK):
+            if changed is None or changed[layer, start : start + CENSUS_CHUNK].any():
+                key = layer.to_bytes(2, "big") + start.to_bytes(4, "big")
+                chunks.append((key, census[layer, start : start + CENSUS_CHUNK].astype("<i8").tobytes()))
+    return chunks
+
+
+def census_of(records: Sequence[tuple[bytes, bytes]], layers: int, size: int) -> NDArray[np.int64]:
+    """The census (L, M) from all records of the ``census`` database; a missing chunk counts zero."""
+    census = np.zeros((layers, size), np.int64)
+    for key, value in records:
+        layer, start = int.from_bytes(key[:2], "big"), int.from_bytes(key[2:], "big")
+        counts = np.frombuffer(value, "<i8")
+        census[layer, start : start + len(counts)] = counts
+    return census

@@ -1,0 +1,247 @@
+"""The one LMDB environment that a process may have for a directory, shared by its readers and its writer.
+
+What must hold: never two environments for one directory in a process (LMDB's locks belong to the process), never use
+across a fork, never a change of the map below an open snapshot. Growth of the map by another process is adopted here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+import structlog
+
+from store.errors import (
+    REBUILD_ADVICE,
+    IndexAccessError,
+    IndexFullError,
+    IndexMissingError,
+    IndexUsageError,
+)
+
+MAXIMUM_READERS: Final = 256  # slots in the lock file: snapshots open at once on a host
+DATA_FILE: Final = "data.mdb"
+_DATABASES: Final[dict[str, dict[str, bool]]] = {
+    "trie": {"dupsort": True, "dupfixed": True},
+    "items": {},
+    "ids": {},
+    "free": {},
+    "census": {},
+    "offsets": {},
+    "layouts": {},
+    "meta": {},
+}
+_SNAPSHOT_WAIT_SECONDS: Final = 30.0  # how long a change of the map waits for other threads' snapshots
+
+_log = structlog.get_logger(__name__)
+
+
+class Environment:
+    """LMDB environment of one directory with its databases (``.databases[name]``); obtain it with :func:`acquire`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.databases: dict[str, Any] = {}
+        self.references = 0
+        self.writable = False
+        self._environment: Any = None
+        self._process = os.getpid()
+        self._file: tuple[int, int] | None = None
+        self._condition = threading.Condition(threading.RLock())
+        self._snapshots: list[int] = []  # thread of each open snapshot
+
+    @property
+    def lmdb(self) -> Any:
+        """The ``lmdb.Environment``; an error after close or in a forked child."""
+        if self._process != os.getpid():
+            raise IndexUsageError(
+                f"The index {self.path} was opened before a fork and used after it. "
+                "LMDB forbids this: open it in the child process, or start processes with 'spawn'."
+            )
+        if self._environment is None:
+            raise IndexUsageError(f"The index {self.path} was used after it was closed: open it again.")
+        return self._environment
+
+    def open(self, *, write: bool, map_size: int = 0) -> None:
+        """Opens the files; ``write`` creates them where they are missing. ``map_size`` in bytes, 0 adopts the file's."""
+        data = self.path / DATA_FILE
+        if not write and not data.exists():
+            raise IndexMissingError(f"There is no index in {self.path}: start the indexer with this path first.")
+        try:
+            self._environment = lmdb.open(
+                str(self.path),
+                map_size=0 if data.exists() else map_size,  # 0 adopts the size that the last writer chose
+                readonly=not write,
+                metasync=False,  # a power failure may undo the last batch; its offsets are undone with it
+                max_readers=MAXIMUM_READERS,
+                max_dbs=len(_DATABASES),
+                max_spare_txns=2,
+                readahead=False,  # an index larger than memory is read at random
+            )
+            if map_size > self._environment.info()["map_size"]:
+                self._environment.set_mapsize(map_size)
+            self._environment.reader_check()
+        except (lmdb.Error, OSError) as error:
+            self._environment = None
+            raise IndexAccessError(
+                f"The index {self.path} cannot be opened: {error}. Check that this user may write to the directory "
+                f"(readers too: LMDB registers them in lock.mdb). {REBUILD_ADVICE}"
+            ) from error
+        self.writable = write
+        self._remember_file()
+
+    def open_databases(self, *, create: bool) -> bool:
+        """Opens the databases that are there, or creates them; False as long as the directory holds no index."""
+        if len(self.databases) == len(_DATABASES):
+            return True
+        databases: dict[str, Any] = {}
+        with self.lmdb.begin(write=create) as transaction:  # handles live on only if the transaction commits
+            for name, flags in _DATABASES.items():
+                with suppress(lmdb.NotFoundError):  # a newer format may lack one: its version is read from "meta"
+                    databases[name] = self.lmdb.open_db(name.encode(), txn=transaction, create=create, **flags)
+        if "meta" in databases:
+            self.databases = databases
+        return "meta" in databases
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        """A read transaction (values as bytes); adopts a grown map and a directory that was replaced."""
+        transaction = self._begin_read()
+        thread = threading.get_ident()
+        try:
+            yield transaction
+        finally:
+            transaction.abort()
+            with self._condition:
+                self._snapshots.remove(thread)
+                self._condition.notify_all()
+
+    def _begin_read(self) -> Any:
+        with self._condition:
+            if not self.writable and self._file != self._file_now():
+                self._reopen()
+            for attempt in range(3):
+                try:
+                    if not self.open_databases(create=False):
+                        raise IndexMissingError(
+                            f"{self.path} holds no index yet: wait until the indexer has created it."
+                        )
+                    transaction = self.lmdb.begin()
+                    break
+                except lmdb.MapResizedError:
+                    self.resize(0)  # the writer has grown the map: 0 adopts its size
+                except lmdb.ReadersFullError as error:
+                    if attempt or not self.lmdb.reader_check():
+                        raise IndexFullError(
+                            f"All {MAXIMUM_READERS} reader slots of the index {self.path} are taken: "
+                            "close snapshots, or run fewer readers on this host."
+                        ) from error
+                except lmdb.Error as error:
+                    raise IndexAccessError(
+                        f"The index {self.path} cannot be read: {error}. {REBUILD_ADVICE}"
+                    ) from error
+            else:
+                raise IndexAccessError(f"The map of the index {self.path} grew three times during one read: try again.")
+            self._snapshots.append(threading.get_ident())
+            return transaction
+
+    def resize(self, map_size: int) -> None:
+        """Changes the size of the map (bytes; 0 adopts the writer's) once no snapshot of this process is open."""
+        with self._condition:
+            self._await_no_snapshots()
+            self.lmdb.set_mapsize(map_size)
+
+    def become_writable(self, map_size: int) -> None:
+        """Reopens a read-only environment for the writer of the same process."""
+        with self._condition:
+            self._await_no_snapshots()
+            if self._environment is not None:
+                self._environment.close()
+            self._environment, self.databases = None, {}
+            self.open(write=True, map_size=map_size)
+
+    def _await_no_snapshots(self) -> None:
+        if threading.get_ident() in self._snapshots:
+            raise IndexUsageError(
+                f"The map of the index {self.path} must change while this thread holds a snapshot of it: "
+                "close the snapshot before writing or before opening another one."
+            )
+        deadline = time.monotonic() + _SNAPSHOT_WAIT_SECONDS
+        while self._snapshots:
+            if not self._condition.wait(max(0.0, deadline - time.monotonic())):
+                raise IndexUsageError(
+                    f"A snapshot of the index {self.path} has been open for more than {_SNAPSHOT_WAIT_SECONDS:.0f} s "
+                    "while its map must change: hold snapshots for one batch at most."
+                )
+
+    def _reopen(self) -> None:
+        """The directory was deleted and rebuilt, as our own messages advise: leave the old file, open the new one."""
+        self._await_no_snapshots()
+        _log.warning("index_replaced", path=str(self.path))
+        if self._environment is not None:
+            self._environment.close()
+        self._environment, self.databases = None, {}
+        self.open(write=False)
+
+    def _file_now(self) -> tuple[int, int] | None:
+        try:
+            status = (self.path / DATA_FILE).stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _remember_file(self) -> None:
+        self._file = self._file_now()
+
+    def close(self) -> None:
+        """Closes the files; open snapshots become invalid."""
+        if self._environment is not None and self._process == os.getpid():
+            self._environment.close()
+        self._environment, self.databases = None, {}
+
+
+_environments: dict[str, Environment] = {}
+_inherited: list[Environment] = []  # kept alive in a forked child: closing them there would touch the parent's locks
+_guard = threading.RLock()
+
+
+def acquire(path: Path, *, write: bool, map_size: int = 0) -> Environment:
+    """The environment of a directory, opened on first use; every call needs its :func:`release`."""
+    key = os.path.realpath(path)
+    with _guard:
+        environment = _environments.get(key)
+        if environment is None:
+            environment = Environment(Path(key))
+            environment.open(write=write, map_size=map_size)
+            _environments[key] = environment
+        elif write and not environment.writable:
+            environment.become_writable(map_size)
+        environment.references += 1
+        return environment
+
+
+def release(environment: Environment) -> None:
+    """Gives an environment back; the last one closes it."""
+    with _guard:
+        environment.references -= 1
+        if environment.references == 0:
+            environment.close()
+            key = str(environment.path)
+            if _environments.get(key) is environment:
+                del _environments[key]
+
+
+def _after_fork_in_child() -> None:
+    global _guard
+    _guard = threading.RLock()
+    _inherited.extend(_environments.values())
+    _environments.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

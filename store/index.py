@@ -1,0 +1,460 @@
+"""The writer: one batch of item events becomes one LMDB transaction of items, trie, census and source offsets.
+
+What must hold: whatever kills the process, the four agree; the census is exact because old codes are read inside
+the transaction that replaces them; applying a batch again changes nothing. One writer per directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import lmdb
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS, Layout
+from store import encoding, environment
+from store.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, MAXIMUM_KEY_BYTES, ItemEncoding, TrieEncoding
+from store.errors import (
+    REBUILD_ADVICE,
+    BatchError,
+    IndexAccessError,
+    IndexFormatError,
+    IndexFullError,
+    IndexLockedError,
+    IndexMismatchError,
+    IndexUsageError,
+)
+from store.reader import IndexFacts, Snapshot, read_facts, read_state
+
+DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
+LOCK_FILE: Final = "writer.lock"
+_STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
+_DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_log = structlog.get_logger(__name__)
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class CodesBatch:
+    """N item events in order; the last event of an id wins. The codes of deleted rows are ignored.
+
+    ids: N byte strings of 1..511 bytes; codes: uint16 (N, L); weights: float32 (N,); titles: N strings;
+    updated_at: int64 (N,) milliseconds since the epoch; deleted: bool (N,).
+    """
+
+    ids: list[bytes]
+    codes: NDArray[np.uint16]
+    weights: NDArray[np.float32]
+    titles: list[str]
+    updated_at: NDArray[np.int64]
+    deleted: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What a batch did: distinct ids upserted (unchanged ones too), live items deleted, and the new figures.
+
+    ``changed_tokens`` holds (layer_index, token, count): the absolute counts that differ from before the batch.
+    ``items`` is the number of live items after it.
+    """
+
+    upserted: int
+    deleted: int
+    changed_tokens: list[tuple[int, int, int]]
+    items: int
+
+
+class IndexWriter:
+    """The single writer of an index directory; obtain it with :meth:`open`, a context manager."""
+
+    def __init__(
+        self, shared: environment.Environment, lock: int, facts: IndexFacts, clock: Callable[[], float]
+    ) -> None:
+        self._environment = shared
+        self._lock = lock
+        self._facts = facts
+        self._clock = clock
+        self._items = ItemEncoding(facts.layers)
+        self._trie = TrieEncoding(facts.layers)
+        self._commits = 0
+        with self.snapshot() as snapshot:
+            self._census = snapshot.census()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        codebook_id: str,
+        layers: int,
+        size: int,
+        map_size: int = DEFAULT_MAP_SIZE,
+        clock: Callable[[], float] = time.time,
+    ) -> IndexWriter:
+        """Opens the directory for writing, creating it where it is missing.
+
+        ``map_size``: bytes of address space to begin with. Raises ``IndexLockedError`` (another writer),
+        ``IndexMismatchError`` (other codebook, layers or size), ``IndexFormatError`` (newer format).
+        """
+        if not MINIMUM_LAYERS <= layers <= MAXIMUM_LAYERS or not 1 <= size <= MAXIMUM_SIZE:
+            raise IndexMismatchError(
+                f"layers={layers}, size={size}: a codebook has 3 to 26 layers of 1 to 65,536 codewords."
+            )
+        directory = Path(path)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _lock_directory(directory)
+        try:
+            shared = environment.acquire(directory, write=True, map_size=map_size)
+            try:
+                wanted = IndexFacts(FORMAT_VERSION, codebook_id, layers, size, int(clock() * 1000))
+                facts = _create_or_check(shared, directory, wanted)
+                return cls(shared, lock, facts, clock)
+            except BaseException:
+                environment.release(shared)
+                raise
+        except BaseException:
+            _unlock(lock)
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The index directory."""
+        return self._environment.path
+
+    def apply(self, batch: CodesBatch, offsets: Mapping[tuple[str, int], int]) -> BatchOutcome:
+        """Stores a batch and the next offset to read per (topic, partition) in one transaction.
+
+        On ``BatchError``, ``IndexFullError`` and ``IndexAccessError`` nothing is written and the batch can be applied
+        again. A full map grows and the batch is redone.
+        """
+        prepared = _Prepared.of(batch, self._facts)
+        outcome, census = self._write(lambda transaction: self._apply(transaction, prepared, offsets))
+        self._census = census
+        return outcome
+
+    def _apply(
+        self, transaction: Any, batch: _Prepared, offsets: Mapping[tuple[str, int], int]
+    ) -> tuple[BatchOutcome, NDArray[np.int64]]:
+        databases = self._environment.databases
+        state = read_state(transaction, databases)
+        count = len(batch.ids)
+
+        # 1. What is there: keys and values of the ids that exist.
+        found = dict(transaction.cursor(databases["ids"]).getmulti(batch.ids))
+        keys: list[bytes] = [found.get(item_id, b"") for item_id in batch.ids] if found else [b""] * count
+        exists = np.fromiter(map(bool, keys), np.bool_, count)
+        existing = np.flatnonzero(exists).tolist()
+        stored = dict(transaction.cursor(databases["items"]).getmulti(sorted(found.values())))
+        if len(stored) != len(found):
+            raise self._damaged("an id has no item")
+        old_codes = np.zeros_like(batch.codes)
+        if existing:
+            old_codes[existing] = self._items.codes_of([stored[keys[row]] for row in existing])
+
+        # 2. Item numbers for new items: those that deletions left free first, then fresh ones.
+        upsert = ~batch.deleted
+        added = np.flatnonzero(upsert & ~exists).tolist()
+        reused = self._take_free(transaction, len(added))
+        fresh = self._fresh(state.next_number, len(added) - len(reused))
+        for row, key in zip(added, reused + fresh, strict=True):
+            keys[row] = key
+        numbers = np.zeros(count, np.uint32)
+        numbers[exists | upsert] = encoding.numbers_of([key for key in keys if key])
+
+        # 3. The trie: a record goes when its codes changed or its item left.
+        gone = exists & batch.deleted
+        differs = exists & upsert & (old_codes != batch.codes).any(axis=1)
+        left, entered = gone | differs, differs | (upsert & ~exists)
+        trie = databases["trie"]
+        for key, value in self._trie.encode(old_codes[left], numbers[left]):
+            if not transaction.delete(key, value, trie):
+                raise self._damaged("a trie record is missing")
+        transaction.cursor(trie).putmulti(self._trie.encode(batch.codes[entered], numbers[entered]))
+
+        # 4. Items and ids. An item that did not change at all is not written: redelivery dirties no page.
+        kept = [row for row in existing if upsert[row]] if gone.any() else existing
+        changed = [(keys[row], batch.values[row]) for row in kept if stored[keys[row]] != batch.values[row]]
+        refilled = [(keys[row], batch.values[row]) for row in added[: len(reused)]]
+        appended = [(keys[row], batch.values[row]) for row in added[len(reused) :]]
+        cursor = transaction.cursor(databases["items"])
+        cursor.putmulti(sorted(changed + refilled))
+        cursor.putmulti(appended, append=True)  # fresh numbers are above all others; appending keeps pages full
+        transaction.cursor(databases["ids"]).putmulti([(batch.ids[row], keys[row]) for row in added])
+        for row in np.flatnonzero(gone).tolist():
+            transaction.delete(batch.ids[row], b"", databases["ids"])
+            transaction.delete(keys[row], b"", databases["items"])
+            transaction.put(keys[row], b"", db=databases["free"])
+
+        # 5. Census, offsets and state.
+        census = self._census.copy()
+        for layer in range(self._facts.layers):
+            census[layer] += np.bincount(batch.codes[entered, layer], minlength=self._facts.size)
+            census[layer] -= np.bincount(old_codes[left, layer], minlength=self._facts.size)
+        moved = census != self._census
+        transaction.cursor(databases["census"]).putmulti(encoding.census_chunks(census, moved))
+        self._put_offsets(transaction, offsets)
+        self._put_state(transaction, state.next_number + len(fresh))
+        layer_indexes, tokens = np.nonzero(moved)
+        outcome = BatchOutcome(
+            upserted=int(upsert.sum()),
+            deleted=int(gone.sum()),
+            changed_tokens=list(
+                zip(layer_indexes.tolist(), tokens.tolist(), census[layer_indexes, tokens].tolist(), strict=True)
+            ),
+            items=transaction.stat(databases["items"])["entries"],
+        )
+        return outcome, census
+
+    def _take_free(self, transaction: Any, count: int) -> list[bytes]:
+        """Takes up to ``count`` item numbers, as keys, that deletions left free."""
+        free = self._environment.databases["free"]
+        if not count or not transaction.stat(free)["entries"]:
+            return []
+        taken = list(islice(transaction.cursor(free).iternext(values=False), count))
+        for key in taken:
+            transaction.delete(key, b"", free)
+        return taken
+
+    def _fresh(self, next_number: int, count: int) -> list[bytes]:
+        """The next ``count`` item numbers, as keys, that no item ever had."""
+        if next_number + count > MAXIMUM_ITEMS:
+            raise IndexFullError(f"The index {self.path} is full at {MAXIMUM_ITEMS:,} items: split the catalogue.")
+        return encoding.number_keys(np.arange(next_number, next_number + count, dtype=np.uint32))
+
+    def put_layout(self, layout: Layout, offsets: Mapping[tuple[str, int], int]) -> bool:
+        """Stores a layout with its offsets; True if it is new. A generation ≤ the codebook's newest changes nothing."""
+        if layout.codebook_id == self._facts.codebook_id and (layout.layers, layout.size) != (
+            self._facts.layers,
+            self._facts.size,
+        ):
+            raise IndexMismatchError(
+                f"Layout {layout.generation} is for {layout.layers} layers × {layout.size} codewords, the index "
+                f"{self.path} for {self._facts.layers} × {self._facts.size}: issue the layout for this codebook again."
+            )
+
+        def write(transaction: Any) -> bool:
+            layouts = self._environment.databases["layouts"]
+            prefix = layout.codebook_id.encode() + b"\x00"
+            cursor = transaction.cursor(layouts)
+            newest = max(
+                (
+                    int.from_bytes(key[len(prefix) :], "big")
+                    for key in (cursor.iternext(values=False) if cursor.set_range(prefix) else ())
+                    if key.startswith(prefix)
+                ),
+                default=-1,
+            )
+            fresh = layout.generation > newest
+            if fresh:
+                key = encoding.layout_key(layout.codebook_id, layout.generation)
+                transaction.put(key, msgspec.json.encode(layout.to_dict()), db=layouts)
+            self._put_offsets(transaction, offsets)
+            self._put_state(transaction, read_state(transaction, self._environment.databases).next_number)
+            return fresh
+
+        return self._write(write)
+
+    def offsets(self) -> dict[tuple[str, int], int]:
+        """The next offset to read per (topic, partition), as of the last commit."""
+        with self.snapshot() as snapshot:
+            return snapshot.position
+
+    def census(self) -> NDArray[np.int64]:
+        """Live items per (layer, token), int64 (L, M): a copy."""
+        return self._census.copy()
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """A snapshot of what is committed, without a second environment."""
+        return Snapshot.of(self._environment)
+
+    def close(self) -> None:
+        """Releases the files and the writer's lock; closing again does nothing."""
+        if self._lock >= 0:
+            environment.release(self._environment)
+            _unlock(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> IndexWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _put_offsets(self, transaction: Any, offsets: Mapping[tuple[str, int], int]) -> None:
+        database = self._environment.databases["offsets"]
+        for (topic, partition), offset in offsets.items():
+            transaction.put(encoding.offset_key(topic, partition), offset.to_bytes(8, "big"), db=database)
+
+    def _put_state(self, transaction: Any, next_number: int) -> None:
+        state = {"next_number": next_number, "last_commit_at": int(self._clock() * 1000)}
+        transaction.put(b"state", msgspec.json.encode(state), db=self._environment.databases["meta"])
+
+    def _write(self, work: Callable[[Any], _Result]) -> _Result:
+        """Runs ``work`` in one transaction; grows a full map and runs it again."""
+        if self._lock < 0:
+            raise IndexUsageError(f"The writer of the index {self.path} is closed: open it again.")
+        self._commits += 1
+        if self._commits % _STALE_READER_COMMITS == 0:
+            self._environment.lmdb.reader_check()
+        while True:
+            try:
+                with self._environment.lmdb.begin(write=True) as transaction:
+                    return work(transaction)
+            except lmdb.MapFullError:
+                self._grow()
+            except (lmdb.Error, OSError) as error:
+                code = getattr(error, "code", 0) or getattr(error, "errno", 0)
+                if isinstance(error, lmdb.DiskError) or code in _DISK_ERRORS:
+                    raise self._disk_full() from error
+                raise IndexAccessError(
+                    f"The batch could not be written to the index {self.path}: {error}. Nothing of it was stored. "
+                    f"{REBUILD_ADVICE}"
+                ) from error
+
+    def _grow(self) -> None:
+        """Doubles the map, as far as the disk has room for it."""
+        self._environment.lmdb.reader_check()
+        now = int(self._environment.lmdb.info()["map_size"])
+        used = (self.path / environment.DATA_FILE).stat().st_size
+        room = used + shutil.disk_usage(self.path).free
+        larger = min(2 * now, room // 4096 * 4096)
+        if larger <= now:
+            raise self._disk_full()
+        self._environment.resize(larger)
+        _log.info("index_map_grown", path=str(self.path), from_bytes=now, to_bytes=larger)
+
+    def _damaged(self, what: str) -> IndexAccessError:
+        return IndexAccessError(f"The index {self.path} is damaged: {what}. Nothing was written. {REBUILD_ADVICE}")
+
+    def _disk_full(self) -> IndexFullError:
+        free = shutil.disk_usage(self.path).free
+        return IndexFullError(
+            f"The disk of the index {self.path} is full ({free / 1e6:,.0f} MB free). Nothing of this batch was stored "
+            "and no offset moved: free some space or move the directory, then start the indexer again."
+        )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch with one row per id, sorted by id as LMDB sorts them: made before the transaction begins."""
+
+    ids: list[bytes]
+    codes: NDArray[np.uint16]
+    deleted: NDArray[np.bool_]
+    values: list[bytes]
+
+    @classmethod
+    def of(cls, batch: CodesBatch, facts: IndexFacts) -> _Prepared:
+        _check(batch, facts)
+        last = dict(zip(batch.ids, range(len(batch.ids)), strict=True))
+        ids = sorted(last)
+        rows = np.fromiter(map(last.__getitem__, ids), np.int64, len(ids))
+        codes = np.ascontiguousarray(batch.codes[rows])
+        titles = [batch.titles[row] for row in rows.tolist()]
+        values = ItemEncoding(facts.layers).encode(ids, codes, batch.weights[rows], titles, batch.updated_at[rows])
+        return cls(ids, codes, batch.deleted[rows], values)
+
+
+def _check(batch: CodesBatch, facts: IndexFacts) -> None:
+    count = len(batch.ids)
+    shapes = (batch.codes.shape, batch.weights.shape, batch.updated_at.shape, batch.deleted.shape, len(batch.titles))
+    if shapes != ((count, facts.layers), (count,), (count,), (count,), count):
+        raise BatchError(
+            f"A batch of {count} ids needs codes ({count}, {facts.layers}) and {count} of each other field; got "
+            f"codes {shapes[0]}, weights {shapes[1]}, updated_at {shapes[2]}, deleted {shapes[3]}, titles {shapes[4]}."
+        )
+    lengths = np.fromiter(map(len, batch.ids), np.int64, count)
+    wrong = np.flatnonzero((lengths < 1) | (lengths > MAXIMUM_KEY_BYTES))
+    if len(wrong):
+        raise BatchError(
+            f"Row {wrong[0]} has an id of {lengths[wrong[0]]} bytes; ids have 1 to {MAXIMUM_KEY_BYTES}: "
+            "the assigner should have sent it to the dead letters."
+        )
+    beyond = np.flatnonzero((batch.codes >= facts.size).any(axis=1) & ~batch.deleted)
+    if len(beyond):
+        raise BatchError(
+            f"Item {batch.ids[beyond[0]]!r} has codes {batch.codes[beyond[0]].tolist()}; the codebook has tokens "
+            f"0..{facts.size - 1}: it was encoded with another codebook."
+        )
+
+
+def _lock_directory(directory: Path) -> int:
+    """Takes the writer's lock; the kernel releases it when the process ends, however it ends."""
+    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise IndexLockedError(
+            f"The index {directory} is already being written by process {holder}. "
+            "Stop that indexer, or start this one with another path."
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    _locks.add(descriptor)
+    return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    if descriptor in _locks:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+_locks: set[int] = set()
+
+
+def _after_fork_in_child() -> None:
+    # A forked child shares the lock's file description: unless closed here, it would outlive a killed writer.
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _create_or_check(shared: environment.Environment, directory: Path, wanted: IndexFacts) -> IndexFacts:
+    """Writes the facts of a new index, or holds those of an existing one against what is wanted."""
+    if not shared.open_databases(create=False):
+        if shared.lmdb.stat()["entries"]:
+            raise IndexFormatError(f"{directory} holds an LMDB environment that is not sidstream's: use another path.")
+        shared.open_databases(create=True)
+    with shared.lmdb.begin(write=True) as transaction:
+        meta = shared.databases["meta"]
+        if transaction.get(b"index", db=meta) is None:
+            transaction.put(b"index", msgspec.json.encode(wanted), db=meta)
+            return wanted
+        found = read_facts(transaction, shared.databases, directory)
+    if found.codebook_id != wanted.codebook_id:
+        raise IndexMismatchError(
+            f"The index {directory} was built with codebook {found.codebook_id}, this process has "
+            f"{wanted.codebook_id}. {REBUILD_ADVICE}"
+        )
+    if (found.layers, found.size) != (wanted.layers, wanted.size):
+        raise IndexMismatchError(
+            f"The index {directory} has {found.layers} layers × {found.size} codewords, this process "
+            f"{wanted.layers} × {wanted.size}. {REBUILD_ADVICE}"
+        )
+    return found

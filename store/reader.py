@@ -1,0 +1,287 @@
+"""Snapshots: everything read within one is from one committed state, and what it returned outlives it.
+
+A snapshot is a read transaction: hold it for one batch of queries, not longer, because LMDB cannot reuse the pages
+that it still sees. Readers never write; they work while the writer does, in its process or in another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.layout import Layout
+from store import encoding, environment
+from store.encoding import FORMAT_VERSION, ItemEncoding, StoredItem, TrieEncoding
+from store.errors import REBUILD_ADVICE, IndexFormatError, IndexMissingError, IndexUsageError
+
+_DIGEST_CHUNK: Final = 10_000  # items hashed at a time
+
+
+class IndexFacts(msgspec.Struct, frozen=True):
+    """What never changes while an index lives; ``created_at`` in milliseconds since the epoch."""
+
+    format_version: int
+    codebook_id: str
+    layers: int
+    size: int
+    created_at: int
+
+
+class IndexState(msgspec.Struct, frozen=True):
+    """What every commit renews; ``last_commit_at`` in milliseconds since the epoch, 0 before the first."""
+
+    next_number: int = 0
+    last_commit_at: int = 0
+
+
+def read_facts(transaction: Any, databases: dict[str, Any], path: Path) -> IndexFacts:
+    """The facts of an index; raises ``IndexMissingError``, ``IndexFormatError``."""
+    value = transaction.get(b"index", db=databases["meta"])
+    if value is None:
+        raise IndexMissingError(f"{path} holds no index yet: wait until the indexer has created it.")
+    # Only the version is read first: a newer format may have other fields.
+    version = msgspec.json.decode(value).get("format_version")
+    if version != FORMAT_VERSION:
+        raise IndexFormatError(
+            f"The index {path} has format {version}, this sidstream reads {FORMAT_VERSION}: update sidstream. "
+            f"Or: {REBUILD_ADVICE}"
+        )
+    return msgspec.json.decode(value, type=IndexFacts)
+
+
+def read_state(transaction: Any, databases: dict[str, Any]) -> IndexState:
+    """The state as of the last commit."""
+    value = transaction.get(b"state", db=databases["meta"])
+    return IndexState() if value is None else msgspec.json.decode(value, type=IndexState)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """All live items below some first-layer tokens, in trie order: codes uint16 (R, L), items uint32 (R,) numbers."""
+
+    codes: NDArray[np.uint16]
+    items: NDArray[np.uint32]
+
+
+class Snapshot:
+    """One committed state of the index. Arrays and items returned are copies and outlive it."""
+
+    def __init__(self, transaction: Any, databases: dict[str, Any], path: Path) -> None:
+        self._transaction = transaction
+        self._databases = databases
+        self._path = path
+        self.facts = read_facts(transaction, databases, path)
+        self._items = ItemEncoding(self.facts.layers)
+        self._trie = TrieEncoding(self.facts.layers)
+        self._census: NDArray[np.int64] | None = None
+        self._layouts: dict[int, Layout] | None = None
+
+    @classmethod
+    @contextmanager
+    def of(cls, shared: environment.Environment) -> Iterator[Snapshot]:
+        """A snapshot of an environment; it ends with the ``with`` block."""
+        with shared.read() as transaction:
+            snapshot = cls(transaction, shared.databases, shared.path)
+            try:
+                yield snapshot
+            finally:
+                snapshot._transaction = None
+
+    @property
+    def codebook_id(self) -> str:
+        """Id of the codebook that made the codes."""
+        return self.facts.codebook_id
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return self.facts.layers
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return self.facts.size
+
+    @property
+    def position(self) -> dict[tuple[str, int], int]:
+        """The next offset to read per (topic, partition): all before it is in this snapshot."""
+        return {
+            encoding.topic_partition(bytes(key)): int.from_bytes(value, "big")
+            for key, value in self._cursor("offsets").iternext()
+        }
+
+    @property
+    def item_count(self) -> int:
+        """Live items."""
+        return int(self._read.stat(self._databases["items"])["entries"])
+
+    @property
+    def last_commit_at(self) -> int:
+        """When the last batch was committed, milliseconds since the epoch; 0 before the first."""
+        return read_state(self._read, self._databases).last_commit_at
+
+    def census(self) -> NDArray[np.int64]:
+        """Live items per (layer, token): int64 (L, M)."""
+        return self._counts().copy()
+
+    def _counts(self) -> NDArray[np.int64]:
+        if self._census is None:
+            records = list(self._cursor("census").iternext())
+            self._census = encoding.census_of(records, self.layers, self.size)
+        return self._census
+
+    def layouts(self) -> list[Layout]:
+        """The layouts of this codebook, oldest generation first."""
+        return list(self._all_layouts().values())
+
+    def layout(self, generation: int) -> Layout | None:
+        """One layout of this codebook."""
+        return self._all_layouts().get(generation)
+
+    def live_layout(self) -> Layout | None:
+        """The newest layout of this codebook."""
+        layouts = self._all_layouts()
+        return layouts[max(layouts)] if layouts else None
+
+    def _all_layouts(self) -> dict[int, Layout]:
+        if self._layouts is None:
+            prefix = self.codebook_id.encode() + b"\x00"
+            found = (
+                Layout.from_dict(msgspec.json.decode(value))
+                for key, value in self._cursor("layouts").iternext()
+                if key.startswith(prefix)
+            )
+            self._layouts = {layout.generation: layout for layout in found}
+        return self._layouts
+
+    def first_tokens(self) -> NDArray[np.int32]:
+        """The first-layer tokens that hold a live item, rising: int32 (K,)."""
+        return np.flatnonzero(self._counts()[0]).astype(np.int32)
+
+    def bucket(self, first: int) -> Bucket:
+        """All items below one first-layer token."""
+        return self.buckets(np.array([first]))
+
+    def buckets(self, first: NDArray[Any]) -> Bucket:
+        """All items below the given first-layer tokens (K,); a token that holds none is skipped."""
+        keys = encoding.first_token_keys(np.unique(first))
+        records = self._cursor("trie").getmulti(
+            keys, dupdata=True, dupfixed_bytes=self._trie.value_bytes, keyfixed=True
+        )
+        return Bucket(*self._trie.decode(records))
+
+    def items(self, numbers: Sequence[int] | NDArray[np.uint32]) -> list[StoredItem]:
+        """The items with these numbers, in the order asked for; numbers must come from this snapshot."""
+        wanted = np.asarray(numbers, np.uint32)
+        distinct, inverse = np.unique(wanted, return_inverse=True)
+        values = self._cursor("items").getmulti(encoding.number_keys(distinct))
+        if len(values) != len(distinct):
+            raise IndexUsageError(
+                f"{len(distinct) - len(values)} of {len(distinct)} item numbers are not in this snapshot of {self._path}: "
+                "look up numbers in the snapshot that they came from."
+            )
+        decoded = self._items.decode(distinct.tolist(), [value for _, value in values])
+        return [decoded[index] for index in inverse.tolist()]
+
+    def find(self, ids: Sequence[bytes]) -> list[StoredItem | None]:
+        """The item of each id, None where there is none."""
+        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        found = dict(self._cursor("ids").getmulti(keys))
+        items = dict(zip(found, self.items(encoding.numbers_of(list(found.values()))), strict=True))
+        return [items.get(item_id) for item_id in ids]
+
+    def digest(self) -> str:
+        """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at.
+
+        Two indexes with the same content have the same digest, whatever batches, numbers and history made them. Each
+        item is hashed as u32 length and value (``store.encoding``), little-endian, after the number of layers (u32).
+        """
+        digest = hashlib.sha256(self.layers.to_bytes(4, "little"))
+        for numbers in self._numbers_by_id():
+            values = dict(self._cursor("items").getmulti(sorted(numbers)))
+            for number in numbers:
+                value = values[number]
+                digest.update(len(value).to_bytes(4, "little") + value)
+        return digest.hexdigest()
+
+    def _numbers_by_id(self) -> Iterator[list[bytes]]:
+        numbers: list[bytes] = []
+        for number in self._cursor("ids").iternext(keys=False):
+            numbers.append(number)
+            if len(numbers) == _DIGEST_CHUNK:
+                yield numbers
+                numbers = []
+        yield numbers
+
+    def recount(self) -> NDArray[np.int64]:
+        """The census counted again from the trie: int64 (L, M)."""
+        counts = np.zeros((self.layers, self.size), np.int64)
+        for key in self._cursor("trie").iternext_nodup():
+            codes = self.bucket(int.from_bytes(key, "big")).codes
+            for layer in range(self.layers):
+                counts[layer] += np.bincount(codes[:, layer], minlength=self.size)
+        return counts
+
+    def verify(self) -> list[str]:
+        """Holds trie, items, ids, census and free numbers against each other; a sentence per disagreement."""
+        from store.verification import verify  # here, because that room imports this one
+
+        return verify(self)
+
+    @property
+    def _read(self) -> Any:
+        if self._transaction is None:
+            raise IndexUsageError(f"A snapshot of the index {self._path} was used after its 'with' block ended.")
+        return self._transaction
+
+    def _cursor(self, database: str) -> Any:
+        return self._read.cursor(self._databases[database])
+
+
+class IndexReader:
+    """Reads an index directory, read-only; a context manager.
+
+    >>> with IndexReader(path) as reader, reader.snapshot() as snapshot:  # doctest: +SKIP
+    ...     snapshot.item_count
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises ``IndexMissingError`` if there is no index yet, ``IndexFormatError`` if it is newer than this code."""
+        self.path = Path(path)
+        self._environment: environment.Environment | None = environment.acquire(self.path, write=False)
+        try:
+            with self.snapshot():
+                pass
+        except BaseException:
+            self.close()
+            raise
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """What is committed now: ``with reader.snapshot() as snapshot``."""
+        if self._environment is None:
+            raise IndexUsageError(f"The reader of the index {self.path} was used after it was closed: open it again.")
+        return Snapshot.of(self._environment)
+
+    def close(self) -> None:
+        """Releases the files; closing again does nothing."""
+        if self._environment is not None:
+            environment.release(self._environment)
+            self._environment = None
+
+    def __enter__(self) -> IndexReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

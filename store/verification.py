@@ -1,0 +1,99 @@
+"""The full check of an index: trie, items, ids, census and free numbers must tell the same story.
+
+It reads everything (seconds for a million items): for tests and ``sidstream status --verify``, not for serving.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store import encoding
+from store.reader import Snapshot, read_state
+
+_CHUNK = 50_000  # items decoded at a time
+
+
+def verify(snapshot: Snapshot) -> list[str]:
+    """A sentence per disagreement, none for a sound index."""
+    problems: list[str] = []
+    numbers, codes, ids = _items(snapshot)
+    _compare_ids(snapshot, numbers, ids, problems)
+    _compare_trie(snapshot, numbers, codes, problems)
+    _compare_census(snapshot, codes, problems)
+    _compare_free(snapshot, numbers, problems)
+    return problems
+
+
+def _items(snapshot: Snapshot) -> tuple[NDArray[np.uint32], NDArray[np.uint16], list[bytes]]:
+    """Numbers (N,) rising, codes (N, L) and ids of every item."""
+    keys: list[bytes] = []
+    ids: list[bytes] = []
+    codes: list[NDArray[np.uint16]] = []
+    values: list[bytes] = []
+    for key, value in snapshot._cursor("items").iternext():
+        keys.append(key)
+        values.append(value)
+        ids.append(snapshot._items.id_of(value))
+        if len(values) == _CHUNK:
+            codes.append(snapshot._items.codes_of(values))
+            values = []
+    codes.append(snapshot._items.codes_of(values))
+    return encoding.numbers_of(keys), np.concatenate(codes), ids
+
+
+def _compare_ids(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: list[bytes], problems: list[str]) -> None:
+    expected = dict(zip(ids, encoding.number_keys(numbers), strict=True))
+    if len(expected) != len(ids):
+        problems.append(f"{len(ids) - len(expected)} items share an id with another item.")
+    count = wrong = 0
+    for item_id, number in snapshot._cursor("ids").iternext():
+        count += 1
+        wrong += expected.get(item_id) != number
+    if wrong:
+        problems.append(f"{wrong} ids point to an item that is missing or has another id.")
+    if count != len(ids):
+        problems.append(f"There are {count} ids but {len(ids)} items.")
+
+
+def _compare_trie(
+    snapshot: Snapshot, numbers: NDArray[np.uint32], codes: NDArray[np.uint16], problems: list[str]
+) -> None:
+    bucket = snapshot.buckets(np.arange(snapshot.size))
+    expected, found = _rows(codes, numbers), _rows(bucket.codes, bucket.items)
+    missing, surplus = len(np.setdiff1d(expected, found)), len(np.setdiff1d(found, expected))
+    if missing:
+        problems.append(f"{missing} items are missing from the trie, or are there with other codes.")
+    if surplus:
+        problems.append(f"{surplus} trie records name an item that is missing or has other codes.")
+
+
+def _rows(codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> NDArray[Any]:
+    """One comparable value per (codes, number)."""
+    rows = np.empty(len(numbers), [("codes", ">u2", (codes.shape[1],)), ("number", ">u4")])
+    rows["codes"], rows["number"] = codes, numbers
+    return rows.view(f"S{rows.dtype.itemsize}")
+
+
+def _compare_census(snapshot: Snapshot, codes: NDArray[np.uint16], problems: list[str]) -> None:
+    if codes.size and int(codes.max()) >= snapshot.size:
+        problems.append(f"An item has token {int(codes.max())}, the codebook has 0..{snapshot.size - 1}.")
+        return
+    census = snapshot.census()
+    for layer in range(snapshot.layers):
+        wrong = int((np.bincount(codes[:, layer], minlength=snapshot.size) != census[layer]).sum())
+        if wrong:
+            problems.append(f"The census of layer {layer + 1} is wrong for {wrong} tokens.")
+
+
+def _compare_free(snapshot: Snapshot, numbers: NDArray[np.uint32], problems: list[str]) -> None:
+    free = encoding.numbers_of(list(snapshot._cursor("free").iternext(values=False)))
+    if len(np.intersect1d(free, numbers)):
+        problems.append(f"{len(np.intersect1d(free, numbers))} item numbers are both free and in use.")
+    handed_out = read_state(snapshot._read, snapshot._databases).next_number
+    if len(free) + len(numbers) != handed_out:
+        problems.append(
+            f"{handed_out} item numbers were handed out, but {len(free)} are free and {len(numbers)} in use."
+        )
