@@ -9,18 +9,17 @@ from __future__ import annotations
 import threading
 from typing import Final, NamedTuple, Protocol
 
-import msgspec
 import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
-from streamer.cloudevents import CloudEventError, event_time
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
+from streamer.intake import EventError, checked_id, decode_event
 from streamer.metrics import DEAD_LETTERS, Health
 from streamer.process import run_process
-from streamer.records import ITEM_CODES, ITEM_UPDATE, MAXIMUM_ID_BYTES, ItemCodes, ItemUpdate
+from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
 from streamer.settings import Settings
 from streamer.topics import require
 from streamer.transactions import LoopSettings, TransactionalLoop
@@ -36,14 +35,6 @@ class Encoder(Protocol):
     @property
     def dimension(self) -> int: ...
     def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]: ...
-
-
-class EventError(ValueError):
-    """An event that cannot be used; ``kind`` goes into the dead letter's ``dlq.errors.class``."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class _Upsert(NamedTuple):
@@ -130,18 +121,8 @@ class AssignBatch:
         return outgoing
 
     def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
-        if len(value) > self._maximum_event_bytes:
-            raise EventError("EventTooLarge", f"{len(value)} bytes of value; the limit is {self._maximum_event_bytes}")
-        headers = record.headers()
-        try:
-            time = event_time(headers) if headers else None
-            update: ItemUpdate = ITEM_UPDATE.decode(value)
-        except CloudEventError as error:
-            raise EventError("UnsupportedCloudEvent", str(error)) from None
-        except msgspec.ValidationError as error:
-            raise EventError("InvalidEvent", f"the event does not fit: {error}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise EventError("UndecodableEvent", f"neither JSON nor MessagePack: {error}") from None
+        update: ItemUpdate
+        update, time = decode_event(ITEM_UPDATE, record, value, self._maximum_event_bytes)
         if not 0 <= update.weight < 3e38:  # also refuses NaN
             raise EventError("InvalidEvent", f"weight {update.weight} is not a finite number of at least 0")
         if update.updated_at is not None:
@@ -177,23 +158,6 @@ class AssignBatch:
         return dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
 
 
-def checked_id(key: bytes | None, what: str) -> bytes:
-    """The id in a record's key.
-
-    Raises:
-        EventError: empty, not UTF-8, or longer than ``MAXIMUM_ID_BYTES``.
-    """
-    if not key:
-        raise EventError("EmptyId", f"the record has no key: the key is the {what} id")
-    if len(key) > MAXIMUM_ID_BYTES:
-        raise EventError("IdTooLong", f"the {what} id has {len(key)} bytes; the limit is {MAXIMUM_ID_BYTES}")
-    try:
-        key.decode()
-    except UnicodeDecodeError:
-        raise EventError("UndecodableId", f"the {what} id is not UTF-8") from None
-    return key
-
-
 def _later(one: Message, other: Message) -> bool:
     """Whether ``one`` comes after ``other``; both have the same key, so they normally share a partition."""
     if one.partition() == other.partition():
@@ -207,8 +171,8 @@ def run_assigner(settings: Settings) -> None:
     def work(stop: threading.Event, health: Health) -> None:
         topics, own = settings.topics, settings.assigner
         bundle = Bundle.open(settings.bundle)
-        encoder = OnnxEncoder(bundle.path("encoder.onnx"), threads=own.encoder_threads)
-        require(settings, [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes])
+        encoder = OnnxEncoder(bundle.encoder_path, threads=own.encoder_threads)
+        require(settings.kafka, [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes])
         transform = AssignBatch(
             encoder,
             codes_topic=topics.item_codes,

@@ -50,9 +50,12 @@ class IndexerError(SidstreamError):
 class CensusPublisher:
     """Publishes absolute counts of changed tokens, coalesced; the whole census first, and again after a lost delivery."""
 
-    def __init__(self, producer: Producer, topic: str, writer: IndexWriter, *, interval_seconds: float) -> None:
+    def __init__(
+        self, producer: Producer, topic: str, writer: IndexWriter, codebook_id: str, *, interval_seconds: float
+    ) -> None:
         self._producer = producer
         self._topic = topic
+        self._codebook_id = codebook_id
         self._writer = writer
         self._interval_seconds = interval_seconds
         self._changed: dict[tuple[int, int], int] = {}
@@ -80,7 +83,7 @@ class CensusPublisher:
             self._changed = {(layer, token): int(n) for (layer, token), n in np.ndenumerate(census)}
         if not self._changed:
             return
-        codebook = self._writer.codebook_id
+        codebook = self._codebook_id
         for (layer_index, token), n in self._changed.items():
             count = TokenCount(codebook=codebook, layer=layer_index + 1, token=token, n=n, as_of=as_of)
             produce(
@@ -105,9 +108,12 @@ class CensusPublisher:
 class Indexer:
     """Reads ``item-codes`` and ``layouts`` from the offsets that the index holds, and applies them batch by batch."""
 
-    def __init__(self, settings: Settings, writer: IndexWriter, health: Health) -> None:
+    def __init__(self, settings: Settings, writer: IndexWriter, layout: Layout, health: Health) -> None:
+        """``layout``: any layout of the index's codebook, for its id, layers and size."""
         self._settings = settings
         self._writer = writer
+        self._codebook = layout
+        self._positions = writer.offsets()
         self._health = health
         self._codes_topic = settings.topics.item_codes
         self._layouts_topic = settings.topics.layouts
@@ -129,6 +135,7 @@ class Indexer:
             producer,
             settings.topics.token_counts,
             self._writer,
+            self._codebook.codebook_id,
             interval_seconds=settings.indexer.counts_interval_seconds,
         )
         try:
@@ -146,11 +153,10 @@ class Indexer:
         Raises:
             IndexerError: the index is ahead of the topic, or so old that deletions may have been compacted away.
         """
-        stored = self._writer.offsets()
         assignment = []
         for topic in (self._codes_topic, self._layouts_topic):
             for partition in _partitions(consumer, topic):
-                offset = stored.get((topic, partition), OFFSET_BEGINNING)
+                offset = self._positions.get((topic, partition), OFFSET_BEGINNING)
                 low, high = _watermarks(consumer, topic, partition)
                 if offset > high:
                     raise IndexerError(
@@ -160,10 +166,11 @@ class Indexer:
                 log.info("partition_assigned", topic=topic, partition=partition, offset=max(offset, low), end=high)
                 assignment.append(TopicPartition(topic, partition, offset))
                 self._behind.add((topic, partition))
-        last_commit = self._writer.last_commit_ms()
-        if last_commit is not None and time.time() * 1000 - last_commit > TOMBSTONE_RETENTION_MS:
+        with self._writer.snapshot() as snapshot:
+            age_ms = time.time() * 1000 - snapshot.last_commit_at
+        if self._positions and age_ms > TOMBSTONE_RETENTION_MS:
             raise IndexerError(
-                f"the index was last written {(time.time() * 1000 - last_commit) / 86_400_000:.0f} days ago; deletions "
+                f"the index was last written {age_ms / 86_400_000:.0f} days ago; deletions "
                 f"older than {TOMBSTONE_RETENTION_MS // 86_400_000} days are compacted away and would be missed. "
                 f"Delete {self._settings.index} (it is a cache) and start again"
             )
@@ -181,7 +188,9 @@ class Indexer:
             return
         codes = [record for record in records if record.topic() == self._codes_topic]
         if codes:
-            outcome = self._writer.apply(self._batch(codes), _next_offsets(codes))
+            offsets = _next_offsets(codes)
+            outcome = self._writer.apply(self._batch(codes), offsets)
+            self._positions |= offsets
             publisher.add(outcome.changed_tokens)
             ITEMS.set(outcome.items)
         for record in records:
@@ -203,7 +212,7 @@ class Indexer:
         Raises:
             IndexerError: a record of another codebook, or one that no assigner of ours wrote.
         """
-        layers, codebook = self._writer.layers, self._writer.codebook_id
+        layers, codebook = self._codebook.layers, self._codebook.codebook_id
         decode = ITEM_CODES.decode
         absent = ItemCodes(codebook=codebook, codes=(0,) * layers, title="", weight=0.0, updated_at=0)
         ids, rows, deleted = [], [], []
@@ -223,9 +232,11 @@ class Indexer:
             rows.append(row)
             deleted.append(value is None)
         codes = np.array([row.codes for row in rows], dtype=np.int64)
-        if codes.size and (codes.min() < 0 or codes.max() >= self._writer.size):
-            bad = int(np.flatnonzero((codes < 0).any(1) | (codes >= self._writer.size).any(1))[0])
-            raise IndexerError(f"{_place(records[bad])} has codes {rows[bad].codes} outside 0..{self._writer.size - 1}")
+        if codes.size and (codes.min() < 0 or codes.max() >= self._codebook.size):
+            bad = int(np.flatnonzero((codes < 0).any(1) | (codes >= self._codebook.size).any(1))[0])
+            raise IndexerError(
+                f"{_place(records[bad])} has codes {rows[bad].codes} outside 0..{self._codebook.size - 1}"
+            )
         return CodesBatch(
             ids=ids,
             codes=codes.astype(np.uint16),
@@ -242,9 +253,8 @@ class Indexer:
             layout: LayoutRecord | None = None if value is None else LAYOUT.decode(value)
         except msgspec.DecodeError as error:
             raise IndexerError(f"{_place(record)} holds no layout ({error}): who else writes to it?") from None
-        if layout is None or layout.codebook != self._writer.codebook_id:
+        if layout is None or layout.codebook != self._codebook.codebook_id:
             log.info("layout_skipped", offset=record.offset(), codebook=layout and layout.codebook)
-            self._writer.put_offsets(offsets)
             return
         self._writer.put_layout(
             Layout(
@@ -260,14 +270,14 @@ class Indexer:
 
     def _as_of(self) -> int:
         """How many ``item-codes`` records the index includes: the sum of next offsets, the same on every host."""
-        return sum(offset for (topic, _), offset in self._writer.offsets().items() if topic == self._codes_topic)
+        return sum(offset for (topic, _), offset in self._positions.items() if topic == self._codes_topic)
 
     def _on_end(self, record: Message) -> None:
         """Ready once every partition was read to its end."""
         if self._behind:
             self._behind.discard((record.topic(), record.partition()))
             if not self._behind:
-                log.info("caught_up", items=self._writer.item_count)
+                log.info("caught_up")
                 self._health.set_ready()
             else:
                 self._health.set_unready(f"catching up on {len(self._behind)} partitions")
@@ -300,11 +310,11 @@ def run_indexer(settings: Settings) -> None:
         bundle = Bundle.open(settings.bundle)
         layout = bundle.layout
         topics = settings.topics
-        require(settings, [topics.item_codes, topics.layouts, topics.token_counts])
+        require(settings.kafka, [topics.item_codes, topics.layouts, topics.token_counts])
         with IndexWriter.open(
             settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
         ) as writer:
             writer.put_layout(layout, {})
-            Indexer(settings, writer, health).run(stop)
+            Indexer(settings, writer, layout, health).run(stop)
 
     run_process(PROCESS, settings, work)

@@ -1,11 +1,13 @@
-"""What every long-running process shares: logging, health over HTTP, signals, and an exit code that a supervisor understands."""
+"""What every long-running process shares: logging, health over HTTP, signals, and an end when its supervisor has died."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
 import structlog
 
@@ -14,6 +16,10 @@ from streamer.metrics import Health, HealthServer
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+# The process id of a supervisor; a child that finds itself adopted by another process ends as on SIGTERM.
+SUPERVISOR_VARIABLE: Final = "SIDSTREAM_SUPERVISOR_PID"
+_WATCH_SECONDS: Final = 1.0
 
 
 def run_process(name: str, settings: Settings, work: Callable[[threading.Event, Health], None]) -> None:
@@ -27,6 +33,8 @@ def run_process(name: str, settings: Settings, work: Callable[[threading.Event, 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    if supervisor := os.environ.get(SUPERVISOR_VARIABLE):
+        threading.Thread(target=_watch, args=(int(supervisor), stop), name="supervisor-watch", daemon=True).start()
     health = Health()
     server = HealthServer(settings.metrics, health)
     log.info("starting", broker=settings.kafka.bootstrap_servers)
@@ -35,3 +43,11 @@ def run_process(name: str, settings: Settings, work: Callable[[threading.Event, 
     finally:
         server.close()
     log.info("stopped")
+
+
+def _watch(supervisor: int, stop: threading.Event) -> None:
+    """A supervisor that was killed cannot end its children."""
+    while not stop.wait(_WATCH_SECONDS):
+        if os.getppid() != supervisor:
+            log.warning("stopping", reason="the supervisor has died")
+            stop.set()

@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 MONITOR_TABLES: Final = ("token_counts",)
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+# A reader that was away for longer may have missed a deletion: the broker may have compacted its tombstone away.
+TOMBSTONE_RETENTION_MS: Final = 7 * _DAY_MS
 _EVENT_BATCH_BYTES: Final = 2 * 1024 * 1024
 _REQUEST_SECONDS: Final = 15.0
 
@@ -102,7 +104,7 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         retention = {"retention_ms": str(14 * _DAY_MS)}
         return _spec(name, 1, replication, "delete", MAXIMUM_BATCH_BYTES, retention)
 
-    week = str(7 * _DAY_MS)
+    week = str(TOMBSTONE_RETENTION_MS)
     changelogs = [monitor_changelog(settings.monitor.app_id, table) for table in MONITOR_TABLES]
     return (
         compacted(topics.item_updates, many, delete_retention_ms=week),

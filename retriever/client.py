@@ -1,0 +1,140 @@
+"""Ask a question and wait for its answer, over the queries and results topics.
+
+Anyone with a Kafka client can do the same: send a JSON query under a key of your own, read the record with that key.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from models.errors import SidstreamError
+from streamer.cloudevents import cloud_event_headers
+from streamer.kafka import consumer_configuration, drain, error_text, produce, producer_configuration
+from streamer.records import ANSWER, QUERY, Answer, Query
+from streamer.settings import Settings
+from streamer.topics import require
+
+_CONNECT_SECONDS: Final = 10.0
+
+
+class ClientError(SidstreamError):
+    """No answer came, or the topics cannot be read."""
+
+
+class Client:
+    """Asks queries; connects at the first one. Not for several threads at once: give each its own.
+
+    >>> with Client(settings) as client:  # doctest: +SKIP
+    ...     answer = client.ask("electric kettle", history=["sku-17"])
+    ...     print(answer.items[0].title)
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: Consumer | None = None
+        self._producer: Producer | None = None
+
+    def ask(
+        self,
+        text: str = "",
+        *,
+        history: Sequence[str] = (),
+        user: str | None = None,
+        limit: int = 10,
+        timeout_seconds: float = 30.0,
+    ) -> Answer:
+        """One query's answer; its ``error`` says why there are no items.
+
+        Raises:
+            ClientError: no answer within ``timeout_seconds``.
+        """
+        query = Query(text=text, history=tuple(history), user=user, limit=limit)
+        return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
+
+    def ask_all(self, queries: Sequence[Query], *, timeout_seconds: float = 30.0) -> list[Answer]:
+        """Answers in the order of the queries, which are all sent at once.
+
+        Raises:
+            ClientError: some answers are missing after ``timeout_seconds``.
+        """
+        consumer, producer = self._connect()
+        ids = [uuid.uuid4().hex for _ in queries]
+        now = int(time.time() * 1000)
+        for query_id, query in zip(ids, queries, strict=True):
+            produce(
+                producer,
+                self._settings.topics.queries,
+                key=query_id.encode(),
+                value=QUERY.encode(query),
+                headers=cloud_event_headers("query", identity=query_id, subject=query_id, at=now),
+            )
+        producer.flush(timeout_seconds)
+        waiting = {query_id.encode() for query_id in ids}
+        answers: dict[str, Answer] = {}
+        deadline = time.monotonic() + timeout_seconds
+        while waiting:
+            if time.monotonic() > deadline:
+                raise ClientError(
+                    f"{len(waiting)} of {len(ids)} queries were not answered within {timeout_seconds:g} s: is a retriever "
+                    "running? `sidstream status` tells"
+                )
+            for record in drain(consumer, 500, 0.1):
+                if record.key() in waiting:
+                    waiting.discard(record.key())
+                    answer: Answer = ANSWER.decode(record.value())
+                    answers[answer.query_id] = answer
+        return [answers[query_id] for query_id in ids]
+
+    def _connect(self) -> tuple[Consumer, Producer]:
+        if self._consumer is None or self._producer is None:
+            topics = self._settings.topics
+            require(self._settings.kafka, [topics.queries, topics.results])
+            consumer = Consumer(
+                consumer_configuration(
+                    self._settings.kafka, group=f"{topics.prefix}sidstream-client", fetch_wait_max_ms=50
+                )
+            )
+            try:
+                # Only what comes after this moment; an answer must not slip in before the first fetch.
+                partitions = (
+                    consumer.list_topics(topics.results, timeout=_CONNECT_SECONDS).topics[topics.results].partitions
+                )
+                ends = [
+                    TopicPartition(
+                        topics.results,
+                        partition,
+                        consumer.get_watermark_offsets(
+                            TopicPartition(topics.results, partition), timeout=_CONNECT_SECONDS
+                        )[1],
+                    )
+                    for partition in partitions
+                ]
+            except KafkaException as error:
+                consumer.close()
+                raise ClientError(
+                    f"cannot read {topics.results} on {self._settings.kafka.bootstrap_servers}: {error_text(error)}"
+                ) from error
+            consumer.assign(ends)
+            self._consumer = consumer
+            self._producer = Producer(producer_configuration(self._settings.kafka, linger_ms=0))
+        return self._consumer, self._producer
+
+    def close(self) -> None:
+        """Let go of the connections; asking again connects anew."""
+        if self._consumer is not None:
+            self._consumer.close()
+        self._consumer = self._producer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

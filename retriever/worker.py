@@ -1,0 +1,262 @@
+"""The retriever: queries in, answers out; one answer a query, results and offsets in one transaction.
+
+All queries of a batch are answered from one snapshot of the index, under one layout: the model's own (pinned) or, for a
+model trained with layer-2 dropout, the live one. Whatever an answer names was a live item in that snapshot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import Message
+
+from models.bundle import Bundle
+from models.errors import SidstreamError
+from models.layout import Layout
+from models.prompts import PromptBuilder
+from retriever.beam_search import ScoredSid, beam_search
+from retriever.ranking import Ranker, WeightAndRecency
+from store.reader import IndexReader, Snapshot
+from store.trie_view import TrieView
+from streamer.cloudevents import cloud_event_headers
+from streamer.dead_letters import Outgoing, Rejection, dead_letter
+from streamer.intake import EventError, checked_id, decode_event
+from streamer.metrics import DEAD_LETTERS, Health
+from streamer.process import run_process
+from streamer.records import ANSWER, QUERY, Answer, AnswerError, AnswerItem, Query
+from streamer.settings import RetrieverSettings, Settings
+from streamer.topics import require
+from streamer.transactions import LoopSettings, TransactionalLoop
+
+log = structlog.get_logger(__name__)
+
+PROCESS: Final = "retriever"
+_INDEX_WAIT_SECONDS: Final = 1.0
+
+
+class RetrieverError(SidstreamError):
+    """Bundle, index and settings do not fit together."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A query on its way to its answer."""
+
+    query_id: str
+    query: Query
+    waited_ms: float
+    prompt: list[int] = field(default_factory=list)
+    skipped: tuple[str, ...] = ()
+
+
+class AnswerBatch:
+    """The retriever's transform: a batch of ``queries`` records → answers, and dead letters with an error answer each."""
+
+    def __init__(
+        self,
+        *,
+        bundle: Bundle,
+        model: Any,
+        prompts: PromptBuilder,
+        reader: IndexReader,
+        settings: RetrieverSettings,
+        results_topic: str,
+        dead_letter_topic: str,
+        ranker: Ranker | None = None,
+    ) -> None:
+        if settings.layout == "live" and bundle.manifest.layer2_dropout == 0:
+            raise RetrieverError(
+                "retriever.layout is 'live', but the bundle's model was trained without layer-2 dropout: it would lose the "
+                "items of every head token. Train it with `sidstream train --layer2-dropout 0.3`, or set it to 'pinned'"
+            )
+        self._bundle = bundle
+        self._model = model
+        self._prompts = prompts
+        self._reader = reader
+        self._settings = settings
+        self._results_topic = results_topic
+        self._dead_letter_topic = dead_letter_topic
+        self._ranker = ranker or WeightAndRecency()
+
+    def __call__(self, records: list[Message]) -> list[Outgoing]:
+        outgoing: list[Outgoing] = []
+        asked: list[_Asked] = []
+        for record in records:
+            try:
+                asked.append(self._decode(record))
+            except EventError as error:
+                DEAD_LETTERS.labels(PROCESS, PROCESS).inc()
+                outgoing.append(
+                    dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
+                )
+                query_id = (record.key() or b"").decode("utf-8", "replace")
+                outgoing.append(
+                    self._outgoing(self._answer(query_id, error=AnswerError(kind=error.kind, message=str(error))))
+                )
+        if asked:
+            outgoing += [self._outgoing(answer) for answer in self._answers(asked)]
+        return outgoing
+
+    def _decode(self, record: Message) -> _Asked:
+        query_id = checked_id(record.key(), "query").decode()
+        value = record.value()
+        if not value:
+            raise EventError("EmptyQuery", "the query has no value: send text, history or both")
+        query: Query
+        query, _ = decode_event(QUERY, record, value, self._settings.maximum_query_bytes)
+        if not query.text.strip() and not query.history and query.user is None:
+            raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
+        if not 1 <= query.limit <= self._settings.maximum_limit:
+            raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{self._settings.maximum_limit}")
+        return _Asked(query_id, query, time.time() * 1000 - record.timestamp()[1])
+
+    def _answers(self, asked: Sequence[_Asked]) -> list[Answer]:
+        started = time.perf_counter()
+        with self._reader.snapshot() as snapshot:
+            layout = self._layout(snapshot)
+            trie = TrieView(snapshot, layout)
+            for one in asked:
+                self._build_prompt(one, snapshot, layout)
+            prepared = time.perf_counter()
+            found = beam_search(
+                self._model,
+                self._prompts.vocabulary,
+                [one.prompt for one in asked],
+                trie,
+                beams=self._settings.beams,
+            )
+            decoded = time.perf_counter()
+            position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
+            items = [
+                self._items(sids, one.query.limit, snapshot, layout) for one, sids in zip(asked, found, strict=True)
+            ]
+        ended = time.perf_counter()
+        spent = {
+            "prepare": round((prepared - started) * 1000, 2),
+            "decode": round((decoded - prepared) * 1000, 2),
+            "rank": round((ended - decoded) * 1000, 2),
+            "queries_in_batch": len(asked),
+        }
+        return [
+            self._answer(
+                one.query_id,
+                items=answer_items,
+                layout=layout.generation,
+                position=position,
+                skipped_history=one.skipped,
+                milliseconds={"waited": round(one.waited_ms, 2), **spent},
+                error=None if answer_items else _nothing_found(snapshot_empty=not sids),
+            )
+            for one, answer_items, sids in zip(asked, items, found, strict=True)
+        ]
+
+    def _layout(self, snapshot: Snapshot) -> Layout:
+        if self._settings.layout == "pinned":
+            return self._bundle.layout
+        return snapshot.live_layout() or self._bundle.layout
+
+    def _build_prompt(self, one: _Asked, snapshot: Snapshot, layout: Layout) -> None:
+        known = snapshot.find([item.encode() for item in one.query.history]) if one.query.history else []
+        one.skipped = tuple(item for item, stored in zip(one.query.history, known, strict=True) if stored is None)
+        codes = [stored.codes for stored in known if stored is not None]
+        history = layout.sid_tokens(codes) if codes else ()
+        one.prompt = self._prompts.build(one.query.text, history, one.query.user)
+
+    def _items(
+        self, sids: Sequence[ScoredSid], limit: int, snapshot: Snapshot, layout: Layout
+    ) -> tuple[AnswerItem, ...]:
+        """Best SID first; the items of one SID in the ranker's order."""
+        answer: list[AnswerItem] = []
+        for sid in sids:
+            for item in self._ranker.rank(snapshot.items(sid.items)):
+                answer.append(
+                    AnswerItem(
+                        item_id=item.id.decode(),
+                        title=item.title,
+                        sid=layout.sid_text(item.codes),
+                        score=round(sid.score, 6),
+                    )
+                )
+                if len(answer) == limit:
+                    return tuple(answer)
+        return tuple(answer)
+
+    def _answer(self, query_id: str, **fields: Any) -> Answer:
+        manifest = self._bundle.manifest
+        return Answer(
+            query_id=query_id,
+            layout_mode=self._settings.layout,
+            codebook=manifest.codebook_id,
+            model=manifest.model_id or "",
+            answered_at=int(time.time() * 1000),
+            **fields,
+        )
+
+    def _outgoing(self, answer: Answer) -> Outgoing:
+        headers = cloud_event_headers(
+            "answer", identity=answer.query_id, subject=answer.query_id, at=answer.answered_at
+        )
+        return Outgoing(self._results_topic, answer.query_id.encode(), ANSWER.encode(answer), -1, headers)
+
+
+def _nothing_found(*, snapshot_empty: bool) -> AnswerError:
+    why = "the index holds no items yet: publish some" if snapshot_empty else "no live item was found"
+    return AnswerError(kind="NothingFound", message=why)
+
+
+def run_retriever(settings: Settings) -> None:
+    """Run the process until it is told to stop."""
+
+    def work(stop: threading.Event, health: Health) -> None:
+        import torch
+
+        from models.language_model import load_language_model
+
+        topics, own = settings.topics, settings.retriever
+        torch.set_num_threads(own.threads)
+        bundle = Bundle.open(settings.bundle, need_model=True)
+        require(settings.kafka, [topics.queries, topics.queries_dead_letters, topics.results])
+        model, prompts = load_language_model(bundle)
+        reader = _wait_for_index(settings, stop, health)
+        if reader is None:
+            return
+        with reader:
+            transform = AnswerBatch(
+                bundle=bundle,
+                model=model,
+                prompts=prompts,
+                reader=reader,
+                settings=own,
+                results_topic=topics.results,
+                dead_letter_topic=topics.queries_dead_letters,
+            )
+            loop = LoopSettings(
+                process=PROCESS,
+                source=topics.queries,
+                group=topics.prefix + own.group,
+                instance=own.instance,
+                batch_size=own.batch_size,
+                minimum_batch_interval_ms=0,
+            )
+            TransactionalLoop(loop, settings.kafka, transform, health).run(stop)
+
+    run_process(PROCESS, settings, work)
+
+
+def _wait_for_index(settings: Settings, stop: threading.Event, health: Health) -> IndexReader | None:
+    """The index, once the indexer of this host has made it; ``None`` if we are told to stop first."""
+    from store.errors import IndexMissingError
+
+    while not stop.is_set():
+        try:
+            return IndexReader(settings.index)
+        except IndexMissingError as error:
+            health.set_unready(str(error))
+            log.info("waiting_for_index", path=str(settings.index))
+            stop.wait(_INDEX_WAIT_SECONDS)
+    return None

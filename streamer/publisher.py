@@ -1,0 +1,110 @@
+"""What a producer does: item updates and deletions onto ``item-updates``. Any Kafka client can do the same.
+
+The key is the item id and Java's partitioner places it, so every producer sends one item's events to one partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from confluent_kafka import KafkaError, Message, Producer
+from numpy.typing import NDArray
+
+from models.catalogue import CatalogueItem
+from models.errors import SidstreamError
+from streamer.kafka import produce, producer_configuration
+from streamer.records import ITEM_UPDATE, ItemUpdate
+from streamer.settings import Settings
+from streamer.topics import require
+
+_POLL_EVERY: Final = 1_000
+_FLUSH_SECONDS: Final = 30.0
+
+
+class PublishError(SidstreamError):
+    """Some events did not reach the broker; the message says how many and why."""
+
+
+class ItemPublisher:
+    """Publishes item updates; leaving the ``with`` block means that the broker has them all.
+
+    >>> with ItemPublisher(settings) as publisher:  # doctest: +SKIP
+    ...     publisher.update("sku-1", embedding, title="Glass kettle")
+    ...     publisher.delete("sku-2")
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        require(settings.kafka, [settings.topics.item_updates])
+        self._topic = settings.topics.item_updates
+        self._producer = Producer(producer_configuration(settings.kafka))
+        self._sent = 0
+        self._failures: list[str] = []
+
+    def update(
+        self,
+        item_id: str,
+        embedding: NDArray[np.float32] | NDArray[np.float16],
+        *,
+        title: str = "",
+        weight: float = 1.0,
+        updated_at: int | None = None,
+    ) -> None:
+        """One item's full state. ``embedding``: (D,) float32 or float16; ``updated_at``: milliseconds since the epoch."""
+        if embedding.dtype not in (np.float32, np.float16):
+            raise PublishError(f"the embedding of {item_id!r} is {embedding.dtype}: convert it to float32 or float16")
+        little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
+        update = ItemUpdate(embedding=little_endian.tobytes(), title=title, weight=weight, updated_at=updated_at)
+        self._send(item_id, ITEM_UPDATE.encode(update))
+
+    def delete(self, item_id: str) -> None:
+        """A tombstone: the item leaves index and results."""
+        self._send(item_id, None)
+
+    def flush(self) -> None:
+        """Wait until the broker has everything.
+
+        Raises:
+            PublishError: some events were refused or timed out.
+        """
+        left = self._producer.flush(_FLUSH_SECONDS)
+        if left or self._failures:
+            why = f": {self._failures[0]}" if self._failures else " within 30 s: is the broker there?"
+            raise PublishError(f"{left + len(self._failures)} of {self._sent} events did not reach the broker{why}")
+
+    def _send(self, item_id: str, value: bytes | None) -> None:
+        produce(self._producer, self._topic, key=item_id.encode(), value=value, on_delivery=self._on_delivery)
+        self._sent += 1
+        if self._sent % _POLL_EVERY == 0:
+            self._producer.poll(0)
+
+    def _on_delivery(self, error: KafkaError | None, record: Message) -> None:
+        if error is not None:
+            self._failures.append(f"{(record.key() or b'').decode()}: {error.str()}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.flush()
+
+
+def publish_items(
+    settings: Settings,
+    items: Sequence[CatalogueItem],
+    embeddings: NDArray[np.float32],
+    *,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> None:
+    """Publish a catalogue's items, row i of ``embeddings`` (N, D) with ``items[i]``; ``advance`` hears of each thousand."""
+    with ItemPublisher(settings) as publisher:
+        for row, item in enumerate(items):
+            publisher.update(item.id, embeddings[row], title=item.title, weight=item.weight)
+            if (row + 1) % _POLL_EVERY == 0:
+                advance(_POLL_EVERY)
+        advance(len(items) % _POLL_EVERY)
