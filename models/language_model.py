@@ -1,0 +1,122 @@
+"""The language model: a small LLaMA-style one from a configuration, or any causal LM from a local checkpoint directory.
+
+What must hold: embeddings have exactly one row per id of the SID vocabulary; weights are safetensors; no network, no
+remote code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.bundle import Bundle
+from models.errors import SidstreamError
+from models.prompts import PromptBuilder
+from models.tokenizer import TextTokenizer
+from models.vocabulary import SidVocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+
+def small_causal_lm(
+    vocabulary: SidVocabulary,
+    *,
+    hidden_size: int = 128,
+    layers: int = 3,
+    heads: int = 4,
+    intermediate_size: int | None = None,
+    max_positions: int = 256,
+    seed: int = 0,
+) -> Any:
+    """A LLaMA-style causal LM with random weights, input and output embeddings tied; the defaults make 1-1.5 million
+    parameters.
+
+    ``intermediate_size`` defaults to 3 × ``hidden_size``.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary.total,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size or 3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        pad_token_id=vocabulary.padding_id,
+        bos_token_id=vocabulary.begin_id,
+        eos_token_id=None,
+        attention_dropout=0.0,
+        use_cache=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def load_checkpoint(
+    directory: Path | str, *, user_buckets: int, layers: int, size: int
+) -> tuple[Any, TextTokenizer, SidVocabulary]:
+    """A causal LM and its tokenizer from a local checkpoint directory, embeddings grown by user, control and SID
+    tokens.
+
+    The new rows start at the mean of the old ones (transformers' default), so that they neither attract nor repel at
+    first.
+    """
+    import torch
+
+    path = Path(directory)
+    tokenizer = TextTokenizer.from_checkpoint(path)
+    # Small steps of the optimiser vanish in half precision, so training starts from float32.
+    model = _from_pretrained(path).to(torch.float32)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    vocabulary = SidVocabulary(text_size=max(rows, tokenizer.size), user_buckets=user_buckets, layers=layers, size=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.resize_token_embeddings(vocabulary.total)
+    model.config.pad_token_id = vocabulary.padding_id
+    model.generation_config = type(model.generation_config).from_model_config(model.config)
+    return model, tokenizer, vocabulary
+
+
+def save_language_model(model: Any, tokenizer: TextTokenizer, directory: Path) -> None:
+    """Saves weights (safetensors), configuration and tokenizer into ``directory``."""
+    model.save_pretrained(str(directory))
+    tokenizer.save(directory)
+
+
+def load_language_model(
+    bundle: Bundle, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Any, PromptBuilder]:
+    """The bundle's model, ready to decode (evaluation mode, on ``device``), and its prompt builder."""
+    record = bundle.manifest.language_model
+    path = bundle.model_directory
+    assert record is not None  # model_directory has refused a bundle without a model
+    model = _from_pretrained(path)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if rows != record.vocabulary.total:
+        raise SidstreamError(
+            f"the language model in {path} has {rows} embedding rows, its vocabulary needs {record.vocabulary.total}: "
+            "train it again with `sidstream train`"
+        )
+    model = model.to(device=device) if dtype is None else model.to(device=device, dtype=dtype)
+    return model.eval(), PromptBuilder(record.vocabulary, TextTokenizer.load(path), record.prompt)
+
+
+def _from_pretrained(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    if not any(path.glob("*.safetensors")):
+        raise SidstreamError(
+            f"{path} holds no *.safetensors weights: only safetensors checkpoints are read; convert the checkpoint first"
+        )
+    transformers_logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise SidstreamError(f"cannot read a causal language model from {path}: {error}") from error
