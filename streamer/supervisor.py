@@ -40,6 +40,7 @@ class SupervisorError(SidstreamError):
 class _Child:
     name: str
     arguments: Sequence[str]
+    environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -58,10 +59,10 @@ class Supervisor:
     _children: dict[str, _Child] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Start a process and keep it running."""
+    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start a process and keep it running; ``environment`` adds to that of all."""
         with self._lock:
-            child = self._children[name] = _Child(name, arguments)
+            child = self._children[name] = _Child(name, arguments, environment or {})
             self._spawn(child)
 
     def pid(self, name: str) -> int | None:
@@ -92,14 +93,6 @@ class Supervisor:
                 if child.process is None and now >= child.restart_at:
                     self._spawn(child)
 
-    def run(self, stop: threading.Event) -> None:
-        """Watch until ``stop`` is set, then end all children."""
-        try:
-            while not stop.wait(0.2):
-                self.check()
-        finally:
-            self.stop()
-
     def stop(self) -> None:
         """SIGTERM in reverse order of starting, then wait; SIGKILL for what is still there after 20 seconds."""
         with self._lock:
@@ -127,7 +120,7 @@ class Supervisor:
         try:
             child.process = subprocess.Popen(
                 [sys.executable, "-m", "sidstream", *child.arguments],
-                env={**os.environ, **self.environment, SUPERVISOR_VARIABLE: str(os.getpid())},
+                env={**os.environ, **self.environment, **child.environment, SUPERVISOR_VARIABLE: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -1,0 +1,66 @@
+"""The front door: one command line that mounts the commands of every part."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import demo.commands
+import models.commands
+import retriever.commands
+import streamer.broker_commands
+import streamer.commands
+import streamer.monitor_commands
+from models.errors import SidstreamError
+
+app = typer.Typer(
+    name="sidstream",
+    help="An event-driven streaming indexer for generative retrieval: item updates in, answers a moment later.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def settings(
+    config: Annotated[Path | None, typer.Option(help="The settings file. [default: sidstream.toml]")] = None,
+    bootstrap_servers: Annotated[str | None, typer.Option(help="The Kafka cluster. [kafka.bootstrap_servers]")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Codebook, encoder, language model. [bundle]")] = None,
+    index: Annotated[Path | None, typer.Option(help="The LMDB directory. [index]")] = None,
+) -> None:
+    """Options before the command win over the environment and the file, also in the processes that it starts."""
+    for variable, value in (
+        ("SIDSTREAM_CONFIG", config),
+        ("SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS", bootstrap_servers),
+        ("SIDSTREAM_BUNDLE", bundle),
+        ("SIDSTREAM_INDEX", index),
+    ):
+        if value is not None:
+            os.environ[variable] = str(value)
+
+
+for part in (demo, models, streamer, retriever):
+    part.commands.mount(app)
+app.command()(streamer.broker_commands.broker)
+app.add_typer(streamer.broker_commands.topics, name="topics")
+streamer.monitor_commands.mount(app)
+
+
+def main() -> None:
+    """Run the command line; a fault that a person can act on is a message, not a traceback."""
+    try:
+        app()
+    except SidstreamError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

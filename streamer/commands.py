@@ -1,0 +1,149 @@
+"""Commands of the streaming half: publish, the assigner and indexer processes, all of them together, and their status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import msgspec
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from streamer.settings import load_settings
+
+
+def assigner() -> None:
+    """Run the assigner: item updates → codes, exactly once."""
+    from streamer.assigner import run_assigner
+
+    run_assigner(load_settings())
+
+
+def indexer() -> None:
+    """Run the indexer: codes → LMDB, exactly once; the census' counts → monitor. One per host."""
+    from streamer.indexer import run_indexer
+
+    run_indexer(load_settings())
+
+
+def publish(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A catalogue folder, or a JSON-lines file of items (id, title, weight …), gzipped or not."),
+    ],
+    embeddings: Annotated[
+        Path | None, typer.Option(help="The .npy with one row an item; only with a JSON-lines file.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Send tombstones for these items instead.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
+) -> None:
+    """Publish item updates (or deletions) of a catalogue."""
+    from models.catalogue import Catalogue
+    from streamer.publisher import ItemPublisher, publish_items
+
+    settings = load_settings()
+    catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
+    items = catalogue.items[:limit]
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    ) as progress:
+        task = progress.add_task("deleting" if delete else "publishing", total=len(items))
+        if delete:
+            with ItemPublisher(settings) as publisher:
+                for item in items:
+                    publisher.delete(item.id)
+            progress.update(task, completed=len(items))
+        else:
+            publish_items(settings, items, catalogue.embeddings, advance=lambda count: progress.advance(task, count))
+    console.print(
+        f"[green]✓[/] {len(items):,} {'tombstones' if delete else 'item updates'} are on {settings.topics.item_updates}"
+    )
+
+
+def up(
+    broker: Annotated[
+        bool | None,
+        typer.Option(
+            "--broker/--no-broker",
+            help="Start the embedded Apache Kafka. [default: unless kafka.bootstrap_servers is set]",
+        ),
+    ] = None,
+    retrievers: Annotated[int, typer.Option(min=0, help="How many retriever processes.")] = 1,
+    logs: Annotated[Path | None, typer.Option(help="Write each process' log here instead of the terminal.")] = None,
+) -> None:
+    """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. Ctrl-C ends all."""
+    from streamer.pipeline import Pipeline
+
+    settings = load_settings()
+    console = Console(stderr=True)
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
+    with Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs) as pipeline:
+        console.print(f"[green]✓[/] sidstream is up on {pipeline.settings.kafka.bootstrap_servers}; Ctrl-C ends it")
+        pipeline.watch(stop)
+    console.print("[green]✓[/] everything has stopped")
+
+
+def status(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Cross-check the whole index.")] = False,
+) -> None:
+    """Show lag, items, layout and census metrics."""
+    from streamer.status import read_status
+
+    found = read_status(load_settings(), verify=verify)
+    if json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    else:
+        console = Console()
+        lags = Table(box=box.SIMPLE_HEAD, title=f"Broker {found.broker}", title_justify="left")
+        for column, justify in (("process", "left"), ("reads", "left"), ("lag", "right")):
+            lags.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for lag in found.lags:
+            amount = "never ran" if lag.records is None else f"{lag.records:,}"
+            lags.add_row(lag.process, lag.topic, amount)
+        console.print(lags)
+        if found.items is None:
+            console.print(f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`).")
+            return
+        written = datetime.fromtimestamp((found.last_write or 0) / 1000, UTC).isoformat(timespec="seconds")
+        console.print(
+            f"[bold]{found.items:,} items[/] in {found.index}, last written {written}, codebook {found.codebook}"
+        )
+        console.print(f"Layout {found.generation}, {found.head_tokens} head tokens")
+        census = Table(box=box.SIMPLE_HEAD)
+        for column in ("layer", "entropy", "Gini", "standard deviation", "head share"):
+            census.add_column(column, justify="right")
+        for layer in found.layers:
+            head = f"{layer.head_share:.1%}" if layer.layer == 2 else ""
+            census.add_row(
+                str(layer.layer), f"{layer.entropy:.3f}", f"{layer.gini:.3f}", f"{layer.standard_deviation:.1f}", head
+            )
+        console.print(census)
+        for fault in found.faults:
+            console.print(f"[red]✗[/] {fault}")
+        if verify and not found.faults:
+            console.print("[green]✓[/] trie, items and census agree")
+    if found.faults:
+        raise typer.Exit(1)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to the front door."""
+    for command in (up, publish, assigner, indexer, status):
+        app.command()(command)
