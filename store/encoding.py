@@ -38,11 +38,11 @@ class ItemEncoding:
     """Values of the ``items`` database: fixed header (codes, weight, updated_at, length of the id), id, title."""
 
     def __init__(self, layers: int) -> None:
-        self.codes_bytes = 2 * layers
+        self._layers = layers
+        self._codes_bytes = 2 * layers
         self._header = np.dtype(
             [("codes", "<u2", (layers,)), ("weight", "<f4"), ("updated_at", "<i8"), ("id_bytes", "<u2")]
         )
-        self._codes = np.dtype(("<u2", (layers,)))
 
     def encode(
         self,
@@ -83,8 +83,8 @@ class ItemEncoding:
 
     def codes_of(self, values: Sequence[bytes]) -> NDArray[np.uint16]:
         """Codes (N, L) of N values, the rest left undecoded."""
-        joined = b"".join([value[: self.codes_bytes] for value in values])
-        return np.frombuffer(joined, self._codes).astype(np.uint16).reshape(len(values), -1)
+        joined = b"".join([value[: self._codes_bytes] for value in values])
+        return np.frombuffer(joined, "<u2").astype(np.uint16).reshape(-1, self._layers)
 
     def id_of(self, value: bytes) -> bytes:
         """The item id inside one value."""

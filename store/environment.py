@@ -28,6 +28,7 @@ from store.errors import (
 MAXIMUM_READERS: Final = 256  # slots in the lock file: snapshots open at once on a host
 DATA_FILE: Final = "data.mdb"
 _DATABASES: Final[dict[str, dict[str, bool]]] = {
+    "meta": {},  # first: all are created in one transaction, so who finds it finds the others
     "trie": {"dupsort": True, "dupfixed": True},
     "items": {},
     "ids": {},
@@ -35,7 +36,6 @@ _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "census": {},
     "offsets": {},
     "layouts": {},
-    "meta": {},
 }
 _SNAPSHOT_WAIT_SECONDS: Final = 30.0  # how long a change of the map waits for other threads' snapshots
 
@@ -101,10 +101,14 @@ class Environment:
         if len(self.databases) == len(_DATABASES):
             return True
         databases: dict[str, Any] = {}
-        with self.lmdb.begin(write=create) as transaction:  # handles live on only if the transaction commits
+        if create:
+            with self.lmdb.begin(write=True) as transaction:
+                for name, flags in _DATABASES.items():
+                    databases[name] = self.lmdb.open_db(name.encode(), txn=transaction, **flags)
+        else:
             for name, flags in _DATABASES.items():
                 with suppress(lmdb.NotFoundError):  # a newer format may lack one: its version is read from "meta"
-                    databases[name] = self.lmdb.open_db(name.encode(), txn=transaction, create=create, **flags)
+                    databases[name] = self.lmdb.open_db(name.encode(), create=False, **flags)
         if "meta" in databases:
             self.databases = databases
         return "meta" in databases
