@@ -1,0 +1,97 @@
+"""Counts replace, differences roll: what a token remembers."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from streamer.records import TokenCount
+from streamer.rolling_window import (
+    LiveCensus,
+    TokenState,
+    WindowShape,
+    apply_count,
+    decode_state,
+    encode_state,
+    growth_in,
+)
+
+SHAPE = WindowShape(bucket_ms=1_000, buckets=5)
+START = 1_700_000_000_000
+
+
+def count(n: int, as_of: int) -> TokenCount:
+    return TokenCount(codebook="c", layer=2, token=7, n=n, as_of=as_of)
+
+
+def follow(events: list[tuple[int, int, int]]) -> TokenState:
+    """States after (n, as_of, seconds since START)."""
+    state = None
+    for n, as_of, second in events:
+        state = apply_count(state, count(n, as_of), START + second * 1_000, SHAPE) or state
+    assert state is not None
+    return state
+
+
+def test_newer_count_replaces_and_its_difference_enters_the_window() -> None:
+    state = follow([(10, 1, 0), (25, 2, 1), (20, 3, 2)])
+    assert (state.n, state.as_of) == (20, 3)
+    assert state.window == ((START, 10), (START + 1_000, 15), (START + 2_000, -5))
+
+
+def test_same_message_again_changes_nothing() -> None:
+    state = follow([(10, 1, 0)])
+    assert apply_count(state, count(10, 1), START + 3_000, SHAPE) is None
+
+
+def test_older_as_of_is_ignored_even_when_it_comes_late() -> None:
+    state = follow([(10, 5, 0)])
+    assert apply_count(state, count(99, 4), START + 1_000, SHAPE) is None
+
+
+def test_redelivery_from_any_earlier_point_gives_the_same_state() -> None:
+    dice = random.Random(3)
+    events = [(dice.randrange(100), number, number // 3) for number in range(40)]
+    replayed = [event for begin in (0, 12, 31) for event in events[begin : begin + 25]] + events
+    assert follow(replayed) == follow(events)
+
+
+def test_window_forgets_what_is_older_than_its_span() -> None:
+    state = follow([(10, 1, 0), (12, 2, 4), (15, 3, 7)])
+    assert state.window == ((START + 4_000, 2), (START + 7_000, 3))
+    assert growth_in(state.window, START + 7_000, SHAPE) == 5
+    assert growth_in(state.window, START + 9_000, SHAPE) == 3
+    assert growth_in(state.window, START + 60_000, SHAPE) == 0
+
+
+def test_changes_that_cancel_out_leave_no_bucket() -> None:
+    assert follow([(5, 1, 0), (0, 2, 0)]).window == ()
+
+
+def test_state_survives_its_encoding() -> None:
+    state = follow([(10, 1, 0), (25, 2, 1)])
+    assert decode_state(encode_state(state)) == state
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_live_census_shows_the_states_that_were_put(seed: int) -> None:
+    dice = random.Random(seed)
+    live, states = LiveCensus(3, 8, SHAPE), {}
+    for number in range(300):
+        layer, token, now = dice.randrange(3), dice.randrange(8), START + number * 37
+        record = TokenCount(codebook="c", layer=layer + 1, token=token, n=dice.randrange(50), as_of=number)
+        states[layer, token] = apply_count(states.get((layer, token)), record, now, SHAPE)
+        live.put(layer, token, states[layer, token])
+    expected = np.zeros((3, 8), dtype=np.int64)
+    for place, state in states.items():
+        expected[place] = state.n
+    assert (live.counts == expected).all()
+    for now in (START + 300 * 37, START + 300 * 37 + 3_000, START + 10**6):
+        growth = [growth_in(states[1, token].window, now, SHAPE) if (1, token) in states else 0 for token in range(8)]
+        assert live.growth(now).tolist() == growth
+
+
+def test_late_event_enters_its_own_bucket() -> None:
+    assert follow([(10, 1, 3), (14, 2, 1)]).window == ((START + 1_000, 4), (START + 3_000, 10))
