@@ -195,7 +195,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _fetch(directory: Path, jars: tuple[Jar, ...], progress: FetchProgress | None) -> None:
     # A fixed name, so that what an interrupted fetch had is kept; the lock makes us the only one here.
-    partial = directory.with_suffix(".partial")
+    partial = directory.with_name(f"{directory.name}.partial")
     downloads = partial / "downloads"
     shutil.rmtree(downloads, ignore_errors=True)
     downloads.mkdir(parents=True)

@@ -26,6 +26,17 @@ _DAY_MS: Final = 24 * 60 * 60 * 1000
 TOMBSTONE_RETENTION_MS: Final = 7 * _DAY_MS
 _EVENT_BATCH_BYTES: Final = 2 * 1024 * 1024
 _REQUEST_SECONDS: Final = 15.0
+_RETRY_SECONDS: Final = 0.02
+# A partition between two leaders, or before its first: it answers a moment later.
+_PASSING: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+    }
+)
 
 
 class TopicError(SidstreamError):
@@ -161,12 +172,16 @@ def create(kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> CreationOutcome:
 def _await_visible(admin: AdminClient, kafka: KafkaSettings, names: Sequence[str]) -> None:
     """The controller answers before every broker knows of a new topic; a client that asks at once would miss it."""
     give_up = time.monotonic() + _REQUEST_SECONDS
-    while not _metadata(admin, kafka).keys() >= set(names):
+    while not (metadata := _metadata(admin, kafka)).keys() >= set(names):
         if time.monotonic() > give_up:
             raise TopicError(
                 f"{kafka.bootstrap_servers} does not list its new topics after {_REQUEST_SECONDS:.0f} s: try again"
             )
-        time.sleep(0.02)
+        time.sleep(_RETRY_SECONDS)
+    # A partition is listed a moment before its leader serves it.
+    _offsets(
+        admin, kafka, [(name, number) for name in names for number in metadata[name].partitions], OffsetSpec.latest()
+    )
 
 
 def describe(kafka: KafkaSettings, names: Iterable[str]) -> list[TopicDescription]:
@@ -263,14 +278,23 @@ def _offsets(
     if not partitions:
         return {}
     wanted = {TopicPartition(topic, number): spec for topic, number in partitions}
-    answers = admin.list_offsets(
-        wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_SECONDS
-    )
-    return {(key.topic, key.partition): int(_answer(future, kafka).offset) for key, future in answers.items()}
+    give_up = time.monotonic() + _REQUEST_SECONDS
+    while True:
+        answers = admin.list_offsets(
+            wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_SECONDS
+        )
+        try:
+            return {(key.topic, key.partition): int(_answer(future, kafka).offset) for key, future in answers.items()}
+        except TopicError as error:
+            cause = error.__cause__
+            passing = isinstance(cause, KafkaException) and cause.args[0].code() in _PASSING
+            if not passing or time.monotonic() > give_up:
+                raise
+        time.sleep(_RETRY_SECONDS)
 
 
 def _answer(future: Any, kafka: KafkaSettings) -> Any:
     try:
         return future.result()
     except KafkaException as error:
-        raise TopicError(f"{kafka.bootstrap_servers} refuses to describe its topics: {error_text(error)}") from None
+        raise TopicError(f"{kafka.bootstrap_servers} refuses to describe its topics: {error_text(error)}") from error
