@@ -118,7 +118,7 @@ def test_methods_none_all_and_top_p() -> None:
     assert everything.head_tokens == tuple(range(SIZE))
     share = propose(counts, {17: 390}, method="top_p", head_share=0.5, minimum_share_factor=1.0)
     assert share is not None
-    assert share.head_tokens == (0, 17)  # 1 is not needed for half of the items, nor for two thirds
+    assert share.head_tokens == (0, 1, 17)  # 1 is not needed for half of the items, but for two thirds
 
 
 def test_head_size_comes_from_settings_then_bundle_then_a_tenth() -> None:
