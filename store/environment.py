@@ -59,14 +59,18 @@ class Environment:
     @property
     def lmdb(self) -> Any:
         """The ``lmdb.Environment``; an error after close or in a forked child."""
-        if self._process != os.getpid():
-            raise IndexUsageError(
-                f"The index {self.path} was opened before a fork and used after it. "
-                "LMDB forbids this: open it in the child process, or start processes with 'spawn'."
-            )
+        self.require_own_process()
         if self._environment is None:
             raise IndexUsageError(f"The index {self.path} was used after it was closed: open it again.")
         return self._environment
+
+    def require_own_process(self) -> None:
+        """Raises ``IndexUsageError`` in a forked child: whatever LMDB did there would damage the parent's locks."""
+        if self._process != os.getpid():
+            raise IndexUsageError(
+                f"The index {self.path} was open when this process was forked, and LMDB does not survive a fork: "
+                "fork before opening it, or start processes with 'spawn'."
+            )
 
     def open(self, *, write: bool, map_size: int = 0) -> None:
         """Opens the files; ``write`` creates them where they are missing. ``map_size`` in bytes, 0 adopts the file's."""
@@ -121,14 +125,16 @@ class Environment:
         try:
             yield transaction
         finally:
-            transaction.abort()
+            if self._process == os.getpid():  # an abort in a forked child would free the parent's reader slot
+                transaction.abort()
             with self._condition:
                 self._snapshots.remove(thread)
                 self._condition.notify_all()
 
     def _begin_read(self) -> Any:
         with self._condition:
-            if not self.writable and self._file != self._file_now():
+            self.require_own_process()
+            if not self.writable and self.references and (not self._environment or self._file != self._file_now()):
                 self._reopen()
             for attempt in range(3):
                 try:
@@ -211,7 +217,6 @@ class Environment:
 
 
 _environments: dict[str, Environment] = {}
-_inherited: list[Environment] = []  # kept alive in a forked child: closing them there would touch the parent's locks
 _guard = threading.RLock()
 
 
@@ -224,7 +229,8 @@ def acquire(path: Path, *, write: bool, map_size: int = 0) -> Environment:
             environment = Environment(Path(key))
             environment.open(write=write, map_size=map_size)
             _environments[key] = environment
-        elif write and not environment.writable:
+        environment.require_own_process()
+        if write and not environment.writable:
             environment.become_writable(map_size)
         environment.references += 1
         return environment
@@ -239,13 +245,3 @@ def release(environment: Environment) -> None:
             key = str(environment.path)
             if _environments.get(key) is environment:
                 del _environments[key]
-
-
-def _after_fork_in_child() -> None:
-    global _guard
-    _guard = threading.RLock()
-    _inherited.extend(_environments.values())
-    _environments.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

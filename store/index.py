@@ -43,7 +43,8 @@ from store.reader import IndexFacts, Snapshot, read_facts, read_state
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
 LOCK_FILE: Final = "writer.lock"
 _STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
-_DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# LMDB reports a write that the file system cut short, which is how a filling disk begins, as EIO.
+_DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _log = structlog.get_logger(__name__)
 _Result = TypeVar("_Result")
@@ -320,18 +321,19 @@ class IndexWriter:
             try:
                 with self._environment.lmdb.begin(write=True) as transaction:
                     return work(transaction)
-            except lmdb.MapFullError:
-                self._grow()
+            except lmdb.MapFullError as error:
+                self._grow(error)
+            except lmdb.DiskError as error:
+                raise self._disk_full(error) from error
             except (lmdb.Error, OSError) as error:
-                code = getattr(error, "code", 0) or getattr(error, "errno", 0)
-                if isinstance(error, lmdb.DiskError) or code in _DISK_ERRORS:
-                    raise self._disk_full() from error
+                if (getattr(error, "code", 0) or getattr(error, "errno", 0)) in _DISK_ERRORS:
+                    raise self._disk_full(error) from error
                 raise IndexAccessError(
                     f"The batch could not be written to the index {self.path}: {error}. Nothing of it was stored. "
-                    f"{REBUILD_ADVICE}"
+                    f"Start the process again; if that does not help: {REBUILD_ADVICE}"
                 ) from error
 
-    def _grow(self) -> None:
+    def _grow(self, error: lmdb.MapFullError) -> None:
         """Doubles the map, as far as the disk has room for it."""
         self._environment.lmdb.reader_check()
         now = int(self._environment.lmdb.info()["map_size"])
@@ -339,18 +341,19 @@ class IndexWriter:
         room = used + shutil.disk_usage(self.path).free
         larger = min(2 * now, room // 4096 * 4096)
         if larger <= now:
-            raise self._disk_full()
+            raise self._disk_full(error)
         self._environment.resize(larger)
         _log.info("index_map_grown", path=str(self.path), from_bytes=now, to_bytes=larger)
 
     def _damaged(self, what: str) -> IndexAccessError:
         return IndexAccessError(f"The index {self.path} is damaged: {what}. Nothing was written. {REBUILD_ADVICE}")
 
-    def _disk_full(self) -> IndexFullError:
+    def _disk_full(self, error: Exception) -> IndexFullError:
         free = shutil.disk_usage(self.path).free
         return IndexFullError(
-            f"The disk of the index {self.path} is full ({free / 1e6:,.0f} MB free). Nothing of this batch was stored "
-            "and no offset moved: free some space or move the directory, then start the indexer again."
+            f"The disk of the index {self.path} took no more data ({error}; {free / 1e6:,.0f} MB free): it is full, a "
+            "quota or a limit on file sizes is reached, or it fails. Nothing of this batch was stored and no offset "
+            "moved: make room or move the directory, then start the indexer again."
         )
 
 
