@@ -73,3 +73,21 @@ def pipeline_settings(broker_settings: Settings) -> Settings:
     """``broker_settings`` with every topic created."""
     create(broker_settings.kafka, topic_specs(broker_settings))
     return broker_settings
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a codebook of 3 × 16 codewords for 8 numbers, fitted on noise; it has no language model."""
+    import numpy as np
+
+    from models.bundle import create_bundle
+    from models.census import count_tokens
+    from models.codebook import fit_residual_kmeans
+    from models.layout import Layout
+
+    embeddings = np.random.default_rng(11).normal(size=(2_000, 8)).astype(np.float32)
+    codebook = fit_residual_kmeans(embeddings, layers=3, size=16)
+    directory = tmp_path_factory.mktemp("bundle") / "tiny"
+    layout = Layout(generation=1, codebook_id=codebook.id, layers=3, size=16)
+    create_bundle(directory, codebook, layout, census=count_tokens(codebook.encode(embeddings), 16))
+    return directory

@@ -1,0 +1,100 @@
+"""Real sidstream processes for tests: started as a user would start them, ended by SIGTERM or by ``kill -9``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import tomli_w
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from streamer.kafka import consumer_configuration, drain
+from streamer.settings import Settings
+
+
+class SidstreamProcess:
+    """``sidstream <command>`` under ``settings``; its log lines go to a file that a failing test prints."""
+
+    def __init__(self, settings: Settings, command: str, directory: Path) -> None:
+        self._command = command
+        self._log = directory / f"{command}.log"
+        configuration = directory / f"{command}.toml"
+        values = settings.model_dump(mode="json", exclude_none=True)
+        configuration.write_text(tomli_w.dumps(values))
+        self._environment = {**os.environ, "SIDSTREAM_CONFIG": str(configuration), "OMP_NUM_THREADS": "1"}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sidstream", self._command],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    def kill(self) -> None:
+        """``kill -9``: nothing is flushed, nothing is closed."""
+        assert self._process is not None
+        assert self._process.poll() is None, f"the {self._command} died by itself:\n{self.log()}"
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(30)
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")[-6_000:]
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            print(f"--- {self._command} ---\n{self.log()}")
+        if self.running():
+            self.stop()
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, what: str, every: float = 0.1) -> None:
+    """Poll until ``condition`` holds; fails with ``what`` after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(every)
+
+
+def committed_records(settings: Settings, topic: str) -> list[Message]:
+    """Every committed record of a topic, partition by partition."""
+    consumer = Consumer(consumer_configuration(settings.kafka, group="test-reader", enable_partition_eof=True))
+    try:
+        partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        return list(_until_end(consumer, set(partitions)))
+    finally:
+        consumer.close()
+
+
+def _until_end(consumer: Consumer, partitions: set[int]) -> Iterator[Message]:
+    deadline = time.monotonic() + 60
+    while partitions:
+        assert time.monotonic() < deadline, f"partitions {partitions} have no end"
+        yield from drain(consumer, 10_000, 1.0, lambda end: partitions.discard(end.partition()))

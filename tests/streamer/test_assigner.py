@@ -1,0 +1,200 @@
+"""The assigner's transform: what becomes codes, what becomes a dead letter, and in which order. No broker needed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from confluent_kafka import Message
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from streamer.assigner import AssignBatch
+from streamer.dead_letters import VERBATIM_MAXIMUM_BYTES, Outgoing
+from streamer.records import ITEM_CODES, ItemCodes
+
+DIMENSION = 4
+LIMIT = 4_096
+
+
+class SignEncoder:
+    """Three codes that can be read off the embedding: its first three numbers, rounded."""
+
+    codebook_id = "cafe0123cafe0123"
+    dimension = DIMENSION
+
+    def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]:
+        return (np.rint(embeddings[:, :3]) % 1_000).astype(np.uint16)
+
+
+@pytest.fixture
+def assign() -> AssignBatch:
+    return AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", maximum_event_bytes=LIMIT)
+
+
+_offsets = iter(range(1_000_000))
+
+
+def record(key: bytes | None, value: bytes | None, **more: Any) -> Message:
+    arguments = {"partition": 2, "offset": next(_offsets), "timestamp": (1, 1_700_000_000_000), **more}
+    return Message(topic="item-updates", key=key, value=value, **arguments)
+
+
+def update(*numbers: float, **more: Any) -> bytes:
+    return json.dumps({"embedding": list(numbers), **more}).encode()
+
+
+def codes_of(outgoing: Outgoing) -> ItemCodes:
+    assert outgoing.topic == "codes"
+    assert outgoing.value is not None
+    decoded: ItemCodes = ITEM_CODES.decode(outgoing.value)
+    return decoded
+
+
+def fault(outgoing: Outgoing) -> str:
+    assert outgoing.topic == "dlq"
+    return dict(outgoing.headers or [])["dlq.errors.class"].decode()
+
+
+def test_update_becomes_codes_in_the_partition_it_came_from(assign: AssignBatch) -> None:
+    [out] = assign([record(b"sku-1", update(1, 2, 3, 0, title="Kettle", weight=2.5, updated_at=77))])
+    assert out.key == b"sku-1"
+    assert out.partition == 2
+    assert codes_of(out) == ItemCodes(
+        codebook="cafe0123cafe0123", codes=(1, 2, 3), title="Kettle", weight=2.5, updated_at=77
+    )
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        np.array([1, 2, 3, 0], "<f4").tobytes(),
+        np.array([1, 2, 3, 0], "<f2").tobytes(),
+        [1.0, 2.0, 3.0, 0.0],
+    ],
+    ids=["float32", "float16", "numbers"],
+)
+@pytest.mark.parametrize("encode", [msgspec.json.encode, msgspec.msgpack.encode], ids=["json", "messagepack"])
+def test_every_form_of_an_embedding_gives_the_same_codes(assign: AssignBatch, embedding: Any, encode: Any) -> None:
+    [out] = assign([record(b"a", encode({"embedding": embedding}))])
+    assert codes_of(out).codes == (1, 2, 3)
+
+
+def test_tombstone_passes_as_tombstone(assign: AssignBatch) -> None:
+    assert assign([record(b"a", None)]) == [Outgoing("codes", b"a", None, 2)]
+
+
+def test_last_event_of_an_item_in_a_batch_wins(assign: AssignBatch) -> None:
+    outs = assign(
+        [
+            record(b"a", update(1, 1, 1, 0)),
+            record(b"b", update(5, 5, 5, 0)),
+            record(b"a", None),
+            record(b"a", update(2, 2, 2, 0)),
+            record(b"b", None),
+        ]
+    )
+    assert {out.key: None if out.value is None else codes_of(out).codes for out in outs} == {
+        b"a": (2, 2, 2),
+        b"b": None,
+    }
+
+
+def test_unusable_last_event_leaves_the_usable_one_before_it(assign: AssignBatch) -> None:
+    outs = assign([record(b"a", update(1, 1, 1, 0)), record(b"a", update(1, 1)), record(b"a", update(9, 9, 9, 1e39))])
+    assert [codes_of(out).codes for out in outs if out.topic == "codes"] == [(1, 1, 1)]
+    assert [fault(out) for out in outs if out.topic == "dlq"] == ["WrongDimension", "EmbeddingNotFinite"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        (b"a", b"\xc1 nonsense", "UndecodableEvent"),
+        (b"a", b"", "UndecodableEvent"),
+        (b"a", b"{", "UndecodableEvent"),
+        (b"a", b'{"title": "no embedding"}', "InvalidEvent"),
+        (b"a", update(1, 2, 3), "WrongDimension"),
+        (b"a", msgspec.msgpack.encode({"embedding": b"12345"}), "WrongDimension"),
+        (
+            b"a",
+            msgspec.msgpack.encode({"embedding": np.array([1, np.nan, 3, 0], "<f4").tobytes()}),
+            "EmbeddingNotFinite",
+        ),
+        (
+            b"a",
+            msgspec.msgpack.encode({"embedding": np.array([1, np.inf, 3, 0], "<f2").tobytes()}),
+            "EmbeddingNotFinite",
+        ),
+        (b"a", update(1, 2, 3e38, 3e38), "EmbeddingNotFinite"),
+        (b"a", update(1, 2, 3, 0, weight=-1), "InvalidEvent"),
+        (b"a", msgspec.msgpack.encode({"embedding": [1.0, 2.0, 3.0, 0.0], "weight": float("nan")}), "InvalidEvent"),
+        (b"a", update(1, 2, 3, 0, updated_at=-5), "InvalidEvent"),
+        (b"a", update(1, 2, 3, 0, title="x" * LIMIT), "EventTooLarge"),
+        (b"", update(1, 2, 3, 0), "EmptyId"),
+        (None, update(1, 2, 3, 0), "EmptyId"),
+        (b"x" * 257, update(1, 2, 3, 0), "IdTooLong"),
+        (b"\xff\xfe", update(1, 2, 3, 0), "UndecodableId"),
+    ],
+)
+def test_unusable_event_becomes_a_dead_letter_and_the_next_one_goes_on(
+    assign: AssignBatch, key: bytes | None, value: bytes, kind: str
+) -> None:
+    outs = assign([record(key, value, offset=41, headers=[("trace", b"t1")]), record(b"good", update(1, 2, 3, 0))])
+    assert codes_of(outs[0]).codes == (1, 2, 3)
+    [letter] = outs[1:]
+    headers = dict(letter.headers or [])
+    assert (letter.key, letter.value) == (key, value), "key and value stay verbatim"
+    assert headers["trace"] == b"t1"
+    assert headers["dlq.errors.topic"] == b"item-updates"
+    assert (headers["dlq.errors.partition"], headers["dlq.errors.offset"]) == (b"2", b"41")
+    assert headers["dlq.errors.stage"] == b"assigner"
+    assert headers["dlq.errors.class"].decode() == kind
+    assert len(headers["dlq.errors.message"]) > 10
+
+
+def test_event_too_large_to_be_copied_leaves_a_letter_that_says_where_it_lies(assign: AssignBatch) -> None:
+    [letter] = assign([record(b"a", b"x" * (VERBATIM_MAXIMUM_BYTES + 1))])
+    assert letter.value is None
+    assert b"bytes of value" in dict(letter.headers or [])["dlq.errors.omitted"]
+
+
+def test_cloudevent_time_is_used_when_the_event_has_none(assign: AssignBatch) -> None:
+    headers = [("ce_specversion", b"1.0"), ("ce_time", b"2026-01-02T03:04:05Z"), ("content-type", b"application/json")]
+    [out] = assign([record(b"a", update(1, 2, 3, 0), headers=headers)])
+    assert codes_of(out).updated_at == 1_767_323_045_000
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("ce_specversion", b"0.3"), ("content-type", b"application/avro")],
+    ids=["old specification", "another format"],
+)
+def test_unsupported_cloudevent_is_a_dead_letter(assign: AssignBatch, header: tuple[str, bytes]) -> None:
+    [letter] = assign([record(b"a", update(1, 2, 3, 0), headers=[header])])
+    assert fault(letter) == "UnsupportedCloudEvent"
+
+
+_VALUES = st.one_of(
+    st.none(),
+    st.binary(max_size=40),
+    st.lists(st.floats(width=32) | st.integers(0, 60_000), min_size=3, max_size=5).map(
+        lambda numbers: msgspec.msgpack.encode({"embedding": numbers})
+    ),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c", b""]), _VALUES), max_size=12))
+def test_any_batch_gives_each_item_one_output_and_each_unusable_event_one_letter(
+    events: list[tuple[bytes, bytes | None]],
+) -> None:
+    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", maximum_event_bytes=LIMIT)
+    alone = [assign([record(key, value)])[0] for key, value in events]
+    outs = assign([record(key, value) for key, value in events])
+    expected = {out.key: out.value for out in alone if out.topic == "codes"}
+    assert {out.key: out.value for out in outs if out.topic == "codes"} == expected
+    assert len([out for out in outs if out.topic == "codes"]) == len(expected)
+    assert len([out for out in outs if out.topic == "dlq"]) == sum(out.topic == "dlq" for out in alone)
