@@ -6,6 +6,7 @@ across a fork, never a change of the map below an open snapshot. Growth of the m
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -38,6 +39,8 @@ _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "layouts": {},
 }
 _SNAPSHOT_WAIT_SECONDS: Final = 30.0  # how long a change of the map waits for other threads' snapshots
+
+_WAIT: Final = "wait until the indexer has created it."
 
 _log = structlog.get_logger(__name__)
 
@@ -93,12 +96,14 @@ class Environment:
             self._environment.reader_check()
         except (lmdb.Error, OSError) as error:
             self._environment = None
+            if getattr(error, "code", 0) == errno.ENOENT:  # the writer has created the file but not filled it yet
+                raise IndexMissingError(f"{self.path} holds no index yet: {_WAIT}") from error
             raise IndexAccessError(
                 f"The index {self.path} cannot be opened: {error}. Check that this user may write to the directory "
                 f"(readers too: LMDB registers them in lock.mdb). {REBUILD_ADVICE}"
             ) from error
         self.writable = write
-        self._remember_file()
+        self._file = self._file_now()
 
     def open_databases(self, *, create: bool) -> bool:
         """Opens the databases that are there, or creates them; False as long as the directory holds no index."""
@@ -139,9 +144,7 @@ class Environment:
             for attempt in range(3):
                 try:
                     if not self.open_databases(create=False):
-                        raise IndexMissingError(
-                            f"{self.path} holds no index yet: wait until the indexer has created it."
-                        )
+                        raise IndexMissingError(f"{self.path} holds no index yet: {_WAIT}")
                     transaction = self.lmdb.begin()
                     break
                 except lmdb.MapResizedError:
@@ -205,9 +208,6 @@ class Environment:
         except OSError:
             return None
         return status.st_dev, status.st_ino
-
-    def _remember_file(self) -> None:
-        self._file = self._file_now()
 
     def close(self) -> None:
         """Closes the files; open snapshots become invalid."""

@@ -84,7 +84,7 @@ class BatchOutcome:
 
 
 class IndexWriter:
-    """The single writer of an index directory; obtain it with :meth:`open`, a context manager."""
+    """The single writer of an index directory, for one thread; obtain it with :meth:`open`, a context manager."""
 
     def __init__(
         self, shared: environment.Environment, lock: int, facts: IndexFacts, clock: Callable[[], float]
@@ -422,6 +422,7 @@ def _lock_directory(directory: Path) -> int:
 def _unlock(descriptor: int) -> None:
     if descriptor in _locks:
         _locks.discard(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child forked a moment ago that still has it open
         os.close(descriptor)
 
 

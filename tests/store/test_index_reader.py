@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 from plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
@@ -217,6 +218,17 @@ def test_missing_index_is_refused_with_what_to_do(path: Path) -> None:
     with pytest.raises(IndexMissingError, match="start the indexer"):
         IndexReader(path)
     assert not path.exists()
+
+
+def test_index_that_is_just_being_created_is_not_there_yet(path: Path) -> None:
+    path.mkdir()
+    (path / "data.mdb").touch()
+    with pytest.raises(IndexMissingError, match="wait until the indexer"):
+        IndexReader(path)
+    (path / "data.mdb").unlink()
+    lmdb.open(str(path)).close()
+    with pytest.raises(IndexMissingError, match="wait until the indexer"):
+        IndexReader(path)
 
 
 def test_use_after_the_end_is_refused(open_writer: OpenWriter, path: Path) -> None:
