@@ -6,7 +6,6 @@ across a fork, never a change of the map below an open snapshot. Growth of the m
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -80,6 +79,8 @@ class Environment:
         data = self.path / DATA_FILE
         if not write and not data.exists():
             raise IndexMissingError(f"There is no index in {self.path}: start the indexer with this path first.")
+        if not write and data.stat().st_size == 0:  # LMDB would try to write to it
+            raise IndexMissingError(f"{self.path} holds no index yet: {_WAIT}")
         try:
             self._environment = lmdb.open(
                 str(self.path),
@@ -96,8 +97,6 @@ class Environment:
             self._environment.reader_check()
         except (lmdb.Error, OSError) as error:
             self._environment = None
-            if getattr(error, "code", 0) == errno.ENOENT:  # the writer has created the file but not filled it yet
-                raise IndexMissingError(f"{self.path} holds no index yet: {_WAIT}") from error
             raise IndexAccessError(
                 f"The index {self.path} cannot be opened: {error}. Check that this user may write to the directory "
                 f"(readers too: LMDB registers them in lock.mdb). {REBUILD_ADVICE}"
