@@ -195,11 +195,11 @@ class Environment:
     def _reopen(self) -> None:
         """The directory was deleted and rebuilt, as our own messages advise: leave the old file, open the new one."""
         self._await_no_snapshots()
-        _log.warning("index_replaced", path=str(self.path))
         if self._environment is not None:
             self._environment.close()
         self._environment, self.databases = None, {}
         self.open(write=False)
+        _log.warning("index_replaced", path=str(self.path))
 
     def _file_now(self) -> tuple[int, int] | None:
         try:

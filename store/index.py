@@ -7,13 +7,11 @@ the transaction that replaces them; applying a batch again changes nothing. One 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -27,60 +25,28 @@ from numpy.typing import NDArray
 
 from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS, Layout
 from store import encoding, environment
-from store.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, MAXIMUM_KEY_BYTES, ItemEncoding, TrieEncoding
+from store.batch import BatchOutcome, CodesBatch, PreparedBatch
+from store.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, TrieEncoding
 from store.errors import (
     REBUILD_ADVICE,
-    BatchError,
     IndexAccessError,
     IndexFormatError,
     IndexFullError,
-    IndexLockedError,
     IndexMismatchError,
     IndexUsageError,
 )
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
+from store.writer_lock import lock_directory, unlock
+
+__all__ = ["DEFAULT_MAP_SIZE", "BatchOutcome", "CodesBatch", "IndexWriter"]
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
-LOCK_FILE: Final = "writer.lock"
 _STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
 # LMDB reports a write that the file system cut short, which is how a filling disk begins, as EIO.
 _DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _log = structlog.get_logger(__name__)
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class CodesBatch:
-    """N item events in order; the last event of an id wins. The codes of deleted rows are ignored.
-
-    ids: N byte strings of 1..511 bytes; codes: uint16 (N, L); weights: float32 (N,); titles: N strings;
-    updated_at: int64 (N,) milliseconds since the epoch; deleted: bool (N,).
-    """
-
-    ids: list[bytes]
-    codes: NDArray[np.uint16]
-    weights: NDArray[np.float32]
-    titles: list[str]
-    updated_at: NDArray[np.int64]
-    deleted: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class BatchOutcome:
-    """What a batch did: distinct ids upserted (unchanged ones too), live items deleted, and the new figures.
-
-    ``changed_tokens`` holds (layer_index, token, count): the absolute counts that differ from before the batch.
-    ``items`` is the number of live items after it.
-    """
-
-    upserted: int
-    deleted: int
-    changed_tokens: list[tuple[int, int, int]]
-    items: int
 
 
 class IndexWriter:
@@ -121,7 +87,7 @@ class IndexWriter:
             )
         directory = Path(path)
         directory.mkdir(parents=True, exist_ok=True)
-        lock = _lock_directory(directory)
+        lock = lock_directory(directory)
         try:
             shared = environment.acquire(directory, write=True, map_size=map_size)
             try:
@@ -132,7 +98,7 @@ class IndexWriter:
                 environment.release(shared)
                 raise
         except BaseException:
-            _unlock(lock)
+            unlock(lock)
             raise
 
     @property
@@ -146,13 +112,13 @@ class IndexWriter:
         On ``BatchError``, ``IndexFullError`` and ``IndexAccessError`` nothing is written and the batch can be applied
         again. A full map grows and the batch is redone.
         """
-        prepared = _Prepared.of(batch, self._facts)
+        prepared = PreparedBatch.of(batch, self._facts.layers, self._facts.size)
         outcome, census = self._write(lambda transaction: self._apply(transaction, prepared, offsets))
         self._census = census
         return outcome
 
     def _apply(
-        self, transaction: Any, batch: _Prepared, offsets: Mapping[tuple[str, int], int]
+        self, transaction: Any, batch: PreparedBatch, offsets: Mapping[tuple[str, int], int]
     ) -> tuple[BatchOutcome, NDArray[np.int64]]:
         databases = self._environment.databases
         state = read_state(transaction, databases)
@@ -290,7 +256,7 @@ class IndexWriter:
         """Releases the files and the writer's lock; closing again does nothing."""
         if self._lock >= 0:
             environment.release(self._environment)
-            _unlock(self._lock)
+            unlock(self._lock)
             self._lock = -1
 
     def __enter__(self) -> IndexWriter:
@@ -355,88 +321,6 @@ class IndexWriter:
             "quota or a limit on file sizes is reached, or it fails. Nothing of this batch was stored and no offset "
             "moved: make room or move the directory, then start the indexer again."
         )
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A batch with one row per id, sorted by id as LMDB sorts them: made before the transaction begins."""
-
-    ids: list[bytes]
-    codes: NDArray[np.uint16]
-    deleted: NDArray[np.bool_]
-    values: list[bytes]
-
-    @classmethod
-    def of(cls, batch: CodesBatch, facts: IndexFacts) -> _Prepared:
-        _check(batch, facts)
-        last = dict(zip(batch.ids, range(len(batch.ids)), strict=True))
-        ids = sorted(last)
-        rows = np.fromiter(map(last.__getitem__, ids), np.int64, len(ids))
-        codes = np.ascontiguousarray(batch.codes[rows])
-        titles = [batch.titles[row] for row in rows.tolist()]
-        values = ItemEncoding(facts.layers).encode(ids, codes, batch.weights[rows], titles, batch.updated_at[rows])
-        return cls(ids, codes, batch.deleted[rows], values)
-
-
-def _check(batch: CodesBatch, facts: IndexFacts) -> None:
-    count = len(batch.ids)
-    shapes = (batch.codes.shape, batch.weights.shape, batch.updated_at.shape, batch.deleted.shape, len(batch.titles))
-    if shapes != ((count, facts.layers), (count,), (count,), (count,), count):
-        raise BatchError(
-            f"A batch of {count} ids needs codes ({count}, {facts.layers}) and {count} of each other field; got "
-            f"codes {shapes[0]}, weights {shapes[1]}, updated_at {shapes[2]}, deleted {shapes[3]}, titles {shapes[4]}."
-        )
-    lengths = np.fromiter(map(len, batch.ids), np.int64, count)
-    wrong = np.flatnonzero((lengths < 1) | (lengths > MAXIMUM_KEY_BYTES))
-    if len(wrong):
-        raise BatchError(
-            f"Row {wrong[0]} has an id of {lengths[wrong[0]]} bytes; ids have 1 to {MAXIMUM_KEY_BYTES}: "
-            "the assigner should have sent it to the dead letters."
-        )
-    beyond = np.flatnonzero((batch.codes >= facts.size).any(axis=1) & ~batch.deleted)
-    if len(beyond):
-        raise BatchError(
-            f"Item {batch.ids[beyond[0]]!r} has codes {batch.codes[beyond[0]].tolist()}; the codebook has tokens "
-            f"0..{facts.size - 1}: it was encoded with another codebook."
-        )
-
-
-def _lock_directory(directory: Path) -> int:
-    """Takes the writer's lock; the kernel releases it when the process ends, however it ends."""
-    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise IndexLockedError(
-            f"The index {directory} is already being written by process {holder}. "
-            "Stop that indexer, or start this one with another path."
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    _locks.add(descriptor)
-    return descriptor
-
-
-def _unlock(descriptor: int) -> None:
-    if descriptor in _locks:
-        _locks.discard(descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child forked a moment ago that still has it open
-        os.close(descriptor)
-
-
-_locks: set[int] = set()
-
-
-def _after_fork_in_child() -> None:
-    # A forked child shares the lock's file description: unless closed here, it would outlive a killed writer.
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _create_or_check(shared: environment.Environment, directory: Path, wanted: IndexFacts) -> IndexFacts:

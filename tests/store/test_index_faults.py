@@ -66,7 +66,7 @@ def test_killed_writer_leaves_whole_batches_and_its_successor_goes_on(open_write
     for _ in range(5):
         with run(APPLY_FOR_EVER, path) as child:
             assert child.stdout is not None
-            for _ in range(chance.randrange(1, 30)):  # it is surely at work …
+            for _ in range(chance.randrange(1, 15)):  # it is surely at work …
                 assert child.stdout.readline()
             time.sleep(chance.random() * 0.01)  # … and dies anywhere within a batch
             child.kill()
