@@ -1,0 +1,244 @@
+"""Fine-tuning of a causal LM on (query, user, history) → SID, by transformers' ``Trainer`` (paper eq. 4).
+
+What must hold: the loss is over the tokens of the target SID alone; prompts are those of serving (``PromptBuilder.row``); the same
+seed gives the same model; and *layer-2 dropout* leaves the layer-2 token out of each SID at random, in targets and histories
+independently, so that the model reads and writes both forms.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from models.errors import SidstreamError
+from models.layout import HEAD_LAYER_INDEX, Layout
+from models.prompts import PromptBuilder
+from models.training_examples import TrainingExample
+from models.vocabulary import SidVocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+# (step, total steps, loss of the last steps)
+ProgressCallback = Callable[[int, int, float], None]
+
+_LENGTH_NOISE: Final = 0.1  # share by which lengths are blurred, so that batches differ between epochs
+_IGNORED: Final = -100  # transformers' label for "no loss here"
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to fine-tune. ``max_steps`` (if > 0) overrides ``epochs``.
+
+    ``warm_up``: share of the steps over which the learning rate rises; it then falls along a cosine.
+    ``layer2_dropout``: probability with which a SID is written without its layer-2 token.
+    """
+
+    epochs: float = 3.0
+    max_steps: int = 0
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    warm_up: float = 0.05
+    weight_decay: float = 0.01
+    seed: int = 0
+    layer2_dropout: float = 0.0
+    report_every: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.layer2_dropout < 1.0:
+            raise SidstreamError(f"layer2_dropout must be at least 0 and below 1, not {self.layer2_dropout}")
+        if self.batch_size < 1 or self.learning_rate <= 0 or (self.epochs <= 0 and self.max_steps <= 0):
+            raise SidstreamError("batch size, learning rate and epochs (or max_steps) must be positive: correct the training settings")
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """``skipped``: examples whose item is unknown; ``loss``: mean over the last reported steps (natural logarithm, a token)."""
+
+    examples: int
+    skipped: int
+    steps: int
+    loss: float
+    seconds: float
+    examples_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures for the bundle's manifest."""
+        return asdict(self)
+
+
+class ExampleTable:
+    """All examples as one int32 table (N, width), -1 where a part is absent: prompt row, then the target's SID.
+
+    Batches are cut from it with array operations alone, because on a small model Python per example would cost more than the model.
+    """
+
+    def __init__(
+        self,
+        examples: Iterable[TrainingExample],
+        prompts: PromptBuilder,
+        layout: Layout,
+        item_rows: Mapping[str, int],
+        codes: npt.NDArray[np.uint16],
+    ) -> None:
+        """``item_rows``: item id → row of ``codes`` (N, L). Unknown history items are left out, examples of unknown items skipped."""
+        self.vocabulary = prompts.vocabulary
+        self.target_start = prompts.width
+        seen = list(examples)
+        known = [example for example in seen if example.item in item_rows]
+        self.skipped = len(seen) - len(known)
+        if not known:
+            raise SidstreamError(
+                f"none of the {len(seen)} training examples names an item of the catalogue: give the examples that belong to it"
+            )
+        sids = layout.sid_tokens(codes)
+        texts = iter(prompts.tokenizer.encode_batch([example.query for example in known]))
+        self.rows = np.full((len(known), prompts.width + layout.layers), -1, dtype=np.int32)
+        for row, example in zip(self.rows, known, strict=True):
+            history = [sids[item_rows[item]] for item in example.history if item in item_rows]
+            row[: prompts.width] = prompts.row(next(texts), history, example.user)
+        targets = sids[[item_rows[example.item] for example in known]]
+        self.rows[:, prompts.width :] = self.vocabulary.token_ids(targets)
+        self.lengths = (self.rows >= 0).sum(axis=1)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(
+        self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Token ids (B, T), padded at the end, and labels (B, T): the token itself on the target SID, -100 elsewhere."""
+        rows = self.rows[indices]
+        if layer2_dropout > 0:
+            head_layer = self.vocabulary.layer_range(HEAD_LAYER_INDEX)
+            middle = (rows >= head_layer.start) & (rows < head_layer.stop)
+            rows = np.where(middle & (random.random(rows.shape, dtype=np.float32) < layer2_dropout), -1, rows)
+        present = rows >= 0
+        place = np.cumsum(present, axis=1) - 1
+        shape = (len(rows), int(place[:, -1].max()) + 1)
+        token_ids = np.full(shape, self.vocabulary.padding_id, dtype=np.int64)
+        labels = np.full(shape, _IGNORED, dtype=np.int64)
+        row, column = np.nonzero(present)
+        token_ids[row, place[row, column]] = rows[row, column]
+        is_target = column >= self.target_start
+        row, column = row[is_target], column[is_target]
+        labels[row, place[row, column]] = rows[row, column]
+        return token_ids, labels
+
+
+class _Batches:
+    """A data loader: batches of like lengths in random order, anew each epoch; what ``Trainer`` needs of a loader and no more."""
+
+    def __init__(self, table: ExampleTable, settings: TrainingSettings) -> None:
+        self._table, self._settings = table, settings
+        self._epoch = 0
+        self.dataset = table  # Trainer counts the examples
+
+    def __len__(self) -> int:
+        return -(-len(self._table) // self._settings.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer says which epoch begins."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        import torch
+
+        random = np.random.default_rng((self._settings.seed, self._epoch))
+        lengths = self._table.lengths * random.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, size=len(self._table))
+        batches = np.array_split(np.argsort(lengths, kind="stable"), len(self))
+        for number in random.permutation(len(batches)):
+            token_ids, labels = self._table.batch(batches[number], self._settings.layer2_dropout, random)
+            yield {"input_ids": torch.from_numpy(token_ids), "labels": torch.from_numpy(labels)}
+        self._epoch += 1
+
+
+def target_loss(model: Any, token_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the labelled tokens; ``lm_head`` runs on the positions before them alone.
+
+    Rows are padded at the end, so causal attention needs no mask: no real token sees padding.
+    """
+    import torch
+
+    base, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
+    hidden = base(input_ids=token_ids, use_cache=False).last_hidden_state
+    row, column = torch.nonzero(labels != _IGNORED, as_tuple=True)
+    return torch.nn.functional.cross_entropy(head(hidden[row, column - 1]).float(), labels[row, column])
+
+
+def fine_tune(
+    model: Any,
+    table: ExampleTable,
+    settings: TrainingSettings,
+    progress: ProgressCallback | None = None,
+) -> TrainingOutcome:
+    """Trains ``model`` in place and leaves it in evaluation mode."""
+    import torch
+    from transformers import PrinterCallback, ProgressCallback as BarCallback, Trainer, TrainerCallback, TrainingArguments
+
+    loader = _Batches(table, settings)
+    total = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * len(loader)))
+    losses: list[float] = []
+
+    class TargetTrainer(Trainer):  # type: ignore[misc]
+        def get_train_dataloader(self) -> Any:
+            return loader
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            return target_loss(model, inputs["input_ids"], inputs["labels"])
+
+    class Report(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+                if progress is not None:
+                    progress(int(state.global_step), total, losses[-1])
+
+    with TemporaryDirectory(prefix="sidstream-train-") as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=total,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, round(settings.warm_up * total)),
+            weight_decay=settings.weight_decay,
+            optim="adamw_torch_fused",
+            seed=settings.seed,
+            logging_steps=settings.report_every,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+        )
+        trainer = TargetTrainer(model=model, args=arguments, train_dataset=table, callbacks=[Report()])
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(BarCallback)
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            trainer.train()
+        seconds = time.perf_counter() - started
+    model.eval()
+    seen = total * len(table) / len(loader)
+    outcome = TrainingOutcome(
+        examples=len(table),
+        skipped=table.skipped,
+        steps=total,
+        loss=losses[-1] if losses else float("nan"),
+        seconds=round(seconds, 2),
+        examples_per_second=round(seen / seconds, 1),
+    )
+    logger.info("fine_tuned", **outcome.to_dict())
+    return outcome
