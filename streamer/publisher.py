@@ -63,6 +63,10 @@ class ItemPublisher:
         """A tombstone: the item leaves index and results."""
         self._send(item_id, None)
 
+    def poll(self) -> None:
+        """Serve the client between events that come slowly."""
+        self._producer.poll(0)
+
     def flush(self) -> None:
         """Wait until the broker has everything.
 

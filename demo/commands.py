@@ -1,0 +1,102 @@
+"""The command ``sidstream demo``: clean ground, an embedded broker, the story, the summary."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from streamer.settings import CONFIGURATION_FILE, CONFIGURATION_VARIABLE, Settings, load_settings
+
+
+def demo(
+    catalog: Annotated[Path | None, typer.Option(help="Tell it on a catalogue folder instead of our own shop.")] = None,
+    directory: Annotated[Path, typer.Option(help="Where the demo keeps everything; emptied first.")] = Path(
+        ".sidstream/demo"
+    ),
+) -> None:
+    """The whole story on a real Apache Kafka, in a few minutes."""
+    from demo.display import summary
+    from demo.preparation import head_size
+    from demo.shop import own_shop, shop_of
+    from demo.story import Story
+    from streamer.broker_commands import fetch_progress
+    from streamer.pipeline import Pipeline
+
+    started = time.monotonic()
+    console = Console()
+    console.print(
+        "[bold]sidstream[/]: item updates in, answers a moment later. Everything below is measured while it happens."
+    )
+    _empty(directory)
+    shop = own_shop() if catalog is None else shop_of(catalog)
+    settings = _settings(directory, head_size(shop))
+    logs = directory / "logs"
+    story = Story(shop, settings, console, logs)
+    with ExitStack() as stack:
+        progress = stack.enter_context(fetch_progress(console))
+        figures = story.tell(
+            lambda: Pipeline(settings, embedded_broker=True, log_directory=logs, fetch_progress=progress)
+        )
+    sidstream = f".venv/bin/sidstream --config {directory / CONFIGURATION_FILE}"
+    steps = [
+        (f"{sidstream} up", "the same pipeline again, as you left it; leave it running and, in another terminal:"),
+        (f'{sidstream} ask "{shop.queries[0].text or "gift"}"', "ask anything"),
+        (f"{sidstream} status", "lag, items, layout, census metrics"),
+        (f"{sidstream} alerts", "what was fired and resolved"),
+    ]
+    if catalog is None:
+        steps.append((".venv/bin/sidstream demo --catalog DIR", "the same story on your own products"))
+    console.print()
+    console.print(summary(figures, time.monotonic() - started, steps))
+
+
+def _empty(directory: Path) -> None:
+    """Only a directory that a demo made is emptied."""
+    marker = directory / ".sidstream-demo"
+    if directory.exists() and any(directory.iterdir()) and not marker.exists():
+        raise typer.BadParameter(f"{directory} is not empty and no demo made it: choose another --directory")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    marker.touch()
+
+
+_CONFIGURATION: Final = """\
+# Written by `sidstream demo`. Windows of seconds instead of minutes, so that a story of minutes has a beginning and an end.
+bundle = "{directory}/bundle"
+index = "{directory}/index"
+
+[broker]
+directory = "{directory}/broker"
+port = 0
+
+[monitor]
+head_size = {head_size}
+bucket_seconds = 2.0
+buckets = 5
+drift_interval_seconds = 2.0
+minimum_interval_seconds = 5.0
+reshortened_seconds = 10.0
+
+[retriever]
+layout = "live"
+"""
+
+
+def _settings(directory: Path, head_size: int) -> Settings:
+    """Settings from a file of the demo's own, which the processes that it starts read too."""
+    configuration = directory / CONFIGURATION_FILE
+    configuration.write_text(_CONFIGURATION.format(directory=directory, head_size=head_size))
+    os.environ[CONFIGURATION_VARIABLE] = str(configuration)
+    return load_settings()
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to the front door."""
+    app.command()(demo)

@@ -1,0 +1,396 @@
+"""The demo's story, act by act, on a real broker with the real processes; every figure that it shows was measured in it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from confluent_kafka import Consumer, TopicPartition
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from demo.display import alert_text, census_table, fad_panel, progress_bar, short
+from demo.figures import Figures
+from demo.live_queries import LiveQueries
+from demo.preparation import Fitted, Trained, fit, head_size, train
+from demo.shop import Fad, Shop, choose_fad
+from models.catalogue import CatalogueItem
+from models.errors import SidstreamError
+from models.layout import HEAD_LAYER_INDEX, Layout
+from models.onnx_encoder import OnnxEncoder
+from retriever.client import Client
+from store.reader import IndexReader
+from streamer.freshness import FreshnessProbe
+from streamer.kafka import consumer_configuration, drain
+from streamer.pipeline import Pipeline
+from streamer.publisher import ItemPublisher, publish_items
+from streamer.records import ALERT, Alert, Answer, Query
+from streamer.settings import Settings
+
+LATE_PER_SECOND: Final = 500
+FAD_PER_SECOND: Final = 100
+_READY_SECONDS: Final = 90.0
+_ARRIVAL_SECONDS: Final = 60.0
+_RESHORTENING_SECONDS: Final = 45.0
+_CLEARING_SECONDS: Final = 60.0
+_SHOWN_ITEMS: Final = 3
+
+
+class DemoError(SidstreamError):
+    """The story cannot go on; the message says what did not happen and where the logs are."""
+
+
+class Story:
+    """Tells the acts in their order; ``tell`` returns the figures for the summary."""
+
+    def __init__(self, shop: Shop, settings: Settings, console: Console, log_directory: Path) -> None:
+        self._shop = shop
+        self._settings = settings
+        self._console = console
+        self._log_directory = log_directory
+        self._live: dict[str, str] = {}
+        self._deleted: dict[str, float] = {}  # id → when it was seen to be gone
+        self._firing: set[str] = set()
+        self.figures = Figures(products=len(shop.known) + len(shop.late), examples=len(shop.examples))
+
+    def tell(self, pipeline: Callable[[], Pipeline]) -> Figures:
+        """Prepare, start the pipeline, stream, ask, change, flood, and let the flood go."""
+        fitted = self._fit()
+        trained = self._train(fitted)
+        with self._console.status("starting assigner, indexer, monitor and retriever on the broker …"):
+            running = pipeline()
+        with running:
+            self._settings = running.settings
+            self._pipeline = running
+            self._stream_in()
+            with IndexReader(self._settings.index) as reader, Client(self._settings) as client:
+                self._client, self._reader = client, reader
+                self._latecomers()
+                self._ask()
+                self._change_and_delete()
+                self._fad(trained)
+        return self.figures
+
+    # --- before anything streams -------------------------------------------------------------------------------------
+
+    def _fit(self) -> Fitted:
+        shop = self._shop
+        self._act("Fit the codebooks", f"{len(shop.known):,} products of {shop.name}, {shop.dimension} numbers each")
+        with progress_bar(self._console) as progress:
+            task = progress.add_task("residual k-means", total=None)
+
+            def on_progress(layer: int, iteration: int, _error: float) -> None:
+                progress.update(task, description=f"residual k-means, layer {layer + 1}, iteration {iteration + 1}")
+
+            fitted = fit(shop, self._settings.bundle, on_progress)
+            progress.update(task, total=1, completed=1, description="residual k-means")
+        self.figures.fit_seconds = fitted.seconds
+        self._console.print(census_table(fitted.census))
+        self._say(
+            f"Layer 2 crowds onto few tokens: the hourglass. Layout 1 leaves its {head_size(shop)} most crowded tokens out of "
+            "the SIDs."
+        )
+        return fitted
+
+    def _train(self, fitted: Fitted) -> Trained:
+        self._act("Fine-tune a small language model", f"{len(self._shop.examples):,} queries and histories → SIDs")
+        with progress_bar(self._console) as progress:
+            task = progress.add_task("training", total=None)
+
+            def on_progress(step: int, total: int, loss: float) -> None:
+                progress.update(task, total=total, completed=step, description=f"training, loss {loss:.2f}")
+
+            trained = train(self._shop, fitted, on_progress)
+        figures = self.figures
+        figures.train_seconds, figures.loss, figures.parameters = trained.seconds, trained.loss, trained.parameters
+        self._say(
+            f"{trained.parameters / 1e6:.1f} M parameters, loss {trained.loss:.2f} after {trained.seconds:.0f} s. Trained with "
+            "layer-2 dropout, so it may follow the live layout."
+        )
+        return trained
+
+    # --- streaming ---------------------------------------------------------------------------------------------------
+
+    def _stream_in(self) -> None:
+        known = self._shop.known
+        self._act(
+            "Stream the catalogue in",
+            f"producer → Kafka → assigner → Kafka → indexer → LMDB, {len(known):,} item updates",
+        )
+        self._wait(lambda: self._settings.index.exists(), _READY_SECONDS, "the indexer did not start")
+        with progress_bar(self._console) as progress, IndexReader(self._settings.index) as reader:
+            task = progress.add_task("retrievable", total=len(known))
+            # The processes have just started: what is measured is the pipeline, not the start of four Pythons.
+            self._publish(known.items[:100], known.embeddings[:100])
+            self._wait_for_items(reader, 100, lambda _count: None)
+            started = time.monotonic()
+            self._publish(known.items[100:], known.embeddings[100:])
+            self._wait_for_items(reader, len(known), lambda count: progress.update(task, completed=count))
+            self.figures.burst_seconds = time.monotonic() - started
+        self.figures.burst_items = len(known) - 100
+        rate = self.figures.burst_items / self.figures.burst_seconds
+        self._say(
+            f"{self.figures.burst_items:,} items retrievable {self.figures.burst_seconds:.2f} s after the first was published: "
+            f"{rate:,.0f} a second."
+        )
+
+    def _latecomers(self) -> None:
+        late = self._shop.late
+        self._act("Latecomers", f"{len(late):,} products that the model has never seen, {LATE_PER_SECOND} a second")
+        with self._console.status("waiting for the retriever's first answer …"):
+            self._first_answer()
+        with progress_bar(self._console) as progress, FreshnessProbe(self._reader) as probe:
+            task = progress.add_task("publishing", total=len(late))
+            with ItemPublisher(self._settings) as publisher:
+                for number in self._paced(len(late), LATE_PER_SECOND):
+                    item, updated_at = late.items[number], 1_000_000 + number
+                    probe.sent(item.id, updated_at)
+                    publisher.update(
+                        item.id, late.embeddings[number], title=item.title, weight=item.weight, updated_at=updated_at
+                    )
+                    self._live[item.id] = item.title
+                    progress.update(task, completed=number + 1)
+            missing = probe.wait(_ARRIVAL_SECONDS)
+        if missing:
+            raise DemoError(f"{missing} updates never arrived; see the logs in {self._log_directory}")
+        figures = self.figures
+        figures.fresh_items = probe.seen
+        figures.fresh_p50_ms, figures.fresh_p99_ms = probe.percentile_ms(50), probe.percentile_ms(99)
+        self._say(f"Update → retrievable: p50 {figures.fresh_p50_ms:.0f} ms, p99 {figures.fresh_p99_ms:.0f} ms.")
+
+    def _ask(self) -> None:
+        self._act("Ask", "a query, a history or both; constrained beam search, so that every answer is a live product")
+        titles = self._live
+        for query in self._shop.queries:
+            answer = self._client.ask(query.text, history=query.history, limit=_SHOWN_ITEMS)
+            bought = "; ".join(short(titles.get(item, item), 46) for item in query.history)
+            question = f"[bold]“{query.text}”[/]" if query.text else "[bold]no words[/]"
+            self._console.print(
+                f"  {question}" + (f" [dim]after buying {bought}[/]" if bought else ""), highlight=False
+            )
+            self._show(answer)
+
+    def _change_and_delete(self) -> None:
+        self._act("Change and delete", "the next answer knows")
+        query = self._shop.queries[0].text or "gift"
+        before = self._client.ask(query, limit=_SHOWN_ITEMS)
+        if len(before.items) < 2:
+            raise DemoError(f"“{query}” has too few answers to go on with")
+        changed, deleted = before.items[0], before.items[1]
+        row = {
+            item.id: (part, at) for part in (self._shop.known, self._shop.late) for at, item in enumerate(part.items)
+        }
+        part, at = row[changed.item_id]
+        title = f"{changed.title} (now in stock)"
+        with ItemPublisher(self._settings) as publisher:
+            publisher.update(
+                changed.item_id, part.embeddings[at], title=title, weight=part.items[at].weight, updated_at=2_000_000
+            )
+            publisher.delete(deleted.item_id)
+        self._live[changed.item_id] = title
+        self._wait(
+            lambda: self._holds(changed.item_id, title) and self._holds(deleted.item_id, None),
+            _ARRIVAL_SECONDS,
+            "the change did not arrive",
+        )
+        self._deleted[deleted.item_id] = time.monotonic()
+        after = self._client.ask(query, limit=_SHOWN_ITEMS)
+        self._console.print(f"  [bold]“{query}”[/]: the first was renamed, the second deleted", highlight=False)
+        self._show(after)
+        self.figures.deleted_in_answers += sum(item.item_id in self._deleted for item in after.items)
+
+    # --- the fad -----------------------------------------------------------------------------------------------------
+
+    def _fad(self, trained: Trained) -> None:
+        encoder = OnnxEncoder(trained.bundle.encoder_path)
+        with self._reader.snapshot() as snapshot:
+            live = snapshot.live_layout() or trained.bundle.layout
+        layer2 = [encoder.encode(fad.embeddings)[:, HEAD_LAYER_INDEX] for fad in self._shop.fads]
+        chosen = choose_fad(self._shop.fads, layer2, live.head_tokens)
+        fad, token = self._shop.fads[chosen], int(np.bincount(layer2[chosen]).argmax())
+        self._act(
+            "A fad",
+            f"{len(fad.items):,} {fad.name} in {len(fad.items) / FAD_PER_SECOND:.0f} s, while queries keep coming",
+        )
+        queries = [
+            Query(text=fad.query, limit=10),
+            *(Query(text=query.text, history=query.history, limit=10) for query in self._shop.queries),
+        ]
+        alerts = self._alerts_consumer()
+        # An item may be in an answer from the moment that it was published until its deletion was.
+        with LiveQueries(self._settings, queries, self._may_be_answered) as live_queries:
+            first = self._flood(fad, token, live, live_queries, alerts)
+            self._show_reshortening(fad, token, live, encoder)
+            self._retire(fad, alerts)
+            figures = self.figures
+            figures.queries, figures.unanswered = live_queries.answered, live_queries.unanswered
+            figures.invalid_items, figures.layouts = live_queries.invalid_items, set(live_queries.layouts)
+            figures.query_p50_ms, figures.query_p95_ms = live_queries.percentile_ms(50), live_queries.percentile_ms(95)
+        alerts.close()
+        figures.reshortened_after_seconds = first
+        answer = self._client.ask(fad.query, limit=10)
+        figures.deleted_in_answers += sum(item.item_id in self._deleted for item in answer.items)
+        self._say(f"“{fad.query}” now: {short(answer.items[0].title, 90) if answer.items else 'nothing'}")
+
+    def _flood(self, fad: Fad, token: int, before: Layout, queries: LiveQueries, alerts: Consumer) -> float | None:
+        """Publish the fad and watch; seconds until the layout changed, or ``None``."""
+        news: deque[Text] = deque(maxlen=8)
+        reshortened: float | None = None
+        started = time.monotonic()
+        publisher = ItemPublisher(self._settings)
+        sent = 0
+        with Live(console=self._console, refresh_per_second=4) as screen:
+            while True:
+                seconds = time.monotonic() - started
+                while sent < min(len(fad.items), int(seconds * FAD_PER_SECOND)):
+                    item = fad.items[sent]
+                    self._live[item.id] = item.title
+                    publisher.update(item.id, fad.embeddings[sent], title=item.title, weight=item.weight)
+                    sent += 1
+                publisher.poll()
+                self._pipeline.supervisor.check()
+                for alert in self._new_alerts(alerts):
+                    news.append(Text(f"{seconds:5.1f} s  ").append_text(alert_text(alert)))
+                with self._reader.snapshot() as snapshot:
+                    counts, items = snapshot.census()[HEAD_LAYER_INDEX], snapshot.item_count
+                    layout = snapshot.live_layout() or before
+                if reshortened is None and layout.generation > before.generation and token in layout.head_tokens:
+                    reshortened = seconds
+                    news.append(
+                        Text(
+                            f"{seconds:5.1f} s  layout {layout.generation} is live: SIDs of token {token} have lost it",
+                            "bold green",
+                        )
+                    )
+                screen.update(fad_panel(seconds, sent, fad, token, counts, items, layout, queries, list(news)))
+                done = sent == len(fad.items) and reshortened is not None
+                if done or seconds > _RESHORTENING_SECONDS:
+                    break
+                time.sleep(0.05)
+        publisher.flush()
+        return reshortened
+
+    def _show_reshortening(self, fad: Fad, token: int, before: Layout, encoder: OnnxEncoder) -> None:
+        with self._reader.snapshot() as snapshot:
+            after = snapshot.live_layout() or before
+            counts = snapshot.census()[HEAD_LAYER_INDEX]
+        self.figures.reshortened_items = int(counts[sorted(set(after.head_tokens) - set(before.head_tokens))].sum())
+        if after.generation == before.generation:
+            self._say(
+                f"[yellow]No new layout within {_RESHORTENING_SECONDS:.0f} s: see the monitor's log in {self._log_directory}.[/]"
+            )
+            return
+        codes = encoder.encode(fad.embeddings[:1])[0].tolist()
+        self._say(
+            f"{short(fad.items[0].title, 60)}: its SID was [cyan]{before.sid_text(codes)}[/], now it is "
+            f"[bold cyan]{after.sid_text(codes)}[/]. No item was rewritten: the layout is one small record."
+        )
+
+    def _retire(self, fad: Fad, alerts: Consumer) -> None:
+        self._act("The fad is over", f"{len(fad.items):,} tombstones")
+        with ItemPublisher(self._settings) as publisher:
+            for item in fad.items:
+                publisher.delete(item.id)
+        with self._console.status("waiting until they are gone and the alerts clear …"):
+            self._wait(lambda: self._gone(fad), _ARRIVAL_SECONDS, "the deletions did not arrive")
+            self._deleted |= dict.fromkeys((item.id for item in fad.items), time.monotonic())
+            deadline = time.monotonic() + _CLEARING_SECONDS
+            while self._firing and time.monotonic() < deadline:
+                for alert in self._new_alerts(alerts):
+                    self._console.print(Text("  ").append_text(alert_text(alert)))
+                time.sleep(0.1)
+
+    # --- small helpers -----------------------------------------------------------------------------------------------
+
+    def _act(self, title: str, what: str) -> None:
+        self._console.print()
+        self._console.rule(f"[bold]{title}[/] [dim]· {what}[/]", align="left", style="dim")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"  {text}", highlight=False)
+
+    def _show(self, answer: Answer) -> None:
+        if answer.error is not None:
+            self._console.print(f"    [red]{answer.error.kind}: {answer.error.message}[/]")
+        for item in answer.items:
+            self._console.print(
+                f"    [cyan]{item.sid:<20}[/] {short(item.title, 92)} [dim]{item.score:6.2f}[/]", highlight=False
+            )
+
+    def _publish(self, items: Sequence[CatalogueItem], embeddings: NDArray[np.float32]) -> None:
+        for item in items:
+            self._live[item.id] = item.title
+        publish_items(self._settings, items, embeddings)
+
+    def _first_answer(self) -> None:
+        """The retriever loads its model meanwhile."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            self._pipeline.supervisor.check()
+            try:
+                self._client.ask("first", timeout_seconds=5)
+                return
+            except SidstreamError:
+                if time.monotonic() > deadline:
+                    raise DemoError(f"the retriever did not answer; see its log in {self._log_directory}") from None
+
+    def _wait_for_items(self, reader: IndexReader, count: int, advance: Callable[[int], None]) -> None:
+        def arrived() -> bool:
+            with reader.snapshot() as snapshot:
+                items = snapshot.item_count
+            advance(items)
+            return items >= count
+
+        self._wait(arrived, _ARRIVAL_SECONDS, f"not all of {count} items arrived")
+
+    def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self._pipeline.supervisor.check()
+            if time.monotonic() > deadline:
+                raise DemoError(f"{otherwise} within {seconds:.0f} s; see the logs in {self._log_directory}")
+            time.sleep(0.005)
+
+    def _paced(self, count: int, per_second: float) -> Iterator[int]:
+        started = time.monotonic()
+        for number in range(count):
+            time.sleep(max(0.0, started + number / per_second - time.monotonic()))
+            yield number
+
+    def _holds(self, item_id: str, title: str | None) -> bool:
+        with self._reader.snapshot() as snapshot:
+            [item] = snapshot.find([item_id.encode()])
+        return (item.title if item is not None else None) == title
+
+    def _gone(self, fad: Fad) -> bool:
+        with self._reader.snapshot() as snapshot:
+            return not any(snapshot.find([item.id.encode() for item in fad.items]))
+
+    def _may_be_answered(self, item_id: str, asked_at: float) -> bool:
+        """Published, and not known to have left the index before the query was asked."""
+        return item_id in self._live and self._deleted.get(item_id, asked_at) >= asked_at
+
+    def _alerts_consumer(self) -> Consumer:
+        """Reads the alerts from now on."""
+        topic = self._settings.topics.alerts
+        consumer = Consumer(consumer_configuration(self._settings.kafka, group=f"{self._settings.topics.prefix}demo"))
+        at = TopicPartition(topic, 0)
+        consumer.assign([TopicPartition(topic, 0, consumer.get_watermark_offsets(at, timeout=10)[1])])
+        return consumer
+
+    def _new_alerts(self, consumer: Consumer) -> list[Alert]:
+        alerts: list[Alert] = [ALERT.decode(record.value()) for record in drain(consumer, 100, 0) if record.value()]
+        for alert in alerts:
+            if alert.state == "firing":
+                self._firing.add(alert.key)
+                self.figures.alerts_fired += 1
+            else:
+                self._firing.discard(alert.key)
+                self.figures.alerts_resolved += 1
+        return alerts
