@@ -78,6 +78,7 @@ class LocalBroker:
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
+        self._earlier_log_bytes = 0
 
     @property
     def bootstrap_servers(self) -> str:
@@ -110,6 +111,9 @@ class LocalBroker:
         """
         if self.running:
             return
+        self.stop()  # what a broker that died has left
+        if "," in str(self.directory):
+            raise BrokerError(f"Kafka takes no comma in {self.directory}: choose another directory (broker.directory)")
         begun = time.monotonic()
         java = kafka_distribution.find_java()
         class_path = kafka_distribution.class_path(self._progress)
@@ -209,7 +213,7 @@ class LocalBroker:
                 _refuse_taken_port(port)
             self._ports = ports
             self._write_configuration(ports)
-            self._format(java)
+            self._format(java, ports)
             self._spawn(java)
             try:
                 self._await_readiness()
@@ -242,15 +246,14 @@ class LocalBroker:
                 f"the broker cannot write to {self.directory}: {error.strerror}; free some space"
             ) from None
 
-    def _format(self, java: list[str]) -> None:
+    def _format(self, java: list[str], ports: tuple[int, int]) -> None:
         """Give a new directory its cluster id, under another name first: a half-formatted one never counts."""
         data, fresh = self.directory / "data", self.directory / "data.new"
         if data.is_dir():
             return
         shutil.rmtree(fresh, ignore_errors=True)
         configuration = self.directory / "format.properties"
-        settings = (self.directory / "server.properties").read_text("utf-8")
-        configuration.write_text(settings.replace(f"log.dirs={data}\n", f"log.dirs={fresh}\n"), "utf-8")
+        configuration.write_text(broker_properties(_HOST, *ports, data=fresh), "utf-8")
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command = [
             *java[:1], "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", *java[1:],
@@ -273,6 +276,7 @@ class LocalBroker:
             f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}",
             "kafka.Kafka", str(self.directory / "server.properties"),
         ]  # fmt: skip
+        self._earlier_log_bytes = self.log_file.stat().st_size if self.log_file.is_file() else 0
         with self._jvm_log_file.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -340,9 +344,12 @@ class LocalBroker:
 
     def _last_log_lines(self) -> str:
         lines: list[str] = []
-        for path in (self.log_file, self._jvm_log_file):
+        for path, earlier in ((self.log_file, self._earlier_log_bytes), (self._jvm_log_file, 0)):
             if path.is_file():
-                tail = path.read_text("utf-8", "replace")[-100_000:].splitlines()
+                content = path.read_bytes()
+                # A file that was rolled since holds nothing from before this start.
+                this_start = content[earlier:] if len(content) >= earlier else content
+                tail = this_start[-100_000:].decode("utf-8", "replace").splitlines()
                 # What failed is said before the stack trace and the shutdown's chatter.
                 telling = [line for line in tail if " ERROR " in line or " FATAL " in line or "Exception" in line]
                 lines += (telling or tail)[-_LOG_LINES_SHOWN:]

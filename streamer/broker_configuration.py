@@ -20,7 +20,7 @@ def broker_properties(host: str, port: int, controller_port: int, *, data: Path)
         "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "BROKER",
         "controller.listener.names": "CONTROLLER",
-        "log.dirs": data,
+        "log.dirs": _escaped(data),
         # A missing topic must be an error and not a topic of a wrong shape.
         "auto.create.topics.enable": "false",
         "default.replication.factor": 1,
@@ -43,14 +43,23 @@ def broker_properties(host: str, port: int, controller_port: int, *, data: Path)
     return "".join(f"{name}={value}\n" for name, value in properties.items())
 
 
+def _escaped(path: Path) -> str:
+    """As Java reads properties: Latin-1, with a backslash for an escape."""
+    text = str(path).replace("\\", "\\\\")
+    utf16 = text.encode("utf-16-be")
+    units = (int.from_bytes(utf16[at : at + 2], "big") for at in range(0, len(utf16), 2))
+    return "".join(chr(unit) if unit < 128 else f"\\u{unit:04x}" for unit in units)
+
+
 def logging_properties(log_file: Path) -> str:
     """``log4j2.properties``: everything into one rolled file, nothing on the terminal."""
+    path = _escaped(log_file)
     return f"""\
 status=error
 appender.file.type=RollingFile
 appender.file.name=file
-appender.file.fileName={log_file}
-appender.file.filePattern={log_file}.%i
+appender.file.fileName={path}
+appender.file.filePattern={path}.%i
 appender.file.layout.type=PatternLayout
 appender.file.layout.pattern=%d{{ISO8601}} %p %m (%c)%n
 appender.file.policies.type=Policies
