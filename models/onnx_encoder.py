@@ -9,25 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from models.codebook import CodebookError, checked_embeddings
+from models.codebook import Codebook, CodebookError, checked_embeddings
 from models.errors import SidstreamError
 from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
-
-if TYPE_CHECKING:
-    from models.codebook import Codebook
 
 FORMAT_VERSION: Final = 1
 METADATA_PREFIX: Final = "sidstream."
 INPUT_NAME: Final = "embeddings"
 OUTPUT_NAME: Final = "codes"
-# Rows of one call of the graph. 256 gain 4 % of throughput at M = 256 and nothing at 1024 and 4096, but a single item,
-# which pays for a whole block, would wait four times as long; 16 lose 15 %.
+# Rows of one call of the graph. At M = 256, 64 rows reach 0.91 of a bare GEMM's speed, 256 rows 0.95 and 16 rows 0.81;
+# but a single item pays for a whole block: 0.4 ms with 64 rows, 1.6 ms with 256.
 BLOCK_ROWS: Final = 64
 
 
