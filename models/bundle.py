@@ -235,6 +235,8 @@ def add_language_model(
     final = bundle.directory / target
     if final.exists():
         shutil.rmtree(final)
+    for name in names:  # safetensors writes files for the owner alone; the retriever may be another user
+        (staged / name).chmod(0o644)
     os.replace(staged, final)
     files = {name: record for name, record in bundle.manifest.files.items() if not name.startswith(MODEL_PREFIX)}
     for name in names:
@@ -270,7 +272,8 @@ def _read_manifest(root: Path) -> BundleManifest:
         version = msgspec.json.decode(raw, type=_FormatOnly).format
         if version > FORMAT_VERSION:
             raise BundleError(
-                f"{path} has format {version}, this sidstream reads up to {FORMAT_VERSION}: update sidstream, or fit the bundle again"
+                f"{path} has format {version}, this sidstream reads up to {FORMAT_VERSION}: update sidstream, "
+                "or fit the bundle again"
             )
         return msgspec.json.decode(raw, type=BundleManifest)
     except msgspec.DecodeError as error:

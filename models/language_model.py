@@ -83,6 +83,9 @@ def load_checkpoint(
 
 def save_language_model(model: Any, tokenizer: TextTokenizer, directory: Path) -> None:
     """Saves weights (safetensors), configuration and tokenizer into ``directory``."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     model.save_pretrained(str(directory))
     tokenizer.save(directory)
 

@@ -1,4 +1,4 @@
-"""Prompts: query text, user and history become token ids (paper § 2.2, eq. 4), the same way in training and in serving.
+"""Prompts: query text, user and history become token ids (paper § 2.2, eq. 4), alike in training and in serving.
 
 What must hold: ``begin [user] [SIDs of the history, oldest first] [query text] separator``; every part between the
 two ends is optional.
@@ -20,7 +20,7 @@ from models.vocabulary import SidVocabulary
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``max_history``: newest history items kept; ``max_text_tokens``: first tokens of the query text kept."""
 
-    max_history: int = 8
+    max_history: int = 10
     max_text_tokens: int = 24
 
     def __post_init__(self) -> None:

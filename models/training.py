@@ -1,8 +1,9 @@
 """Fine-tuning of a causal LM on (query, user, history) → SID, by transformers' ``Trainer`` (paper eq. 4).
 
-What must hold: the loss is over the tokens of the target SID alone; prompts are those of serving (``PromptBuilder.row``); the same
-seed gives the same model; and *layer-2 dropout* leaves the layer-2 token out of each SID at random, in targets and histories
-independently, so that the model reads and writes both forms.
+What must hold: the loss is over the tokens of the target SID alone; prompts are those of serving
+(``PromptBuilder.row``); the same seed gives the same model; and *layer-2 dropout* writes each SID in its other form
+(with or without its layer-2 token) at random, in targets and histories independently, so that the model reads and
+writes both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from models.errors import SidstreamError
 from models.layout import HEAD_LAYER_INDEX, Layout
 from models.prompts import PromptBuilder
 from models.training_examples import TrainingExample
-from models.vocabulary import SidVocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class TrainingSettings:
     """How to fine-tune. ``max_steps`` (if > 0) overrides ``epochs``.
 
     ``warm_up``: share of the steps over which the learning rate rises; it then falls along a cosine.
-    ``layer2_dropout``: probability with which a SID is written without its layer-2 token.
+    ``layer2_dropout``: probability with which a SID is written in the form that is not the layout's.
     """
 
     epochs: float = 3.0
@@ -57,12 +57,16 @@ class TrainingSettings:
         if not 0.0 <= self.layer2_dropout < 1.0:
             raise SidstreamError(f"layer2_dropout must be at least 0 and below 1, not {self.layer2_dropout}")
         if self.batch_size < 1 or self.learning_rate <= 0 or (self.epochs <= 0 and self.max_steps <= 0):
-            raise SidstreamError("batch size, learning rate and epochs (or max_steps) must be positive: correct the training settings")
+            raise SidstreamError(
+                "batch size, learning rate and epochs (or max_steps) must be positive: correct the training settings"
+            )
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """``skipped``: examples whose item is unknown; ``loss``: mean over the last reported steps (natural logarithm, a token)."""
+    """``skipped``: examples whose item is unknown; ``loss``: mean over the last reported steps (natural logarithm, a
+    token).
+    """
 
     examples: int
     skipped: int
@@ -79,7 +83,8 @@ class TrainingOutcome:
 class ExampleTable:
     """All examples as one int32 table (N, width), -1 where a part is absent: prompt row, then the target's SID.
 
-    Batches are cut from it with array operations alone, because on a small model Python per example would cost more than the model.
+    Batches are cut from it with array operations alone, because on a small model Python per example would cost more
+    than the model.
     """
 
     def __init__(
@@ -90,7 +95,9 @@ class ExampleTable:
         item_rows: Mapping[str, int],
         codes: npt.NDArray[np.uint16],
     ) -> None:
-        """``item_rows``: item id → row of ``codes`` (N, L). Unknown history items are left out, examples of unknown items skipped."""
+        """``item_rows``: item id → row of ``codes`` (N, L). Unknown history items are left out, examples of unknown
+        items skipped.
+        """
         self.vocabulary = prompts.vocabulary
         self.target_start = prompts.width
         seen = list(examples)
@@ -98,9 +105,11 @@ class ExampleTable:
         self.skipped = len(seen) - len(known)
         if not known:
             raise SidstreamError(
-                f"none of the {len(seen)} training examples names an item of the catalogue: give the examples that belong to it"
+                f"none of the {len(seen)} training examples names an item of the catalogue: "
+                "give the examples that belong to it"
             )
-        sids = layout.sid_tokens(codes)
+        # Stored at full length: which layer-2 tokens are left out is decided batch by batch.
+        sids = codes.astype(np.int32) + layout.layer_offsets
         texts = iter(prompts.tokenizer.encode_batch([example.query for example in known]))
         self.rows = np.full((len(known), prompts.width + layout.layers), -1, dtype=np.int32)
         for row, example in zip(self.rows, known, strict=True):
@@ -108,6 +117,7 @@ class ExampleTable:
             row[: prompts.width] = prompts.row(next(texts), history, example.user)
         targets = sids[[item_rows[example.item] for example in known]]
         self.rows[:, prompts.width :] = self.vocabulary.token_ids(targets)
+        self._is_head = layout.is_head
         self.lengths = (self.rows >= 0).sum(axis=1)
 
     def __len__(self) -> int:
@@ -116,12 +126,19 @@ class ExampleTable:
     def batch(
         self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Token ids (B, T), padded at the end, and labels (B, T): the token itself on the target SID, -100 elsewhere."""
+        """Token ids (B, T), padded at the end, and labels (B, T): the token itself on the target SID, -100 elsewhere.
+
+        Each SID has the layout's form, or with probability ``layer2_dropout`` the other one: head tokens are written
+        out as often as other layer-2 tokens are left out. So neither kind of item is favoured, and a token may join
+        the head set or leave it.
+        """
         rows = self.rows[indices]
+        middle_layer = self.vocabulary.layer_range(HEAD_LAYER_INDEX)
+        at = np.nonzero((rows >= middle_layer.start) & (rows < middle_layer.stop))
+        left_out = self._is_head[rows[at] - middle_layer.start]
         if layer2_dropout > 0:
-            head_layer = self.vocabulary.layer_range(HEAD_LAYER_INDEX)
-            middle = (rows >= head_layer.start) & (rows < head_layer.stop)
-            rows = np.where(middle & (random.random(rows.shape, dtype=np.float32) < layer2_dropout), -1, rows)
+            left_out = left_out ^ (random.random(len(left_out), dtype=np.float32) < layer2_dropout)
+        rows[at] = np.where(left_out, -1, rows[at])
         present = rows >= 0
         place = np.cumsum(present, axis=1) - 1
         shape = (len(rows), int(place[:, -1].max()) + 1)
@@ -136,7 +153,9 @@ class ExampleTable:
 
 
 class _Batches:
-    """A data loader: batches of like lengths in random order, anew each epoch; what ``Trainer`` needs of a loader and no more."""
+    """A data loader: batches of like lengths in random order, anew each epoch; what ``Trainer`` needs of a loader and
+    no more.
+    """
 
     def __init__(self, table: ExampleTable, settings: TrainingSettings) -> None:
         self._table, self._settings = table, settings
@@ -183,7 +202,7 @@ def fine_tune(
 ) -> TrainingOutcome:
     """Trains ``model`` in place and leaves it in evaluation mode."""
     import torch
-    from transformers import PrinterCallback, ProgressCallback as BarCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     loader = _Batches(table, settings)
     total = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * len(loader)))
@@ -225,7 +244,6 @@ def fine_tune(
         )
         trainer = TargetTrainer(model=model, args=arguments, train_dataset=table, callbacks=[Report()])
         trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(BarCallback)
         started = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
             trainer.train()

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class Ranker(Protocol):
     """Orders items inside a SID, best first.
 
-    ``items``: the live items of one SID, in the order of ``sid.items``; ``sid``: what the beam search knows about it (full codes,
-    log P(c2 | c1) of each item's left-out token). A ranker that compares embeddings brings what it needs in its constructor.
+    ``items``: the live items of one SID, in the order of ``sid.items``; ``sid``: what the beam search knows about it
+    (full codes, log P(c2 | c1) of each item's left-out token). A ranker that compares embeddings brings what it needs
+    in its constructor.
     """
 
     def rank(self, items: Sequence[StoredItem], sid: ScoredSid | None = None) -> list[StoredItem]:
@@ -35,7 +36,8 @@ class WeightAndRecency:
 class LeftOutToken:
     """What the model thinks of the left-out layer-2 token first, then weight and recency.
 
-    Only for a model that has seen layer-2 tokens (layer-2 dropout below 1, or a layout without head tokens in training).
+    Only for a model that has seen layer-2 tokens (layer-2 dropout below 1, or a layout without head tokens in
+    training).
     """
 
     def rank(self, items: Sequence[StoredItem], sid: ScoredSid | None = None) -> list[StoredItem]:

@@ -175,7 +175,7 @@ def test_layers_normaliser_is_generate_with_log_softmax_over_the_layers_that_may
     (prompt,) = prompts_of(vocabulary, (6,))
     sids = set(map(tuple, Layout(0, CODEBOOK, 3, 32, ()).sid_tokens(codes).tolist()))
 
-    class OverLayers(transformers.LogitsProcessor):  # type: ignore[misc]
+    class OverLayers(transformers.LogitsProcessor):  # type: ignore[misc,name-defined]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             depth = input_ids.shape[1] - len(prompt)
             begin = vocabulary.sid_base + depth * vocabulary.size
@@ -259,6 +259,7 @@ def test_left_out_tokens_carry_their_log_probability_after_the_layer_1_token() -
                 assert sid.left_out is None
                 continue
             short += 1
+            assert sid.left_out is not None
             with torch.inference_mode():
                 row = model(input_ids=torch.tensor([[*prompt, vocabulary.sid_base + sid.tokens[0]]])).logits[0, -1]
             expected = row.log_softmax(dim=0)[vocabulary.layer_range(1).start + sid.codes[:, 1].astype(np.int64)]
@@ -275,15 +276,16 @@ def test_narrow_beams_on_variable_length_sids_find_the_best_of_those_that_they_k
     (prompt,) = prompts_of(vocabulary, (4,))
     sids = sids_of(layout, codes)
     beams = 6
-    open_, finished = [((), 0.0)], []
+    open_: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    finished: list[tuple[tuple[int, ...], float]] = []
     for _ in range(3):
-        grown = []
+        grown: list[tuple[tuple[int, ...], float]] = []
         for prefix, score in open_:
             with torch.inference_mode():
                 tokens = [*prompt, *[vocabulary.sid_base + token for token in prefix]]
                 row = model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(dim=0)
-            for token in {sid[len(prefix)] for sid in sids if sid[: len(prefix)] == prefix and len(sid) > len(prefix)}:
-                grown.append(((*prefix, token), score + float(row[vocabulary.sid_base + token])))
+            nexts = {sid[len(prefix)] for sid in sids if sid[: len(prefix)] == prefix and len(sid) > len(prefix)}
+            grown += [((*prefix, token), score + float(row[vocabulary.sid_base + token])) for token in nexts]
         finished += [pair for pair in grown if pair[0] in sids]
         open_ = sorted((pair for pair in grown if pair[0] not in sids), key=lambda pair: -pair[1])[:beams]
     (answer,) = beam_search(model, vocabulary, [prompt], ArrayTrie(codes, layout), beams=beams)

@@ -1,0 +1,170 @@
+"""From a catalogue to a bundle, and from a bundle and examples to one with a language model: the two steps before
+anything streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from models.bundle import Bundle, add_language_model, create_bundle, staging_directory
+from models.census import count_tokens
+from models.codebook import Codebook, fit_residual_kmeans
+from models.errors import SidstreamError
+from models.layout import HEAD_LAYER_INDEX, Layout, all_tokens, no_tokens, top_k, top_p
+from models.prompts import PromptBuilder, PromptSettings
+from models.training import ExampleTable, ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
+from models.training_examples import TrainingExample
+from models.vocabulary import SidVocabulary
+
+HeadMethod = Literal["none", "top-k", "top-p", "all"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to fit codebooks, and which layer-2 tokens the first layout leaves out (paper § 4.2): none, top@K, top@p,
+    or all.
+    """
+
+    layers: int = 3
+    size: int = 256
+    iterations: int = 20
+    seed: int = 0
+    head_method: HeadMethod = "none"
+    k: int = 0
+    p: float = 0.0
+    generation: int = 1
+
+    def head_tokens(self, counts: npt.NDArray[np.int64]) -> tuple[int, ...]:
+        """Head tokens for layer-2 counts (M,)."""
+        match self.head_method:
+            case "none":
+                return no_tokens()
+            case "top-k":
+                return top_k(counts, self.k)
+            case "top-p":
+                return top_p(counts, self.p)
+            case "all":
+                return all_tokens(self.size)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The bundle, its codebook, and codes (N, L) and census (L, M) of the items that it was fitted on."""
+
+    bundle: Bundle
+    codebook: Codebook
+    codes: npt.NDArray[np.uint16]
+    census: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The language model to train: ``checkpoint`` directory, or a small one of these sizes from scratch."""
+
+    checkpoint: Path | None = None
+    hidden_size: int = 128
+    model_layers: int = 3
+    heads: int = 4
+    tokenizer_size: int = 3000
+    user_buckets: int = 0
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+
+
+def fit_bundle(
+    embeddings: npt.NDArray[np.float32],
+    directory: Path,
+    settings: FitSettings,
+    *,
+    embedding: str = "",
+    replace: bool = False,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Fitted:
+    """Residual k-means on embeddings (N, D), the first layout, and a bundle without a language model."""
+    codebook = fit_residual_kmeans(
+        embeddings,
+        layers=settings.layers,
+        size=settings.size,
+        iterations=settings.iterations,
+        seed=settings.seed,
+        progress=progress,
+    )
+    codes = codebook.encode(embeddings)
+    census = count_tokens(codes, settings.size)
+    layout = Layout(
+        generation=settings.generation,
+        codebook_id=codebook.id,
+        layers=settings.layers,
+        size=settings.size,
+        head_tokens=settings.head_tokens(census[HEAD_LAYER_INDEX]),
+    )
+    bundle = create_bundle(directory, codebook, layout, census=census, embedding=embedding, replace=replace)
+    return Fitted(bundle, codebook, codes, census)
+
+
+def train_bundle(
+    bundle: Bundle,
+    examples: Sequence[TrainingExample],
+    item_ids: Sequence[str],
+    codes: npt.NDArray[np.uint16],
+    model_settings: ModelSettings,
+    training: TrainingSettings,
+    *,
+    texts: Sequence[str] = (),
+    progress: ProgressCallback | None = None,
+) -> tuple[Bundle, TrainingOutcome]:
+    """Fine-tunes a language model for the bundle's layout and adds it to the bundle.
+
+    ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles.
+    """
+    from models.language_model import load_checkpoint, save_language_model, small_causal_lm
+    from models.tokenizer import train_tokenizer
+
+    if len(item_ids) != len(codes):
+        raise SidstreamError(f"{len(item_ids)} item ids but {len(codes)} rows of codes: they must belong together")
+    manifest = bundle.manifest
+    if model_settings.checkpoint is None:
+        tokenizer = train_tokenizer(
+            [*texts, *(example.query for example in examples)], size=model_settings.tokenizer_size
+        )
+        vocabulary = SidVocabulary(
+            text_size=tokenizer.size,
+            user_buckets=model_settings.user_buckets,
+            layers=manifest.layers,
+            size=manifest.size,
+        )
+        model = small_causal_lm(
+            vocabulary,
+            hidden_size=model_settings.hidden_size,
+            layers=model_settings.model_layers,
+            heads=model_settings.heads,
+            seed=training.seed,
+        )
+    else:
+        model, tokenizer, vocabulary = load_checkpoint(
+            model_settings.checkpoint,
+            user_buckets=model_settings.user_buckets,
+            layers=manifest.layers,
+            size=manifest.size,
+        )
+    prompts = PromptBuilder(vocabulary, tokenizer, model_settings.prompt)
+    rows = {item: row for row, item in enumerate(item_ids)}
+    table = ExampleTable(examples, prompts, bundle.layout, rows, codes)
+    outcome = fine_tune(model, table, training, progress)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    with staging_directory(bundle) as staged:
+        save_language_model(model, tokenizer, staged)
+        bundle = add_language_model(
+            bundle,
+            staged,
+            vocabulary=vocabulary,
+            prompt=prompts.settings,
+            layer2_dropout=training.layer2_dropout,
+            training={"parameters": parameters, "epochs": training.epochs, "seed": training.seed, **outcome.to_dict()},
+        )
+    return bundle, outcome

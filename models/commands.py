@@ -1,0 +1,212 @@
+"""`sidstream fit` and `sidstream train`: a catalogue becomes a bundle, a bundle gets its language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from models.errors import SidstreamError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from models.building import Fitted, HeadMethod
+    from models.catalogue import Catalogue
+
+_HEAD_METHODS = ("none", "top-k", "top-p", "all")
+
+
+def fit(
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder, or a .npy file of embeddings (N, D).")],
+    bundle: Annotated[Path, typer.Option(help="Directory of the bundle to write.")] = Path(".sidstream/bundle"),
+    layers: Annotated[int, typer.Option(min=3, help="L, layers of the codebook.")] = 3,
+    size: Annotated[int, typer.Option(min=2, help="M, codewords a layer.")] = 256,
+    head: Annotated[str, typer.Option(help="Layer-2 tokens to leave out: none, top-k, top-p or all.")] = "none",
+    k: Annotated[
+        int, typer.Option("--k", min=0, help="How many, with --head top-k. [default: a tenth of the size]")
+    ] = 0,
+    p: Annotated[float, typer.Option("--p", min=0, max=1, help="Share of the items, with --head top-p.")] = 0.5,
+    iterations: Annotated[int, typer.Option(min=1, help="k-means iterations a layer.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the k-means.")] = 0,
+    embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
+) -> None:
+    """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
+    from models.building import FitSettings, fit_bundle
+
+    console = Console(stderr=True)
+    embeddings = _embeddings(catalogue)
+    settings = FitSettings(
+        layers=layers,
+        size=size,
+        iterations=iterations,
+        seed=seed,
+        head_method=_head_method(head),
+        k=k or max(1, size // 10),
+        p=p,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[error]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+        tasks = [bars.add_task(f"layer {layer + 1}", total=iterations, error="") for layer in range(layers)]
+
+        def show(layer_index: int, iteration: int, objective: float) -> None:
+            bars.update(tasks[layer_index], completed=iteration, error=f"mean squared error {objective:.4f}")
+
+        fitted = fit_bundle(embeddings, bundle, settings, embedding=embedding, replace=replace, progress=show)
+    _show_census(console, fitted)
+    console.print(
+        f"[green]✓[/] bundle of codebook [bold]{fitted.codebook.id}[/] in {bundle} · "
+        f"next: sidstream train {catalogue} --bundle {bundle}"
+    )
+
+
+def train(
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder that the bundle was fitted on.")],
+    bundle: Annotated[Path, typer.Option(help="Directory of the bundle; the model is added to it.")] = Path(
+        ".sidstream/bundle"
+    ),
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines of {query, user, history, item}. [default: made from the catalogue's texts and sequences]"
+        ),
+    ] = None,
+    per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 4,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Local directory of a causal LM to fine-tune. [default: a small new one]")
+    ] = None,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.")] = 6.0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="[default: 0.003 for a new model, 0.0001 for a checkpoint]")
+    ] = None,
+    layer2_dropout: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Share of SIDs written in their other form; above 0 the model may follow the live layout.",
+        ),
+    ] = 0.0,
+    hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
+    model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,
+    user_buckets: Annotated[int, typer.Option(min=0, help="Tokens that users are hashed into; 0: no users.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle."""
+    import torch
+
+    from models.building import ModelSettings, train_bundle
+    from models.bundle import Bundle
+    from models.catalogue import Catalogue
+    from models.example_queries import examples_from_catalogue
+    from models.onnx_encoder import OnnxEncoder
+    from models.training import TrainingSettings
+    from models.training_examples import read_examples
+
+    console = Console(stderr=True)
+    if threads:
+        torch.set_num_threads(threads)
+    opened = Bundle.open(bundle)
+    goods = Catalogue.read(catalogue)
+    if goods.dimension != opened.manifest.dimension:
+        raise SidstreamError(
+            f"the embeddings of {catalogue} have {goods.dimension} dimensions, the bundle {bundle} was fitted on "
+            f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
+        )
+    codes = OnnxEncoder(opened.encoder_path).encode(goods.embeddings)
+    if examples is not None:
+        learned = list(read_examples(examples))
+    else:
+        learned = examples_from_catalogue(goods.items, per_item=per_item, seed=seed, histories=goods.sequences)
+    model_settings = ModelSettings(
+        checkpoint=checkpoint, hidden_size=hidden_size, model_layers=model_layers, user_buckets=user_buckets
+    )
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate or (3e-3 if checkpoint is None else 1e-4),
+        seed=seed,
+        layer2_dropout=layer2_dropout,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+        task = bars.add_task("training", total=None, loss="")
+
+        def show(step: int, total: int, loss: float) -> None:
+            bars.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
+
+        opened, outcome = train_bundle(
+            opened,
+            learned,
+            [item.id for item in goods.items],
+            codes,
+            model_settings,
+            settings,
+            texts=_texts(goods),
+            progress=show,
+        )
+        bars.update(task, completed=outcome.steps, total=outcome.steps)
+    if outcome.skipped:
+        console.print(f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped")
+    console.print(
+        f"[green]✓[/] model [bold]{opened.manifest.model_id}[/] in {bundle}: {outcome.examples:,} examples, "
+        f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
+        f"({outcome.examples_per_second:,.0f} examples/s)"
+    )
+
+
+def _embeddings(source: Path) -> npt.NDArray[np.float32]:
+    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file."""
+    import numpy as np
+
+    from models.catalogue import Catalogue
+
+    if source.suffix != ".npy":
+        return Catalogue.read(source).embeddings
+    try:
+        return np.load(source, allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise SidstreamError(f"cannot read embeddings from {source}: {error}") from error
+
+
+def _head_method(name: str) -> HeadMethod:
+    for method in _HEAD_METHODS:
+        if name == method:
+            return method  # type: ignore[return-value]
+    raise SidstreamError(f"--head {name!r} is unknown: choose one of {', '.join(_HEAD_METHODS)}")
+
+
+def _texts(catalogue: Catalogue) -> list[str]:
+    return [" ".join((item.title, item.brand, item.type)) for item in catalogue.items]
+
+
+def _show_census(console: Console, fitted: Fitted) -> None:
+    from models.census import measure_layer, path_sparsity
+    from models.layout import HEAD_LAYER_INDEX
+
+    table = Table(title=f"{len(fitted.codes):,} items", title_justify="left")
+    for heading in ("layer", "entropy", "Gini", "standard deviation", "dead codes", "head share"):
+        table.add_column(heading, justify="right")
+    for layer_index, counts in enumerate(fitted.census):
+        heads = fitted.bundle.layout.head_tokens if layer_index == HEAD_LAYER_INDEX else ()
+        measured = measure_layer(counts, heads)
+        table.add_row(
+            str(layer_index + 1),
+            f"{measured.entropy:.3f}",
+            f"{measured.gini:.3f}",
+            f"{measured.standard_deviation:.1f}",
+            str(measured.dead_codes),
+            f"{measured.head_share:.3f}" if heads else "–",
+        )
+    console.print(table)
+    share = path_sparsity(fitted.codes, fitted.codebook.size)
+    left_out = len(fitted.bundle.layout.head_tokens)
+    console.print(f"{share:.3%} of the possible paths are used · {left_out} head tokens are left out of SIDs")
