@@ -46,11 +46,20 @@ def settings(
             os.environ[variable] = str(value)
 
 
-for part in (demo, models, streamer, retriever):
-    part.commands.mount(app)
-app.command()(streamer.broker_commands.broker)
-app.add_typer(streamer.broker_commands.topics, name="topics")
-streamer.monitor_commands.mount(app)
+for panel, commands in {
+    "Start here": [demo.commands.demo, streamer.commands.up, retriever.commands.ask, streamer.commands.status],
+    "Prepare": [streamer.broker_commands.broker, models.commands.fit, models.commands.train],
+    "Feed and watch": [streamer.commands.publish, streamer.monitor_commands.alerts],
+    "Processes, one by one": [
+        streamer.commands.assigner,
+        streamer.commands.indexer,
+        streamer.monitor_commands.monitor,
+        retriever.commands.retriever,
+    ],
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(streamer.broker_commands.topics, name="topics", rich_help_panel="Prepare")
 
 
 def main() -> None:

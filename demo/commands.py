@@ -86,6 +86,7 @@ reshortened_seconds = 10.0
 
 [retriever]
 layout = "live"
+ranking = "left_out_token"
 """
 
 
@@ -95,8 +96,3 @@ def _settings(directory: Path, head_size: int) -> Settings:
     configuration.write_text(_CONFIGURATION.format(directory=directory, head_size=head_size))
     os.environ[CONFIGURATION_VARIABLE] = str(configuration)
     return load_settings()
-
-
-def mount(app: typer.Typer) -> None:
-    """Add the command to the front door."""
-    app.command()(demo)

@@ -78,7 +78,7 @@ def own_shop() -> Shop:
         fads=(fad, *_copied_fads(known)),
         embedding="demo.text_embedding: hashed words and letter n-grams, 128 numbers",
         codebook_size=64,
-        epochs=6.0,
+        epochs=4.0,
     )
 
 
@@ -102,7 +102,7 @@ def shop_of(directory: Path) -> Shop:
         fads=tuple(_copied_fads(known)),
         embedding=f"as in {directory.resolve().name}",
         codebook_size=128,
-        epochs=6.0,
+        epochs=4.0,
     )
 
 

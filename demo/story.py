@@ -18,8 +18,9 @@ from rich.text import Text
 from demo.display import alert_text, census_table, fad_panel, progress_bar, short
 from demo.figures import Figures
 from demo.live_queries import LiveQueries
-from demo.preparation import Fitted, Trained, fit, head_size, train
+from demo.preparation import Trained, fit, head_size, train
 from demo.shop import Fad, Shop, choose_fad
+from models.building import Fitted
 from models.catalogue import CatalogueItem
 from models.errors import SidstreamError
 from models.layout import HEAD_LAYER_INDEX, Layout
@@ -82,6 +83,7 @@ class Story:
     def _fit(self) -> Fitted:
         shop = self._shop
         self._act("Fit the codebooks", f"{len(shop.known):,} products of {shop.name}, {shop.dimension} numbers each")
+        started = time.monotonic()
         with progress_bar(self._console) as progress:
             task = progress.add_task("residual k-means", total=None)
 
@@ -90,7 +92,7 @@ class Story:
 
             fitted = fit(shop, self._settings.bundle, on_progress)
             progress.update(task, total=1, completed=1, description="residual k-means")
-        self.figures.fit_seconds = fitted.seconds
+        self.figures.fit_seconds = time.monotonic() - started
         self._console.print(census_table(fitted.census))
         self._say(
             f"Layer 2 crowds onto few tokens: the hourglass. Layout 1 leaves its {head_size(shop)} most crowded tokens out of "

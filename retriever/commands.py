@@ -66,9 +66,3 @@ def show_answer(console: Console, answer: Answer) -> None:
         f"index at {sum(answer.position.values()):,} records[/]",
         highlight=False,
     )
-
-
-def mount(app: typer.Typer) -> None:
-    """Add the commands to the front door."""
-    app.command()(retriever)
-    app.command()(ask)

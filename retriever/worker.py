@@ -20,7 +20,7 @@ from models.errors import SidstreamError
 from models.layout import Layout
 from models.prompts import PromptBuilder
 from retriever.beam_search import ScoredSid, beam_search
-from retriever.ranking import Ranker, WeightAndRecency
+from retriever.ranking import LeftOutToken, Ranker, WeightAndRecency
 from store.reader import IndexReader, Snapshot
 from store.trie_view import TrieView
 from streamer.cloudevents import cloud_event_headers
@@ -67,7 +67,6 @@ class AnswerBatch:
         settings: RetrieverSettings,
         results_topic: str,
         dead_letter_topic: str,
-        ranker: Ranker | None = None,
     ) -> None:
         if settings.layout == "live" and bundle.manifest.layer2_dropout == 0:
             raise RetrieverError(
@@ -81,7 +80,7 @@ class AnswerBatch:
         self._settings = settings
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
-        self._ranker = ranker or WeightAndRecency()
+        self._ranker: Ranker = LeftOutToken() if settings.ranking == "left_out_token" else WeightAndRecency()
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
         outgoing: list[Outgoing] = []
@@ -173,7 +172,7 @@ class AnswerBatch:
         """Best SID first; the items of one SID in the ranker's order."""
         answer: list[AnswerItem] = []
         for sid in sids:
-            for item in self._ranker.rank(snapshot.items(sid.items)):
+            for item in self._ranker.rank(snapshot.items(sid.items), sid):
                 answer.append(
                     AnswerItem(
                         item_id=item.id.decode(),

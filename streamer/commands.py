@@ -141,9 +141,3 @@ def status(
             console.print("[green]✓[/] trie, items and census agree")
     if found.faults:
         raise typer.Exit(1)
-
-
-def mount(app: typer.Typer) -> None:
-    """Add the commands to the front door."""
-    for command in (up, publish, assigner, indexer, status):
-        app.command()(command)

@@ -152,6 +152,9 @@ class RetrieverSettings(Section):
     maximum_limit: int = Field(100, ge=1, description="items an answer at the most")
     maximum_query_bytes: int = Field(65_536, ge=256)
     layout: Literal["pinned", "live"] = "pinned"
+    ranking: Literal["weight_and_recency", "left_out_token"] = Field(
+        "weight_and_recency", description="of items that share a SID; left_out_token needs layer-2 tokens seen in training"
+    )
     threads: int = Field(1, ge=1, description="torch threads")
 
 
