@@ -1,0 +1,3 @@
+"""The dashboard's one page."""
+
+PAGE = "<h1>sidstream</h1>"

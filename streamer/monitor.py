@@ -1,0 +1,324 @@
+"""The monitor: absolute counts in, layouts, alerts and drift out. A Faust app around pure judgement.
+
+What must hold: an event changes the table or nothing, however often it comes; the timer publishes before it remembers; only
+the monitor that holds the partition and the journal publishes. Consequently ``kill -9`` at any point loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import structlog
+from faust.types.tuples import TP
+from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge, Histogram
+
+from models.bundle import Bundle
+from models.layout import Layout
+from streamer import dashboard
+from streamer.evaluation import Evaluator, Memory, Outcome
+from streamer.faust_app import PASSING_ERRORS, MonitorApp, new_app, raw_schema
+from streamer.journal import Journal, JournalUnavailable
+from streamer.kafka import FatalKafkaError
+from streamer.metrics import EVENTS, Health
+from streamer.process import run_process
+from streamer.records import TOKEN_COUNT, TokenCount, token_count_key
+from streamer.rolling_window import LiveCensus, TokenState, WindowShape, apply_count, decode_state, encode_state
+from streamer.settings import Settings
+from streamer.topics import MissingTopicsError, TopicError, monitor_changelog, require
+
+log = structlog.get_logger(__name__)
+
+PROCESS: Final = "monitor"
+TABLE: Final = "token_counts"
+# After a take-over the counts that waited are read first, but judgement does not wait for ever behind a busy stream.
+_CATCH_UP_SECONDS: Final = 20.0
+_POLL_SECONDS: Final = 0.1
+_RETRY_SECONDS: Final = 1.0
+
+_BAD = Counter("sidstream_monitor_bad_counts", "Records of token-counts that are no counts")
+_FOREIGN = Counter("sidstream_monitor_foreign_counts", "Counts of other codebooks: kept, not judged")
+_ENTROPY = Gauge("sidstream_census_entropy", "Entropy of the census, normalised by log M", ["layer"])
+_GINI = Gauge("sidstream_census_gini", "Gini coefficient of the census", ["layer"])
+_DEVIATION = Gauge("sidstream_census_standard_deviation", "Standard deviation of items per token", ["layer"])
+_HEAD_SHARE = Gauge("sidstream_census_head_share", "Share of items on the most crowded tenth of tokens", ["layer"])
+_GENERATION = Gauge("sidstream_layout_generation", "Generation of the live layout")
+_HEAD_TOKENS = Gauge("sidstream_layout_head_tokens", "Head tokens of the live layout")
+_FIRING = Gauge("sidstream_alerts_firing", "Alerts that fire now", ["severity"])
+_LOOK_SECONDS = Histogram("sidstream_monitor_look_seconds", "Seconds of one look at the counts, publishing included")
+
+
+class Monitor:
+    """State beside the app: the live census, the memory of what was published, and whether this process is the active one."""
+
+    def __init__(
+        self, settings: Settings, layout: Layout, baseline_census: NDArray[np.int64], app: MonitorApp, health: Health
+    ) -> None:
+        self.settings = settings.monitor
+        self.evaluator = Evaluator(settings.monitor, layout, baseline_census)
+        self.baseline_census = baseline_census
+        self.memory: Memory | None = None
+        self.shape = WindowShape.of(settings.monitor.bucket_seconds, settings.monitor.buckets)
+        self.census = LiveCensus(layout.layers, layout.size, self.shape)
+        self.history: list[dashboard.Sample] = []
+        self._layout = layout
+        self._app = app
+        self._health = health
+        self._journal = Journal(settings)
+        self._partition = TP(settings.topics.token_counts, 0)
+        self._taken_over_in: int | None = None  # the consumer group's generation
+        self._taken_over_at = 0.0
+        self._counts_end: int | None = None
+        self._position = 0
+        self._handled = self._handled_before = self._bad = 0
+        self._table: Any = app.Table(
+            TABLE,
+            partitions=1,
+            # Bytes: Faust's recovery skips a record that it cannot decode, with nothing but a warning.
+            key_type=bytes,
+            value_type=bytes,
+            help="newest absolute count and rolling window of each token",
+        )
+        self._table.on_recover(self._fill_census)
+
+    async def follow(self, stream: Any) -> None:
+        """The agent: each event replaces a token's count, or changes nothing."""
+        async for event in stream.events():
+            self._handled += 1
+            self._position = event.message.offset + 1
+            try:
+                count = TOKEN_COUNT.decode(event.value)
+                _check(count)
+            except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError):
+                self._bad += 1  # told once a look, not once an event
+                continue
+            key = token_count_key(count.codebook, count.layer, count.token)
+            known = self._table.get(key)
+            state = apply_count(
+                None if known is None else decode_state(known), count, int(event.message.timestamp * 1000), self.shape
+            )
+            if state is not None:
+                self._table[key] = encode_state(state)
+                self._show(count, state)
+
+    def _show(self, count: TokenCount, state: TokenState) -> None:
+        # Counts of other codebooks stay in the table: they may be the bundle's after the next restart, and their events
+        # will not come again.
+        if count.codebook != self._layout.codebook_id or count.layer > self._layout.layers:
+            _FOREIGN.inc()
+        elif count.token >= self._layout.size:
+            self._bad += 1
+        else:
+            self.census.put(count.layer - 1, count.token, state)
+
+    async def _fill_census(self) -> None:
+        """After a recovery: address every token by its number, as a Faust table must not be iterated."""
+        self.census.clear()
+        codebook, layers, size = self._layout.codebook_id, self._layout.layers, self._layout.size
+        for layer_index in range(layers):
+            for token in range(size):
+                value = self._table.get(token_count_key(codebook, layer_index + 1, token))
+                if value is not None:
+                    self.census.put(layer_index, token, decode_state(value))
+        log.info("table_recovered", items=int(self.census.counts[0].sum()), as_of=self.census.as_of)
+
+    async def look(self) -> None:
+        """The timer: judge the counts, publish, remember. A standby does nothing."""
+        events, self._handled_before = self._handled - self._handled_before, self._handled
+        EVENTS.labels(PROCESS).inc(events)
+        if self._bad:
+            _BAD.inc(self._bad)
+            log.warning("bad_counts_skipped", records=self._bad, topic=self._partition.topic)
+            self._bad = 0
+        if not self.active:
+            self._taken_over_in = None
+            if not self._app.rebalancing:
+                self._health.set_ready()  # a standby is where it should be
+            return
+        try:
+            if self._taken_over_in != self._app.consumer_generation_id:
+                await self._take_over()
+            if await self._still_catching_up(events):
+                return
+            await self._judge(events)
+        except JournalUnavailable as reason:
+            log.warning("publishing_repeated", reason=str(reason))
+            self._health.set_unready(str(reason))
+        else:
+            self._health.set_ready()
+
+    @property
+    def active(self) -> bool:
+        """Whether this process holds the partition and its table is recovered."""
+        return bool(
+            not self._app.rebalancing
+            and self._app.tables.actives_ready
+            and self._partition in self._app.consumer.assignment()
+        )
+
+    async def _take_over(self) -> None:
+        generation = self._app.consumer_generation_id
+        history = await asyncio.to_thread(self._journal.take_over)
+        self.memory = self.evaluator.remember(history.layouts, history.alerts)
+        self._taken_over_in = generation
+        self._taken_over_at = time.monotonic()
+        self._counts_end = history.counts_end
+        log.info(
+            "active",
+            generation=self.memory.layout.generation,
+            head_tokens=len(self.memory.layout.head_tokens),
+            firing=len(self.memory.firing),
+        )
+
+    async def _still_catching_up(self, events: int) -> bool:
+        """True while counts that were published before the take-over are still coming in."""
+        if self._counts_end is None:
+            return False
+        if self._position < self._counts_end and time.monotonic() - self._taken_over_at < _CATCH_UP_SECONDS:
+            # A transaction's marker and a compacted record take offsets that no event ever comes from.
+            fetched = await self._app.consumer.position(self._partition)
+            if events or fetched is None or fetched < self._counts_end:
+                return True
+        self._counts_end = None
+        return False
+
+    async def _judge(self, events: int) -> None:
+        assert self.memory is not None
+        started, now = time.monotonic(), int(time.time() * 1000)
+        growth = self.census.growth(now)
+        outcome = self.evaluator.evaluate(
+            self.memory, self.census.counts, growth, window_seconds=self.shape.seconds, now=now
+        )
+        if not outcome.empty:
+            await asyncio.to_thread(self._journal.publish, outcome)
+        self.memory = outcome.memory
+        _LOOK_SECONDS.observe(time.monotonic() - started)
+        self._tell(outcome, events)
+        if outcome.drift is not None:
+            self.history = [*self.history[-dashboard.SAMPLES :], dashboard.sample(outcome.drift)]
+
+    def _tell(self, outcome: Outcome, events: int) -> None:
+        memory = outcome.memory
+        _GENERATION.set(memory.layout.generation)
+        _HEAD_TOKENS.set(len(memory.layout.head_tokens))
+        for severity in ("info", "warning", "critical"):
+            _FIRING.labels(severity).set(sum(alert.severity == severity for alert in memory.firing.values()))
+        if outcome.layout is not None:
+            log.info("layout_issued", generation=outcome.layout.generation, cause=outcome.layout.cause)
+        if outcome.alerts:
+            log.info("alerts", **{alert.key: f"{alert.state} ({alert.severity})" for alert in outcome.alerts})
+        if outcome.drift is not None:
+            for layer in outcome.drift.layers:
+                _ENTROPY.labels(layer.layer).set(layer.entropy)
+                _GINI.labels(layer.layer).set(layer.gini)
+                _DEVIATION.labels(layer.layer).set(layer.standard_deviation)
+                _HEAD_SHARE.labels(layer.layer).set(layer.head_share)
+        if events:
+            log.info("counts", events=events, items=int(self.census.counts[0].sum()), as_of=self.census.as_of)
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def _check(count: TokenCount) -> None:
+    if count.n < 0 or count.layer < 1 or count.token < 0:
+        raise ValueError("a count, layer or token below its range")
+
+
+def build_app(
+    settings: Settings,
+    layout: Layout,
+    baseline_census: NDArray[np.int64],
+    *,
+    data_directory: Path,
+    health: Health | None = None,
+) -> tuple[MonitorApp, Monitor]:
+    """The Faust app and the monitor inside it, not connected yet. ``baseline_census``: int64 (L, M) of the bundle."""
+    app = new_app(settings, data_directory)
+    monitor = Monitor(settings, layout, baseline_census, app, health or Health())
+    source = app.topic(
+        settings.topics.token_counts,
+        schema=raw_schema(),
+        partitions=1,
+        allow_empty=True,  # a tombstone is no count, but no reason to fall over either
+    )
+    app.agent(source, name="follow", concurrency=1)(monitor.follow)
+    app.timer(settings.monitor.interval_seconds, name="look")(monitor.look)
+    if settings.monitor.web_port:
+        dashboard.add_pages(app, monitor)
+    return app, monitor
+
+
+async def _run(
+    settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="sidstream-monitor-") as folder:
+        app, monitor = build_app(settings, layout, baseline, data_directory=Path(folder), health=health)
+        starting = asyncio.ensure_future(app.start())
+        try:
+            while not stop.is_set() and not app.should_stop and app.crash_reason is None:
+                if starting.done():
+                    starting.result()
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            health.set_unready("stopping")
+            await app.stop()
+            monitor.close()
+            if not starting.done():
+                starting.cancel()
+        if app.crash_reason is not None:
+            raise app.crash_reason
+
+
+def monitor_until_stopped(
+    settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
+) -> None:
+    """Run monitors one after the other until ``stop`` is set: a broker that goes away is waited for.
+
+    Raises:
+        MissingTopicsError: a topic is not there.
+        FatalKafkaError: the broker refuses, or another monitor took over.
+    """
+    while not stop.is_set():
+        try:
+            _require_topics(settings)
+            asyncio.run(_run(settings, layout, baseline, stop, health))
+        except (MissingTopicsError, FatalKafkaError):
+            raise
+        except (*PASSING_ERRORS, TopicError) as error:
+            # Whatever was not acknowledged comes again: a new app starts from the topics.
+            log.warning("monitor_starts_again", reason=f"{type(error).__name__}: {error}")
+            health.set_unready(str(error))
+            stop.wait(_RETRY_SECONDS)
+
+
+def run_monitor(settings: Settings) -> None:
+    """Run the process until it is told to stop."""
+
+    def work(stop: threading.Event, health: Health) -> None:
+        bundle = Bundle.open(settings.bundle)
+        baseline = np.array(bundle.manifest.census, dtype=np.int64)
+        monitor_until_stopped(settings, bundle.layout, baseline, stop, health)
+
+    run_process(PROCESS, settings, work)
+
+
+def _require_topics(settings: Settings) -> None:
+    topics = settings.topics
+    require(
+        settings.kafka,
+        [
+            topics.token_counts,
+            topics.layouts,
+            topics.alerts,
+            topics.drift,
+            monitor_changelog(settings.monitor.app_id, TABLE),
+        ],
+    )

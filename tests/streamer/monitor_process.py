@@ -1,0 +1,33 @@
+"""Runs a monitor for the tests in a process of its own, without a bundle: settings and layout come as JSON in argv."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from models.layout import Layout
+from streamer.metrics import Health
+from streamer.monitor import monitor_until_stopped
+from streamer.process import run_process
+from streamer.settings import load_settings
+
+
+def main() -> None:
+    arguments: dict[str, Any] = json.loads(sys.argv[1])
+    settings = load_settings(**arguments["settings"])
+    layout = Layout.from_dict(arguments["layout"])
+    baseline = np.array(arguments["baseline"], dtype=np.int64)
+
+    def work(stop: threading.Event, health: Health) -> None:
+        monitor_until_stopped(settings, layout, baseline, stop, health)
+
+    run_process("monitor", settings, work)
+
+
+if __name__ == "__main__":
+    main()
