@@ -114,7 +114,10 @@ def report(title: str, results: Sequence[Result], json_path: Path | None = None)
             "" if result.ratio is None else f"{result.ratio:.2f}",
             f"{result.target}{mark}" if result.target else "",
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a file or a pipe has no width: rows stay on one line
+    console.print(table)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         document = {"title": title, **_circumstances(), "results": [result.to_dict() for result in results]}
