@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from streamer.broker import LocalBroker
 from streamer.settings import Settings, load_settings
@@ -75,19 +78,46 @@ def pipeline_settings(broker_settings: Settings) -> Settings:
     return broker_settings
 
 
+TINY_ITEMS = 600
+
+
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a codebook of 3 × 16 codewords for 8 numbers, fitted on noise; it has no language model."""
-    import numpy as np
+def tiny_embeddings() -> NDArray[np.float32]:
+    """Embeddings of ``item-0`` … of the tiny bundles: noise, (600, 8)."""
+    return np.random.default_rng(11).normal(size=(TINY_ITEMS, 8)).astype(np.float32)
 
-    from models.bundle import create_bundle
-    from models.census import count_tokens
-    from models.codebook import fit_residual_kmeans
-    from models.layout import Layout
 
-    embeddings = np.random.default_rng(11).normal(size=(2_000, 8)).astype(np.float32)
-    codebook = fit_residual_kmeans(embeddings, layers=3, size=16)
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_embeddings: NDArray[np.float32]) -> Path:
+    """A bundle of a codebook of 3 × 16 codewords for 8 numbers; it has no language model."""
+    from models.building import FitSettings, fit_bundle
+
     directory = tmp_path_factory.mktemp("bundle") / "tiny"
-    layout = Layout(generation=1, codebook_id=codebook.id, layers=3, size=16)
-    create_bundle(directory, codebook, layout, census=count_tokens(codebook.encode(embeddings), 16))
+    fit_bundle(tiny_embeddings, directory, FitSettings(size=16, iterations=5))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_embeddings: NDArray[np.float32]
+) -> Path:
+    """The tiny bundle with a language model that was trained for a few steps, with layer-2 dropout."""
+    from models.building import ModelSettings, train_bundle
+    from models.bundle import Bundle
+    from models.codebook import Codebook
+    from models.training import TrainingSettings
+    from models.training_examples import TrainingExample
+
+    directory = tmp_path_factory.mktemp("bundle") / "tiny-model"
+    shutil.copytree(tiny_bundle, directory)
+    bundle = Bundle.open(directory)
+    names = [f"item-{number}" for number in range(TINY_ITEMS)]
+    train_bundle(
+        bundle,
+        [TrainingExample(query=f"thing number {number}", item=name) for number, name in enumerate(names)],
+        names,
+        Codebook.load(bundle.codebook_path).encode(tiny_embeddings),
+        ModelSettings(hidden_size=32, model_layers=1, heads=2, tokenizer_size=300),
+        TrainingSettings(max_steps=10, batch_size=64, layer2_dropout=0.3),
+    )
     return directory

@@ -1,0 +1,212 @@
+"""The retriever's transform on a real index and a real (tiny) model: what becomes an answer, and what an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from confluent_kafka import Message
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.codebook import Codebook
+from models.language_model import load_language_model
+from models.layout import Layout
+from retriever.worker import AnswerBatch, RetrieverError
+from store.index import CodesBatch, IndexWriter
+from store.reader import IndexReader
+from streamer.records import ANSWER, Answer
+from streamer.settings import RetrieverSettings
+
+LIVE = 300
+
+
+@pytest.fixture
+def bundle(tiny_model_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_model_bundle, need_model=True)
+
+
+@pytest.fixture
+def writer(tmp_path: Path, bundle: Bundle, tiny_embeddings: NDArray[np.float32]) -> Iterator[IndexWriter]:
+    """An index of the first 300 items."""
+    layout = bundle.layout
+    with IndexWriter.open(
+        tmp_path / "index", codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
+    ) as writer:
+        codes = Codebook.load(bundle.codebook_path).encode(tiny_embeddings[:LIVE])
+        writer.apply(batch([f"item-{number}" for number in range(LIVE)], codes), {("item-codes", 0): LIVE})
+        writer.put_layout(layout, {})
+        yield writer
+
+
+def batch(ids: list[str], codes: NDArray[np.uint16], *, deleted: bool = False) -> CodesBatch:
+    count = len(ids)
+    return CodesBatch(
+        ids=[item_id.encode() for item_id in ids],
+        codes=codes,
+        weights=np.ones(count, np.float32),
+        titles=[f"title of {item_id}" for item_id in ids],
+        updated_at=np.zeros(count, np.int64),
+        deleted=np.full(count, deleted),
+    )
+
+
+def answer_batch(bundle: Bundle, writer: IndexWriter, **settings: Any) -> AnswerBatch:
+    model, prompts = load_language_model(bundle)
+    return AnswerBatch(
+        bundle=bundle,
+        model=model,
+        prompts=prompts,
+        reader=IndexReader(writer.path),
+        settings=RetrieverSettings(**settings),
+        results_topic="results",
+        dead_letter_topic="dlq",
+    )
+
+
+def query(key: bytes | None, value: bytes | None = None, **fields: Any) -> Message:
+    return Message(
+        topic="queries",
+        partition=0,
+        offset=5,
+        key=key,
+        value=json.dumps(fields).encode() if value is None else value,
+        timestamp=(1, 1_700_000_000_000),
+    )
+
+
+def answers(outgoing: list[Any]) -> list[Answer]:
+    return [ANSWER.decode(out.value) for out in outgoing if out.topic == "results"]
+
+
+def test_answer_names_live_items_with_sids_scores_layout_model_and_position(
+    bundle: Bundle, writer: IndexWriter
+) -> None:
+    answer_queries = answer_batch(bundle, writer)
+    [answer] = answers(answer_queries([query(b"q1", text="thing number 7", limit=5)]))
+    assert answer.error is None
+    assert answer.query_id == "q1"
+    assert len(answer.items) == 5
+    assert [item.score for item in answer.items] == sorted((item.score for item in answer.items), reverse=True)
+    with writer.snapshot() as snapshot:
+        stored = snapshot.find([item.item_id.encode() for item in answer.items])
+    for item, live in zip(answer.items, stored, strict=True):
+        assert live is not None
+        assert item.sid == bundle.layout.sid_text(live.codes)
+        assert item.title == live.title
+    assert (answer.layout, answer.layout_mode) == (bundle.layout.generation, "pinned")
+    assert answer.model == bundle.manifest.model_id
+    assert answer.position == {"item-codes/0": LIVE}
+    assert answer.milliseconds["decode"] > 0
+
+
+def test_several_queries_in_a_batch_are_answered_as_one_by_one(bundle: Bundle, writer: IndexWriter) -> None:
+    answer_queries = answer_batch(bundle, writer)
+    queries = [
+        query(b"a", text="thing number 7"),
+        query(b"b", text="thing", history=["item-3", "item-4"]),
+        query(b"c", history=["item-9"]),
+    ]
+    together = answers(answer_queries(queries))
+    alone = [answers(answer_queries([one]))[0] for one in queries]
+    for batched, single in zip(together, alone, strict=True):
+        assert [item.item_id for item in batched.items] == [item.item_id for item in single.items]
+        assert [item.score for item in batched.items] == pytest.approx([item.score for item in single.items], abs=1e-4)
+
+
+def test_deleted_item_never_comes_back(bundle: Bundle, writer: IndexWriter) -> None:
+    answer_queries = answer_batch(bundle, writer)
+    ask = query(b"q", text="thing number 7", limit=20)
+    first = [item.item_id for item in answers(answer_queries([ask]))[0].items]
+    gone = first[:10]
+    writer.apply(batch(gone, np.zeros((10, 3), np.uint16), deleted=True), {})
+    second = [item.item_id for item in answers(answer_queries([ask]))[0].items]
+    assert not set(gone) & set(second)
+    assert len(second) == 20
+
+
+def test_unknown_history_items_are_listed_and_skipped(bundle: Bundle, writer: IndexWriter) -> None:
+    answer_queries = answer_batch(bundle, writer)
+    with_unknown, without = answers(
+        answer_queries([query(b"a", history=["item-1", "nope", "item-2"]), query(b"b", history=["item-1", "item-2"])])
+    )
+    assert with_unknown.skipped_history == ("nope",)
+    assert [item.item_id for item in with_unknown.items] == [item.item_id for item in without.items]
+
+
+def test_live_layout_is_followed_by_a_model_with_layer2_dropout_and_items_stay_valid(
+    bundle: Bundle, writer: IndexWriter
+) -> None:
+    answer_queries = answer_batch(bundle, writer, layout="live")
+    ask = query(b"q", text="thing number 7", limit=30)
+    [before] = answers(answer_queries([ask]))
+    with writer.snapshot() as snapshot:
+        fullest = np.argsort(-snapshot.census()[1])[:5]
+    old = bundle.layout
+    layout = Layout(
+        generation=old.generation + 1,
+        codebook_id=old.codebook_id,
+        layers=old.layers,
+        size=old.size,
+        head_tokens=tuple(sorted(fullest.tolist())),
+    )
+    writer.put_layout(layout, {})
+    [after] = answers(answer_queries([ask]))
+    assert (before.layout, after.layout) == (old.generation, layout.generation)
+    assert any("<b_" not in item.sid for item in after.items), "SIDs of head tokens are short now"
+    assert not any("<b_" not in item.sid for item in before.items)
+    assert {item.item_id for item in after.items} <= {f"item-{number}" for number in range(LIVE)}
+
+
+def test_live_layout_is_refused_for_a_model_without_layer2_dropout(bundle: Bundle, writer: IndexWriter) -> None:
+    import msgspec
+
+    record = bundle.manifest.language_model
+    assert record is not None
+    plain = Bundle(
+        bundle.directory,
+        msgspec.structs.replace(bundle.manifest, language_model=msgspec.structs.replace(record, layer2_dropout=0.0)),
+    )
+    with pytest.raises(RetrieverError, match="without layer-2 dropout"):
+        answer_batch(plain, writer, layout="live")
+
+
+def test_empty_index_is_answered_with_an_error_that_says_what_to_do(bundle: Bundle, writer: IndexWriter) -> None:
+    ids = [f"item-{number}" for number in range(LIVE)]
+    writer.apply(batch(ids, np.zeros((LIVE, 3), np.uint16), deleted=True), {})
+    [answer] = answers(answer_batch(bundle, writer)([query(b"q", text="thing")]))
+    assert answer.items == ()
+    assert answer.error is not None
+    assert "publish" in answer.error.message
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        (query(b"q", value=b"\xc1"), "UndecodableEvent"),
+        (query(b"q", value=b"{}"), "EmptyQuery"),
+        (query(b"q", value=b""), "EmptyQuery"),
+        (query(b"q", text="a", limit=0), "InvalidEvent"),
+        (query(b"q", text="a", limit=1_000), "InvalidEvent"),
+        (query(b"q", text=5), "InvalidEvent"),
+        (query(b"q", text="x" * 70_000), "EventTooLarge"),
+        (query(None, text="a"), "EmptyId"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unusable_query_gets_an_error_answer_and_a_dead_letter_and_the_next_one_is_answered(
+    bundle: Bundle, writer: IndexWriter, record: Message, kind: str
+) -> None:
+    outgoing = answer_batch(bundle, writer)([record, query(b"good", text="thing")])
+    [letter] = [out for out in outgoing if out.topic == "dlq"]
+    assert dict(letter.headers or [])["dlq.errors.class"].decode() == kind
+    assert (letter.key, letter.value) == (record.key(), record.value())
+    by_id = {answer.query_id: answer for answer in answers(outgoing)}
+    failed = by_id["q" if record.key() else ""]
+    assert failed.error is not None
+    assert failed.error.kind == kind
+    assert by_id["good"].error is None
