@@ -216,8 +216,9 @@ def fit_residual_kmeans(
             f"{len(residual)} embeddings cannot make {size} codewords per layer; "
             f"give at least {size} embeddings or fit a smaller size"
         )
-    # Every layer starts from the residuals of the same items. With new items for each layer the error is the same within
-    # 1 %, but layer 3 is more crowded (Gini .74 instead of .68 on amazon_games) and short SIDs collide more.
+    # Every layer starts from the residuals of the same items. Measured over 4 seeds, new items for each layer lower the
+    # error by 0 to 1.5 %, but layer 3 is more crowded (Gini .75 instead of .68 on amazon_games, .72 instead of .63 on
+    # chorus_icecat) and there are 1 to 7 % fewer distinct short SIDs.
     chosen = np.sort(np.random.default_rng(seed).choice(len(residual), size, replace=False))
     codewords = np.empty((layers, size, residual.shape[1]), dtype=np.float32)
     for layer_index in range(layers):
