@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = Path(os.environ.get(CONFIGURATION_VARIABLE, CONFIGURATION_FILE))
+        file = Path(os.environ.get(CONFIGURATION_VARIABLE) or CONFIGURATION_FILE)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
 
 

@@ -1,0 +1,64 @@
+"""Settings: where they come from, what is refused, and that secrets stay secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamer.settings import SettingsError, load_settings
+
+
+def test_environment_wins_over_the_file_and_the_file_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sidstream.toml").write_text(
+        'index = "from-file"\n[kafka]\nbootstrap_servers = "file:1"\n[topics]\nprefix = "file-"\n'
+    )
+    monkeypatch.setenv("SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS", "environment:1")
+    settings = load_settings()
+    assert settings.kafka.bootstrap_servers == "environment:1"
+    assert settings.index == Path("from-file")
+    assert settings.topics.item_updates == "file-item-updates"
+    assert settings.topics.partitions == 4
+
+
+def test_topic_name_that_is_given_stays_as_it_is_beside_a_prefix() -> None:
+    settings = load_settings(topics={"prefix": "shop-", "item_updates": "catalogue.updates"})
+    assert settings.topics.item_updates == "catalogue.updates"
+    assert settings.topics.results == "shop-results"
+
+
+def test_secrets_are_masked_in_every_printed_form_but_reach_the_client() -> None:
+    settings = load_settings(kafka={"security": {"sasl.password": "hunter2", "security.protocol": "SASL_SSL"}})
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings.model_dump())
+    assert "hunter2" not in settings.model_dump_json()
+    assert settings.kafka.security_properties()["sasl.password"] == "hunter2"
+
+
+def test_wrong_setting_is_named_and_a_secret_value_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDSTREAM_TOPICS__PARTITIONS", "none-of-your-business")
+    monkeypatch.setenv("SIDSTREAM_KAFKA__BOOSTRAP", "typing mistake")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "topics.partitions" in str(caught.value)
+    assert "kafka.boostrap" in str(caught.value)
+    assert "none-of-your-business" not in str(caught.value)
+
+
+def test_settings_file_that_does_not_exist_is_an_error_not_a_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIDSTREAM_CONFIG", str(tmp_path / "missing.toml"))
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_settings()
+
+
+def test_settings_file_that_is_no_toml_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("kafka = [")
+    monkeypatch.setenv("SIDSTREAM_CONFIG", str(broken))
+    with pytest.raises(SettingsError, match=r"broken\.toml"):
+        load_settings()

@@ -1,0 +1,141 @@
+"""The command line as a person uses it: `up` and its end, publish, status, ask, and errors without a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from processes import wait_until
+
+from models.catalogue import Catalogue, CatalogueItem
+from streamer.broker import LocalBroker
+
+
+def command(*arguments: str, environment: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sidstream", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        **more,
+    )
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def environment(broker: LocalBroker, unique_prefix: str, tiny_model_bundle: Path, tmp_path: Path) -> dict[str, str]:
+    return {
+        "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+        "SIDSTREAM_TOPICS__PREFIX": unique_prefix,
+        "SIDSTREAM_MONITOR__APP_ID": f"{unique_prefix}monitor",
+        "SIDSTREAM_BUNDLE": str(tiny_model_bundle),
+        "SIDSTREAM_INDEX": str(tmp_path / "index"),
+        "SIDSTREAM_CONFIG": "",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
+    environment: dict[str, str], tiny_embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    items = tuple(CatalogueItem(id=f"item-{number}", title=f"thing {number}") for number in range(100))
+    Catalogue(items=items, embeddings=tiny_embeddings[:100]).write(tmp_path / "catalogue")
+    logs = tmp_path / "logs"
+    up = subprocess.Popen(
+        [sys.executable, "-m", "sidstream", "up", "--logs", str(logs)],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
+        pids = children(up.pid)
+
+        published = command("publish", str(tmp_path / "catalogue"), environment=environment)
+        assert published.returncode == 0, published.stderr
+        assert "100 item updates" in published.stderr
+
+        def status() -> dict[str, Any]:
+            answer = command("status", "--json", "--verify", environment=environment)
+            assert answer.returncode == 0, answer.stderr
+            found: dict[str, Any] = json.loads(answer.stdout)
+            return found
+
+        wait_until(lambda: status()["items"] == 100, seconds=40, what="100 items in the index", every=0.5)
+        assert [lag["records"] for lag in status()["lags"][:2]] == [0, 0]
+
+        asked = command("ask", "thing 7", "--limit", "3", "--timeout", "60", environment=environment)
+        assert asked.returncode == 0, asked.stderr
+        assert "thing" in asked.stdout
+
+        gone = command("publish", str(tmp_path / "catalogue"), "--delete", "--limit", "40", environment=environment)
+        assert gone.returncode == 0, gone.stderr
+        wait_until(lambda: status()["items"] == 60, seconds=20, what="40 items deleted", every=0.5)
+
+        # The supervisor starts again what dies.
+        os.kill(pids[0], signal.SIGKILL)
+        wait_until(lambda: len([pid for pid in children(up.pid) if alive(pid)]) == 4, seconds=15, what="a new process")
+        pids = children(up.pid)
+    finally:
+        up.send_signal(signal.SIGINT)
+        _, errors = up.communicate(timeout=40)
+    assert up.returncode == 0, errors
+    assert "everything has stopped" in errors
+    assert not [pid for pid in pids if alive(pid)]
+    for log in logs.iterdir():
+        assert "Traceback" not in log.read_text(), log
+
+
+def test_processes_end_by_themselves_when_up_is_killed(environment: dict[str, str], tmp_path: Path) -> None:
+    up = subprocess.Popen(
+        [sys.executable, "-m", "sidstream", "up", "--logs", str(tmp_path / "logs")],
+        env={**os.environ, **environment},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
+    pids = children(up.pid)
+    up.kill()
+    up.wait()
+    wait_until(lambda: not any(alive(pid) for pid in pids), seconds=40, what="no process left behind")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "message"),
+    [
+        (["assigner"], {}, "topics create"),
+        (["status"], {}, "topics create"),
+        (["ask", "kettle"], {}, "topics create"),
+        (["assigner"], {"SIDSTREAM_BUNDLE": "/nonexistent"}, "sidstream fit"),
+        (["indexer"], {"SIDSTREAM_KAFKA__SECURITY": '{"security.protocol": "nonsense"}'}, "security.protocol"),
+        (["status"], {"SIDSTREAM_TOPICS__PARTITIONS": "0"}, "topics.partitions"),
+        (["publish", "/nonexistent"], {}, "/nonexistent"),
+    ],
+)
+def test_fault_of_use_is_one_clear_message_without_a_traceback(
+    environment: dict[str, str], arguments: list[str], changes: dict[str, str], message: str
+) -> None:
+    answer = command(*arguments, environment=environment | changes)
+    assert answer.returncode == 1
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
