@@ -227,20 +227,21 @@ def add_language_model(
     weights = [name for name in names if name.endswith(".safetensors")]
     if not weights:
         raise BundleError(f"no safetensors weights in {staged}: only safetensors models can be added to a bundle")
+    records = {
+        name: _record(staged, name) for name in names
+    }  # refuses what must not be in a bundle, before anything moves
     digest = hashlib.sha256()
     for name in weights:
-        digest.update(bytes.fromhex(_record(staged, name).sha256))
+        digest.update(bytes.fromhex(records[name].sha256))
     model_id = digest.hexdigest()[:16]
     target = f"{MODEL_PREFIX}{model_id}"
-    final = bundle.directory / target
-    if final.exists():
-        shutil.rmtree(final)
+    while (bundle.directory / target).exists():  # the same weights again: a reader may be in the middle of them
+        target += "+"
     for name in names:  # safetensors writes files for the owner alone; the retriever may be another user
         (staged / name).chmod(0o644)
-    os.replace(staged, final)
+    os.replace(staged, bundle.directory / target)
     files = {name: record for name, record in bundle.manifest.files.items() if not name.startswith(MODEL_PREFIX)}
-    for name in names:
-        files[f"{target}/{name}"] = _record(bundle.directory, f"{target}/{name}")
+    files |= {f"{target}/{name}": record for name, record in records.items()}
     manifest = msgspec.structs.replace(
         bundle.manifest,
         files=files,

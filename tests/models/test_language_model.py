@@ -1,0 +1,117 @@
+"""Language models: a new one, a local checkpoint grown by SID tokens, and both through a bundle; no pickle, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.bundle import Bundle
+from models.errors import SidstreamError
+from models.tokenizer import train_tokenizer
+from models.training_examples import TrainingExample
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("faiss")
+pytest.importorskip("onnx")
+
+from models.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle  # noqa: E402
+from models.language_model import load_checkpoint, load_language_model, small_causal_lm  # noqa: E402
+from models.training import TrainingSettings  # noqa: E402
+from models.vocabulary import SidVocabulary  # noqa: E402
+
+TEXTS = ["red shoes", "blue shoes", "green hat", "yellow coat"] * 25
+IDS = [f"item-{row}" for row in range(100)]
+EXAMPLES = [TrainingExample(text, item=item) for text, item in zip(TEXTS, IDS, strict=True)]
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> Fitted:
+    embeddings = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    return fit_bundle(embeddings, tmp_path / "bundle", FitSettings(size=8, iterations=3, head_method="top-k", k=2))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 checkpoint directory as its makers would publish it: configuration, safetensors, tokenizer."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    own = train_tokenizer(TEXTS, size=300)
+    configuration = transformers.Qwen2Config(
+        vocab_size=own.size + 20,  # real checkpoints have more rows than tokens
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    transformers.Qwen2ForCausalLM(configuration).save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=own._tokenizer, bos_token="!", eos_token="!").save_pretrained(
+        path
+    )
+    return path
+
+
+def logits(model: Any, prompt: list[int]) -> Any:
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([prompt])).logits[0]
+
+
+def test_a_trained_model_comes_back_from_its_bundle(fitted: Fitted) -> None:
+    settings = TrainingSettings(max_steps=3, batch_size=16, layer2_dropout=0.2)
+    bundle, outcome = train_bundle(
+        fitted.bundle, EXAMPLES, IDS, fitted.codes, ModelSettings(hidden_size=16, model_layers=1, heads=2), settings
+    )
+    assert (outcome.examples, outcome.steps, bundle.manifest.layer2_dropout) == (100, 3, 0.2)
+    assert len(fitted.bundle.layout.head_tokens) == 2
+    model, prompts = load_language_model(Bundle.open(bundle.directory, need_model=True))
+    assert not model.training
+    assert prompts.vocabulary.total == model.get_input_embeddings().weight.shape[0]
+    assert torch.isfinite(logits(model, prompts.build("red shoes"))).all()
+
+
+def test_a_local_checkpoint_is_fine_tuned_with_its_own_tokenizer(fitted: Fitted, checkpoint: Path) -> None:
+    bundle, _ = train_bundle(
+        fitted.bundle, EXAMPLES, IDS, fitted.codes, ModelSettings(checkpoint=checkpoint), TrainingSettings(max_steps=2)
+    )
+    model, prompts = load_language_model(bundle)
+    assert isinstance(model, transformers.Qwen2ForCausalLM)
+    theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    assert prompts.tokenizer.encode("red shoes") == theirs("red shoes", add_special_tokens=False)["input_ids"]
+    assert prompts.build()[0] == theirs.bos_token_id
+
+
+def test_a_checkpoint_keeps_its_text_rows_and_gains_one_row_a_new_token(checkpoint: Path) -> None:
+    before = transformers.AutoModelForCausalLM.from_pretrained(checkpoint).get_input_embeddings().weight
+    model, tokenizer, vocabulary = load_checkpoint(checkpoint, user_buckets=5, layers=3, size=8)
+    after = model.get_input_embeddings().weight
+    assert (vocabulary.text_size, vocabulary.total) == (len(before), len(before) + 5 + 3 + 24)
+    assert len(after) == model.get_output_embeddings().weight.shape[0] == vocabulary.total
+    assert tokenizer.size <= vocabulary.text_size
+    torch.testing.assert_close(after[: len(before)], before.float())
+
+
+def test_a_checkpoint_without_safetensors_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for file in checkpoint.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(SidstreamError, match="only safetensors"):
+        load_checkpoint(tmp_path, user_buckets=0, layers=3, size=8)
+
+
+def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SidstreamError, match="tokenizer"):
+        load_checkpoint(tmp_path / "nothing", user_buckets=0, layers=3, size=8)
+
+
+def test_a_new_model_depends_on_its_seed_alone() -> None:
+    vocabulary = SidVocabulary(text_size=20, user_buckets=0, layers=3, size=4)
+    one, same, other = (small_causal_lm(vocabulary, hidden_size=16, layers=1, heads=2, seed=seed) for seed in (1, 1, 2))
+    prompt = [vocabulary.begin_id, 3, vocabulary.separator_id]
+    assert torch.equal(logits(one, prompt), logits(same, prompt))
+    assert not torch.equal(logits(one, prompt), logits(other, prompt))

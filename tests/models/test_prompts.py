@@ -1,0 +1,81 @@
+"""Prompts and text tokens: every part optional, cut where they are too long, the same text the same ids after a reload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.errors import SidstreamError
+from models.prompts import PromptBuilder, PromptSettings
+from models.tokenizer import TextTokenizer, train_tokenizer
+from models.vocabulary import SidVocabulary
+
+pytest.importorskip("tokenizers")
+
+TITLES = ["Red trail running shoes", "Blue running jacket", "Laptop bag 15 inch", "Gaming laptop 16 GB"] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return train_tokenizer(TITLES, size=400)
+
+
+@pytest.fixture(scope="module")
+def builder(tokenizer: TextTokenizer) -> PromptBuilder:
+    vocabulary = SidVocabulary(text_size=tokenizer.size, user_buckets=4, layers=3, size=8)
+    return PromptBuilder(vocabulary, tokenizer, PromptSettings(max_history=2, max_text_tokens=4))
+
+
+def test_begin_user_history_text_separator_in_this_order(builder: PromptBuilder) -> None:
+    vocabulary = builder.vocabulary
+    history = np.array([[1, 9, 17], [2, 18, -1]])
+    text = builder.tokenizer.encode("running shoes")
+    assert builder.build("running shoes", history, "ada") == [
+        vocabulary.begin_id,
+        vocabulary.user_id("ada"),
+        *(vocabulary.sid_base + token for token in (1, 9, 17, 2, 18)),
+        *text,
+        vocabulary.separator_id,
+    ]
+
+
+@pytest.mark.parametrize(("text", "history", "user"), [("", (), None), ("shoes", (), None), ("", (), "ada")])
+def test_every_part_is_optional(builder: PromptBuilder, text: str, history: tuple[()], user: str | None) -> None:
+    prompt = builder.build(text, history, user)
+    assert prompt[0] == builder.vocabulary.begin_id
+    assert prompt[-1] == builder.vocabulary.separator_id
+    assert len(prompt) == 2 + len(builder.tokenizer.encode(text)) * bool(text) + bool(user)
+
+
+def test_a_long_history_keeps_its_newest_items_and_a_long_text_its_first_tokens(builder: PromptBuilder) -> None:
+    history = [np.array([token, 8 + token, 16 + token]) for token in range(5)]
+    text = "red trail running shoes blue running jacket laptop bag"
+    prompt = builder.build(text, history)
+    base = builder.vocabulary.sid_base
+    assert prompt[1:7] == [base + token for token in (3, 11, 19, 4, 12, 20)]
+    assert prompt[7:-1] == builder.tokenizer.encode(text)[:4]
+    assert len(prompt) == builder.width - 1  # all but the user
+
+
+def test_no_history_allowed_means_no_history(tokenizer: TextTokenizer) -> None:
+    vocabulary = SidVocabulary(text_size=tokenizer.size, user_buckets=0, layers=3, size=8)
+    builder = PromptBuilder(vocabulary, tokenizer, PromptSettings(max_history=0))
+    assert builder.build("", [np.array([1, 9, 17])]) == [vocabulary.begin_id, vocabulary.separator_id]
+
+
+def test_text_ids_survive_saving_and_ignore_case(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    reloaded = TextTokenizer.load(tmp_path)
+    for text in ("Red RUNNING shoes", "日本語 ümläut 🙂", "", "  spaces   here "):
+        assert reloaded.encode(text) == tokenizer.encode(text)
+        assert all(0 <= token < tokenizer.size for token in tokenizer.encode(text))
+    assert tokenizer.encode("RED SHOES") == tokenizer.encode("red shoes")
+    assert tokenizer.encode_batch(TITLES[:4]) == [tokenizer.encode(title) for title in TITLES[:4]]
+    assert tokenizer.encode("日本語")  # bytes: no script is unknown
+
+
+def test_a_tokenizer_too_large_for_the_vocabulary_is_refused(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(SidstreamError, match="do not belong together"):
+        PromptBuilder(SidVocabulary(text_size=10, user_buckets=0, layers=3, size=8), tokenizer)

@@ -1,0 +1,138 @@
+"""Fine-tuning: what the model is shown, what the loss is over, that it learns, and that it repeats exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import SidstreamError
+from models.layout import Layout
+from models.prompts import PromptBuilder, PromptSettings
+from models.tokenizer import train_tokenizer
+from models.training_examples import TrainingExample, read_examples, write_examples
+from models.vocabulary import SidVocabulary
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from models.language_model import small_causal_lm  # noqa: E402
+from models.training import ExampleTable, TrainingSettings, fine_tune, target_loss  # noqa: E402
+
+SIZE, ITEMS = 8, 12
+CODES = np.random.default_rng(0).integers(SIZE, size=(ITEMS, 3)).astype(np.uint16)
+LAYOUT = Layout(1, "codebook", 3, SIZE, (1, 4))
+ROWS = {f"item-{row}": row for row in range(ITEMS)}
+NAMES = ["anchor", "basket", "candle", "drum", "engine", "feather", "guitar", "hammer", "island", "jacket", "kettle", "ladder"]
+EXAMPLES = [
+    TrainingExample(
+        f"{NAMES[row]} please",
+        user="ada" if row % 2 else None,
+        history=("item-3", "gone", "item-1")[: row % 4],
+        item=name,
+    )
+    for name, row in ROWS.items()
+]
+
+
+def prompt_builder() -> PromptBuilder:
+    tokenizer = train_tokenizer([example.query for example in EXAMPLES], size=320)
+    vocabulary = SidVocabulary(text_size=tokenizer.size, user_buckets=4, layers=3, size=SIZE)
+    return PromptBuilder(vocabulary, tokenizer, PromptSettings(max_history=2))
+
+
+PROMPTS = prompt_builder()
+
+
+def table(layout: Layout = LAYOUT) -> ExampleTable:
+    return ExampleTable(EXAMPLES, PROMPTS, layout, ROWS, CODES)
+
+
+def without_padding(token_ids: Any) -> list[list[int]]:
+    return [[token for token in row if token != PROMPTS.vocabulary.padding_id] for row in token_ids.tolist()]
+
+
+@pytest.mark.parametrize(
+    "layout", [LAYOUT, Layout(1, "codebook", 3, SIZE, ()), Layout(1, "codebook", 3, SIZE, tuple(range(8)))]
+)
+def test_a_training_sequence_is_the_serving_prompt_and_the_target_sid(layout: Layout) -> None:
+    token_ids, labels = table(layout).batch(np.arange(ITEMS), 0.0, np.random.default_rng(0))
+    sids = layout.sid_tokens(CODES)
+    for row, (sequence, example) in enumerate(zip(without_padding(token_ids), EXAMPLES, strict=True)):
+        history = [sids[ROWS[item]] for item in example.history if item in ROWS]
+        prompt = PROMPTS.build(example.query, history, example.user)
+        target = [PROMPTS.vocabulary.sid_base + token for token in sids[ROWS[example.item]] if token >= 0]
+        assert sequence == prompt + target
+        assert labels[row][labels[row] != -100].tolist() == target
+        assert np.flatnonzero(labels[row] != -100).tolist() == list(range(len(prompt), len(sequence)))
+
+
+def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> None:
+    examples = [TrainingExample("", history=("item-0", "item-1"), item="item-2")] * 4000
+    both = ExampleTable(examples, PROMPTS, LAYOUT, ROWS, CODES)
+    token_ids, labels = both.batch(np.arange(4000), 0.25, np.random.default_rng(1))
+    middle = PROMPTS.vocabulary.layer_range(1)
+    forms = np.zeros((4000, 3), dtype=bool)  # whether each of the three SIDs has its layer-2 token
+    first = PROMPTS.vocabulary.layer_range(0)
+    for row, sequence in enumerate(token_ids.tolist()):
+        starts = [at for at, token in enumerate(sequence) if token in first]
+        forms[row] = [sequence[at + 1] in middle for at in starts]
+    is_head = LAYOUT.is_head[CODES[:3, 1]]
+    np.testing.assert_allclose(forms.mean(axis=0), np.where(is_head, 0.25, 0.75), atol=0.03)
+    np.testing.assert_allclose(np.corrcoef(forms.T), np.eye(3), atol=0.06)
+    assert set((labels != -100).sum(axis=1).tolist()) == {2, 3}
+
+
+def test_the_loss_is_that_of_transformers_on_the_target_tokens_alone() -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
+    token_ids, labels = (
+        torch.from_numpy(array) for array in table().batch(np.arange(ITEMS), 0.0, np.random.default_rng(0))
+    )
+    mask = (token_ids != PROMPTS.vocabulary.padding_id).long()
+    theirs = model(input_ids=token_ids, attention_mask=mask, labels=labels).loss
+    torch.testing.assert_close(target_loss(model, token_ids, labels), theirs, atol=1e-5, rtol=0)
+
+
+def test_a_small_model_learns_its_examples_and_reports_progress() -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=48, layers=2, heads=2)
+    seen: list[tuple[int, int, float]] = []
+    settings = TrainingSettings(max_steps=120, batch_size=12, learning_rate=5e-3, layer2_dropout=0.3, report_every=20)
+    outcome = fine_tune(model, table(), settings, lambda step, total, loss: seen.append((step, total, loss)))
+    assert [step for step, _, _ in seen] == [20, 40, 60, 80, 100, 120]
+    assert seen[0][2] > 2 > 1 > outcome.loss == seen[-1][2]
+    assert not model.training
+    prompt = PROMPTS.build(EXAMPLES[4].query)
+    with torch.inference_mode():
+        best = int(model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    assert best == PROMPTS.vocabulary.sid_base + CODES[4, 0]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
+    def weights(seed: int) -> Any:
+        model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1, seed=seed)
+        fine_tune(model, table(), TrainingSettings(epochs=2, batch_size=5, seed=seed, layer2_dropout=0.3))
+        return model.get_input_embeddings().weight.detach()
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_examples_of_unknown_items_are_skipped_and_all_unknown_is_an_error() -> None:
+    some = ExampleTable([*EXAMPLES, TrainingExample("x", item="gone")], PROMPTS, LAYOUT, ROWS, CODES)
+    assert (len(some), some.skipped) == (ITEMS, 1)
+    with pytest.raises(SidstreamError, match="none of the 1 training examples"):
+        ExampleTable([TrainingExample("x", item="gone")], PROMPTS, LAYOUT, ROWS, CODES)
+
+
+def test_examples_survive_their_file_and_a_bad_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    assert write_examples(path, EXAMPLES) == ITEMS
+    assert list(read_examples(path)) == EXAMPLES
+    path.write_bytes(path.read_bytes() + b'\n{"query": 3, "item": "x"}\n')
+    with pytest.raises(SidstreamError, match=f"line {ITEMS + 2}"):
+        list(read_examples(path))
+    path.write_text('{"query": "shoes"}\n')
+    with pytest.raises(SidstreamError, match="names no item"):
+        list(read_examples(path))
