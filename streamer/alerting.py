@@ -250,10 +250,9 @@ def drift(
                 Condition(
                     key=f"drift:{codebook}:{layer}:{metric}",
                     ratio=abs(change) / threshold,
-                    cause=f"{_METRICS[metric]} of layer {layer} {'rose' if change > 0 else 'fell'} from {expected:.3f} to "
-                    f"{value:.3f}, threshold ±{threshold:.3f}",
-                    summary=f"layer {layer} has drifted from the catalogue that the codebook was fitted on: "
-                    f"{_METRICS[metric]} {value:.3f} instead of {expected:.3f}",
+                    cause=f"{_METRICS[metric]} {'rose' if change > 0 else 'fell'} by {abs(change):.3f} since the codebook was "
+                    f"fitted, threshold {threshold:.3f}",
+                    summary=f"layer {layer} has drifted: {_METRICS[metric]} {value:.3f} instead of {expected:.3f}",
                     figures={
                         "now": value,
                         "baseline": expected,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -9,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.layout import HEAD_LAYER_INDEX
-from streamer.dashboard_page import PAGE
 from streamer.records import Drift, LayerMetrics
 
 if TYPE_CHECKING:
@@ -127,14 +128,14 @@ def _bars(values: NDArray[np.float64]) -> list[float]:
 
 def add_pages(app: Any, monitor: Monitor) -> None:
     """Register ``/``, ``/state`` and ``/counts`` with the web server of a Faust app."""
-    import time
+    page_text = files("streamer").joinpath("data/dashboard.html").read_text(encoding="utf-8")
 
     def json(web: Any, value: Any) -> Any:
         return web.bytes(msgspec.json.encode(value), content_type="application/json")
 
     @app.page("/")  # type: ignore[untyped-decorator]
     async def page(web: Any, _request: Any) -> Any:
-        return web.html(PAGE)
+        return web.html(page_text)
 
     @app.page("/state")  # type: ignore[untyped-decorator]
     async def current(web: Any, _request: Any) -> Any:

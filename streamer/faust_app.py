@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,9 @@ from streamer.settings import Settings
 FETCH_WAIT_MS: Final = 100
 # A killed monitor's partition is given to its successor after this time; the broker's own lower limit is 6 s.
 SESSION_TIMEOUT_SECONDS: Final = 6.0
+# Otherwise every change of the table is a request of its own.
+PRODUCER_LINGER_SECONDS: Final = 0.01
+_RARELY_SECONDS: Final = 30.0
 _SUPPORTED: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
@@ -36,6 +40,25 @@ _SUPPORTED: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 logging.getLogger(__name__).setLevel(logging.WARNING)
 # A look that takes over, or that waits for a broker, outlasts the timer's interval; that is no news.
 logging.getLogger("mode.timers").setLevel(logging.ERROR)
+
+
+class _Rarely(logging.Filter):
+    """Lets each kind of line pass once in a while: aiokafka tells of a broker that is away some fifty times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now, kind = time.monotonic(), str(record.msg)
+        if now - self._passed.get(kind, -_RARELY_SECONDS) < _RARELY_SECONDS:
+            return False
+        self._passed[kind] = now
+        return True
+
+
+for _name in ("", ".conn", ".cluster", ".consumer.fetcher", ".consumer.group_coordinator", ".producer.sender"):
+    logging.getLogger(f"aiokafka{_name}").addFilter(_Rarely())
 
 # What a broker that goes away can end an app with; a new app will do.
 PASSING_ERRORS: Final = (KafkaError, FaustError, OSError, asyncio.TimeoutError)
@@ -130,6 +153,7 @@ def new_app(settings: Settings, data_directory: Path) -> MonitorApp:
         topic_allow_declare=False,
         topic_disable_leader=True,
         topic_partitions=1,
+        producer_linger=PRODUCER_LINGER_SECONDS,
         processing_guarantee="at_least_once",
         agent_supervisor=mode.CrashingSupervisor,
         stream_wait_empty=False,

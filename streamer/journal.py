@@ -16,13 +16,21 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from streamer.cloudevents import cloud_event_headers
 from streamer.evaluation import Outcome
-from streamer.kafka import FatalKafkaError, consumer_configuration, error_text, producer_configuration
+from streamer.kafka import (
+    FatalKafkaError,
+    broker_answers,
+    consumer_configuration,
+    error_text,
+    producer_configuration,
+)
+from streamer.metrics import Health
 from streamer.records import ALERT, DRIFT, LAYOUT, Alert, Codec, LayoutRecord, layout_key
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 _BROKER_SECONDS: Final = 15.0
+_ONLY_CRITICAL: Final = 2  # of syslog's levels, as librdkafka counts them
 
 
 class JournalUnavailable(Exception):
@@ -42,8 +50,9 @@ class History:
 class Journal:
     """Blocking; call it from one thread at a time. Connects in ``take_over``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
+        self._health = health
         self._producer: Producer | None = None
 
     def take_over(self) -> History:
@@ -54,9 +63,11 @@ class Journal:
             FatalKafkaError: it refuses.
         """
         app_id = self._settings.monitor.app_id
-        producer = Producer(
-            producer_configuration(self._settings.kafka, transactional_id=f"{app_id}-journal", linger_ms=0)
+        configuration = producer_configuration(
+            self._settings.kafka, transactional_id=f"{app_id}-journal", health=self._health, linger_ms=0
         )
+        configuration["log_level"] = _ONLY_CRITICAL  # a broker that is away is told once, by the error callback
+        producer = Producer(configuration)
         self._translated(producer.init_transactions, _BROKER_SECONDS)
         self._producer = producer
         topics = self._settings.topics
@@ -88,6 +99,15 @@ class Journal:
         except JournalUnavailable:
             self._translated(producer.abort_transaction, _BROKER_SECONDS)
             raise
+
+    def notice(self) -> None:
+        """Let the client report what happened to its connection; never blocks."""
+        if self._producer is not None:
+            self._producer.poll(0)
+
+    def answers(self) -> bool:
+        """Whether the broker answers now; true as long as nothing was taken over."""
+        return self._producer is None or broker_answers(self._producer)
 
     def close(self) -> None:
         """Give up the producer; an open transaction is aborted by whoever takes over."""

@@ -71,7 +71,7 @@ class Monitor:
         self._layout = layout
         self._app = app
         self._health = health
-        self._journal = Journal(settings)
+        self._journal = Journal(settings, health)
         self._partition = TP(settings.topics.token_counts, 0)
         self._taken_over_in: int | None = None  # the consumer group's generation
         self._taken_over_at = 0.0
@@ -137,6 +137,9 @@ class Monitor:
             _BAD.inc(self._bad)
             log.warning("bad_counts_skipped", records=self._bad, topic=self._partition.topic)
             self._bad = 0
+        self._journal.notice()
+        if not self._health.ready and not await asyncio.to_thread(self._journal.answers):
+            return
         if not self.active:
             self._taken_over_in = None
             if not self._app.rebalancing:

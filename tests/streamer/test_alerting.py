@@ -142,7 +142,7 @@ def test_drift_names_layer_metric_and_both_values() -> None:
     assert {"drift:abc:2:entropy", "drift:abc:2:gini", "drift:abc:2:head_share"} <= keys
     assert all(c.key.startswith("drift:abc:2:") for c in found if c.ratio >= 1 and "standard" not in c.key)
     gini = next(c for c in found if c.key == "drift:abc:2:gini")
-    assert "rose from" in gini.cause
+    assert "rose by" in gini.cause
     assert gini.figures["threshold"] == SETTINGS.gini_change
 
 

@@ -1,3 +1,0 @@
-"""The dashboard's one page."""
-
-PAGE = "<h1>sidstream</h1>"
