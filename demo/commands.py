@@ -27,6 +27,7 @@ def demo(
     from demo.shop import own_shop, shop_of
     from demo.story import Story
     from streamer.broker_commands import fetch_progress
+    from streamer.logs import configure_logging
     from streamer.pipeline import Pipeline
 
     started = time.monotonic()
@@ -37,6 +38,8 @@ def demo(
     _empty(directory)
     shop = own_shop() if catalog is None else shop_of(catalog)
     settings = _settings(directory, head_size(shop))
+    # The story tells what happens; a log line in between would only disturb it.
+    configure_logging(settings.logging.model_copy(update={"level": "error"}), process="demo")
     logs = directory / "logs"
     story = Story(shop, settings, console, logs)
     with ExitStack() as stack:

@@ -26,6 +26,7 @@ from models.errors import SidstreamError
 from models.layout import HEAD_LAYER_INDEX, Layout
 from models.onnx_encoder import OnnxEncoder
 from retriever.client import Client
+from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.freshness import FreshnessProbe
 from streamer.kafka import consumer_configuration, drain
@@ -125,7 +126,7 @@ class Story:
             "Stream the catalogue in",
             f"producer → Kafka → assigner → Kafka → indexer → LMDB, {len(known):,} item updates",
         )
-        self._wait(lambda: self._settings.index.exists(), _READY_SECONDS, "the indexer did not start")
+        self._wait(self._index_exists, _READY_SECONDS, "the indexer did not start")
         with progress_bar(self._console) as progress, IndexReader(self._settings.index) as reader:
             task = progress.add_task("retrievable", total=len(known))
             # The processes have just started: what is measured is the pipeline, not the start of four Pythons.
@@ -237,8 +238,9 @@ class Story:
         alerts.close()
         figures.reshortened_after_seconds = first
         answer = self._client.ask(fad.query, limit=10)
-        figures.deleted_in_answers += sum(item.item_id in self._deleted for item in answer.items)
-        self._say(f"“{fad.query}” now: {short(answer.items[0].title, 90) if answer.items else 'nothing'}")
+        returned = sum(item.item_id in self._deleted for item in answer.items)
+        figures.deleted_in_answers += returned
+        self._say(f"“{short(fad.query, 60)}” has {len(answer.items)} answers now; {returned} of them are of the fad.")
 
     def _flood(self, fad: Fad, token: int, before: Layout, queries: LiveQueries, alerts: Consumer) -> float | None:
         """Publish the fad and watch; seconds until the layout changed, or ``None``."""
@@ -358,6 +360,13 @@ class Story:
             if time.monotonic() > deadline:
                 raise DemoError(f"{otherwise} within {seconds:.0f} s; see the logs in {self._log_directory}")
             time.sleep(0.005)
+
+    def _index_exists(self) -> bool:
+        try:
+            IndexReader(self._settings.index).close()
+        except IndexMissingError:
+            return False
+        return True
 
     def _paced(self, count: int, per_second: float) -> Iterator[int]:
         started = time.monotonic()
