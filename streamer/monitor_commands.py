@@ -8,10 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from streamer.settings import Settings, load_settings
 
@@ -100,12 +98,8 @@ def _show(console: Console, newest: dict[str, Alert], *, json: bool, everything:
     if not shown:
         console.print("[green]✓[/] no alert fires" + (", waiting for one …" if follow else ""))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("since", "severity", "alert", "what", "cause"):
-        table.add_column(column, overflow="fold")
     for alert in shown:
-        table.add_row(_time(alert.first_at), _severity(alert), alert.key, escape(alert.summary), escape(alert.cause))
-    console.print(table)
+        _show_one(console, alert, json=False)
 
 
 def _show_one(console: Console, alert: Alert, *, json: bool) -> None:
