@@ -18,7 +18,7 @@ from models.onnx_encoder import OnnxEncoder
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
 from streamer.intake import EventError, checked_id, decode_event
 from streamer.metrics import DEAD_LETTERS, Health
-from streamer.process import run_process
+from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
 from streamer.settings import Settings
 from streamer.topics import require
@@ -187,6 +187,7 @@ def run_assigner(settings: Settings) -> None:
             batch_size=own.batch_size,
             minimum_batch_interval_ms=own.minimum_batch_interval_ms,
         )
+        collect_garbage_rarely()
         TransactionalLoop(loop, settings.kafka, transform, health).run(stop)
 
     run_process(PROCESS, settings, work)

@@ -30,7 +30,7 @@ from streamer.kafka import (
     producer_configuration,
 )
 from streamer.metrics import BATCH_SECONDS, EVENTS, ITEMS, Health
-from streamer.process import run_process
+from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, LAYOUT, TOKEN_COUNT, ItemCodes, LayoutRecord, TokenCount, token_count_key
 from streamer.settings import Settings
 from streamer.summary import BatchSummary
@@ -315,6 +315,7 @@ def run_indexer(settings: Settings) -> None:
             settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
         ) as writer:
             writer.put_layout(layout, {})
+            collect_garbage_rarely()
             Indexer(settings, writer, layout, health).run(stop)
 
     run_process(PROCESS, settings, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -43,6 +44,17 @@ def run_process(name: str, settings: Settings, work: Callable[[threading.Event, 
     finally:
         server.close()
     log.info("stopped")
+
+
+def collect_garbage_rarely() -> None:
+    """For a process of large batches, once it is set up: what lives now is never scanned again, what comes rarely.
+
+    A batch makes tens of thousands of objects and not one cycle; the default looks for cycles every 700 of them,
+    which costs a tenth of assigner and indexer.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _watch(supervisor: int, stop: threading.Event) -> None:

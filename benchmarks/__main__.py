@@ -1,0 +1,53 @@
+"""All benchmarks, one after the other, each in a process of its own: tables here, JSON under `.sidstream/benchmarks`.
+
+    python -m benchmarks [NAME …]
+
+The exit status is 1 if a target is missed or a benchmark fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+RESULTS: Final = Path(".sidstream/benchmarks")
+BENCHMARKS: Final = {
+    "assignment": "embeddings → codes, against a bare GEMM and faiss",
+    "store": "writing and reading the index at a million items, against bare LMDB",
+    "decode": "constrained beam search, against transformers' generate",
+    "pipeline": "item updates → retrievable on a real broker, against a plain copy",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {', '.join(unknown)}: choose of {', '.join(BENCHMARKS)}")
+    console = Console()
+    failed = []
+    for number, name in enumerate(names, 1):
+        console.print(f"[bold]{number}/{len(names)} {name}[/]: {BENCHMARKS[name]} …")
+        since = time.monotonic()
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(RESULTS / f"{name}.json")]
+        if subprocess.run(command, check=False).returncode != 0:
+            failed.append(name)
+        console.print(f"[dim]{name} took {time.monotonic() - since:.0f} s[/]\n")
+    if failed:
+        console.print(
+            f"[red]target missed or failed: {', '.join(failed)}[/]; a busy machine is the first thing to check"
+        )
+    else:
+        console.print(f"[green]every target reached[/]; figures in {RESULTS}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
