@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from confluent_kafka import KafkaError, KafkaException
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,9 +19,6 @@ import streamer.broker_commands
 import streamer.commands
 import streamer.monitor_commands
 from models.errors import SidstreamError
-
-# On shared cores, OpenMP's spinning threads cost more than they gain: a training step took half the time without.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="sidstream",
@@ -71,6 +69,12 @@ def main() -> None:
         app()
     except SidstreamError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError._INVALID_ARG:
+            raise
+        message = f"the Kafka client refuses its settings ([kafka] and [kafka.security]): {error.args[0].str()}"
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

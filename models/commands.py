@@ -24,7 +24,9 @@ _HEAD_METHODS = ("none", "top-k", "top-p", "all")
 
 def fit(
     catalogue: Annotated[Path, typer.Argument(help="Catalogue folder, or a .npy file of embeddings (N, D).")],
-    bundle: Annotated[Path, typer.Option(help="Directory of the bundle to write.")] = Path(".sidstream/bundle"),
+    bundle: Annotated[Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle to write.")] = Path(
+        ".sidstream/bundle"
+    ),
     layers: Annotated[int, typer.Option(min=3, help="L, layers of the codebook.")] = 3,
     size: Annotated[int, typer.Option(min=2, help="M, codewords a layer.")] = 256,
     head: Annotated[str, typer.Option(help="Layer-2 tokens to leave out: none, top-k, top-p or all.")] = "none",
@@ -68,9 +70,9 @@ def fit(
 
 def train(
     catalogue: Annotated[Path, typer.Argument(help="Catalogue folder that the bundle was fitted on.")],
-    bundle: Annotated[Path, typer.Option(help="Directory of the bundle; the model is added to it.")] = Path(
-        ".sidstream/bundle"
-    ),
+    bundle: Annotated[
+        Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.")
+    ] = Path(".sidstream/bundle"),
     examples: Annotated[
         Path | None,
         typer.Option(

@@ -15,7 +15,7 @@ from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.kafka import client_configuration, consumer_configuration, drain, error_text
 from streamer.settings import Settings
-from streamer.topics import describe
+from streamer.topics import describe, require
 
 _SECONDS: Final = 10.0
 # Up to this gap the records are counted; a transaction's markers take offsets too, so a gap may hold no record at all.
@@ -97,6 +97,7 @@ def read_status(settings: Settings, *, verify: bool = False) -> Status:
 
 def _lags(settings: Settings, index_positions: Mapping[tuple[str, int], int] | None) -> tuple[Lag, ...]:
     topics = settings.topics
+    require(settings.kafka, [topics.item_updates, topics.item_codes, topics.queries])
     descriptions = {
         d.name: d for d in describe(settings.kafka, [topics.item_updates, topics.item_codes, topics.queries])
     }
