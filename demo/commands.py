@@ -37,25 +37,25 @@ def demo(
     )
     _empty(directory)
     shop = own_shop() if catalog is None else shop_of(catalog)
-    settings = _settings(directory, head_size(shop))
+    settings = demo_settings(directory, head_size(shop))
     # The story tells what happens; a log line in between would only disturb it.
     configure_logging(settings.logging.model_copy(update={"level": "error"}), process="demo")
     logs = directory / "logs"
     story = Story(shop, settings, console, logs)
+    # Any free port for now; afterwards `sidstream up` takes the usual one, where the other commands look for it.
+    here = settings.model_copy(update={"broker": settings.broker.model_copy(update={"port": 0})})
     with ExitStack() as stack:
         progress = stack.enter_context(fetch_progress(console))
-        figures = story.tell(
-            lambda: Pipeline(settings, embedded_broker=True, log_directory=logs, fetch_progress=progress)
-        )
-    sidstream = f".venv/bin/sidstream --config {directory / CONFIGURATION_FILE}"
+        figures = story.tell(lambda: Pipeline(here, embedded_broker=True, log_directory=logs, fetch_progress=progress))
     steps = [
-        (f"{sidstream} up", "the same pipeline again, as you left it; leave it running and, in another terminal:"),
-        (f'{sidstream} ask "{shop.queries[0].text or "gift"}"', "ask anything"),
-        (f"{sidstream} status", "lag, items, layout, census metrics"),
-        (f"{sidstream} alerts", "what was fired and resolved"),
+        (f"export {CONFIGURATION_VARIABLE}={directory / CONFIGURATION_FILE}", "in every terminal: the demo's settings"),
+        (".venv/bin/sidstream up", "the same pipeline again, as you left it; then, in another terminal:"),
+        (f'.venv/bin/sidstream ask "{shop.queries[0].text or "gift"}"', "anything you like"),
+        (".venv/bin/sidstream status", "lag, items, layout, census metrics"),
+        (".venv/bin/sidstream alerts --follow", "hourglass drift as it happens"),
     ]
     if catalog is None:
-        steps.append((".venv/bin/sidstream demo --catalog DIR", "the same story on your own products"))
+        steps.append((".venv/bin/sidstream demo --catalog DIR", "the same story on your own products (README)"))
     console.print()
     console.print(summary(figures, time.monotonic() - started, steps))
 
@@ -77,7 +77,6 @@ index = "{directory}/index"
 
 [broker]
 directory = "{directory}/broker"
-port = 0
 
 [monitor]
 head_size = {head_size}
@@ -93,7 +92,7 @@ ranking = "left_out_token"
 """
 
 
-def _settings(directory: Path, head_size: int) -> Settings:
+def demo_settings(directory: Path, head_size: int) -> Settings:
     """Settings from a file of the demo's own, which the processes that it starts read too."""
     configuration = directory / CONFIGURATION_FILE
     configuration.write_text(_CONFIGURATION.format(directory=directory, head_size=head_size))

@@ -126,10 +126,9 @@ def summary(figures: Figures, seconds: float, next_steps: Sequence[tuple[str, st
     table.add_row(f"{figures.alerts_fired}", f"alerts fired, {figures.alerts_resolved} resolved")
     table.add_row(f"{seconds:.0f} s", "from start to here")
     steps = Table.grid(padding=(0, 2))
-    steps.add_column(style="green", no_wrap=True)
-    steps.add_column(style="dim")
+    steps.add_column(style="green")
     for command, what in next_steps:
-        steps.add_row(command, what)
+        steps.add_row(Text.assemble((f"# {what}\n", "dim"), command))
     return Panel(
         Group(table, Text(), Text("Try next", "bold"), steps),
         title="What happened",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo.fad import FAD_QUERY, fad_products
-from demo.product_catalogue import demo_catalogue
+from demo.product_catalogue import DEFAULT_PRODUCTS, demo_catalogue
 from demo.shoppers import DemonstrationQuery, demonstration_queries
 from demo.text_embedding import TextEmbedder
 from models.catalogue import Catalogue, CatalogueItem
@@ -59,12 +59,12 @@ class Shop:
         return self.known.dimension
 
 
-def own_shop() -> Shop:
-    """The catalogue of the demo's grammar."""
-    catalogue = demo_catalogue()
+def own_shop(products: int = DEFAULT_PRODUCTS, *, epochs: float = 4.0, fad_size: int = FAD_SIZE) -> Shop:
+    """The catalogue of the demo's grammar. ``epochs``: passes of the training over its examples."""
+    catalogue = demo_catalogue(products)
     known, late = _split(catalogue)
-    products = fad_products(FAD_SIZE)
-    fad = Fad("glow-in-the-dark dinosaur water bottles", products, TextEmbedder().embed_items(products), FAD_QUERY)
+    flood = fad_products(fad_size)
+    fad = Fad("glow-in-the-dark dinosaur water bottles", flood, TextEmbedder().embed_items(flood), FAD_QUERY)
     in_known = {item.id for item in known.items}
     queries = [query for query in demonstration_queries(catalogue.items) if in_known.issuperset(query.history)]
     with_history = [query for query in queries if query.history]
@@ -78,7 +78,7 @@ def own_shop() -> Shop:
         fads=(fad, *_copied_fads(known)),
         embedding="demo.text_embedding: hashed words and letter n-grams, 128 numbers",
         codebook_size=64,
-        epochs=4.0,
+        epochs=epochs,
     )
 
 

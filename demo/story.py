@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from demo.display import alert_text, census_table, fad_panel, progress_bar, short
@@ -172,7 +173,7 @@ class Story:
         titles = self._live
         for query in self._shop.queries:
             answer = self._client.ask(query.text, history=query.history, limit=_SHOWN_ITEMS)
-            bought = "; ".join(short(titles.get(item, item), 46) for item in query.history)
+            bought = "; ".join(short(titles.get(item, item), self._console.width // 3) for item in query.history)
             question = f"[bold]“{query.text}”[/]" if query.text else "[bold]no words[/]"
             self._console.print(
                 f"  {question}" + (f" [dim]after buying {bought}[/]" if bought else ""), highlight=False
@@ -322,10 +323,10 @@ class Story:
     def _show(self, answer: Answer) -> None:
         if answer.error is not None:
             self._console.print(f"    [red]{answer.error.kind}: {answer.error.message}[/]")
+        width = max(30, self._console.width - 34)
         for item in answer.items:
-            self._console.print(
-                f"    [cyan]{item.sid:<20}[/] {short(item.title, 92)} [dim]{item.score:6.2f}[/]", highlight=False
-            )
+            line = f"    [cyan]{item.sid:<20}[/] {escape(short(item.title, width)):<{width}} [dim]{item.score:6.2f}[/]"
+            self._console.print(line, highlight=False)
 
     def _publish(self, items: Sequence[CatalogueItem], embeddings: NDArray[np.float32]) -> None:
         for item in items:
@@ -398,10 +399,10 @@ class Story:
     def _new_alerts(self, consumer: Consumer) -> list[Alert]:
         alerts: list[Alert] = [ALERT.decode(record.value()) for record in drain(consumer, 100, 0) if record.value()]
         for alert in alerts:
-            if alert.state == "firing":
-                self._firing.add(alert.key)
-                self.figures.alerts_fired += 1
-            else:
+            if alert.state == "resolved":
                 self._firing.discard(alert.key)
                 self.figures.alerts_resolved += 1
+            elif alert.key not in self._firing:  # else its severity has changed
+                self._firing.add(alert.key)
+                self.figures.alerts_fired += 1
         return alerts
