@@ -56,6 +56,11 @@ class SidstreamProcess:
         self._process.terminate()
         return self._process.wait(30)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -25,7 +25,20 @@ SIZE, ITEMS = 8, 12
 CODES = np.random.default_rng(0).integers(SIZE, size=(ITEMS, 3)).astype(np.uint16)
 LAYOUT = Layout(1, "codebook", 3, SIZE, (1, 4))
 ROWS = {f"item-{row}": row for row in range(ITEMS)}
-NAMES = ["anchor", "basket", "candle", "drum", "engine", "feather", "guitar", "hammer", "island", "jacket", "kettle", "ladder"]
+NAMES = [
+    "anchor",
+    "basket",
+    "candle",
+    "drum",
+    "engine",
+    "feather",
+    "guitar",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+]
 EXAMPLES = [
     TrainingExample(
         f"{NAMES[row]} please",
