@@ -8,6 +8,15 @@ the index. Item ids are random, as they are in life. Baselines come from the sam
 
 A rate is counted from the first items seen to the last, with everything running: the start of processes is not in it.
 The first runs are thrown away, as a broker's first half minute is compilation.
+
+The cost per item at L = 3, M = 256, D = 384, on two cores that other work kept busy too (1,601 bytes in and 98 on, key and
+value together). Each figure is processor time in µs:
+
+- assigner alone on 300,000 items: 13.1-13.8, of it 6.7 the ONNX graph, 3.2 decoding, checks and encoding, 1.2 the client's
+  threads, and the rest taking and giving records;
+- in the pipeline: assigner 17-18, indexer 8.5-12 (more as the index grows from 300,000 to 1.2 million items), broker
+  4.3-5.7, together 30-36: with these, two idle cores could not do more than 55,000 to 67,000 items/s;
+- the LMDB transaction alone, batches of 8,000 random ids: 4.4 at 0.4 million items, 7.9 at a million.
 """
 
 from __future__ import annotations
@@ -50,6 +59,7 @@ DIMENSION, LAYERS, SIZE = 384, 3, 256
 TARGET_ITEMS_PER_SECOND: Final = 40_000
 TARGET_P99_MS: Final = 100
 PATIENCE_SECONDS: Final = 120.0
+WARM_UP_SECONDS: Final = 20.0  # of transactions as small as those that are measured
 _POLL_SECONDS: Final = 0.02
 _PACE_SECONDS: Final = 0.005
 _BARE_TOPIC: Final = "benchmark-bare"
@@ -355,7 +365,7 @@ def measure(directory: Path, items_count: int, rounds: int, rate: float, seconds
             status(f"{rate:,.0f} items/s for {seconds:.0f} s …")
             running.start("indexer")
             running.start("assigner")
-            freshness(settings, reader, items, rate, 3)
+            freshness(settings, reader, items, rate, WARM_UP_SECONDS)
             bare_first = bare_round_trip(settings, items, rate, seconds / 4)
             fresh = freshness(settings, reader, items, rate, seconds)
             bare_last = bare_round_trip(settings, items, rate, seconds / 4)
@@ -364,15 +374,15 @@ def measure(directory: Path, items_count: int, rounds: int, rate: float, seconds
                 faults = snapshot.verify()
         if faults:
             raise SystemExit(f"the index disagrees with itself: {faults}")
-    best = sorted(found, key=lambda one: one.retrievable)[len(found) // 2]
+    median = sorted(found, key=lambda one: one.retrievable)[(len(found) - 1) // 2]  # of two, the slower
     copied = float(np.median(copies))
     retrievable = Target.value_at_least(TARGET_ITEMS_PER_SECOND)
     p50, p99 = ((getattr(bare_first, name) + getattr(bare_last, name)) / 2 for name in ("p50", "p99"))
     return [
-        Result("publishing alone", best.publishing, "items/s"),
-        Result("backlog → retrievable", best.retrievable, "items/s", "plain copy", copied, retrievable),
+        Result("publishing alone", median.publishing, "items/s"),
+        Result("backlog → retrievable", median.retrievable, "items/s", "plain copy", copied, retrievable),
         Result("publish → retrievable, producer running too", together, "items/s", "plain copy", copied),
-        *(Result(f"processor time of the {name}", us, "µs/item") for name, us in sorted(best.processor_us.items())),
+        *(Result(f"processor time of the {name}", us, "µs/item") for name, us in sorted(median.processor_us.items())),
         Result(f"freshness p50 at {rate:,.0f} items/s", fresh.p50, "ms", "bare round trip", p50),
         Result(
             f"freshness p99 at {rate:,.0f} items/s",

@@ -50,7 +50,7 @@ def collect_garbage_rarely() -> None:
     """For a process of large batches, once it is set up: what lives now is never scanned again, what comes rarely.
 
     A batch makes tens of thousands of objects and not one cycle; the default looks for cycles every 700 of them,
-    which costs a tenth of assigner and indexer.
+    which cost 3-11 % of the assigner's processor time and 16 % of the indexer's.
     """
     gc.collect()
     gc.freeze()
