@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from streamer.records import Answer
@@ -46,7 +47,7 @@ def ask(
 def show_answer(console: Console, answer: Answer) -> None:
     """The items as a table, and where they come from in a line below."""
     if answer.error is not None:
-        console.print(f"[red]✗ {answer.error.kind}[/]: {answer.error.message}")
+        console.print(f"[red]✗ {answer.error.kind}[/]: {escape(answer.error.message)}")
     else:
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column("", justify="right", style="dim")
@@ -55,10 +56,12 @@ def show_answer(console: Console, answer: Answer) -> None:
         table.add_column("SID", style="cyan", no_wrap=True)
         table.add_column("log P", justify="right")
         for rank, item in enumerate(answer.items, start=1):
-            table.add_row(str(rank), item.title, item.item_id, item.sid, f"{item.score:.2f}")
+            table.add_row(str(rank), escape(item.title), escape(item.item_id), item.sid, f"{item.score:.2f}")
         console.print(table)
     if answer.skipped_history:
-        console.print(f"[yellow]not in the index, left out of the history:[/] {', '.join(answer.skipped_history)}")
+        console.print(
+            f"[yellow]not in the index, left out of the history:[/] {escape(', '.join(answer.skipped_history))}"
+        )
     spent = answer.milliseconds.get("decode")
     took = f", decoded in {spent:.0f} ms" if spent is not None else ""
     console.print(

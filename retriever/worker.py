@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import structlog
 from confluent_kafka import Message
 
@@ -28,7 +29,7 @@ from streamer.dead_letters import Outgoing, Rejection, dead_letter
 from streamer.intake import EventError, checked_id, decode_event
 from streamer.metrics import DEAD_LETTERS, Health
 from streamer.process import run_process
-from streamer.records import ANSWER, QUERY, Answer, AnswerError, AnswerItem, Query
+from streamer.records import ANSWER, MAXIMUM_ID_BYTES, QUERY, Answer, AnswerError, AnswerItem, Query
 from streamer.settings import RetrieverSettings, Settings
 from streamer.topics import require
 from streamer.transactions import LoopSettings, TransactionalLoop
@@ -37,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 PROCESS: Final = "retriever"
 _INDEX_WAIT_SECONDS: Final = 1.0
+# A title may be a quarter of a megabyte; a hundred of them would make an answer that no topic takes.
+_TITLE_CHARACTERS: Final = 1_000
+_ANSWER_MAXIMUM_BYTES: Final = 1_500_000  # the topic's limit less room for key, headers and the batch around them
 
 
 class RetrieverError(SidstreamError):
@@ -80,6 +84,9 @@ class AnswerBatch:
         self._settings = settings
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
+        # Told at the start, not by the first query.
+        with reader.snapshot() as snapshot:
+            TrieView(snapshot, bundle.layout)
         self._ranker: Ranker = LeftOutToken() if settings.ranking == "left_out_token" else WeightAndRecency()
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
@@ -93,7 +100,8 @@ class AnswerBatch:
                 outgoing.append(
                     dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
                 )
-                query_id = (record.key() or b"").decode("utf-8", "replace")
+                # Cut: an id that is too long would stand in the answer four times.
+                query_id = (record.key() or b"")[:MAXIMUM_ID_BYTES].decode("utf-8", "replace")
                 outgoing.append(
                     self._outgoing(self._answer(query_id, error=AnswerError(kind=error.kind, message=str(error))))
                 )
@@ -176,7 +184,7 @@ class AnswerBatch:
                 answer.append(
                     AnswerItem(
                         item_id=item.id.decode(),
-                        title=item.title,
+                        title=_shortened(item.title),
                         sid=layout.sid_text(item.codes),
                         score=round(sid.score, 6),
                     )
@@ -200,7 +208,18 @@ class AnswerBatch:
         headers = cloud_event_headers(
             "answer", identity=answer.query_id, subject=answer.query_id, at=answer.answered_at
         )
-        return Outgoing(self._results_topic, answer.query_id.encode(), ANSWER.encode(answer), -1, headers)
+        value = ANSWER.encode(answer)
+        if len(value) > _ANSWER_MAXIMUM_BYTES:
+            fault = AnswerError(
+                kind="AnswerTooLarge",
+                message=f"the answer would have {len(value):,} bytes: ask with a smaller limit or a shorter history",
+            )
+            value = ANSWER.encode(msgspec.structs.replace(answer, items=(), skipped_history=(), error=fault))
+        return Outgoing(self._results_topic, answer.query_id.encode(), value, -1, headers)
+
+
+def _shortened(title: str) -> str:
+    return title if len(title) <= _TITLE_CHARACTERS else title[: _TITLE_CHARACTERS - 1] + "…"
 
 
 def _nothing_found(*, snapshot_empty: bool) -> AnswerError:

@@ -13,6 +13,7 @@ SPECIFICATION_VERSION: Final = "1.0"
 CONTENT_TYPES: Final = frozenset(
     {"application/json", "application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}
 )
+_QUOTED: Final = 100  # characters of a sender's header that a message repeats
 
 Headers = Sequence[tuple[str, bytes | str | None]]
 
@@ -54,19 +55,21 @@ def event_time(headers: Headers) -> int | None:
     }
     content_type = found.get("content-type")
     if content_type is not None and (media := content_type.partition(";")[0].strip().lower()) not in CONTENT_TYPES:
-        raise CloudEventError(f"content-type {media!r} is not supported: send application/json or application/msgpack")
+        raise CloudEventError(
+            f"content-type {media[:_QUOTED]!r} is not supported: send application/json or application/msgpack"
+        )
     version = found.get("ce_specversion")
     if version is None:
         return None
     if not version.startswith("1."):
-        raise CloudEventError(f"ce_specversion {version!r} is not supported: send 1.0")
+        raise CloudEventError(f"ce_specversion {version[:_QUOTED]!r} is not supported: send 1.0")
     time = found.get("ce_time")
     if time is None:
         return None
     try:
         moment = datetime.fromisoformat(time)
     except ValueError:
-        raise CloudEventError(f"ce_time {time!r} is not an RFC 3339 time") from None
+        raise CloudEventError(f"ce_time {time[:_QUOTED]!r} is not an RFC 3339 time") from None
     if moment.tzinfo is None:
-        raise CloudEventError(f"ce_time {time!r} has no time zone: RFC 3339 asks for one")
+        raise CloudEventError(f"ce_time {time[:_QUOTED]!r} has no time zone: RFC 3339 asks for one")
     return int(moment.timestamp() * 1000)

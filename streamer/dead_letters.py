@@ -10,7 +10,11 @@ from typing import Final, NamedTuple
 from confluent_kafka import Message
 
 # A record larger than this cannot be produced again with our headers added; the headers then say where it lies.
+# A compressed batch may hold one, whatever part of it is large: refused by the client, it would come again for ever.
 VERBATIM_MAXIMUM_BYTES: Final = 2 * 1024 * 1024
+_HEADER_OVERHEAD_BYTES: Final = 10  # two lengths as varints
+# A message may quote the header that it complains of.
+_MESSAGE_CHARACTERS: Final = 1_000
 
 
 class Outgoing(NamedTuple):
@@ -32,20 +36,36 @@ class Rejection(NamedTuple):
 
 
 def dead_letter(topic: str, record: Message, rejection: Rejection) -> Outgoing:
-    """The dead letter of ``record``: key and value verbatim, its own headers kept, ``dlq.errors.…`` headers added."""
-    timestamp = record.timestamp()[1]
-    value = record.value()
+    """The dead letter of ``record``: key and value verbatim, its own headers kept, ``dlq.errors.…`` headers added.
+
+    What would make it too large to be produced is left out, the value first; ``dlq.errors.omitted`` then names it.
+    """
+    key, value = record.key(), record.value()
     headers = [(name, content or b"") for name, content in record.headers() or []]
+    omitted = []
+    room = VERBATIM_MAXIMUM_BYTES - len(value or b"") - len(key or b"") - _size(headers)
+    if room < 0 and value:
+        omitted.append(f"{len(value)} bytes of value")
+        room, value = room + len(value), None
+    if room < 0 and headers:
+        omitted.append(f"{_size(headers)} bytes of headers")
+        room, headers = room + _size(headers), []
+    if room < 0 and key:
+        omitted.append(f"{len(key)} bytes of key")
+        key = None
     headers += [
         ("dlq.errors.topic", record.topic().encode()),
         ("dlq.errors.partition", str(record.partition()).encode()),
         ("dlq.errors.offset", str(record.offset()).encode()),
-        ("dlq.errors.timestamp", str(timestamp).encode()),
+        ("dlq.errors.timestamp", str(record.timestamp()[1]).encode()),
         ("dlq.errors.stage", rejection.stage.encode()),
         ("dlq.errors.class", rejection.kind.encode()),
-        ("dlq.errors.message", rejection.message.encode()),
+        ("dlq.errors.message", rejection.message[:_MESSAGE_CHARACTERS].encode()),
     ]
-    if value is not None and len(value) + len(record.key() or b"") > VERBATIM_MAXIMUM_BYTES:
-        headers.append(("dlq.errors.omitted", f"{len(value)} bytes of value: read them at the source offset".encode()))
-        value = None
-    return Outgoing(topic, record.key(), value, -1, headers)
+    if omitted:
+        headers.append(("dlq.errors.omitted", f"{', '.join(omitted)}: read them at the source offset".encode()))
+    return Outgoing(topic, key, value, -1, headers)
+
+
+def _size(headers: list[tuple[str, bytes]]) -> int:
+    return sum(len(name.encode()) + len(content) + _HEADER_OVERHEAD_BYTES for name, content in headers)

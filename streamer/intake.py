@@ -54,5 +54,7 @@ def decode_event(codec: Codec, record: Message, value: bytes, maximum_bytes: int
         raise EventError("UnsupportedCloudEvent", str(error)) from None
     except msgspec.ValidationError as error:
         raise EventError("InvalidEvent", f"the event does not fit: {error}") from None
+    except RecursionError:
+        raise EventError("UndecodableEvent", "lists or maps are nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EventError("UndecodableEvent", f"neither JSON nor MessagePack: {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +13,18 @@ import numpy as np
 import pytest
 from confluent_kafka import Message
 from numpy.typing import NDArray
+from rich.console import Console
 
 from models.bundle import Bundle
 from models.codebook import Codebook
 from models.language_model import load_language_model
 from models.layout import Layout
+from retriever.commands import show_answer
 from retriever.worker import AnswerBatch, RetrieverError
+from store.errors import IndexMismatchError
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
-from streamer.records import ANSWER, Answer
+from streamer.records import ANSWER, Answer, AnswerItem
 from streamer.settings import RetrieverSettings
 
 LIVE = 300
@@ -194,6 +199,7 @@ def test_empty_index_is_answered_with_an_error_that_says_what_to_do(bundle: Bund
         (query(b"q", text="a", limit=1_000), "InvalidEvent"),
         (query(b"q", text=5), "InvalidEvent"),
         (query(b"q", text="x" * 70_000), "EventTooLarge"),
+        (query(b"q", value=b'{"text": "a", "x": ' + b"[" * 1_500), "UndecodableEvent"),
         (query(None, text="a"), "EmptyId"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -210,3 +216,53 @@ def test_unusable_query_gets_an_error_answer_and_a_dead_letter_and_the_next_one_
     assert failed.error is not None
     assert failed.error.kind == kind
     assert by_id["good"].error is None
+
+
+def test_query_id_that_is_too_long_gets_a_small_error_answer(bundle: Bundle, writer: IndexWriter) -> None:
+    outgoing = answer_batch(bundle, writer)([query(b"q" * 1_000_000, text="thing")])
+    [answer] = [out for out in outgoing if out.topic == "results"]
+    assert len(answer.value or b"") < 2_000
+    [answer] = answers(outgoing)
+    assert answer.error is not None
+    assert (answer.query_id, answer.error.kind) == ("q" * 256, "IdTooLong")
+
+
+def test_items_with_enormous_titles_are_answered_with_shortened_ones(bundle: Bundle, writer: IndexWriter) -> None:
+    with writer.snapshot() as snapshot:
+        stored = snapshot.find([f"item-{number}".encode() for number in range(LIVE)])
+    codes = np.array([item.codes for item in stored if item is not None], np.uint16)
+    events = batch([f"item-{number}" for number in range(LIVE)], codes)
+    writer.apply(dataclasses.replace(events, titles=["x" * 250_000] * LIVE), {})
+    outgoing = answer_batch(bundle, writer)([query(b"q", text="thing", limit=20)])
+    [answer] = answers(outgoing)
+    assert len(answer.items) == 20
+    assert {len(item.title) for item in answer.items} == {1_000}
+
+
+def test_answer_that_no_topic_would_take_becomes_an_error(
+    bundle: Bundle, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retriever.worker._ANSWER_MAXIMUM_BYTES", 500)
+    [answer] = answers(answer_batch(bundle, writer)([query(b"q", text="thing", limit=20)]))
+    assert answer.items == ()
+    assert answer.error is not None
+    assert answer.error.kind == "AnswerTooLarge"
+
+
+def test_index_of_another_codebook_is_refused_before_the_first_query(bundle: Bundle, tmp_path: Path) -> None:
+    layout = bundle.layout
+    with (
+        IndexWriter.open(
+            tmp_path / "other", codebook_id="0123456789abcdef", layers=layout.layers, size=layout.size
+        ) as other,
+        pytest.raises(IndexMismatchError, match="use the bundle that belongs to the index"),
+    ):
+        answer_batch(bundle, other)
+
+
+def test_markup_in_a_title_is_shown_as_it_is() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    item = AnswerItem(item_id="a", title="Cable [2-pack] [/] 5 m", sid="<a_1><c_2>", score=-1.0)
+    show_answer(console, Answer(query_id="q", items=(item,), skipped_history=("[/]",)))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Cable [2-pack] [/] 5 m" in shown

@@ -116,6 +116,8 @@ def test_unusable_last_event_leaves_the_usable_one_before_it(assign: AssignBatch
         (b"a", b"\xc1 nonsense", "UndecodableEvent"),
         (b"a", b"", "UndecodableEvent"),
         (b"a", b"{", "UndecodableEvent"),
+        (b"a", b'{"x":' + b"[" * 1_500, "UndecodableEvent"),
+        (b"a", b"\x81\xa1x" + b"\x91" * 1_500 + b"\xc0", "UndecodableEvent"),
         (b"a", b'{"title": "no embedding"}', "InvalidEvent"),
         (b"a", update(1, 2, 3), "WrongDimension"),
         (b"a", msgspec.msgpack.encode({"embedding": b"12345"}), "WrongDimension"),
@@ -160,6 +162,35 @@ def test_event_too_large_to_be_copied_leaves_a_letter_that_says_where_it_lies(as
     [letter] = assign([record(b"a", b"x" * (VERBATIM_MAXIMUM_BYTES + 1))])
     assert letter.value is None
     assert b"bytes of value" in dict(letter.headers or [])["dlq.errors.omitted"]
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "omitted"),
+    [
+        (b"a", [("trace", b"x" * VERBATIM_MAXIMUM_BYTES)], [b"bytes of value", b"bytes of headers"]),
+        (b"a", [("h", b"")] * 200_000, [b"bytes of value", b"bytes of headers"]),
+        (b"k" * (VERBATIM_MAXIMUM_BYTES + 1), None, [b"bytes of value", b"bytes of key"]),
+    ],
+    ids=["one large header", "many headers", "large key"],
+)
+def test_large_headers_and_keys_leave_a_letter_that_can_be_produced(
+    assign: AssignBatch, key: bytes, headers: list[tuple[str, bytes]] | None, omitted: list[bytes]
+) -> None:
+    [letter] = assign([record(key, b"\xc1", headers=headers)])
+    size = len(letter.key or b"") + sum(len(name) + len(content) for name, content in letter.headers or [])
+    assert size < 1_000
+    assert letter.value is None
+    said = dict(letter.headers or [])["dlq.errors.omitted"]
+    assert all(part in said for part in omitted)
+
+
+def test_letter_does_not_repeat_a_large_header_in_its_message(assign: AssignBatch) -> None:
+    headers = [("content-type", b"x" * 1_500_000)]
+    [letter] = assign([record(b"a", update(1, 2, 3, 0), headers=headers)])
+    assert fault(letter) == "UnsupportedCloudEvent"
+    found = dict(letter.headers or [])
+    assert found["content-type"] == headers[0][1], "verbatim"
+    assert len(found["dlq.errors.message"]) < 1_000
 
 
 def test_cloudevent_time_is_used_when_the_event_has_none(assign: AssignBatch) -> None:
