@@ -105,20 +105,17 @@ def description_table(settings: Settings) -> Table:
     _add_shape_columns(table)
     table.add_column("cleanup")
     table.add_column("offsets", justify="right")
-    table.add_column("first … next of each partition", overflow="fold")
     for spec in specs:
         topic = present.get(spec.name)
         if topic is None:
-            table.add_row(spec.name, "", "", "", "", "[red]missing: sidstream topics create[/red]")
+            table.add_row(spec.name, "", "", "", "[red]missing: sidstream topics create[/red]")
             continue
-        ranges = "  ".join(f"{first}…{following}" for first, following in topic.offsets)
         table.add_row(
             topic.name,
             str(topic.partitions),
             str(topic.replication),
             topic.cleanup_policy,
             f"{topic.records:,}",
-            ranges,
         )
     return table
 
