@@ -233,7 +233,7 @@ def fine_tune(
             weight_decay=settings.weight_decay,
             optim="adamw_torch_fused",
             seed=settings.seed,
-            logging_steps=settings.report_every,
+            logging_steps=min(settings.report_every, total),
             logging_nan_inf_filter=False,
             save_strategy="no",
             report_to=[],
