@@ -174,8 +174,10 @@ class Story:
         titles = self._live
         for query in self._shop.queries:
             answer = self._client.ask(query.text, history=query.history, limit=_SHOWN_ITEMS)
-            bought = "; ".join(short(titles.get(item, item), self._console.width // 3) for item in query.history)
-            question = f"[bold]“{query.text}”[/]" if query.text else "[bold]no words[/]"
+            bought = escape(
+                "; ".join(short(titles.get(item, item), self._console.width // 3) for item in query.history)
+            )
+            question = f"[bold]“{escape(query.text)}”[/]" if query.text else "[bold]no words[/]"
             self._console.print(
                 f"  {question}" + (f" [dim]after buying {bought}[/]" if bought else ""), highlight=False
             )
@@ -204,7 +206,7 @@ class Story:
         )
         self._deleted[deleted.item_id] = time.monotonic()
         after = self._client.ask(query, limit=_SHOWN_ITEMS)
-        self._console.print(f"  [bold]“{query}”[/]: the first was renamed, the second deleted", highlight=False)
+        self._console.print(f"  [bold]“{escape(query)}”[/]: the first was renamed, the second deleted", highlight=False)
         self._show(after)
         self.figures.deleted_in_answers += sum(item.item_id in self._deleted for item in after.items)
 
@@ -240,7 +242,9 @@ class Story:
         answer = self._client.ask(fad.query, limit=10)
         returned = sum(item.item_id in self._deleted for item in answer.items)
         figures.deleted_in_answers += returned
-        self._say(f"“{short(fad.query, 60)}” has {len(answer.items)} answers now; {returned} of them are of the fad.")
+        self._say(
+            f"“{escape(short(fad.query, 60))}” has {len(answer.items)} answers now; {returned} of them are of the fad."
+        )
 
     def _flood(self, fad: Fad, token: int, before: Layout, queries: LiveQueries, alerts: Consumer) -> float | None:
         """Publish the fad and watch; seconds until the layout changed, or ``None``."""
@@ -292,7 +296,7 @@ class Story:
             return
         codes = encoder.encode(fad.embeddings[:1])[0].tolist()
         self._say(
-            f"{short(fad.items[0].title, 60)}: its SID was [cyan]{before.sid_text(codes)}[/], now it is "
+            f"{escape(short(fad.items[0].title, 60))}: its SID was [cyan]{before.sid_text(codes)}[/], now it is "
             f"[bold cyan]{after.sid_text(codes)}[/]. No item was rewritten: the layout is one small record."
         )
 
@@ -321,7 +325,7 @@ class Story:
 
     def _show(self, answer: Answer) -> None:
         if answer.error is not None:
-            self._console.print(f"    [red]{answer.error.kind}: {answer.error.message}[/]")
+            self._console.print(f"    [red]{answer.error.kind}: {escape(answer.error.message)}[/]")
         width = max(30, self._console.width - 34)
         for item in answer.items:
             line = f"    [cyan]{item.sid:<20}[/] {escape(short(item.title, width)):<{width}} [dim]{item.score:6.2f}[/]"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
 
 from models.bundle import Bundle
-from models.layout import Layout
+from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
 from streamer import dashboard
 from streamer.evaluation import Evaluator, Memory, Outcome
 from streamer.faust_app import PASSING_ERRORS, MonitorApp, new_app, raw_schema
@@ -96,7 +96,7 @@ class Monitor:
             try:
                 count = TOKEN_COUNT.decode(event.value)
                 _check(count)
-            except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError):
+            except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError, RecursionError):
                 self._bad += 1  # told once a look, not once an event
                 continue
             key = token_count_key(count.codebook, count.layer, count.token)
@@ -231,8 +231,9 @@ class Monitor:
 
 
 def _check(count: TokenCount) -> None:
-    if count.n < 0 or count.layer < 1 or count.token < 0:
-        raise ValueError("a count, layer or token below its range")
+    # The census is an array of int64: a larger count would end the app, and again after every recovery.
+    if not 0 <= count.n < 1 << 62 or not 1 <= count.layer <= MAXIMUM_LAYERS or not 0 <= count.token < MAXIMUM_SIZE:
+        raise ValueError("a count, layer or token out of its range")
 
 
 def build_app(

@@ -8,11 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import structlog
+
 from streamer.broker import LocalBroker
 from streamer.kafka_distribution import FetchProgress
 from streamer.settings import Settings
 from streamer.supervisor import Supervisor
 from streamer.topics import create, topic_specs
+
+log = structlog.get_logger(__name__)
 
 
 class Pipeline:
@@ -33,6 +37,8 @@ class Pipeline:
         self._log_directory = log_directory
         self._fetch_progress = fetch_progress
         self._stack = ExitStack()
+        self._broker: LocalBroker | None = None
+        self._started = 0
         self.supervisor = Supervisor({}, log_directory)
 
     def __enter__(self) -> Self:
@@ -44,23 +50,38 @@ class Pipeline:
             self.supervisor = Supervisor(environment, self._log_directory)
             stack.callback(lambda: self.supervisor.stop())
             for name in ("assigner", "indexer", "monitor"):
-                self.supervisor.start(name, [name])
+                self._start(name, name, {})
             for number in range(self._retrievers):
                 instance = {"SIDSTREAM_RETRIEVER__INSTANCE": str(number)} if number else {}
-                self.supervisor.start(f"retriever-{number}" if number else "retriever", ["retriever"], instance)
+                self._start(f"retriever-{number}" if number else "retriever", "retriever", instance)
             self._stack = stack.pop_all()
         return self
+
+    def _start(self, name: str, command: str, environment: dict[str, str]) -> None:
+        if port := self.settings.metrics.port:
+            # One machine, one port each: the settings' own and those above it, in the order of starting.
+            environment = {**environment, "SIDSTREAM_METRICS__PORT": str(port + self._started)}
+        self._started += 1
+        self.supervisor.start(name, [command], environment)
 
     def _start_broker(self, stack: ExitStack) -> None:
         own = self.settings.broker
         broker = LocalBroker(own.directory, port=own.port, heap=own.heap, progress=self._fetch_progress)
-        stack.enter_context(broker)
+        self._broker = stack.enter_context(broker)
         kafka: dict[str, Any] = {"bootstrap_servers": broker.bootstrap_servers}
         self.settings = self.settings.model_copy(update={"kafka": self.settings.kafka.model_copy(update=kafka)})
 
     def watch(self, stop: threading.Event) -> None:
-        """Keep the processes running until ``stop`` is set."""
+        """Keep the processes running until ``stop`` is set, the embedded broker among them.
+
+        Raises:
+            SupervisorError: a process keeps dying.
+            BrokerError: the broker died and cannot be started again.
+        """
         while not stop.wait(0.2):
+            if self._broker is not None and not self._broker.running:
+                log.warning("process_died", name="broker", log=str(self._broker.log_file))
+                self._broker.start()  # on the same port; the others wait for it
             self.supervisor.check()
 
     def __exit__(

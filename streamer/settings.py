@@ -122,7 +122,9 @@ class MonitorSettings(Section):
     exit_factor: float = Field(1.5, ge=1, description="a head token leaves past rank K × this")
     minimum_share_factor: float = Field(2.0, ge=0, description="a head token holds this many times the mean, 1 / M")
     minimum_items: int = Field(1_000, ge=1, description="below this nothing is judged")
-    baseline_fill: float = Field(0.5, ge=0, description="nor below this part of the items that the bundle was fitted on")
+    baseline_fill: float = Field(
+        0.5, ge=0, description="nor below this part of the items that the bundle was fitted on"
+    )
     minimum_interval_seconds: float = Field(30.0, ge=0, description="at most one new layout in this time")
     layout_growth_share: float = Field(0.005, ge=0, description="head tokens have grown when they gained this share")
 
@@ -153,7 +155,8 @@ class RetrieverSettings(Section):
     maximum_query_bytes: int = Field(65_536, ge=256)
     layout: Literal["pinned", "live"] = "pinned"
     ranking: Literal["weight_and_recency", "left_out_token"] = Field(
-        "weight_and_recency", description="of items that share a SID; left_out_token needs layer-2 tokens seen in training"
+        "weight_and_recency",
+        description="of items that share a SID; left_out_token needs layer-2 tokens seen in training",
     )
     threads: int = Field(1, ge=1, description="torch threads")
 

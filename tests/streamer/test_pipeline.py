@@ -1,0 +1,94 @@
+"""The pipeline on one machine: what each process is given, and what happens when the embedded broker dies. No broker needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from streamer.broker import BrokerError
+from streamer.pipeline import Pipeline
+from streamer.settings import load_settings
+from streamer.supervisor import Supervisor
+
+
+class DyingBroker:
+    """Runs until it is killed; ``starts`` counts how often it was started."""
+
+    bootstrap_servers = "127.0.0.1:19092"
+    log_file = Path("kafka.log")
+    starts = 0
+    running = False
+
+    def __init__(self, *_arguments: Any, **_named: Any) -> None: ...
+
+    def start(self) -> None:
+        if DyingBroker.starts == 2:
+            raise BrokerError("it does not come back")
+        DyingBroker.starts += 1
+        self.running = True
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.running = False
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mapping[str, str]]:
+    """Environment of each process that would have been started."""
+    environments: dict[str, Mapping[str, str]] = {}
+
+    def start(_self: Supervisor, name: str, _arguments: Sequence[str], environment: Mapping[str, str] | None) -> None:
+        environments[name] = environment or {}
+
+    monkeypatch.setattr(Supervisor, "start", start)
+    monkeypatch.setattr("streamer.pipeline.create", lambda _kafka, _specs: None)
+    monkeypatch.setattr("streamer.pipeline.LocalBroker", DyingBroker)
+    monkeypatch.setattr(DyingBroker, "starts", 0)
+    return environments
+
+
+def test_processes_of_one_machine_have_a_metrics_port_each(started: dict[str, Mapping[str, str]]) -> None:
+    settings = load_settings(metrics={"port": 9100})
+    with Pipeline(settings, embedded_broker=False, retrievers=2):
+        pass
+    assert {name: environment["SIDSTREAM_METRICS__PORT"] for name, environment in started.items()} == {
+        "assigner": "9100",
+        "indexer": "9101",
+        "monitor": "9102",
+        "retriever": "9103",
+        "retriever-1": "9104",
+    }
+
+
+def test_metrics_that_are_switched_off_stay_off(started: dict[str, Mapping[str, str]]) -> None:
+    with Pipeline(load_settings(), embedded_broker=False):
+        pass
+    assert not any("SIDSTREAM_METRICS__PORT" in environment for environment in started.values())
+
+
+def test_embedded_broker_that_dies_is_started_again_and_one_that_cannot_ends_the_pipeline(
+    started: dict[str, Mapping[str, str]],
+) -> None:
+    with Pipeline(load_settings(), embedded_broker=True) as pipeline:
+        broker: Any = pipeline._broker
+        stop = threading.Event()
+        watching = threading.Thread(target=pipeline.watch, args=(stop,))
+        broker.running = False
+        watching.start()
+        for _ in range(200):
+            if broker.running:
+                break
+            stop.wait(0.05)
+        stop.set()
+        watching.join()
+        assert DyingBroker.starts == 2
+        broker.running = False
+        with pytest.raises(BrokerError, match="does not come back"):
+            pipeline.watch(threading.Event())
