@@ -43,6 +43,7 @@ _ARRIVAL_SECONDS: Final = 60.0
 _RESHORTENING_SECONDS: Final = 45.0
 _CLEARING_SECONDS: Final = 60.0
 _SHOWN_ITEMS: Final = 3
+_WARM_UPDATES: Final = 600
 
 
 class DemoError(SidstreamError):
@@ -145,7 +146,7 @@ class Story:
         )
 
     def _latecomers(self) -> None:
-        late = self._shop.late
+        known, late = self._shop.known, self._shop.late
         self._act("Latecomers", f"{len(late):,} products that the model has never seen, {LATE_PER_SECOND} a second")
         with self._console.status("waiting for the retriever's first answer …"):
             self._first_answer()
@@ -153,6 +154,10 @@ class Story:
             task = progress.add_task("publishing", total=len(late))
             now = int(time.time() * 1000)  # plus the item's number: the probe tells updates apart by their time
             with ItemPublisher(self._settings) as publisher:
+                # A producer that is still connecting, and a broker that is still compiling, are not what is measured.
+                for number in self._paced(_WARM_UPDATES, LATE_PER_SECOND):
+                    item = known.items[number]
+                    publisher.update(item.id, known.embeddings[number], title=item.title, weight=item.weight)
                 for number in self._paced(len(late), LATE_PER_SECOND):
                     item, updated_at = late.items[number], now + number
                     probe.sent(item.id, updated_at)
