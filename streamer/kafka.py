@@ -56,13 +56,16 @@ def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> 
         "logger": _client_logger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2_000,
+        # Re-bootstrapping, librdkafka's default, forgets the coordinators when every broker is away for a moment: the
+        # next send_offsets_to_transaction then hangs for ever, whatever its timeout (librdkafka issue 5511).
+        "metadata.recovery.strategy": "none",
         **kafka.security_properties(),
     }
 
 
 def _client_logger() -> logging.Logger:
     logger = logging.getLogger("librdkafka")
-    logger.setLevel(logging.ERROR)  # error_cb already tells of brokers away
+    logger.setLevel(logging.CRITICAL)  # hundreds of lines a second otherwise; error_cb already tells of brokers away
     return logger
 
 

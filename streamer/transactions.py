@@ -43,12 +43,18 @@ IDLE_WAIT_SECONDS: Final = 0.1
 RETRY_SECONDS: Final = 0.2
 _PROBE_SECONDS: Final = 2.0
 _SEEK_SECONDS: Final = 5.0
+# One attempt; then the process says that it is not ready, looks whether it is to stop, and makes the same call again.
+_CALL_SECONDS: Final = 5.0
 
 Transform = Callable[[list[Message]], Iterable[Outgoing]]
 
 
 class _AbortRequired(Exception):
     """The transaction can only be aborted; the batch is processed again."""
+
+
+class _Stopped(Exception):
+    """Told to stop while the broker does not answer: the successor aborts the open transaction and does its batch anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class TransactionalLoop:
         self._kafka = kafka
         self._transform = transform
         self._health = health
+        self._stop = threading.Event()
         self._rebalanced = False
         self._committing: Future[None] | None = None
         # Records whose transaction is not known to be committed, oldest batch first.
@@ -83,13 +90,20 @@ class TransactionalLoop:
         Raises:
             FatalKafkaError: fenced by another instance of the same name, not authorised, or the client is broken.
         """
+        self._stop = stop
+        try:
+            self._run(stop)
+        except _Stopped:
+            log.warning("stopped_without_broker", events=len(self._unfinished), next="the successor does them again")
+
+    def _run(self, stop: threading.Event) -> None:
         settings = self._settings
         identity = f"{settings.group}-{settings.instance}"
         self._producer = Producer(
             # Lingering fills the requests of a large batch, and costs a small one nothing: a commit sends at once.
             producer_configuration(self._kafka, transactional_id=identity, health=self._health)
         )
-        self._retrying(self._producer.init_transactions, 10)
+        self._retrying(self._producer.init_transactions, _CALL_SECONDS)
         self._consumer = Consumer(
             consumer_configuration(self._kafka, group=settings.group, instance=settings.instance, health=self._health)
         )
@@ -103,7 +117,7 @@ class TransactionalLoop:
                 self._finish_commit()
             except _AbortRequired as reason:
                 log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished))
-                self._retrying(self._producer.abort_transaction)
+                self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
             finally:
                 self._consumer.close()
 
@@ -128,10 +142,10 @@ class TransactionalLoop:
         try:
             self._begin(records, outgoing)
             if len(records) >= settings.batch_size:
-                self._committing = committer.submit(self._retrying, self._producer.commit_transaction)
+                self._committing = committer.submit(self._retrying, self._producer.commit_transaction, _CALL_SECONDS)
                 self._unfinished = records
             else:
-                self._retrying(self._producer.commit_transaction)
+                self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
         except _AbortRequired as reason:
             self._abort(records, reason)
             return
@@ -184,7 +198,7 @@ class TransactionalLoop:
 
     def _abort(self, records: list[Message], reason: Exception) -> None:
         log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished) + len(records))
-        self._retrying(self._producer.abort_transaction)
+        self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
         unfinished, self._unfinished = self._unfinished, []
         self._seek_back(unfinished + records)
         time.sleep(RETRY_SECONDS)
@@ -225,7 +239,7 @@ class TransactionalLoop:
         except _AbortRequired as reason:
             # No seek in here: the records stay in ``_unfinished`` until the rebalance is over.
             log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished))
-            self._retrying(self._producer.abort_transaction)
+            self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
 
     def _retrying(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Repeat the same call while its error is retriable (KIP-98's three kinds of error)."""
@@ -241,7 +255,8 @@ class TransactionalLoop:
                     raise FatalKafkaError(self._fatal_text(error)) from error
                 log.warning("kafka_call_repeated", call=getattr(call, "__name__", "call"), reason=error_text(error))
                 self._health.set_unready(error_text(error))
-                time.sleep(RETRY_SECONDS)
+                if self._stop.wait(RETRY_SECONDS):
+                    raise _Stopped from error
 
     def _fatal_text(self, error: KafkaException) -> str:
         settings = self._settings

@@ -1,0 +1,77 @@
+"""A broker of its own is killed under the assigner: it says so, waits, goes on, and stops when told to meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from confluent_kafka import Producer
+from numpy.typing import NDArray
+from processes import SidstreamProcess, committed_records, wait_until
+
+from streamer.broker import LocalBroker
+from streamer.kafka import produce, producer_configuration
+from streamer.records import ITEM_UPDATE, ItemUpdate
+from streamer.settings import Settings, load_settings
+from streamer.topics import create, topic_specs
+
+
+def publish(settings: Settings, embeddings: NDArray[np.float32], ids: range) -> None:
+    producer = Producer(producer_configuration(settings.kafka))
+    for number in ids:
+        value = ITEM_UPDATE.encode(ItemUpdate(embedding=embeddings[number].astype("<f4").tobytes()))
+        produce(producer, settings.topics.item_updates, key=f"item-{number}".encode(), value=value)
+    assert producer.flush(30) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.broker
+def test_killed_broker_comes_back_and_the_assigner_goes_on_exactly_once(
+    tiny_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    with LocalBroker(tmp_path / "broker") as broker:
+        port = free_port()
+        settings = load_settings(
+            bundle=tiny_bundle, kafka={"bootstrap_servers": broker.bootstrap_servers}, metrics={"port": port}
+        )
+        create(settings.kafka, topic_specs(settings))
+
+        def is_ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except urllib.error.URLError:
+                return False
+
+        def assigned() -> list[bytes]:
+            return sorted(record.key() for record in committed_records(settings, settings.topics.item_codes))
+
+        with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
+            publish(settings, tiny_embeddings, range(100))
+            wait_until(lambda: len(assigned()) == 100, seconds=40, what="100 items before", every=0.5)
+            assert is_ready()
+
+            assert broker._process is not None
+            os.kill(broker._process.pid, signal.SIGKILL)
+            wait_until(lambda: not is_ready(), seconds=20, what="an assigner that says that the broker is away")
+            broker.start()
+            publish(settings, tiny_embeddings, range(100, 200))
+            wait_until(lambda: len(assigned()) >= 200, seconds=40, what="100 items after", every=0.5)
+            wait_until(is_ready, seconds=20, what="a ready assigner")
+            assert assigned() == sorted(f"item-{number}".encode() for number in range(200))
+
+            broker.stop()
+            wait_until(lambda: not is_ready(), seconds=20, what="an assigner that says that the broker is away")
+            assert assigner.stop() == 0, assigner.log()
+            assert "Traceback" not in assigner.log()
