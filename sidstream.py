@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from confluent_kafka import KafkaError, KafkaException
@@ -47,7 +48,7 @@ def settings(
             os.environ[variable] = str(value)
 
 
-for panel, commands in {
+COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
     "Start here": [demo.commands.demo, streamer.commands.up, retriever.commands.ask, streamer.commands.status],
     "Prepare": [streamer.broker_commands.broker, models.commands.fit, models.commands.train],
     "Feed and watch": [streamer.commands.publish, streamer.monitor_commands.alerts],
@@ -57,7 +58,8 @@ for panel, commands in {
         streamer.monitor_commands.monitor,
         retriever.commands.retriever,
     ],
-}.items():
+}
+for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(streamer.broker_commands.topics, name="topics", rich_help_panel="Prepare")
