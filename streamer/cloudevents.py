@@ -6,13 +6,14 @@ Source: CloudEvents Kafka protocol binding 1.0.2, § 3.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 SPECIFICATION_VERSION: Final = "1.0"
 CONTENT_TYPES: Final = frozenset(
     {"application/json", "application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}
 )
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)  # whole milliseconds: seconds as a float lose one now and then
 _QUOTED: Final = 100  # characters of a sender's header that a message repeats
 
 Headers = Sequence[tuple[str, bytes | str | None]]
@@ -32,7 +33,7 @@ def cloud_event_headers(
     content_type: str = "application/json",
 ) -> list[tuple[str, bytes]]:
     """Headers of an event that we send; ``at``: milliseconds since the epoch, ``identity``: unique within ``source``."""
-    time = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = (_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return [
         ("ce_specversion", SPECIFICATION_VERSION.encode()),
         ("ce_id", identity.encode()),
@@ -72,4 +73,4 @@ def event_time(headers: Headers) -> int | None:
         raise CloudEventError(f"ce_time {time[:_QUOTED]!r} is not an RFC 3339 time") from None
     if moment.tzinfo is None:
         raise CloudEventError(f"ce_time {time[:_QUOTED]!r} has no time zone: RFC 3339 asks for one")
-    return int(moment.timestamp() * 1000)
+    return (moment - _EPOCH) // timedelta(milliseconds=1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamer.cloudevents import CloudEventError, cloud_event_headers, event_time
 
 
 @given(st.integers(min_value=0, max_value=4_102_444_800_000))
+@example(1_001)
 def test_time_of_headers_that_we_send_reads_back_to_the_millisecond(at: int) -> None:
     assert event_time(cloud_event_headers("answer", identity="1", subject="q", at=at)) == at
 
