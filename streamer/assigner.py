@@ -21,7 +21,7 @@ from streamer.metrics import DEAD_LETTERS, Health
 from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
 from streamer.settings import Settings
-from streamer.topics import require
+from streamer.topics import TopicMismatchError, describe, require
 from streamer.transactions import LoopSettings, TransactionalLoop
 
 PROCESS: Final = "assigner"
@@ -165,6 +165,17 @@ def _later(one: Message, other: Message) -> bool:
     return bool(one.timestamp()[1] >= other.timestamp()[1])
 
 
+def _require_as_many_partitions(settings: Settings) -> None:
+    """An item's codes go to the partition that its update came from."""
+    topics = settings.topics
+    updates, codes = describe(settings.kafka, [topics.item_updates, topics.item_codes])
+    if codes.partitions < updates.partitions:
+        raise TopicMismatchError(
+            f"{codes.name} has {codes.partitions} partitions and {updates.name} has {updates.partitions}: codes go to the "
+            f"partition that their update came from, so give {codes.name} {updates.partitions}"
+        )
+
+
 def run_assigner(settings: Settings) -> None:
     """Run the process until it is told to stop."""
 
@@ -173,6 +184,7 @@ def run_assigner(settings: Settings) -> None:
         bundle = Bundle.open(settings.bundle)
         encoder = OnnxEncoder(bundle.encoder_path, threads=own.encoder_threads)
         require(settings.kafka, [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes])
+        _require_as_many_partitions(settings)
         transform = AssignBatch(
             encoder,
             codes_topic=topics.item_codes,

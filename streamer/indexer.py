@@ -41,6 +41,7 @@ log = structlog.get_logger(__name__)
 PROCESS: Final = "indexer"
 _IDLE_WAIT_SECONDS: Final = 0.1
 _BROKER_SECONDS: Final = 10.0
+_LIFE_SIGN_SECONDS: Final = 3_600.0
 
 
 class IndexerError(SidstreamError):
@@ -117,8 +118,10 @@ class Indexer:
         self._health = health
         self._codes_topic = settings.topics.item_codes
         self._layouts_topic = settings.topics.layouts
+        self._token_counts_topic = settings.topics.token_counts
         self._behind: set[tuple[str, int]] = set()
         self._summary = BatchSummary()
+        self._committed_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
         settings = self._settings
@@ -161,7 +164,9 @@ class Indexer:
                 if offset > high:
                     raise IndexerError(
                         f"the index stands at offset {offset} of {topic}/{partition}, which ends at {high}: the topic was "
-                        f"made anew. Delete {self._settings.index} (it is a cache) and start again"
+                        f"made anew. Delete {self._settings.index} (it is a cache) and start again. Make "
+                        f"{self._token_counts_topic} and the monitor's changelog anew too, or the monitor waits for counts newer "
+                        "than those it knows"
                     )
                 log.info("partition_assigned", topic=topic, partition=partition, offset=max(offset, low), end=high)
                 assignment.append(TopicPartition(topic, partition, offset))
@@ -183,6 +188,7 @@ class Indexer:
         if not records:
             self._summary.flush()
             publisher.publish_if_due(self._as_of())
+            self._show_life()
             if not self._health.ready and not self._behind and broker_answers(consumer):
                 self._health.set_ready()
             return
@@ -197,6 +203,9 @@ class Indexer:
             if record.topic() == self._layouts_topic:
                 self._put_layout(record)
         publisher.publish_if_due(self._as_of())
+        self._committed_at = time.monotonic()
+        if not self._behind:
+            self._health.set_ready()
 
         seconds = time.monotonic() - started
         EVENTS.labels(PROCESS).inc(len(records))
@@ -205,6 +214,12 @@ class Indexer:
         rest = own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
         if rest > 0:
             time.sleep(rest)
+
+    def _show_life(self) -> None:
+        """Date an idle index anew: that nothing was written for a week must mean that nobody read for a week."""
+        if not self._behind and time.monotonic() - self._committed_at > _LIFE_SIGN_SECONDS:
+            self._writer.apply(self._batch([]), self._positions)
+            self._committed_at = time.monotonic()
 
     def _batch(self, records: list[Message]) -> CodesBatch:
         """Columns of a batch of ``item-codes`` records.
@@ -231,7 +246,7 @@ class Indexer:
             ids.append(record.key())
             rows.append(row)
             deleted.append(value is None)
-        codes = np.array([row.codes for row in rows], dtype=np.int64)
+        codes = np.array([row.codes for row in rows], dtype=np.int64).reshape(-1, layers)
         if codes.size and (codes.min() < 0 or codes.max() >= self._codebook.size):
             bad = int(np.flatnonzero((codes < 0).any(1) | (codes >= self._codebook.size).any(1))[0])
             raise IndexerError(
@@ -251,7 +266,7 @@ class Indexer:
         offsets = _next_offsets([record])
         try:
             layout: LayoutRecord | None = None if value is None else LAYOUT.decode(value)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise IndexerError(f"{_place(record)} holds no layout ({error}): who else writes to it?") from None
         if layout is None or layout.codebook != self._codebook.codebook_id:
             log.info("layout_skipped", offset=record.offset(), codebook=layout and layout.codebook)
@@ -292,7 +307,11 @@ def _place(record: Message) -> str:
 
 
 def _partitions(consumer: Consumer, topic: str) -> list[int]:
-    return sorted(consumer.list_topics(topic, timeout=_BROKER_SECONDS).topics[topic].partitions)
+    try:
+        metadata = consumer.list_topics(topic, timeout=_BROKER_SECONDS)
+    except KafkaException as error:
+        raise IndexerError(f"cannot read the partitions of {topic}: {error_text(error)}") from error
+    return sorted(metadata.topics[topic].partitions)
 
 
 def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:

@@ -31,6 +31,20 @@ TRANSACTION_TIMEOUT_MS: Final = 15_000
 # Java's partitioner, so that every producer of a topic puts a key into the same partition.
 PARTITIONER: Final = "murmur2_random"
 
+# The client goes on by itself after these; it does not mark all of them as retriable.
+_PASSING_ERRORS: Final = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._MAX_POLL_EXCEEDED,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
+
 # What a topic takes (2 MiB), and room for the headers that a dead letter adds.
 MESSAGE_MAXIMUM_BYTES: Final = 2 * 1024 * 1024 + 64 * 1024
 
@@ -144,19 +158,26 @@ def _is_event(record: Message, on_end: Callable[[Message], None] | None) -> bool
         if on_end is not None:
             on_end(record)
         return True
-    if error.retriable() or error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+    if error.retriable() or error.code() in _PASSING_ERRORS:
+        log.warning("consumer_waits", code=error.name(), message=error.str())
         return True
     raise FatalKafkaError(f"cannot consume {record.topic() or 'the subscription'}: {error.str()} ({error.name()})")
 
 
 def produce(producer: Producer, topic: str, **record: Any) -> None:
-    """``Producer.produce`` that waits when the local queue is full instead of failing."""
+    """``Producer.produce`` that waits when the local queue is full instead of failing.
+
+    Raises:
+        FatalKafkaError: the record is too large, or the client is broken.
+    """
     while True:
         try:
             producer.produce(topic, **record)
             return
         except BufferError:
             producer.poll(0.05)
+        except KafkaException as error:
+            raise FatalKafkaError(f"cannot send a record to {topic}: {error_text(error)}") from error
 
 
 def broker_answers(client: Consumer | Producer, seconds: float = 1.0) -> bool:
