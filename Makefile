@@ -41,7 +41,8 @@ chaos: $(READY) ## Longer rounds of kill -9 than the tests have time for
 
 lock: $(READY) ## Pin the requirements anew
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --generate-hashes --python-version 3.11 -o requirements/dev.txt
-	@$(BIN)/uv pip compile --quiet pyproject.toml --extra all --generate-hashes --python-version 3.11 -o requirements/all.txt
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra fit --extra model --extra monitor --constraint requirements/dev.txt \
+		--generate-hashes --python-version 3.11 -o requirements/image.txt
 
 clean: ## Remove what runs and builds have left, but not .venv
 	@rm -rf .sidstream build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

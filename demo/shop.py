@@ -59,7 +59,7 @@ class Shop:
         return self.known.dimension
 
 
-def own_shop(products: int = DEFAULT_PRODUCTS, *, epochs: float = 3.0, fad_size: int = FAD_SIZE) -> Shop:
+def own_shop(products: int = DEFAULT_PRODUCTS, *, epochs: float = 3.5, fad_size: int = FAD_SIZE) -> Shop:
     """The catalogue of the demo's grammar. ``epochs``: passes of the training over its examples."""
     catalogue = demo_catalogue(products)
     known, late = _split(catalogue)

@@ -199,7 +199,7 @@ class Story:
             item.id: (part, at) for part in (self._shop.known, self._shop.late) for at, item in enumerate(part.items)
         }
         part, at = row[changed.item_id]
-        title = f"{changed.title} (now in stock)"
+        title = f"Back in stock: {changed.title}"
         with ItemPublisher(self._settings) as publisher:
             publisher.update(changed.item_id, part.embeddings[at], title=title, weight=part.items[at].weight)
             publisher.delete(deleted.item_id)
