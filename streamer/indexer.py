@@ -184,6 +184,7 @@ class Indexer:
     def _one_batch(self, consumer: Consumer, publisher: CensusPublisher) -> None:
         own = self._settings.indexer
         started = time.monotonic()
+        self._health.progress()
         records = drain(consumer, own.batch_size, _IDLE_WAIT_SECONDS, self._on_end)
         if not records:
             self._summary.flush()

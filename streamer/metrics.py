@@ -1,11 +1,12 @@
 """Health and Prometheus metrics of one process over HTTP: ``/metrics``, ``/live`` and ``/ready``.
 
-Ready means: the work is running and the broker answered last time it was asked.
+Ready means: the work is running, its loop turns, and the broker answered last time it was asked.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
@@ -13,6 +14,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 
 from models.errors import SidstreamError
 from streamer.settings import MetricsSettings
+
+# A loop turns in a tenth of a second when idle; a call that has blocked for this long is stuck.
+STALLED_SECONDS: Final = 15.0
 
 EVENTS: Final = Counter("sidstream_events", "Events consumed", ["process"])
 DEAD_LETTERS: Final = Counter("sidstream_dead_letters", "Events sent to dead letters", ["process", "stage"])
@@ -30,15 +34,24 @@ class Health:
 
     def __init__(self) -> None:
         self._reason: str | None = "starting"
+        self._progress_at: float | None = None
 
     @property
     def ready(self) -> bool:
-        return self._reason is None
+        return self.reason is None
 
     @property
     def reason(self) -> str | None:
         """Why the process is not ready; ``None`` when it is."""
+        if self._reason is None and self._progress_at is not None:
+            silent = time.monotonic() - self._progress_at
+            if silent > STALLED_SECONDS:
+                return f"no progress for {silent:.0f} s"
         return self._reason
+
+    def progress(self) -> None:
+        """The work goes on; a loop that calls this once must go on calling it, with or without anything to do."""
+        self._progress_at = time.monotonic()
 
     def set_ready(self) -> None:
         self._reason = None

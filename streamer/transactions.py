@@ -124,6 +124,7 @@ class TransactionalLoop:
     def _one_batch(self, committer: ThreadPoolExecutor) -> None:
         settings = self._settings
         started = time.monotonic()
+        self._health.progress()
         self._rebalanced = False
         # With a commit under way, wait for more records only as long as it takes.
         records = drain(self._consumer, settings.batch_size, 0.005 if self._committing else IDLE_WAIT_SECONDS)

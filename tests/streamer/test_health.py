@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import urllib.error
 import urllib.request
 
@@ -51,3 +52,16 @@ def test_taken_port_is_refused_with_what_to_do() -> None:
             HealthServer(MetricsSettings(port=port), Health())
     finally:
         server.close()
+
+
+def test_loop_that_no_longer_turns_is_not_ready_and_ready_again_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.metrics.STALLED_SECONDS", 0.05)
+    health = Health()
+    health.set_ready()
+    health.progress()
+    assert health.ready
+    time.sleep(0.1)
+    assert not health.ready
+    assert "no progress" in (health.reason or "")
+    health.progress()
+    assert health.ready
