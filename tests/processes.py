@@ -16,6 +16,7 @@ import tomli_w
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from streamer.kafka import consumer_configuration, drain
+from streamer.process import SUPERVISOR_VARIABLE
 from streamer.settings import Settings
 
 
@@ -28,7 +29,12 @@ class SidstreamProcess:
         configuration = directory / f"{command}.toml"
         values = settings.model_dump(mode="json", exclude_none=True)
         configuration.write_text(tomli_w.dumps(values))
-        self._environment = {**os.environ, "SIDSTREAM_CONFIG": str(configuration), "OMP_NUM_THREADS": "1"}
+        self._environment = {
+            **os.environ,
+            "SIDSTREAM_CONFIG": str(configuration),
+            "OMP_NUM_THREADS": "1",
+            SUPERVISOR_VARIABLE: str(os.getpid()),  # none outlives a test run that was killed
+        }
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
