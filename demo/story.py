@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from confluent_kafka import Consumer, TopicPartition
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from demo.alert_watch import AlertWatch
 from demo.display import alert_text, census_table, fad_panel, progress_bar, short
 from demo.figures import Figures
 from demo.live_queries import LiveQueries
@@ -30,10 +30,9 @@ from retriever.client import Client
 from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.freshness import FreshnessProbe
-from streamer.kafka import consumer_configuration, drain
 from streamer.pipeline import Pipeline
 from streamer.publisher import ItemPublisher, publish_items
-from streamer.records import ALERT, Alert, Answer, Query
+from streamer.records import Answer, Query
 from streamer.settings import Settings
 
 LATE_PER_SECOND: Final = 500
@@ -60,18 +59,19 @@ class Story:
         self._log_directory = log_directory
         self._live: dict[str, str] = {}
         self._deleted: dict[str, float] = {}  # id → when it was seen to be gone
-        self._firing: set[str] = set()
         self.figures = Figures(products=len(shop.known) + len(shop.late), examples=len(shop.examples))
 
     def tell(self, pipeline: Callable[[], Pipeline]) -> Figures:
         """Prepare, start the pipeline, stream, ask, change, flood, and let the flood go."""
         fitted = self._fit()
         trained = self._train(fitted)
-        with self._console.status("starting assigner, indexer, monitor and retriever on the broker …"):
-            running = pipeline()
-        with running:
+        self._act("Start the pipeline", "Apache Kafka, then assigner, indexer, monitor and retriever, a process each")
+        with pipeline() as running:
             self._settings = running.settings
             self._pipeline = running
+            self._say(
+                f"A broker of our own on {running.settings.kafka.bootstrap_servers}; logs in {self._log_directory}."
+            )
             self._stream_in()
             with IndexReader(self._settings.index) as reader, Client(self._settings) as client:
                 self._client, self._reader = client, reader
@@ -232,17 +232,19 @@ class Story:
             Query(text=fad.query, limit=10),
             *(Query(text=query.text, history=query.history, limit=10) for query in self._shop.queries),
         ]
-        alerts = self._alerts_consumer()
         # An item may be in an answer from the moment that it was published until its deletion was.
-        with LiveQueries(self._settings, queries, self._may_be_answered) as live_queries:
+        with (
+            AlertWatch(self._settings) as alerts,
+            LiveQueries(self._settings, queries, self._may_be_answered) as live_queries,
+        ):
             first = self._flood(fad, token, live, live_queries, alerts)
             self._show_reshortening(fad, token, live, encoder)
             self._retire(fad, alerts)
             figures = self.figures
+            figures.alerts_fired, figures.alerts_resolved = alerts.fired, alerts.resolved
             figures.queries, figures.unanswered = live_queries.answered, live_queries.unanswered
             figures.invalid_items, figures.layouts = live_queries.invalid_items, set(live_queries.layouts)
             figures.query_p50_ms, figures.query_p95_ms = live_queries.percentile_ms(50), live_queries.percentile_ms(95)
-        alerts.close()
         figures.reshortened_after_seconds = first
         answer = self._client.ask(fad.query, limit=10)
         returned = sum(item.item_id in self._deleted for item in answer.items)
@@ -251,7 +253,7 @@ class Story:
             f"“{escape(short(fad.query, 60))}” has {len(answer.items)} answers now; {returned} of them are of the fad."
         )
 
-    def _flood(self, fad: Fad, token: int, before: Layout, queries: LiveQueries, alerts: Consumer) -> float | None:
+    def _flood(self, fad: Fad, token: int, before: Layout, queries: LiveQueries, alerts: AlertWatch) -> float | None:
         """Publish the fad and watch; seconds until the layout changed, or ``None``."""
         news: deque[Text] = deque(maxlen=8)
         reshortened: float | None = None
@@ -268,7 +270,7 @@ class Story:
                     sent += 1
                 publisher.poll()
                 self._pipeline.supervisor.check()
-                for alert in self._new_alerts(alerts):
+                for alert in alerts.new():
                     news.append(Text(f"{seconds:5.1f} s  ").append_text(alert_text(alert)))
                 with self._reader.snapshot() as snapshot:
                     counts, items = snapshot.census()[HEAD_LAYER_INDEX], snapshot.item_count
@@ -305,7 +307,7 @@ class Story:
             f"[bold cyan]{after.sid_text(codes)}[/]. No item was rewritten: the layout is one small record."
         )
 
-    def _retire(self, fad: Fad, alerts: Consumer) -> None:
+    def _retire(self, fad: Fad, alerts: AlertWatch) -> None:
         self._act("The fad is over", f"{len(fad.items):,} tombstones")
         with ItemPublisher(self._settings) as publisher:
             for item in fad.items:
@@ -314,8 +316,8 @@ class Story:
             self._wait(lambda: self._gone(fad), _ARRIVAL_SECONDS, "the deletions did not arrive")
             self._deleted |= dict.fromkeys((item.id for item in fad.items), time.monotonic())
             deadline = time.monotonic() + _CLEARING_SECONDS
-            while self._firing and time.monotonic() < deadline:
-                for alert in self._new_alerts(alerts):
+            while alerts.firing and time.monotonic() < deadline:
+                for alert in alerts.new():
                     self._console.print(Text("  ").append_text(alert_text(alert)))
                 time.sleep(0.1)
 
@@ -395,22 +397,3 @@ class Story:
     def _may_be_answered(self, item_id: str, asked_at: float) -> bool:
         """Published, and not known to have left the index before the query was asked."""
         return item_id in self._live and self._deleted.get(item_id, asked_at) >= asked_at
-
-    def _alerts_consumer(self) -> Consumer:
-        """Reads the alerts from now on."""
-        topic = self._settings.topics.alerts
-        consumer = Consumer(consumer_configuration(self._settings.kafka, group=f"{self._settings.topics.prefix}demo"))
-        at = TopicPartition(topic, 0)
-        consumer.assign([TopicPartition(topic, 0, consumer.get_watermark_offsets(at, timeout=10)[1])])
-        return consumer
-
-    def _new_alerts(self, consumer: Consumer) -> list[Alert]:
-        alerts: list[Alert] = [ALERT.decode(record.value()) for record in drain(consumer, 100, 0) if record.value()]
-        for alert in alerts:
-            if alert.state == "resolved":
-                self._firing.discard(alert.key)
-                self.figures.alerts_resolved += 1
-            elif alert.key not in self._firing:  # else its severity has changed
-                self._firing.add(alert.key)
-                self.figures.alerts_fired += 1
-        return alerts
