@@ -53,6 +53,10 @@ class FatalKafkaError(SidstreamError):
     """The broker or the client refuses for good; the process ends and a supervisor starts it anew."""
 
 
+class ConsumerBrokenError(FatalKafkaError):
+    """This consumer cannot go on, but a new one in its place can: its membership was lost while the broker was away."""
+
+
 def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> Configuration:
     """What every client shares: where the cluster is, security, and error reporting into ``health``."""
 
@@ -161,7 +165,8 @@ def _is_event(record: Message, on_end: Callable[[Message], None] | None) -> bool
     if error.retriable() or error.code() in _PASSING_ERRORS:
         log.warning("consumer_waits", code=error.name(), message=error.str())
         return True
-    raise FatalKafkaError(f"cannot consume {record.topic() or 'the subscription'}: {error.str()} ({error.name()})")
+    kind = ConsumerBrokenError if error.code() == KafkaError._FATAL else FatalKafkaError
+    raise kind(f"cannot consume {record.topic() or 'the subscription'}: {error.str()} ({error.name()})")
 
 
 def produce(producer: Producer, topic: str, **record: Any) -> None:

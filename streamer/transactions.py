@@ -26,6 +26,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from streamer.dead_letters import Outgoing
 from streamer.kafka import (
+    ConsumerBrokenError,
     FatalKafkaError,
     broker_answers,
     consumer_configuration,
@@ -43,6 +44,7 @@ IDLE_WAIT_SECONDS: Final = 0.1
 RETRY_SECONDS: Final = 0.2
 _PROBE_SECONDS: Final = 2.0
 _SEEK_SECONDS: Final = 5.0
+_REPLACE_SECONDS: Final = 60.0
 # One attempt; then the process says that it is not ready, looks whether it is to stop, and makes the same call again.
 _CALL_SECONDS: Final = 5.0
 
@@ -78,6 +80,7 @@ class TransactionalLoop:
         self._transform = transform
         self._health = health
         self._stop = threading.Event()
+        self._replaced_at = float("-inf")
         self._rebalanced = False
         self._committing: Future[None] | None = None
         # Records whose transaction is not known to be committed, oldest batch first.
@@ -104,22 +107,40 @@ class TransactionalLoop:
             producer_configuration(self._kafka, transactional_id=identity, health=self._health)
         )
         self._retrying(self._producer.init_transactions, _CALL_SECONDS)
-        self._consumer = Consumer(
-            consumer_configuration(self._kafka, group=settings.group, instance=settings.instance, health=self._health)
-        )
-        self._consumer.subscribe(
-            [settings.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-        )
+        self._consumer = self._new_consumer()
         with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
             try:
                 while not stop.is_set():
-                    self._one_batch(committer)
+                    try:
+                        self._one_batch(committer)
+                    except ConsumerBrokenError as reason:
+                        self._replace_consumer(reason)
                 self._finish_commit()
             except _AbortRequired as reason:
                 log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished))
                 self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
             finally:
                 self._consumer.close()
+
+    def _new_consumer(self) -> Consumer:
+        settings = self._settings
+        consumer = Consumer(
+            consumer_configuration(self._kafka, group=settings.group, instance=settings.instance, health=self._health)
+        )
+        consumer.subscribe(
+            [settings.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+        return consumer
+
+    def _replace_consumer(self, reason: ConsumerBrokenError) -> None:
+        """A new consumer starts at what is committed. Once in a while only: two instances of one name would take turns."""
+        if time.monotonic() - self._replaced_at < _REPLACE_SECONDS:
+            raise reason
+        self._replaced_at = time.monotonic()
+        log.warning("consumer_replaced", reason=str(reason))
+        self._finish_or_abort([])
+        self._consumer.close()
+        self._consumer = self._new_consumer()
 
     def _one_batch(self, committer: ThreadPoolExecutor) -> None:
         settings = self._settings

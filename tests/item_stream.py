@@ -18,6 +18,15 @@ from streamer.records import ITEM_CODES, ITEM_UPDATE, TOKEN_COUNT, ItemUpdate, T
 from streamer.settings import Settings
 
 
+def publish_updates(settings: Settings, embeddings: NDArray[np.float32], ids: range) -> None:
+    """Row ``number`` of ``embeddings`` as the update of ``item-<number>``."""
+    producer = Producer(producer_configuration(settings.kafka))
+    for number in ids:
+        value = ITEM_UPDATE.encode(ItemUpdate(embedding=embeddings[number].astype("<f4").tobytes()))
+        produce(producer, settings.topics.item_updates, key=f"item-{number}".encode(), value=value)
+    assert producer.flush(30) == 0
+
+
 class Stream:
     """Updates, deletions and malformed events over few ids, so that most items change several times."""
 

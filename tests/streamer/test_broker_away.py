@@ -11,23 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confluent_kafka import Producer
+from item_stream import publish_updates
 from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, wait_until
 
 from streamer.broker import LocalBroker
-from streamer.kafka import produce, producer_configuration
-from streamer.records import ITEM_UPDATE, ItemUpdate
-from streamer.settings import Settings, load_settings
+from streamer.settings import load_settings
 from streamer.topics import create, topic_specs
-
-
-def publish(settings: Settings, embeddings: NDArray[np.float32], ids: range) -> None:
-    producer = Producer(producer_configuration(settings.kafka))
-    for number in ids:
-        value = ITEM_UPDATE.encode(ItemUpdate(embedding=embeddings[number].astype("<f4").tobytes()))
-        produce(producer, settings.topics.item_updates, key=f"item-{number}".encode(), value=value)
-    assert producer.flush(30) == 0
 
 
 def free_port() -> int:
@@ -58,7 +48,7 @@ def test_killed_broker_comes_back_and_the_assigner_goes_on_exactly_once(
             return sorted(record.key() for record in committed_records(settings, settings.topics.item_codes))
 
         with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
-            publish(settings, tiny_embeddings, range(100))
+            publish_updates(settings, tiny_embeddings, range(100))
             wait_until(lambda: len(assigned()) == 100, seconds=40, what="100 items before", every=0.5)
             assert is_ready()
 
@@ -66,7 +56,7 @@ def test_killed_broker_comes_back_and_the_assigner_goes_on_exactly_once(
             os.kill(broker._process.pid, signal.SIGKILL)
             wait_until(lambda: not is_ready(), seconds=20, what="an assigner that says that the broker is away")
             broker.start()
-            publish(settings, tiny_embeddings, range(100, 200))
+            publish_updates(settings, tiny_embeddings, range(100, 200))
             wait_until(lambda: len(assigned()) >= 200, seconds=40, what="100 items after", every=0.5)
             wait_until(is_ready, seconds=20, what="a ready assigner")
             assert assigned() == sorted(f"item-{number}".encode() for number in range(200))
