@@ -1,14 +1,15 @@
 """Residual-quantisation codebooks: embedding → codes and back (paper § 2.1, eq. 1-3).
 
 A codebook's content decides its id, so codes can name the codebook that they belong to. The arithmetic here is the
-reference in NumPy float32 that other encoders are held to; ties go to the lowest codeword number. faiss is imported
-only to fit, safetensors only to save and load.
+reference in NumPy float32 that other encoders are held to; ties go to the lowest codeword number. The codewords lie in
+the embeddings' own space, or (RQ-VAE, ``models.rq_vae``) in a latent space that the codebook's encoder leads into.
+faiss is imported only to fit, safetensors only to save and load.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from models.dense_network import DenseNetwork, DenseNetworkError
 from models.errors import SidstreamError
 from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 1  # codewords alone
+LATENT_FORMAT_VERSION: Final = 2  # with encoder and decoder: a reader of format 1 must refuse it, not leave them out
 _TENSOR: Final = "codewords"
 _BLOCK_ROWS: Final = 256  # scores of a block (256 x M float32) stay in the processor's cache
 
@@ -35,13 +38,17 @@ class CodebookError(SidstreamError):
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """L layers of M codewords of D dimensions.
+    """L layers of M codewords, for embeddings of D dimensions.
 
     codewords: float32 (L, M, D), finite, made read-only. L is 3 to 26, M at most 65,536.
+    encoder, decoder: both or neither. With them the codewords are (L, M, d) in the latent space of d dimensions that
+    the encoder (D → d) leads into and the decoder (d → D) out of.
     Raises ``CodebookError`` naming the field and its value.
     """
 
     codewords: NDArray[np.float32]
+    encoder: DenseNetwork | None = None
+    decoder: DenseNetwork | None = None
 
     def __post_init__(self) -> None:
         given = self.codewords
@@ -55,6 +62,15 @@ class Codebook:
             raise CodebookError(f"codebook: size must be 1 to {MAXIMUM_SIZE} codewords per layer, not {size}")
         if dimension < 1:
             raise CodebookError("codebook: dimension must be at least 1, not 0")
+        if (self.encoder is None) != (self.decoder is None):
+            raise CodebookError("codebook: encoder and decoder belong together; give both or neither")
+        if self.encoder is not None and self.decoder is not None:
+            through = (self.encoder.inputs, self.encoder.outputs, self.decoder.inputs, self.decoder.outputs)
+            if through != (self.encoder.inputs, dimension, dimension, self.encoder.inputs):
+                raise CodebookError(
+                    f"codebook: encoder {through[0]} → {through[1]} and decoder {through[2]} → {through[3]} do not lead "
+                    f"to codewords of {dimension} dimensions and back"
+                )
         # A copy: whoever holds the given array must not be able to change what the id was computed from.
         codewords = np.array(given, dtype=np.float32, order="C", copy=True)
         codewords.flags.writeable = False
@@ -83,16 +99,23 @@ class Codebook:
 
     @property
     def dimension(self) -> int:
-        """D."""
-        return int(self.codewords.shape[2])
+        """D, of the embeddings that ``encode`` takes and ``reconstruct`` gives."""
+        return int(self.codewords.shape[2]) if self.encoder is None else self.encoder.inputs
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits: the beginning of the SHA-256 of shape and numbers, the same on every machine."""
+        """16 hexadecimal digits: the beginning of the SHA-256 of shape and numbers, the same on every machine.
+
+        Encoder and decoder are part of it. A codebook without them has the id that it had before there were any.
+        """
+        layers, size, dimension = self.codewords.shape
         digest = hashlib.sha256(
-            f"sidstream codebook float32 layers={self.layers} size={self.size} dimension={self.dimension}\n".encode()
+            f"sidstream codebook float32 layers={layers} size={size} dimension={dimension}\n".encode()
         )
         digest.update(self.codewords.astype("<f4", copy=False).tobytes())
+        for name, tensor in self._network_tensors():
+            digest.update(f"\n{name} {tensor.shape}\n".encode())
+            digest.update(tensor.astype("<f4", copy=False).tobytes())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -104,20 +127,28 @@ class Codebook:
 
     def encode(self, embeddings: ArrayLike) -> NDArray[np.uint16]:
         """Embeddings float32 (N, D) → codes uint16 (N, L) (eq. 1-2). Raises ``CodebookError`` on shape, dtype, NaN."""
+        return self._encode(self.latent(embeddings))[0]
+
+    def latent(self, embeddings: ArrayLike) -> NDArray[np.float32]:
+        """Embeddings float32 (N, D) → what is quantised, float32 (N, d): without an encoder the embeddings themselves."""
         rows = checked_embeddings(embeddings, self.dimension)
-        return self._encode(rows)[0]
+        return rows if self.encoder is None else self.encoder(rows)
 
     def reconstruct(self, codes: ArrayLike) -> NDArray[np.float32]:
-        """Codes (N, L) → the sums of their codewords, float32 (N, D) (eq. 3)."""
+        """Codes (N, L) → the embeddings that they stand for, float32 (N, D): the sums of their codewords (eq. 3), led
+        through the decoder if there is one.
+        """
         rows = self._checked_codes(codes)
-        sums = np.zeros((len(rows), self.dimension), dtype=np.float32)
+        sums = np.zeros((len(rows), self.codewords.shape[2]), dtype=np.float32)
         for layer_index in range(self.layers):
             sums += self.codewords[layer_index, rows[:, layer_index]]
-        return sums
+        return sums if self.decoder is None else self.decoder(sums)
 
     def residual_norms(self, embeddings: ArrayLike) -> NDArray[np.float32]:
-        """Embeddings float32 (N, D) → float32 (N, L + 1): ‖x‖, then ‖residual‖ after each layer (paper fig. 4)."""
-        rows = checked_embeddings(embeddings, self.dimension)
+        """Embeddings float32 (N, D) → float32 (N, L + 1): ‖x‖, then ‖residual‖ after each layer (paper fig. 4), all in
+        the space of the codewords.
+        """
+        rows = self.latent(embeddings)
         _, residual_norms = self._encode(rows)
         return np.column_stack([np.linalg.norm(rows, axis=1), residual_norms]).astype(np.float32)
 
@@ -125,8 +156,10 @@ class Codebook:
         """Writes a safetensors file with the id in its metadata; the same codebook gives the same bytes."""
         import safetensors.numpy
 
+        version = FORMAT_VERSION if self.encoder is None else LATENT_FORMAT_VERSION
         content = safetensors.numpy.save(
-            {_TENSOR: self.codewords}, metadata={"sidstream": f"codebook {FORMAT_VERSION} {self.id}"}
+            {_TENSOR: self.codewords, **dict(self._network_tensors())},
+            metadata={"sidstream": f"codebook {version} {self.id}"},
         )
         Path(path).write_bytes(content)
 
@@ -141,19 +174,22 @@ class Codebook:
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
                 mark = (file.metadata() or {}).get("sidstream", "").split()
-                codewords = file.get_tensor(_TENSOR) if _TENSOR in file.keys() else None  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise CodebookError(
                 f"{path} is no readable safetensors file ({error}); make it again with `sidstream fit`"
             ) from error
-        if len(mark) != 3 or mark[0] != "codebook" or codewords is None:
+        if len(mark) != 3 or mark[0] != "codebook" or _TENSOR not in tensors:
             raise CodebookError(f"{path} was not written as a sidstream codebook; make one with `sidstream fit`")
-        if mark[1] != str(FORMAT_VERSION):
+        if mark[1] not in (str(FORMAT_VERSION), str(LATENT_FORMAT_VERSION)):
             raise CodebookError(
-                f"{path} has codebook format {mark[1]}, but this sidstream reads {FORMAT_VERSION}; "
-                "update sidstream or fit again"
+                f"{path} has codebook format {mark[1]}, but this sidstream reads {FORMAT_VERSION} and "
+                f"{LATENT_FORMAT_VERSION}; update sidstream or fit again"
             )
-        codebook = cls(codewords)
+        try:
+            codebook = cls(tensors[_TENSOR], _network(tensors, "encoder"), _network(tensors, "decoder"))
+        except DenseNetworkError as error:
+            raise CodebookError(f"{path}: {error}; the file is damaged or was edited: fit again") from error
         if codebook.id != mark[2]:
             raise CodebookError(
                 f"the content of {path} has id {codebook.id} but was saved as {mark[2]}: the file is damaged or was "
@@ -176,6 +212,11 @@ class Codebook:
                 norms[block, layer_index] = np.linalg.norm(residual, axis=1)
         return codes, norms
 
+    def _network_tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        if self.encoder is not None and self.decoder is not None:
+            yield from self.encoder.tensors("encoder")
+            yield from self.decoder.tensors("decoder")
+
     def _checked_codes(self, codes: ArrayLike) -> NDArray[Any]:
         rows = np.asarray(codes)
         if rows.ndim != 2 or rows.shape[1] != self.layers or not np.issubdtype(rows.dtype, np.integer):
@@ -183,6 +224,15 @@ class Codebook:
         if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < self.size):
             raise CodebookError(f"codes must lie in [0, {self.size}), but run from {rows.min()} to {rows.max()}")
         return rows
+
+
+def _network(tensors: Mapping[str, NDArray[np.float32]], prefix: str) -> DenseNetwork | None:
+    """The network whose tensors are named so (see ``DenseNetwork.tensors``), None if there are none."""
+    count = sum(name.startswith(f"{prefix}.") for name in tensors)
+    names = [f"{prefix}.{number // 2}.{('weight', 'bias')[number % 2]}" for number in range(count)]
+    if count % 2 or not set(names) <= set(tensors):
+        raise DenseNetworkError(f"the {prefix} lacks a layer's weight or bias")
+    return DenseNetwork.from_tensors([tensors[name] for name in names]) if names else None
 
 
 def fit_residual_kmeans(

@@ -1,8 +1,9 @@
 """Writes a codebook as an ONNX graph that turns a block of embeddings into codes; needs the package onnx.
 
-Per layer: scores = x·Cᵀ − ½‖c‖² (arg-max of it = arg-min of the distance, paper eq. 1), arg-max with ties to the
-lowest number, gather, subtract (eq. 2). The number of rows is fixed in the graph: one shape means one arithmetic, so
-codes cannot depend on how many items happened to arrive together.
+The dense layers of the codebook's encoder, if it has one. Then per layer: scores = x·Cᵀ − ½‖c‖² (arg-max of it =
+arg-min of the distance, paper eq. 1), arg-max with ties to the lowest number, gather, subtract (eq. 2). The number of
+rows is fixed in the graph: one shape means one arithmetic, so codes cannot depend on how many items happened to arrive
+together.
 """
 
 from __future__ import annotations
@@ -35,13 +36,24 @@ def export_onnx(codebook: Codebook, path: str | Path, *, block_rows: int = BLOCK
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    if codebook.codewords.nbytes > _LARGEST_GRAPH_BYTES:
+    layers = () if codebook.encoder is None else codebook.encoder.layers
+    numbers = codebook.codewords.nbytes + sum(weight.nbytes + bias.nbytes for weight, bias in layers)
+    if numbers > _LARGEST_GRAPH_BYTES:
         raise EncoderError(
-            f"a codebook of {codebook.layers} x {codebook.size} codewords of {codebook.dimension} dimensions takes "
-            f"{codebook.codewords.nbytes:,} bytes, but an ONNX file holds 2 GiB; fit a smaller one"
+            f"a codebook of {codebook.layers} x {codebook.size} codewords of {codebook.codewords.shape[2]} dimensions takes "
+            f"{numbers:,} bytes, but an ONNX file holds 2 GiB; fit a smaller one"
         )
     nodes, constants = [], []
     residual = INPUT_NAME
+    for number, (weight, bias) in enumerate(layers):
+        constants.append(numpy_helper.from_array(weight, f"encoder_weight_{number}"))
+        constants.append(numpy_helper.from_array(bias, f"encoder_bias_{number}"))
+        parameters, dense = [f"encoder_weight_{number}", f"encoder_bias_{number}"], f"encoder_{number}"
+        nodes.append(helper.make_node("Gemm", [residual, *parameters], [dense], transB=1))
+        residual = dense
+        if number + 1 < len(layers):
+            nodes.append(helper.make_node("Relu", [dense], [f"encoder_relu_{number}"]))
+            residual = f"encoder_relu_{number}"
     for layer_index in range(codebook.layers):
         codewords, norms = f"codewords_{layer_index}", f"minus_half_norms_{layer_index}"
         constants.append(numpy_helper.from_array(codebook.codewords[layer_index], codewords))

@@ -176,7 +176,7 @@ def test_file_that_is_no_codebook_is_refused_with_what_to_do(tmp_path: Path) -> 
     path.write_bytes(
         safetensors.numpy.save({"codewords": make_codebook().codewords}, metadata={"sidstream": "codebook 99 aa"})
     )
-    with pytest.raises(CodebookError, match="codebook format 99, but this sidstream reads 1; update sidstream"):
+    with pytest.raises(CodebookError, match="codebook format 99, but this sidstream reads 1 and 2; update sidstream"):
         Codebook.load(path)
 
 
