@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,14 @@ from models.census import count_tokens
 from models.codebook import Codebook, fit_residual_kmeans
 from models.errors import SidstreamError
 from models.layout import HEAD_LAYER_INDEX, Layout, all_tokens, no_tokens, top_k, top_p
+from models.losses import checked_gamma
 from models.prompts import PromptBuilder, PromptSettings
 from models.training import ExampleTable, ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
 from models.training_examples import TrainingExample
 from models.vocabulary import SidVocabulary
+
+if TYPE_CHECKING:
+    from models.language_model import Architecture
 
 HeadMethod = Literal["none", "top-k", "top-p", "all"]
 
@@ -65,7 +69,9 @@ class Fitted:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The language model to train: ``checkpoint`` directory, or a small one of these sizes from scratch."""
+    """The language model to train: ``checkpoint`` directory, or a small one of these sizes and this architecture from
+    scratch.
+    """
 
     checkpoint: Path | None = None
     hidden_size: int = 128
@@ -74,6 +80,7 @@ class ModelSettings:
     tokenizer_size: int = 3000
     user_buckets: int = 0
     prompt: PromptSettings = field(default_factory=PromptSettings)
+    architecture: Architecture = "llama"
 
 
 def fit_bundle(
@@ -144,7 +151,9 @@ def train_bundle(
             layers=model_settings.model_layers,
             heads=model_settings.heads,
             seed=training.seed,
+            architecture=model_settings.architecture,
         )
+        architecture = str(model_settings.architecture)
     else:
         model, tokenizer, vocabulary = load_checkpoint(
             model_settings.checkpoint,
@@ -152,6 +161,7 @@ def train_bundle(
             layers=manifest.layers,
             size=manifest.size,
         )
+        architecture = str(model.config.model_type)
     prompts = PromptBuilder(vocabulary, tokenizer, model_settings.prompt)
     rows = {item: row for row, item in enumerate(item_ids)}
     table = ExampleTable(examples, prompts, bundle.layout, rows, codes)
@@ -165,6 +175,14 @@ def train_bundle(
             vocabulary=vocabulary,
             prompt=prompts.settings,
             layer2_dropout=training.layer2_dropout,
-            training={"parameters": parameters, "epochs": training.epochs, "seed": training.seed, **outcome.to_dict()},
+            training={
+                "architecture": architecture,
+                "parameters": parameters,
+                "epochs": training.epochs,
+                "seed": training.seed,
+                "loss_function": training.loss,
+                "gamma": checked_gamma(training.loss, training.gamma),
+                **outcome.to_dict(),
+            },
         )
     return bundle, outcome

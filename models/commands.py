@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from models.building import Fitted, HeadMethod
     from models.catalogue import Catalogue
+    from models.language_model import Architecture
+    from models.losses import Loss
 
 _HEAD_METHODS = ("none", "top-k", "top-p", "all")
 
@@ -96,6 +98,13 @@ def train(
             help="Share of SIDs written in their other form; above 0 the model may follow the live layout.",
         ),
     ] = 0.0,
+    loss: Annotated[str, typer.Option(help="What to train on: cross-entropy, focal or mile.")] = "cross-entropy",
+    gamma: Annotated[
+        float | None, typer.Option(min=0, help="γ of the loss. [default: 2 for focal, 1 for mile]")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Of a new model: llama, qwen or baichuan. [default: llama]")
+    ] = None,
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
     model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,
     user_buckets: Annotated[int, typer.Option(min=0, help="Tokens that users are hashed into; 0: no users.")] = 0,
@@ -114,6 +123,22 @@ def train(
     from models.training_examples import read_examples
 
     console = Console(stderr=True)
+    model_settings = ModelSettings(
+        checkpoint=checkpoint,
+        hidden_size=hidden_size,
+        model_layers=model_layers,
+        user_buckets=user_buckets,
+        architecture=_architecture(architecture, checkpoint),
+    )
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate or (3e-3 if checkpoint is None else 1e-4),
+        seed=seed,
+        layer2_dropout=layer2_dropout,
+        loss=_loss(loss),
+        gamma=gamma,
+    )
     if threads:
         torch.set_num_threads(threads)
     opened = Bundle.open(bundle)
@@ -128,16 +153,6 @@ def train(
         learned = list(read_examples(examples))
     else:
         learned = examples_from_catalogue(goods.items, per_item=per_item, seed=seed, histories=goods.sequences)
-    model_settings = ModelSettings(
-        checkpoint=checkpoint, hidden_size=hidden_size, model_layers=model_layers, user_buckets=user_buckets
-    )
-    settings = TrainingSettings(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate or (3e-3 if checkpoint is None else 1e-4),
-        seed=seed,
-        layer2_dropout=layer2_dropout,
-    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
         task = bars.add_task("training", total=None, loss="")
@@ -184,6 +199,26 @@ def _head_method(name: str) -> HeadMethod:
         if name == method:
             return method  # type: ignore[return-value]
     raise SidstreamError(f"--head {name!r} is unknown: choose one of {', '.join(_HEAD_METHODS)}")
+
+
+def _loss(name: str) -> Loss:
+    from models.losses import LOSSES
+
+    for known in LOSSES:
+        if name == known:
+            return known
+    raise SidstreamError(f"--loss {name!r} is unknown: choose one of {', '.join(LOSSES)}")
+
+
+def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:
+    from models.language_model import ARCHITECTURES
+
+    if name is not None and checkpoint is not None:
+        raise SidstreamError("--architecture is for a new model, and --checkpoint brings its own: give one of the two")
+    for known in ARCHITECTURES:
+        if (name or "llama") == known:
+            return known
+    raise SidstreamError(f"--architecture {name!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
 
 
 def _texts(catalogue: Catalogue) -> list[str]:

@@ -1,4 +1,5 @@
-"""The language model: a small LLaMA-style one from a configuration, or any causal LM from a local checkpoint directory.
+"""The language model: a small LLaMA-, Qwen- or Baichuan-style one from a configuration, or any causal LM from a local
+checkpoint directory.
 
 What must hold: embeddings have exactly one row per id of the SID vocabulary; weights are safetensors; no network, no
 remote code.
@@ -7,7 +8,7 @@ remote code.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from models.bundle import Bundle
 from models.errors import SidstreamError
@@ -17,6 +18,10 @@ from models.vocabulary import SidVocabulary
 
 if TYPE_CHECKING:
     import torch
+
+Architecture = Literal["llama", "qwen", "baichuan"]
+
+ARCHITECTURES: Final[tuple[Architecture, ...]] = ("llama", "qwen", "baichuan")
 
 
 def small_causal_lm(
@@ -28,23 +33,39 @@ def small_causal_lm(
     intermediate_size: int | None = None,
     max_positions: int = 256,
     seed: int = 0,
+    architecture: Architecture = "llama",
 ) -> Any:
-    """A LLaMA-style causal LM with random weights, input and output embeddings tied; the defaults make 1-1.5 million
-    parameters.
+    """A causal LM with random weights in the style of one of the paper's three; the defaults make 1-1.5 million
+    parameters. ``intermediate_size`` defaults to 3 × ``hidden_size``.
 
-    ``intermediate_size`` defaults to 3 × ``hidden_size``.
+    All have RMSNorm before each block, SwiGLU, rotary positions and as many key as query heads. They differ in:
+
+    - ``llama``: LLaMA 2, no biases; input and output embeddings tied, which LLaMA 2 itself does not do.
+    - ``qwen``: Qwen1.5, which ``transformers`` has as Qwen2: biases on the query, key and value projections;
+      embeddings tied, as in the 0.5B model.
+    - ``baichuan``: Baichuan2-7B. ``transformers`` has no class for it, and remote code is refused, so this is the
+      LLaMA class with untied embeddings and a NormHead (``models.norm_head``): what Baichuan2-7B's layers
+      compute (its fused W_pack is the same three projections). Lacking: its max-z loss, its tokenizer, the ALiBi
+      positions of the 13B model, and its published weights' names, so that its checkpoints do not load. Saved, it is a
+      plain LLaMA model: as a checkpoint to train further it has no NormHead any more.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    config = LlamaConfig(
+    if architecture not in ARCHITECTURES:
+        raise SidstreamError(f"the architecture {architecture!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
+    config_class, model_class = (
+        (Qwen2Config, Qwen2ForCausalLM) if architecture == "qwen" else (LlamaConfig, LlamaForCausalLM)
+    )
+    config = config_class(
         vocab_size=vocabulary.total,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size or 3 * hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=max_positions,
-        tie_word_embeddings=True,
+        tie_word_embeddings=architecture != "baichuan",
         pad_token_id=vocabulary.padding_id,
         bos_token_id=vocabulary.begin_id,
         eos_token_id=None,
@@ -53,7 +74,12 @@ def small_causal_lm(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        model = model_class(config)
+    if architecture == "baichuan":
+        from models.norm_head import add_norm_head
+
+        add_norm_head(model)
+    return model
 
 
 def load_checkpoint(
@@ -85,8 +111,10 @@ def save_language_model(model: Any, tokenizer: TextTokenizer, directory: Path) -
     """Saves weights (safetensors), configuration and tokenizer into ``directory``."""
     from transformers.utils import logging as transformers_logging
 
+    from models.norm_head import plain_state
+
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(str(directory))
+    model.save_pretrained(str(directory), state_dict=plain_state(model))
     tokenizer.save(directory)
 
 

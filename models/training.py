@@ -1,6 +1,6 @@
 """Fine-tuning of a causal LM on (query, user, history) → SID, by transformers' ``Trainer`` (paper eq. 4).
 
-What must hold: the loss is over the tokens of the target SID alone; prompts are those of serving
+What must hold: the loss (``models.losses``) is over the tokens of the target SID alone; prompts are those of serving
 (``PromptBuilder.row``); the same seed gives the same model; and *layer-2 dropout* writes each SID in its other form
 (with or without its layer-2 token) at random, in targets and histories independently, so that the model reads and
 writes both.
@@ -20,6 +20,7 @@ import structlog
 
 from models.errors import SidstreamError
 from models.layout import HEAD_LAYER_INDEX, Layout
+from models.losses import Loss, checked_gamma, token_loss
 from models.prompts import PromptBuilder
 from models.training_examples import TrainingExample
 
@@ -41,6 +42,7 @@ class TrainingSettings:
 
     ``warm_up``: share of the steps over which the learning rate rises; it then falls along a cosine.
     ``layer2_dropout``: probability with which a SID is written in the form that is not the layout's.
+    ``gamma``: γ of the focal or MiLe loss; None for its paper's (see ``models.losses``).
     """
 
     epochs: float = 3.0
@@ -52,6 +54,8 @@ class TrainingSettings:
     seed: int = 0
     layer2_dropout: float = 0.0
     report_every: int = 20
+    loss: Loss = "cross-entropy"
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer2_dropout < 1.0:
@@ -60,12 +64,13 @@ class TrainingSettings:
             raise SidstreamError(
                 "batch size, learning rate and epochs (or max_steps) must be positive: correct the training settings"
             )
+        checked_gamma(self.loss, self.gamma)
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
     """``skipped``: examples whose item is unknown; ``loss``: mean over the last reported steps (natural logarithm, a
-    token).
+    token) of the loss that was trained on, so only outcomes with the same loss and γ compare.
     """
 
     examples: int
@@ -181,8 +186,10 @@ class _Batches:
         self._epoch += 1
 
 
-def target_loss(model: Any, token_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the labelled tokens; ``lm_head`` runs on the positions before them alone.
+def target_loss(
+    model: Any, token_ids: torch.Tensor, labels: torch.Tensor, loss: Loss = "cross-entropy", gamma: float | None = None
+) -> torch.Tensor:
+    """Mean loss over the labelled tokens; ``lm_head`` runs on the positions before them alone.
 
     Rows are padded at the end, so causal attention needs no mask: no real token sees padding.
     """
@@ -191,7 +198,7 @@ def target_loss(model: Any, token_ids: torch.Tensor, labels: torch.Tensor) -> to
     base, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
     hidden = base(input_ids=token_ids, use_cache=False).last_hidden_state
     row, column = torch.nonzero(labels != _IGNORED, as_tuple=True)
-    return torch.nn.functional.cross_entropy(head(hidden[row, column - 1]).float(), labels[row, column])
+    return token_loss(head(hidden[row, column - 1]).float(), labels[row, column], loss, gamma)
 
 
 def fine_tune(
@@ -213,7 +220,7 @@ def fine_tune(
             return loader
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            return target_loss(model, inputs["input_ids"], inputs["labels"])
+            return target_loss(model, inputs["input_ids"], inputs["labels"], settings.loss, settings.gamma)
 
     class Report(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

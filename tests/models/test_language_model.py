@@ -19,7 +19,14 @@ pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
 from models.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle  # noqa: E402
-from models.language_model import load_checkpoint, load_language_model, small_causal_lm  # noqa: E402
+from models.language_model import (  # noqa: E402
+    ARCHITECTURES,
+    Architecture,
+    load_checkpoint,
+    load_language_model,
+    save_language_model,
+    small_causal_lm,
+)
 from models.training import TrainingSettings  # noqa: E402
 from models.vocabulary import SidVocabulary  # noqa: E402
 
@@ -109,9 +116,71 @@ def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nothing", user_buckets=0, layers=3, size=8)
 
 
-def test_a_new_model_depends_on_its_seed_alone() -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_new_model_depends_on_its_seed_alone(architecture: Architecture) -> None:
     vocabulary = SidVocabulary(text_size=20, user_buckets=0, layers=3, size=4)
-    one, same, other = (small_causal_lm(vocabulary, hidden_size=16, layers=1, heads=2, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (
+        small_causal_lm(vocabulary, hidden_size=16, layers=1, heads=2, seed=seed, architecture=architecture)
+        for seed in (1, 1, 2)
+    )
     prompt = [vocabulary.begin_id, 3, vocabulary.separator_id]
     assert torch.equal(logits(one, prompt), logits(same, prompt))
     assert not torch.equal(logits(one, prompt), logits(other, prompt))
+
+
+def test_architectures_differ_in_biases_and_tied_embeddings_as_their_originals_do() -> None:
+    vocabulary = SidVocabulary(text_size=20, user_buckets=0, layers=3, size=4)
+    models = {
+        name: small_causal_lm(vocabulary, hidden_size=16, layers=1, heads=2, architecture=name)
+        for name in ARCHITECTURES
+    }
+    biases = {name: sorted(key for key in model.state_dict() if key.endswith("bias")) for name, model in models.items()}
+    projections = [f"model.layers.0.self_attn.{which}_proj.bias" for which in "kqv"]
+    assert biases == {"llama": [], "qwen": projections, "baichuan": []}
+    tied = {
+        name: model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        for name, model in models.items()
+    }
+    assert tied == {"llama": True, "qwen": True, "baichuan": False}
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    vocabulary = SidVocabulary(text_size=20, user_buckets=0, layers=3, size=4)
+    with pytest.raises(SidstreamError, match="choose one of llama, qwen, baichuan"):
+        small_causal_lm(vocabulary, architecture="gpt")  # type: ignore[arg-type]
+
+
+def test_norm_head_rows_keep_length_1_in_training_and_are_saved_as_a_plain_model(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, size=300)
+    vocabulary = SidVocabulary(text_size=tokenizer.size, user_buckets=0, layers=3, size=4)
+    model = small_causal_lm(vocabulary, hidden_size=16, layers=1, heads=2, architecture="baichuan")
+    before = model.get_output_embeddings().weight.detach().clone()
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    prompt = torch.tensor([[vocabulary.begin_id, 3, vocabulary.separator_id, vocabulary.sid_base]])
+    model(input_ids=prompt, labels=prompt).loss.backward()
+    optimiser.step()
+    after = model.get_output_embeddings().weight.detach()
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after.norm(dim=1), torch.ones(vocabulary.total))
+    for name in ("once", "again"):  # saving leaves the model as it was, ready to train further
+        save_language_model(model, tokenizer, tmp_path / name)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", local_files_only=True)
+    assert type(loaded) is transformers.LlamaForCausalLM
+    assert type(loaded.lm_head) is torch.nn.Linear
+    assert torch.equal(logits(loaded, prompt[0].tolist()), logits(model, prompt[0].tolist()))
+
+
+@pytest.mark.parametrize("loss", ["focal", "mile"])
+def test_the_manifest_says_which_loss_and_architecture_a_model_has(fitted: Fitted, loss: Any) -> None:
+    bundle, _ = train_bundle(
+        fitted.bundle,
+        EXAMPLES,
+        IDS,
+        fitted.codes,
+        ModelSettings(hidden_size=16, model_layers=1, heads=2, architecture="qwen"),
+        TrainingSettings(max_steps=2, batch_size=16, loss=loss, gamma=1.5),
+    )
+    record = Bundle.open(bundle.directory).manifest.language_model
+    assert record is not None
+    facts = record.training
+    assert (facts["loss_function"], facts["gamma"], facts["architecture"]) == (loss, 1.5, "qwen")

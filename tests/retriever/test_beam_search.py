@@ -84,6 +84,15 @@ def qwen2(vocabulary: SidVocabulary) -> Any:
     return sharpened(transformers.Qwen2ForCausalLM(configuration))
 
 
+def qwen_style(vocabulary: SidVocabulary) -> Any:
+    return sharpened(small_causal_lm(vocabulary, hidden_size=32, layers=2, heads=2, architecture="qwen"))
+
+
+def baichuan_style(vocabulary: SidVocabulary) -> Any:
+    """Rows of length 1 spread the scores already."""
+    return small_causal_lm(vocabulary, hidden_size=32, layers=2, heads=2, architecture="baichuan").eval()
+
+
 def prompts_of(vocabulary: SidVocabulary, lengths: tuple[int, ...], seed: int = 1) -> list[list[int]]:
     random = np.random.default_rng(seed)
     return [[vocabulary.begin_id, *random.integers(60, size=n).tolist(), vocabulary.separator_id] for n in lengths]
@@ -151,7 +160,7 @@ def lmdb_trie(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TrieVi
             yield TrieView(snapshot, Layout(0, CODEBOOK, 3, 32, ())), codes
 
 
-@pytest.mark.parametrize("make_model", [llama, qwen2])
+@pytest.mark.parametrize("make_model", [llama, qwen2, qwen_style, baichuan_style])
 def test_full_length_sids_have_the_ranking_and_scores_of_generate(
     make_model: Any, lmdb_trie: tuple[TrieView, npt.NDArray[np.uint16]]
 ) -> None:
