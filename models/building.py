@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ from models.errors import SidstreamError
 from models.layout import HEAD_LAYER_INDEX, Layout, all_tokens, no_tokens, top_k, top_p
 from models.losses import checked_gamma
 from models.prompts import PromptBuilder, PromptSettings
+from models.rq_vae import RqVaeSettings, fit_rq_vae
 from models.training import ExampleTable, ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
 from models.training_examples import TrainingExample
 from models.vocabulary import SidVocabulary
@@ -26,19 +28,22 @@ from models.vocabulary import SidVocabulary
 if TYPE_CHECKING:
     from models.language_model import Architecture
 
+FitMethod = Literal["k-means", "rq-vae"]
 HeadMethod = Literal["none", "top-k", "top-p", "all"]
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """How to fit codebooks, and which layer-2 tokens the first layout leaves out (paper § 4.2): none, top@K, top@p,
-    or all.
+    or all. ``iterations``: of the k-means; ``rq_vae``: for the method of that name.
     """
 
     layers: int = 3
     size: int = 256
     iterations: int = 20
     seed: int = 0
+    method: FitMethod = "k-means"
+    rq_vae: RqVaeSettings = field(default_factory=RqVaeSettings)
     head_method: HeadMethod = "none"
     k: int = 0
     p: float = 0.0
@@ -92,15 +97,12 @@ def fit_bundle(
     replace: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Fitted:
-    """Residual k-means on embeddings (N, D), the first layout, and a bundle without a language model."""
-    codebook = fit_residual_kmeans(
-        embeddings,
-        layers=settings.layers,
-        size=settings.size,
-        iterations=settings.iterations,
-        seed=settings.seed,
-        progress=progress,
-    )
+    """Codebooks fitted on embeddings (N, D), the first layout, and a bundle without a language model.
+
+    ``progress``: layer_index, iteration and mean squared error; RQ-VAE learns all layers at once, so that its epochs are
+    reported as iterations of layer_index 0.
+    """
+    codebook = _fit_codebook(embeddings, settings, progress)
     codes = codebook.encode(embeddings)
     census = count_tokens(codes, settings.size)
     layout = Layout(
@@ -112,6 +114,30 @@ def fit_bundle(
     )
     bundle = create_bundle(directory, codebook, layout, census=census, embedding=embedding, replace=replace)
     return Fitted(bundle, codebook, codes, census)
+
+
+def _fit_codebook(
+    embeddings: npt.NDArray[np.float32], settings: FitSettings, progress: Callable[[int, int, float], None] | None
+) -> Codebook:
+    match settings.method:
+        case "k-means":
+            return fit_residual_kmeans(
+                embeddings,
+                layers=settings.layers,
+                size=settings.size,
+                iterations=settings.iterations,
+                seed=settings.seed,
+                progress=progress,
+            )
+        case "rq-vae":
+            return fit_rq_vae(
+                embeddings,
+                layers=settings.layers,
+                size=settings.size,
+                settings=settings.rq_vae,
+                seed=settings.seed,
+                progress=None if progress is None else partial(progress, 0),
+            )
 
 
 def train_bundle(

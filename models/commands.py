@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from models.building import Fitted, HeadMethod
+    from models.building import FitMethod, Fitted, HeadMethod
     from models.catalogue import Catalogue
     from models.language_model import Architecture
     from models.losses import Loss
 
+_FIT_METHODS = ("k-means", "rq-vae")
 _HEAD_METHODS = ("none", "top-k", "top-p", "all")
 
 
@@ -36,28 +37,46 @@ def fit(
         int, typer.Option("--k", min=0, help="How many, with --head top-k. [default: a tenth of the size]")
     ] = 0,
     p: Annotated[float, typer.Option("--p", min=0, max=1, help="Share of the items, with --head top-p.")] = 0.5,
-    iterations: Annotated[int, typer.Option(min=1, help="k-means iterations a layer.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the k-means.")] = 0,
+    method: Annotated[
+        str, typer.Option(help="k-means on residuals, or rq-vae: an encoder learned together with the codewords.")
+    ] = "k-means",
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="k-means iterations a layer.", show_default="20")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the RQ-VAE.", show_default="100")] = None,
+    latent: Annotated[
+        int | None, typer.Option(min=1, help="Dimensions of the RQ-VAE's latent space.", show_default="32")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
     embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
 ) -> None:
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
     from models.building import FitSettings, fit_bundle
+    from models.rq_vae import RqVaeSettings
 
     console = Console(stderr=True)
+    fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     embeddings = _embeddings(catalogue)
+    rq_vae = RqVaeSettings(epochs=epochs or RqVaeSettings.epochs, latent=latent or RqVaeSettings.latent)
     settings = FitSettings(
         layers=layers,
         size=size,
-        iterations=iterations,
+        iterations=iterations or FitSettings.iterations,
         seed=seed,
+        method=fit_method,
+        rq_vae=rq_vae,
         head_method=_head_method(head),
         k=k or max(1, size // 10),
         p=p,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[error]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
-        tasks = [bars.add_task(f"layer {layer + 1}", total=iterations, error="") for layer in range(layers)]
+        if fit_method == "k-means":
+            steps = {f"layer {layer + 1}": settings.iterations for layer in range(layers)}
+        else:
+            steps = {"epochs of all layers": rq_vae.epochs}
+        tasks = [bars.add_task(name, total=total, error="") for name, total in steps.items()]
 
         def show(layer_index: int, iteration: int, objective: float) -> None:
             bars.update(tasks[layer_index], completed=iteration, error=f"mean squared error {objective:.4f}")
@@ -192,6 +211,19 @@ def _embeddings(source: Path) -> npt.NDArray[np.float32]:
         return np.load(source, allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
         raise SidstreamError(f"cannot read embeddings from {source}: {error}") from error
+
+
+def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent: int | None) -> FitMethod:
+    """The method of that name; options of the other method are refused."""
+    if name not in _FIT_METHODS:
+        raise SidstreamError(f"--method {name!r} is unknown: choose one of {', '.join(_FIT_METHODS)}")
+    if name == "rq-vae":
+        if iterations is not None:
+            raise SidstreamError("--iterations is for --method k-means: give --epochs with rq-vae")
+        return "rq-vae"
+    if epochs is not None or latent is not None:
+        raise SidstreamError("--epochs and --latent are for --method rq-vae: give --iterations with k-means")
+    return "k-means"
 
 
 def _head_method(name: str) -> HeadMethod:
