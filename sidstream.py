@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
+import structlog
 import typer
 from confluent_kafka import KafkaError, KafkaException
 from rich.console import Console
@@ -32,10 +33,14 @@ app = typer.Typer(
 
 @app.callback()
 def settings(
-    config: Annotated[Path | None, typer.Option(help="The settings file. [default: sidstream.toml]")] = None,
-    bootstrap_servers: Annotated[str | None, typer.Option(help="The Kafka cluster. [kafka.bootstrap_servers]")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Codebook, encoder, language model. [bundle]")] = None,
-    index: Annotated[Path | None, typer.Option(help="The LMDB directory. [index]")] = None,
+    config: Annotated[Path | None, typer.Option(help="The settings file.", show_default="sidstream.toml")] = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="The Kafka cluster.", show_default="kafka.bootstrap_servers")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Codebook, encoder, language model.", show_default="bundle")
+    ] = None,
+    index: Annotated[Path | None, typer.Option(help="The LMDB directory.", show_default="index")] = None,
 ) -> None:
     """Options before the command win over the environment and the file, also in the processes that it starts."""
     for variable, value in (
@@ -67,6 +72,8 @@ app.add_typer(streamer.broker_commands.topics, name="topics", rich_help_panel="P
 
 def main() -> None:
     """Run the command line; a fault that a person can act on is a message, not a traceback."""
+    # Until a process configures its log: standard output is for answers.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         app()
     except SidstreamError as error:

@@ -21,7 +21,7 @@ from models.census import measure_layer
 from models.layout import HEAD_LAYER_INDEX, Layout
 from streamer.records import Alert
 
-_BAR: Final = 36
+_BAR: Final = 24
 _SEVERITY_STYLES: Final = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
 
 
@@ -109,7 +109,7 @@ def summary(figures: Figures, seconds: float, next_steps: Sequence[tuple[str, st
     )
     table.add_row(
         f"{figures.queries}",
-        f"queries answered during the flood, {figures.unanswered} not; p50 {figures.query_p50_ms:.0f} ms, "
+        f"queries answered while the fad came and went, {figures.unanswered} not; p50 {figures.query_p50_ms:.0f} ms, "
         f"p95 {figures.query_p95_ms:.0f} ms, over layouts {', '.join(map(str, sorted(figures.layouts)))}",
     )
     table.add_row(

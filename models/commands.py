@@ -34,7 +34,7 @@ def fit(
     size: Annotated[int, typer.Option(min=2, help="M, codewords a layer.")] = 256,
     head: Annotated[str, typer.Option(help="Layer-2 tokens to leave out: none, top-k, top-p or all.")] = "none",
     k: Annotated[
-        int, typer.Option("--k", min=0, help="How many, with --head top-k. [default: a tenth of the size]")
+        int, typer.Option("--k", min=0, help="How many, with --head top-k.", show_default="a tenth of the size")
     ] = 0,
     p: Annotated[float, typer.Option("--p", min=0, max=1, help="Share of the items, with --head top-p.")] = 0.5,
     method: Annotated[
@@ -97,17 +97,18 @@ def train(
     examples: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines of {query, user, history, item}. [default: made from the catalogue's texts and sequences]"
+            help="JSON lines of {query, user, history, item}.",
+            show_default="made from the catalogue's texts and sequences",
         ),
     ] = None,
     per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 4,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Local directory of a causal LM to fine-tune. [default: a small new one]")
+        Path | None, typer.Option(help="Local directory of a causal LM to fine-tune.", show_default="a small new one")
     ] = None,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.")] = 6.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[
-        float | None, typer.Option(help="[default: 0.003 for a new model, 0.0001 for a checkpoint]")
+        float | None, typer.Option(show_default="0.003 for a new model, 0.0001 for a checkpoint")
     ] = None,
     layer2_dropout: Annotated[
         float,
@@ -119,10 +120,10 @@ def train(
     ] = 0.0,
     loss: Annotated[str, typer.Option(help="What to train on: cross-entropy, focal or mile.")] = "cross-entropy",
     gamma: Annotated[
-        float | None, typer.Option(min=0, help="γ of the loss. [default: 2 for focal, 1 for mile]")
+        float | None, typer.Option(min=0, help="γ of the loss.", show_default="2 for focal, 1 for mile")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="Of a new model: llama, qwen or baichuan. [default: llama]")
+        str | None, typer.Option(help="Of a new model: llama, qwen or baichuan.", show_default="llama")
     ] = None,
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
     model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,

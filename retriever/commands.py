@@ -25,13 +25,15 @@ def retriever() -> None:
 
 def ask(
     text: Annotated[str, typer.Argument(help="The query's text.")] = "",
-    history: Annotated[list[str] | None, typer.Option(help="An item id, oldest first; give it several times.")] = None,
+    history: Annotated[list[str] | None, typer.Option(help="An item id; repeat it for several, oldest first.")] = None,
     user: Annotated[str | None, typer.Option(help="The user's id.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
 ) -> None:
     """Ask a query and show its answer."""
+    if not (text or history or user):
+        raise typer.BadParameter("nothing to ask: give a text, --history, --user or several of them")
     from retriever.client import Client
 
     with Client(load_settings()) as client:
@@ -48,6 +50,8 @@ def show_answer(console: Console, answer: Answer) -> None:
     """The items as a table, and where they come from in a line below."""
     if answer.error is not None:
         console.print(f"[red]✗ {answer.error.kind}[/]: {escape(answer.error.message)}")
+        if answer.layout is None:
+            return
     else:
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column("", justify="right", style="dim")

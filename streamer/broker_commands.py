@@ -40,9 +40,13 @@ def fetch_progress(console: Console) -> Iterator[FetchProgress]:
 
 
 def broker(
-    directory: Annotated[Path | None, typer.Option(help="Data, logs and configuration. [broker.directory]")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [broker.port]")] = None,
-    heap: Annotated[str | None, typer.Option(help="Of the JVM, like 768m. [broker.heap]")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Data, logs and configuration.", show_default="broker.directory")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 takes a free one.", show_default="broker.port")
+    ] = None,
+    heap: Annotated[str | None, typer.Option(help="Of the JVM, like 768m.", show_default="broker.heap")] = None,
 ) -> None:
     """Run a real single-node Apache Kafka on this machine until Ctrl-C; its data stays for the next time."""
     given = {"directory": directory, "port": port, "heap": heap}

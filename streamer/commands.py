@@ -49,6 +49,8 @@ def publish(
     from models.catalogue import Catalogue
     from streamer.publisher import ItemPublisher, publish_items
 
+    if embeddings is None and source.is_file():
+        raise typer.BadParameter(f"{source} is a file: name its embeddings too, with --embeddings FILE.npy")
     settings = load_settings()
     catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
     items = catalogue.items[:limit]
@@ -74,16 +76,27 @@ def up(
         bool | None,
         typer.Option(
             "--broker/--no-broker",
-            help="Start the embedded Apache Kafka. [default: unless kafka.bootstrap_servers is set]",
+            help="Start the embedded Apache Kafka.",
+            show_default="unless kafka.bootstrap_servers is set",
         ),
     ] = None,
     retrievers: Annotated[int, typer.Option(min=0, help="How many retriever processes.")] = 1,
     logs: Annotated[Path | None, typer.Option(help="Write each process' log here instead of the terminal.")] = None,
 ) -> None:
     """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. Ctrl-C ends all."""
+    from models.bundle import Bundle, BundleError
+    from streamer.logs import configure_logging
     from streamer.pipeline import Pipeline
 
     settings = load_settings()
+    # What every process would refuse after its start is refused here, once, before there is a broker.
+    opened = Bundle.open(settings.bundle)
+    if retrievers and opened.manifest.language_model is None:
+        raise BundleError(
+            f"the bundle {settings.bundle} has no language model yet: run `sidstream train` on it, or start without "
+            "a retriever with `--retrievers 0`"
+        )
+    configure_logging(settings.logging, process="up")
     console = Console(stderr=True)
     stop = threading.Event()
 
@@ -95,6 +108,8 @@ def up(
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
     with Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs) as pipeline:
         console.print(f"[green]✓[/] sidstream is up on {pipeline.settings.kafka.bootstrap_servers}; Ctrl-C ends it")
+        if settings.monitor.web_port:
+            console.print(f"  the monitor's dashboard: http://{settings.monitor.web_host}:{settings.monitor.web_port}")
         pipeline.watch(stop)
     console.print("[green]✓[/] everything has stopped")
 

@@ -7,10 +7,12 @@ Everything under ``kafka.security`` is a secret: it is masked wherever settings 
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from models.errors import SidstreamError
@@ -226,9 +228,21 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         # The input is left out of the message: it may be a secret.
-        faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {_fault(fault)}" for fault in error.errors())
         raise SettingsError(
-            f"settings are not valid; correct them in {CONFIGURATION_FILE} or in SIDSTREAM_… variables:\n{faults}"
+            f"settings are not valid; correct them in {named or CONFIGURATION_FILE} or in SIDSTREAM_… variables:\n{faults}"
         ) from None
     except ValueError as error:
         raise SettingsError(f"settings cannot be read from {named or CONFIGURATION_FILE}: {error}") from None
+
+
+def _fault(fault: ErrorDetails) -> str:
+    """What is wrong with one setting; for an unknown name, the known one that looks like it."""
+    if fault["type"] != "extra_forbidden":
+        return fault["msg"]
+    *path, name = map(str, fault["loc"])
+    section: type[BaseModel] = Settings
+    for part in path:
+        section = cast(type[BaseModel], section.model_fields[part].annotation)
+    similar = get_close_matches(name, section.model_fields, n=1)
+    return "there is no such setting" + (f"; is {similar[0]} meant?" if similar else "")

@@ -255,7 +255,7 @@ def _metadata(admin: AdminClient, kafka: KafkaSettings) -> dict[str, TopicMetada
     except KafkaException as error:
         raise TopicError(
             f"{kafka.bootstrap_servers} does not tell its topics ({error_text(error)}): is the broker running "
-            "(`sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
+            "(`sidstream up` or `sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
         ) from None
     return topics
 

@@ -139,3 +139,34 @@ def test_fault_of_use_is_one_clear_message_without_a_traceback(
     assert answer.returncode == 1
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(("options", "words"), [((), "sidstream fit"), (("--retrievers", "1"), "--retrievers 0")])
+def test_up_refuses_a_bundle_that_no_process_could_use_before_anything_starts(
+    options: tuple[str, ...], words: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = tiny_bundle if options else tmp_path / "none"
+    environment = {"SIDSTREAM_BUNDLE": str(bundle), "SIDSTREAM_CONFIG": ""}
+    done = command("up", "--broker", *options, environment=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / ".sidstream").exists()
+
+
+def test_ask_without_a_question_is_refused_at_once(tmp_path: Path) -> None:
+    done = command("ask", environment={"SIDSTREAM_CONFIG": ""}, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nothing to ask" in done.stderr
+
+
+def test_every_default_that_a_help_text_tells_reaches_the_reader() -> None:
+    """Square brackets in a help text are markup to the terminal and would vanish: `show_default` is for defaults."""
+    import typer.main
+
+    import sidstream
+
+    command_group = typer.main.get_command(sidstream.app)
+    for name, one in command_group.commands.items():  # type: ignore[attr-defined]
+        for parameter in one.params:
+            assert "[" not in (getattr(parameter, "help", None) or ""), f"{name} {parameter.name}"

@@ -62,3 +62,16 @@ def test_settings_file_that_is_no_toml_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SIDSTREAM_CONFIG", str(broken))
     with pytest.raises(SettingsError, match=r"broken\.toml"):
         load_settings()
+
+
+def test_misspelt_setting_is_named_with_the_one_that_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[monitor]\nweb_prt = 1\nzzz = 2\n[retreiver]\nlayout = 'live'\n")
+    monkeypatch.setenv("SIDSTREAM_CONFIG", str(file))
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    message = str(caught.value)
+    assert "mine.toml" in message
+    assert "monitor.web_prt: there is no such setting; is web_port meant?" in message
+    assert "monitor.zzz: there is no such setting\n" in message
+    assert "retreiver: there is no such setting; is retriever meant?" in message
