@@ -23,6 +23,7 @@ from demo.preparation import Trained, fit, head_size, train
 from demo.shop import Fad, Shop, choose_fad
 from models.building import Fitted
 from models.catalogue import CatalogueItem
+from models.census import gini
 from models.errors import SidstreamError
 from models.layout import HEAD_LAYER_INDEX, Layout
 from models.onnx_encoder import OnnxEncoder
@@ -98,8 +99,7 @@ class Story:
         self.figures.fit_seconds = time.monotonic() - started
         self._console.print(census_table(fitted.census))
         self._say(
-            f"Layer 2 crowds onto few tokens: the hourglass. Layout 1 leaves its {head_size(shop)} most crowded tokens out of "
-            "the SIDs."
+            f"{_hourglass(fitted.census)} Layout 1 leaves the {head_size(shop)} most crowded tokens of layer 2 out of the SIDs."
         )
         return fitted
 
@@ -126,7 +126,7 @@ class Story:
         known = self._shop.known
         self._act(
             "Stream the catalogue in",
-            f"producer → Kafka → assigner → Kafka → indexer → LMDB, {len(known):,} item updates",
+            f"producer → Kafka → assigner → Kafka → indexer → LMDB, {len(known):,} item updates, the first 100 to warm up",
         )
         self._wait(self._index_exists, _READY_SECONDS, "the indexer did not start")
         with progress_bar(self._console) as progress, IndexReader(self._settings.index) as reader:
@@ -397,3 +397,14 @@ class Story:
     def _may_be_answered(self, item_id: str, asked_at: float) -> bool:
         """Published, and not known to have left the index before the query was asked."""
         return item_id in self._live and self._deleted.get(item_id, asked_at) >= asked_at
+
+
+def _hourglass(census: NDArray[np.int64]) -> str:
+    """What the Gini coefficients of the layers say, and nothing more; ``census``: counts (L, M)."""
+    first, second, third = (gini(counts) for counts in census[:3])
+    if second <= first:
+        return f"Layer 2 is no more crowded than layer 1 here (Gini {second:.2f} and {first:.2f}): no hourglass."
+    waist = f"Layer 2 crowds onto far fewer tokens than layer 1 (Gini {second:.2f} against {first:.2f}): the hourglass narrows."
+    if third < second:
+        return f"{waist} Layer 3 widens again ({third:.2f})."
+    return f"{waist} In a catalogue this small layer 3 does not widen again ({third:.2f})."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Bundle, add_language_model, create_bundle, staging_directory
+from models.bundle import Bundle, add_language_model, create_bundle, require_free, staging_directory
 from models.census import count_tokens
 from models.codebook import Codebook, fit_residual_kmeans
 from models.errors import SidstreamError
@@ -102,6 +102,11 @@ def fit_bundle(
     ``progress``: layer_index, iteration and mean squared error; RQ-VAE learns all layers at once, so that its epochs are
     reported as iterations of layer_index 0.
     """
+    require_free(directory, replace=replace)
+    if settings.head_method == "top-k" and settings.k > settings.size:
+        raise SidstreamError(
+            f"top-k with k = {settings.k} of {settings.size} tokens: give a k of at most {settings.size}"
+        )
     codebook = _fit_codebook(embeddings, settings, progress)
     codes = codebook.encode(embeddings)
     census = count_tokens(codes, settings.size)

@@ -155,6 +155,12 @@ class Bundle:
         return _inside(self.directory, self.manifest.language_model.directory)
 
 
+def require_free(directory: Path | str, *, replace: bool) -> None:
+    """Refuses a directory that holds a bundle; ask before hours of fitting, not after. Raises ``BundleError``."""
+    if (Path(directory) / MANIFEST_FILE).exists() and not replace:
+        raise BundleError(f"{directory} holds a bundle already: choose another directory, or replace it with --replace")
+
+
 def create_bundle(
     directory: Path | str,
     codebook: Codebook,
@@ -172,8 +178,7 @@ def create_bundle(
     from models.onnx_encoder import export_onnx
 
     root = Path(directory)
-    if (root / MANIFEST_FILE).exists() and not replace:
-        raise BundleError(f"{root} holds a bundle already: choose another directory, or replace it with --replace")
+    require_free(root, replace=replace)
     if census.shape != (codebook.layers, codebook.size):
         raise BundleError(f"the census has shape {census.shape}, the codebook needs {(codebook.layers, codebook.size)}")
     root.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ from streamer.settings import MonitorSettings
 
 Severity = Literal["info", "warning", "critical"]
 
+_RESHORTENED: Final = "reshortened:"
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -79,7 +81,7 @@ def step(
             msgspec.structs.replace(
                 known,
                 state="resolved",
-                summary=f"over after {_duration(now - known.first_at)}: {known.summary}",
+                summary=f"{_ending(known)} after {_duration(now - known.first_at)}: {known.summary}",
                 figures=known.figures if last is None else last.figures,
                 generation=generation,
                 at=now,
@@ -165,6 +167,11 @@ def head_growth(settings: MonitorSettings, layout: Layout, situation: Situation)
     return conditions
 
 
+def _ending(alert: Alert) -> str:
+    """A new layout stays: what is over is the news of it."""
+    return "no longer news" if alert.key.startswith(_RESHORTENED) else "over"
+
+
 def reshortened(
     settings: MonitorSettings, layout: Layout, issued_at: int | None, cause: str, now: int
 ) -> list[Condition]:
@@ -173,7 +180,7 @@ def reshortened(
         return []
     return [
         Condition(
-            key=f"reshortened:{layout.codebook_id}",
+            key=f"{_RESHORTENED}{layout.codebook_id}",
             ratio=1.0,
             severity="info",
             cause=cause,

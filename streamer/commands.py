@@ -107,7 +107,9 @@ def up(
         signal.signal(number, on_signal)
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
     with Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs) as pipeline:
-        console.print(f"[green]✓[/] sidstream is up on {pipeline.settings.kafka.bootstrap_servers}; Ctrl-C ends it")
+        servers = pipeline.settings.kafka.bootstrap_servers
+        console.print(f"[green]✓[/] sidstream is up on {servers}; Ctrl-C ends it")
+        console.print("  [dim]answers come as soon as the retriever has loaded its model[/]")
         if settings.monitor.web_port:
             console.print(f"  the monitor's dashboard: http://{settings.monitor.web_host}:{settings.monitor.web_port}")
         pipeline.watch(stop)

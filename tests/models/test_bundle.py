@@ -20,6 +20,7 @@ from models.bundle import (
     staging_directory,
 )
 from models.codebook import Codebook
+from models.errors import SidstreamError
 from models.layout import Layout
 from models.prompts import PromptSettings
 from models.vocabulary import SidVocabulary
@@ -171,3 +172,14 @@ def test_the_manifest_is_json_for_people(tmp_path: Path) -> None:
     text = (tmp_path / MANIFEST_FILE).read_text()
     assert text.count("\n") > 10
     assert msgspec.json.decode(text)["census"] == [[1] * 4] * 3
+
+
+def test_fit_is_refused_before_the_fitting_where_a_bundle_is_or_k_is_too_large(tmp_path: Path) -> None:
+    from models.building import FitSettings, fit_bundle
+
+    unfittable = np.zeros((0, 4), dtype=np.float32)  # reaching the fitting would be another error
+    with pytest.raises(SidstreamError, match="at most 16"):
+        fit_bundle(unfittable, tmp_path, FitSettings(size=16, head_method="top-k", k=17))
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match="--replace"):
+        fit_bundle(unfittable, tmp_path, FitSettings(size=16))
