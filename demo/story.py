@@ -405,6 +405,6 @@ def _hourglass(census: NDArray[np.int64]) -> str:
     if second <= first:
         return f"Layer 2 is no more crowded than layer 1 here (Gini {second:.2f} and {first:.2f}): no hourglass."
     waist = f"Layer 2 crowds onto far fewer tokens than layer 1 (Gini {second:.2f} against {first:.2f}): the hourglass narrows."
-    if third < second:
+    if third < (first + second) / 2:
         return f"{waist} Layer 3 widens again ({third:.2f})."
     return f"{waist} In a catalogue this small layer 3 does not widen again ({third:.2f})."
