@@ -76,7 +76,6 @@ class TextEmbedder:
         self._numbers: dict[str, int] = {}
         self._hashes: list[int] = []
         self._weights: list[float] = []
-        self._is_function: list[bool] = []
         self._vectors: NDArray[np.float32] = np.empty((1024, dimension), dtype=np.float32)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:

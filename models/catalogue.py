@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from models.errors import SidstreamError
 
-MAXIMUM_ID_BYTES: Final = 256  # the limit of the item-updates topic: refuse here what would become a dead letter there
+MAXIMUM_ID_BYTES: Final = (
+    256  # of item and query ids everywhere: LMDB keys end at 511 bytes, a longer id is a mistake upstream
+)
 
 
 class CatalogueError(SidstreamError):

@@ -36,10 +36,6 @@ from store.trie_view import SidPaths
 Normaliser = Literal["vocabulary", "layers"]
 
 
-class NoLegalContinuation(SidstreamError):
-    """The index holds no live item, so no SID can be generated; for callers whose search returned nothing."""
-
-
 class Trie(Protocol):
     """What the search needs of ``store.trie_view.TrieView``."""
 
@@ -102,7 +98,7 @@ def beam_search(
     """The best SIDs of each prompt, best first, at most ``beams``; equal scores in the order of their tokens.
 
     ``prompts``: token ids, not empty, unequal lengths allowed. All lists are empty only if the index has no live
-    item: tell the user (``NoLegalContinuation``). The trie must stay readable (its snapshot open) during the call.
+    item: tell the user. The trie must stay readable (its snapshot open) during the call.
     """
     if beams < 1:
         raise SidstreamError(f"beams must be at least 1, not {beams}")

@@ -17,6 +17,7 @@ import structlog
 from confluent_kafka import Message
 
 from models.bundle import Bundle
+from models.catalogue import MAXIMUM_ID_BYTES
 from models.errors import SidstreamError
 from models.layout import Layout
 from models.prompts import PromptBuilder
@@ -29,7 +30,7 @@ from streamer.dead_letters import Outgoing, Rejection, dead_letter
 from streamer.intake import EventError, checked_id, decode_event
 from streamer.metrics import DEAD_LETTERS, Health
 from streamer.process import run_process
-from streamer.records import ANSWER, MAXIMUM_ID_BYTES, QUERY, Answer, AnswerError, AnswerItem, Query
+from streamer.records import ANSWER, QUERY, Answer, AnswerError, AnswerItem, Query
 from streamer.settings import RetrieverSettings, Settings
 from streamer.topics import require
 from streamer.transactions import LoopSettings, TransactionalLoop

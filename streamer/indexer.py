@@ -219,7 +219,7 @@ class Indexer:
     def _show_life(self) -> None:
         """Date an idle index anew: that nothing was written for a week must mean that nobody read for a week."""
         if not self._behind and time.monotonic() - self._committed_at > _LIFE_SIGN_SECONDS:
-            self._writer.apply(self._batch([]), self._positions)
+            self._writer.apply(self._batch([]), {})
             self._committed_at = time.monotonic()
 
     def _batch(self, records: list[Message]) -> CodesBatch:

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 from confluent_kafka import Message
 
+from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.cloudevents import CloudEventError, event_time
-from streamer.records import MAXIMUM_ID_BYTES, Codec
+from streamer.records import Codec
 
 
 class EventError(ValueError):

@@ -32,12 +32,11 @@ from streamer.process import run_process
 from streamer.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.rolling_window import LiveCensus, TokenState, WindowShape, apply_count, decode_state, encode_state
 from streamer.settings import Settings
-from streamer.topics import MissingTopicsError, TopicError, monitor_changelog, require
+from streamer.topics import MONITOR_TABLE, MissingTopicsError, TopicError, monitor_changelog, require
 
 log = structlog.get_logger(__name__)
 
 PROCESS: Final = "monitor"
-TABLE: Final = "token_counts"
 # After a take-over the counts that waited are read first, but judgement does not wait for ever behind a busy stream.
 _CATCH_UP_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.1
@@ -79,7 +78,7 @@ class Monitor:
         self._position = 0
         self._handled = self._handled_before = self._bad = 0
         self._table: Any = app.Table(
-            TABLE,
+            MONITOR_TABLE,
             partitions=1,
             # Bytes: Faust's recovery skips a record that it cannot decode, with nothing but a warning.
             key_type=bytes,
@@ -323,6 +322,6 @@ def _require_topics(settings: Settings) -> None:
             topics.layouts,
             topics.alerts,
             topics.drift,
-            monitor_changelog(settings.monitor.app_id, TABLE),
+            monitor_changelog(settings.monitor.app_id, MONITOR_TABLE),
         ],
     )

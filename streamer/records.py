@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-MAXIMUM_ID_BYTES: Final = 256  # LMDB keys end at 511 bytes; an id longer than this is a mistake upstream
 _JSON_FIRST_BYTES: Final = b"{ \t\r\n"
 
 

@@ -14,6 +14,7 @@ from models.errors import SidstreamError
 from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.kafka import client_configuration, consumer_configuration, drain, error_text
+from streamer.records import LayerMetrics
 from streamer.settings import Settings
 from streamer.topics import describe, require
 
@@ -30,16 +31,6 @@ class Lag(msgspec.Struct, frozen=True):
     records: int | None
 
 
-class LayerStatus(msgspec.Struct, frozen=True):
-    """Census metrics of one layer, 1-based; see ``models.census``."""
-
-    layer: int
-    entropy: float
-    gini: float
-    standard_deviation: float
-    head_share: float
-
-
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that ``sidstream status`` shows."""
 
@@ -51,7 +42,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_write: int | None = None
     generation: int | None = None
     head_tokens: int | None = None
-    layers: tuple[LayerStatus, ...] = ()
+    layers: tuple[LayerMetrics, ...] = ()
     faults: tuple[str, ...] = ()
 
 
@@ -72,8 +63,12 @@ def read_status(settings: Settings, *, verify: bool = False) -> Status:
             for number, counts in enumerate(census, start=1):
                 measures = measure_layer(counts, heads if number == 2 else ())
                 layers.append(
-                    LayerStatus(
-                        number, measures.entropy, measures.gini, measures.standard_deviation, measures.head_share
+                    LayerMetrics(
+                        layer=number,
+                        entropy=measures.entropy,
+                        gini=measures.gini,
+                        standard_deviation=measures.standard_deviation,
+                        head_share=measures.head_share,
                     )
                 )
             index = {

@@ -18,8 +18,8 @@ from streamer.settings import KafkaSettings, Settings
 
 log = structlog.get_logger(__name__)
 
-# The tables of the monitor's Faust app; each has a changelog topic that we create, as Faust may not.
-MONITOR_TABLES: Final = ("token_counts",)
+# The table of the monitor's Faust app; it has a changelog topic that we create, as Faust may not.
+MONITOR_TABLE: Final = "token_counts"
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 # A reader that was away for longer may have missed a deletion: the broker may have compacted its tombstone away.
@@ -116,7 +116,7 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         return _spec(name, 1, replication, "delete", MAXIMUM_BATCH_BYTES, retention)
 
     week = str(TOMBSTONE_RETENTION_MS)
-    changelogs = [monitor_changelog(settings.monitor.app_id, table) for table in MONITOR_TABLES]
+    changelog = monitor_changelog(settings.monitor.app_id, MONITOR_TABLE)
     return (
         compacted(topics.item_updates, many, delete_retention_ms=week),
         dead_letters(topics.item_updates_dead_letters),
@@ -128,7 +128,7 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         deleted(topics.queries, many, days=1),
         dead_letters(topics.queries_dead_letters),
         deleted(topics.results, many, days=1),
-        *(compacted(name, 1) for name in changelogs),
+        compacted(changelog, 1),
     )
 
 
