@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["models", "store", "streamer", "retriever", "demo", "sidstream"]
-HEAVY = {"torch", "transformers", "faiss", "onnx", "faust", "jgo"}
+ORDER = ["models", "store", "streamer", "retriever", "study", "demo", "sidstream"]
+HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo"}
 
 
 def imported_parts(path: Path) -> set[str]:
