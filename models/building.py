@@ -17,11 +17,12 @@ from models.bundle import Bundle, add_language_model, create_bundle, require_fre
 from models.census import count_tokens
 from models.codebook import Codebook, fit_residual_kmeans
 from models.errors import SidstreamError
+from models.example_table import ExampleTable
 from models.layout import HEAD_LAYER_INDEX, Layout, all_tokens, no_tokens, top_k, top_p
 from models.losses import checked_gamma
 from models.prompts import PromptBuilder, PromptSettings
 from models.rq_vae import RqVaeSettings, fit_rq_vae
-from models.training import ExampleTable, ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
+from models.training import ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
 from models.training_examples import TrainingExample
 from models.vocabulary import SidVocabulary
 

@@ -9,20 +9,17 @@ writes both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from models.errors import SidstreamError
-from models.layout import HEAD_LAYER_INDEX, Layout
+from models.example_table import NOTHING_FOLLOWS, TrainingTable
 from models.losses import Loss, checked_gamma, token_loss
-from models.prompts import PromptBuilder
-from models.training_examples import TrainingExample
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int, float], None]
 
 _LENGTH_NOISE: Final = 0.1  # share by which lengths are blurred, so that batches differ between epochs
-_IGNORED: Final = -100  # transformers' label for "no loss here"
 
 logger = structlog.get_logger(__name__)
 
@@ -85,84 +81,12 @@ class TrainingOutcome:
         return asdict(self)
 
 
-class ExampleTable:
-    """All examples as one int32 table (N, width), -1 where a part is absent: prompt row, then the target's SID.
-
-    Batches are cut from it with array operations alone, because on a small model Python per example would cost more
-    than the model.
-    """
-
-    def __init__(
-        self,
-        examples: Iterable[TrainingExample],
-        prompts: PromptBuilder,
-        layout: Layout,
-        item_rows: Mapping[str, int],
-        codes: npt.NDArray[np.uint16],
-    ) -> None:
-        """``item_rows``: item id → row of ``codes`` (N, L). Unknown history items are left out, examples of unknown
-        items skipped.
-        """
-        self.vocabulary = prompts.vocabulary
-        self.target_start = prompts.width
-        seen = list(examples)
-        known = [example for example in seen if example.item in item_rows]
-        self.skipped = len(seen) - len(known)
-        if not known:
-            raise SidstreamError(
-                f"none of the {len(seen)} training examples names an item of the catalogue: "
-                "give the examples that belong to it"
-            )
-        # Stored at full length: which layer-2 tokens are left out is decided batch by batch.
-        sids = codes.astype(np.int32) + layout.layer_offsets
-        texts = iter(prompts.tokenizer.encode_batch([example.query for example in known]))
-        self.rows = np.full((len(known), prompts.width + layout.layers), -1, dtype=np.int32)
-        for row, example in zip(self.rows, known, strict=True):
-            history = [sids[item_rows[item]] for item in example.history if item in item_rows]
-            row[: prompts.width] = prompts.row(next(texts), history, example.user)
-        targets = sids[[item_rows[example.item] for example in known]]
-        self.rows[:, prompts.width :] = self.vocabulary.token_ids(targets)
-        self._is_head = layout.is_head
-        self.lengths = (self.rows >= 0).sum(axis=1)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(
-        self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Token ids (B, T), padded at the end, and labels (B, T): the token itself on the target SID, -100 elsewhere.
-
-        Each SID has the layout's form, or with probability ``layer2_dropout`` the other one: head tokens are written
-        out as often as other layer-2 tokens are left out. So neither kind of item is favoured, and a token may join
-        the head set or leave it.
-        """
-        rows = self.rows[indices]
-        middle_layer = self.vocabulary.layer_range(HEAD_LAYER_INDEX)
-        at = np.nonzero((rows >= middle_layer.start) & (rows < middle_layer.stop))
-        left_out = self._is_head[rows[at] - middle_layer.start]
-        if layer2_dropout > 0:
-            left_out = left_out ^ (random.random(len(left_out), dtype=np.float32) < layer2_dropout)
-        rows[at] = np.where(left_out, -1, rows[at])
-        present = rows >= 0
-        place = np.cumsum(present, axis=1) - 1
-        shape = (len(rows), int(place[:, -1].max()) + 1)
-        token_ids = np.full(shape, self.vocabulary.padding_id, dtype=np.int64)
-        labels = np.full(shape, _IGNORED, dtype=np.int64)
-        row, column = np.nonzero(present)
-        token_ids[row, place[row, column]] = rows[row, column]
-        is_target = column >= self.target_start
-        row, column = row[is_target], column[is_target]
-        labels[row, place[row, column]] = rows[row, column]
-        return token_ids, labels
-
-
 class _Batches:
     """A data loader: batches of like lengths in random order, anew each epoch; what ``Trainer`` needs of a loader and
     no more.
     """
 
-    def __init__(self, table: ExampleTable, settings: TrainingSettings) -> None:
+    def __init__(self, table: TrainingTable, settings: TrainingSettings) -> None:
         self._table, self._settings = table, settings
         self._epoch = 0
         self.dataset = table  # Trainer counts the examples
@@ -181,29 +105,35 @@ class _Batches:
         lengths = self._table.lengths * random.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, size=len(self._table))
         batches = np.array_split(np.argsort(lengths, kind="stable"), len(self))
         for number in random.permutation(len(batches)):
-            token_ids, labels = self._table.batch(batches[number], self._settings.layer2_dropout, random)
-            yield {"input_ids": torch.from_numpy(token_ids), "labels": torch.from_numpy(labels)}
+            batch = self._table.batch(batches[number], self._settings.layer2_dropout, random)
+            yield {key: torch.from_numpy(array) for key, array in asdict(batch).items() if array is not None}
         self._epoch += 1
 
 
 def target_loss(
-    model: Any, token_ids: torch.Tensor, labels: torch.Tensor, loss: Loss = "cross-entropy", gamma: float | None = None
+    model: Any, batch: Mapping[str, torch.Tensor], loss: Loss = "cross-entropy", gamma: float | None = None
 ) -> torch.Tensor:
-    """Mean loss over the labelled tokens; ``lm_head`` runs on the positions before them alone.
+    """Mean loss over the tokens to be predicted; ``lm_head`` runs on the positions before them alone.
 
-    Rows are padded at the end, so causal attention needs no mask: no real token sees padding.
+    ``batch``: the arrays of a ``TrainingBatch`` by name. Rows are padded at the end, so causal attention needs no mask:
+    no real token sees padding.
     """
     import torch
 
     base, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
-    hidden = base(input_ids=token_ids, use_cache=False).last_hidden_state
-    row, column = torch.nonzero(labels != _IGNORED, as_tuple=True)
-    return token_loss(head(hidden[row, column - 1]).float(), labels[row, column], loss, gamma)
+    branches = {}
+    if "visible" in batch:
+        mask = torch.zeros(batch["visible"].shape, dtype=model.dtype, device=model.device)
+        mask.masked_fill_(~batch["visible"], torch.finfo(model.dtype).min)
+        branches = {"attention_mask": mask[:, None], "position_ids": batch["positions"]}
+    hidden = base(input_ids=batch["token_ids"], use_cache=False, **branches).last_hidden_state
+    row, column = torch.nonzero(batch["following"] != NOTHING_FOLLOWS, as_tuple=True)
+    return token_loss(head(hidden[row, column]).float(), batch["following"][row, column], loss, gamma)
 
 
 def fine_tune(
     model: Any,
-    table: ExampleTable,
+    table: TrainingTable,
     settings: TrainingSettings,
     progress: ProgressCallback | None = None,
 ) -> TrainingOutcome:
@@ -220,7 +150,7 @@ def fine_tune(
             return loader
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            return target_loss(model, inputs["input_ids"], inputs["labels"], settings.loss, settings.gamma)
+            return target_loss(model, inputs, settings.loss, settings.gamma)
 
     class Report(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -256,9 +186,9 @@ def fine_tune(
             trainer.train()
         seconds = time.perf_counter() - started
     model.eval()
-    seen = total * len(table) / len(loader)
+    seen = total * table.targets / len(loader)
     outcome = TrainingOutcome(
-        examples=len(table),
+        examples=table.targets,
         skipped=table.skipped,
         steps=total,
         loss=losses[-1] if losses else float("nan"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.errors import SidstreamError
+from models.example_table import ExampleTable, TrainingBatch
 from models.layout import Layout
 from models.prompts import PromptBuilder, PromptSettings
 from models.tokenizer import train_tokenizer
@@ -19,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from models.language_model import small_causal_lm  # noqa: E402
-from models.training import ExampleTable, TrainingSettings, fine_tune, target_loss  # noqa: E402
+from models.training import TrainingSettings, fine_tune, target_loss  # noqa: E402
 
 SIZE, ITEMS = 8, 12
 CODES = np.random.default_rng(0).integers(SIZE, size=(ITEMS, 3)).astype(np.uint16)
@@ -63,6 +65,10 @@ def table(layout: Layout = LAYOUT) -> ExampleTable:
     return ExampleTable(EXAMPLES, PROMPTS, layout, ROWS, CODES)
 
 
+def tensors(batch: TrainingBatch) -> dict[str, Any]:
+    return {key: torch.from_numpy(array) for key, array in asdict(batch).items() if array is not None}
+
+
 def without_padding(token_ids: Any) -> list[list[int]]:
     return [[token for token in row if token != PROMPTS.vocabulary.padding_id] for row in token_ids.tolist()]
 
@@ -71,41 +77,41 @@ def without_padding(token_ids: Any) -> list[list[int]]:
     "layout", [LAYOUT, Layout(1, "codebook", 3, SIZE, ()), Layout(1, "codebook", 3, SIZE, tuple(range(8)))]
 )
 def test_a_training_sequence_is_the_serving_prompt_and_the_target_sid(layout: Layout) -> None:
-    token_ids, labels = table(layout).batch(np.arange(ITEMS), 0.0, np.random.default_rng(0))
+    batch = table(layout).batch(np.arange(ITEMS), 0.0, np.random.default_rng(0))
     sids = layout.sid_tokens(CODES)
-    for row, (sequence, example) in enumerate(zip(without_padding(token_ids), EXAMPLES, strict=True)):
+    for row, (sequence, example) in enumerate(zip(without_padding(batch.token_ids), EXAMPLES, strict=True)):
         history = [sids[ROWS[item]] for item in example.history if item in ROWS]
         prompt = PROMPTS.build(example.query, history, example.user)
         target = [PROMPTS.vocabulary.sid_base + token for token in sids[ROWS[example.item]] if token >= 0]
         assert sequence == prompt + target
-        assert labels[row][labels[row] != -100].tolist() == target
-        assert np.flatnonzero(labels[row] != -100).tolist() == list(range(len(prompt), len(sequence)))
+        following = batch.following[row]
+        assert following[following != -100].tolist() == target
+        assert np.flatnonzero(following != -100).tolist() == list(range(len(prompt) - 1, len(sequence) - 1))
 
 
 def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> None:
     examples = [TrainingExample("", history=("item-0", "item-1"), item="item-2")] * 4000
     both = ExampleTable(examples, PROMPTS, LAYOUT, ROWS, CODES)
-    token_ids, labels = both.batch(np.arange(4000), 0.25, np.random.default_rng(1))
+    batch = both.batch(np.arange(4000), 0.25, np.random.default_rng(1))
     middle = PROMPTS.vocabulary.layer_range(1)
     forms = np.zeros((4000, 3), dtype=bool)  # whether each of the three SIDs has its layer-2 token
     first = PROMPTS.vocabulary.layer_range(0)
-    for row, sequence in enumerate(token_ids.tolist()):
+    for row, sequence in enumerate(batch.token_ids.tolist()):
         starts = [at for at, token in enumerate(sequence) if token in first]
         forms[row] = [sequence[at + 1] in middle for at in starts]
     is_head = LAYOUT.is_head[CODES[:3, 1]]
     np.testing.assert_allclose(forms.mean(axis=0), np.where(is_head, 0.25, 0.75), atol=0.03)
     np.testing.assert_allclose(np.corrcoef(forms.T), np.eye(3), atol=0.06)
-    assert set((labels != -100).sum(axis=1).tolist()) == {2, 3}
+    assert set((batch.following != -100).sum(axis=1).tolist()) == {2, 3}
 
 
 def test_the_loss_is_that_of_transformers_on_the_target_tokens_alone() -> None:
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
-    token_ids, labels = (
-        torch.from_numpy(array) for array in table().batch(np.arange(ITEMS), 0.0, np.random.default_rng(0))
-    )
+    batch = tensors(table().batch(np.arange(ITEMS), 0.0, np.random.default_rng(0)))
+    token_ids, labels = batch["token_ids"], torch.nn.functional.pad(batch["following"], (1, 0), value=-100)[:, :-1]
     mask = (token_ids != PROMPTS.vocabulary.padding_id).long()
     theirs = model(input_ids=token_ids, attention_mask=mask, labels=labels).loss
-    torch.testing.assert_close(target_loss(model, token_ids, labels), theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(target_loss(model, batch), theirs, atol=1e-5, rtol=0)
 
 
 def test_a_small_model_learns_its_examples_and_reports_progress() -> None:
