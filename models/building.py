@@ -95,13 +95,14 @@ def fit_bundle(
     settings: FitSettings,
     *,
     embedding: str = "",
+    towers: str | None = None,
     replace: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Fitted:
     """Codebooks fitted on embeddings (N, D), the first layout, and a bundle without a language model.
 
-    ``progress``: layer_index, iteration and mean squared error; RQ-VAE learns all layers at once, so that its epochs are
-    reported as iterations of layer_index 0.
+    ``towers``: id of the text towers that made the embeddings. ``progress``: layer_index, iteration and mean squared
+    error; RQ-VAE learns all layers at once, so that its epochs are reported as iterations of layer_index 0.
     """
     require_free(directory, replace=replace)
     if settings.head_method == "top-k" and settings.k > settings.size:
@@ -118,7 +119,9 @@ def fit_bundle(
         size=settings.size,
         head_tokens=settings.head_tokens(census[HEAD_LAYER_INDEX]),
     )
-    bundle = create_bundle(directory, codebook, layout, census=census, embedding=embedding, replace=replace)
+    bundle = create_bundle(
+        directory, codebook, layout, census=census, embedding=embedding, towers=towers, replace=replace
+    )
     return Fitted(bundle, codebook, codes, census)
 
 

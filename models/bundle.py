@@ -12,15 +12,24 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import SidstreamError
 from models.layout import Layout
+from models.manifest import (
+    MANIFEST_FILE,
+    FileRecord,
+    inside,
+    read_manifest_bytes,
+    record_file,
+    verify_file,
+    write_manifest,
+)
+from models.manifest import BundleError as BundleError
 from models.prompts import PromptSettings
 from models.vocabulary import SidVocabulary
 
@@ -28,24 +37,11 @@ if TYPE_CHECKING:
     from models.codebook import Codebook
 
 FORMAT_VERSION: Final = 1
-MANIFEST_FILE: Final = "manifest.json"
 CODEBOOK_FILE: Final = "codebook.safetensors"
 ENCODER_FILE: Final = "encoder.onnx"
 MODEL_PREFIX: Final = "language_model-"
 _STAGING_PREFIX: Final = ".staging-"
-# Formats that can carry code (pickle) or that we never write: refused by name, before anything reads them.
-_FORBIDDEN_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".joblib", ".npy"})
-
-
-class BundleError(SidstreamError):
-    """A bundle that is missing, incomplete, changed since it was written, or of another version."""
-
-
-class FileRecord(msgspec.Struct, frozen=True):
-    """Size in bytes and SHA-256 (hexadecimal) of one file."""
-
-    size: int
-    sha256: str
+_MAKE_AGAIN: Final = "fit and train it again with `sidstream fit` and `sidstream train`"
 
 
 class LanguageModelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +62,7 @@ class LanguageModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a bundle holds. ``census``: L × M counts of the items it was fitted on, the baseline that drift is
-    measured against.
+    measured against. ``towers``: id of the text towers whose embeddings it was fitted on, None for other embeddings.
     """
 
     format: int
@@ -78,6 +74,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     items: int
     census: list[list[int]]
     embedding: str = ""
+    towers: str | None = None
     files: dict[str, FileRecord] = {}
     language_model: LanguageModelRecord | None = None
 
@@ -126,7 +123,8 @@ class Bundle:
         if need_model and manifest.language_model is None:
             raise BundleError(f"the bundle {root} has no language model yet: run `sidstream train` on it")
         for name, record in manifest.files.items():
-            _verify(root, name, record, hashed=need_model or not name.startswith(MODEL_PREFIX))
+            hashed = need_model or not name.startswith(MODEL_PREFIX)
+            verify_file(root, name, record, of="bundle", make_again=_MAKE_AGAIN, hashed=hashed)
         return bundle
 
     def path(self, name: str) -> Path:
@@ -135,7 +133,7 @@ class Bundle:
             raise BundleError(
                 f"the bundle {self.directory} has no file {name!r}; it has {', '.join(sorted(self.manifest.files))}"
             )
-        return _inside(self.directory, name)
+        return inside(self.directory, name)
 
     @property
     def encoder_path(self) -> Path:
@@ -152,7 +150,7 @@ class Bundle:
         """Directory of the language model."""
         if self.manifest.language_model is None:
             raise BundleError(f"the bundle {self.directory} has no language model yet: run `sidstream train` on it")
-        return _inside(self.directory, self.manifest.language_model.directory)
+        return inside(self.directory, self.manifest.language_model.directory)
 
 
 def require_free(directory: Path | str, *, replace: bool) -> None:
@@ -168,12 +166,14 @@ def create_bundle(
     *,
     census: npt.NDArray[np.integer],
     embedding: str = "",
+    towers: str | None = None,
     replace: bool = False,
 ) -> Bundle:
     """Writes codebook, ONNX encoder and manifest; no language model yet.
 
     ``census``: (L, M) counts of the items that the codebook was fitted on; ``embedding``: a sentence on how
-    embeddings are made; ``replace``: a bundle that is there already is removed first, model included.
+    embeddings are made; ``towers``: id of the text towers that make them; ``replace``: a bundle that is there already is
+    removed first, model included.
     """
     from models.onnx_encoder import export_onnx
 
@@ -197,9 +197,10 @@ def create_bundle(
         items=int(census[0].sum()),
         census=census.astype(np.int64).tolist(),
         embedding=embedding,
-        files={name: _record(root, name) for name in (CODEBOOK_FILE, ENCODER_FILE)},
+        towers=towers,
+        files={name: record_file(root, name) for name in (CODEBOOK_FILE, ENCODER_FILE)},
     )
-    _write_manifest(root, manifest)
+    write_manifest(root, manifest)
     return Bundle.open(root)
 
 
@@ -233,7 +234,7 @@ def add_language_model(
     if not weights:
         raise BundleError(f"no safetensors weights in {staged}: only safetensors models can be added to a bundle")
     records = {
-        name: _record(staged, name) for name in names
+        name: record_file(staged, name) for name in names
     }  # refuses what must not be in a bundle, before anything moves
     digest = hashlib.sha256()
     for name in weights:
@@ -259,21 +260,17 @@ def add_language_model(
             training=training or {},
         ),
     )
-    _write_manifest(bundle.directory, manifest)
+    write_manifest(bundle.directory, manifest)
     _remove_models(bundle.directory, keep=target)
     return Bundle.open(bundle.directory, need_model=True)
 
 
 def _read_manifest(root: Path) -> BundleManifest:
     path = root / MANIFEST_FILE
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(
-            f"{root} is no bundle (no {MANIFEST_FILE}): create one with `sidstream fit`, or wait until it has finished"
-        ) from None
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+    raw = read_manifest_bytes(
+        root,
+        missing=f"{root} is no bundle (no {MANIFEST_FILE}): create one with `sidstream fit`, or wait until it has finished",
+    )
     try:
         version = msgspec.json.decode(raw, type=_FormatOnly).format
         if version > FORMAT_VERSION:
@@ -288,69 +285,6 @@ def _read_manifest(root: Path) -> BundleManifest:
 
 class _FormatOnly(msgspec.Struct):
     format: int
-
-
-def _write_manifest(root: Path, manifest: BundleManifest) -> None:
-    """Makes every file durable, then the manifest, by an atomic replacement."""
-    directories = {root}
-    for name in manifest.files:
-        path = _inside(root, name)
-        _sync(path)
-        directories.add(path.parent)
-    temporary = root / f".{MANIFEST_FILE}-{secrets.token_hex(4)}"
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    _sync(temporary)
-    for directory in directories:
-        _sync(directory)
-    os.replace(temporary, root / MANIFEST_FILE)
-    _sync(root)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _inside(root: Path, name: str) -> Path:
-    """Path of a manifest's file name; a name that leads out of the bundle is refused."""
-    pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or ":" in name:
-        raise BundleError(
-            f"the manifest of {root} names {name!r}, which leads out of the bundle: do not use this bundle"
-        )
-    if pure.suffix.lower() in _FORBIDDEN_SUFFIXES:
-        raise BundleError(
-            f"the manifest of {root} names {name!r}: only safetensors weights are accepted; convert the model first"
-        )
-    path = root / pure
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{path} is a link out of the bundle: do not use this bundle")
-    return path
-
-
-def _record(root: Path, name: str) -> FileRecord:
-    path = _inside(root, name)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(size=path.stat().st_size, sha256=digest)
-
-
-def _verify(root: Path, name: str, record: FileRecord, *, hashed: bool) -> None:
-    path = _inside(root, name)
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: copy the bundle again, whole, or fit it again with `sidstream fit`")
-    size = path.stat().st_size
-    if size != record.size:
-        raise BundleError(
-            f"{path} has {size} bytes, the manifest says {record.size}: copy the bundle again, or fit and train it again"
-        )
-    if hashed and _record(root, name).sha256 != record.sha256:
-        raise BundleError(
-            f"{path} has changed since the bundle was written (SHA-256): copy the bundle again, or fit and train it again"
-        )
 
 
 def _remove_models(root: Path, keep: str | None) -> None:
