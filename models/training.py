@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,6 +112,12 @@ class _Batches:
         self._epoch += 1
 
 
+def _last_checkpoint(directory: Path | None) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(directory)) if directory is not None and directory.is_dir() else None
+
+
 def target_loss(
     model: Any, batch: Mapping[str, torch.Tensor], loss: Loss = "cross-entropy", gamma: float | None = None
 ) -> torch.Tensor:
@@ -136,8 +144,13 @@ def fine_tune(
     table: TrainingTable,
     settings: TrainingSettings,
     progress: ProgressCallback | None = None,
+    checkpoints: Path | None = None,
 ) -> TrainingOutcome:
-    """Trains ``model`` in place and leaves it in evaluation mode."""
+    """Trains ``model`` in place and leaves it in evaluation mode.
+
+    ``checkpoints``: directory that holds the state after each epoch; training goes on from the last one there, to the
+    same weights as without the interruption. Keep one directory a table, settings and model; delete it afterwards.
+    """
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -159,9 +172,9 @@ def fine_tune(
                 if progress is not None:
                     progress(int(state.global_step), total, losses[-1])
 
-    with TemporaryDirectory(prefix="sidstream-train-") as scratch:
+    with nullcontext(checkpoints) if checkpoints else TemporaryDirectory(prefix="sidstream-train-") as directory:
         arguments = TrainingArguments(
-            output_dir=scratch,
+            output_dir=str(directory),
             max_steps=total,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
@@ -172,7 +185,9 @@ def fine_tune(
             seed=settings.seed,
             logging_steps=min(settings.report_every, total),
             logging_nan_inf_filter=False,
-            save_strategy="no",
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=len(loader),
+            save_total_limit=1,
             report_to=[],
             disable_tqdm=True,
             dataloader_num_workers=0,
@@ -183,7 +198,7 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
-            trainer.train()
+            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
         seconds = time.perf_counter() - started
     model.eval()
     seen = total * table.targets / len(loader)

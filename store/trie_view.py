@@ -53,11 +53,11 @@ class TrieView:
         tokens = self.layout.sid_tokens(bucket.codes)
         if not self.layout.head_tokens:  # codes in trie order are SIDs in lexicographic order
             return SidPaths(tokens, bucket.items, bucket.codes)
-        order = _lexicographic_order(tokens, self.layout.layers * self.layout.size)
+        order = lexicographic_order(tokens, self.layout.layers * self.layout.size)
         return SidPaths(tokens[order], bucket.items[order], bucket.codes[order])
 
 
-def _lexicographic_order(tokens: NDArray[np.int32], token_count: int) -> NDArray[np.intp]:
+def lexicographic_order(tokens: NDArray[np.int32], token_count: int) -> NDArray[np.intp]:
     """Stable order of rows (R, L); packed into one 64-bit key where that fits."""
     bits = token_count.bit_length()  # tokens are shifted by one so that the padding -1 becomes 0
     layers = tokens.shape[1]

@@ -138,6 +138,30 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
+def test_a_stopped_training_goes_on_from_its_last_epoch_to_the_same_weights(tmp_path: Path) -> None:
+    settings = TrainingSettings(epochs=4, batch_size=5, seed=1, layer2_dropout=0.3, report_every=1)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step: int, total: int, loss: float) -> None:
+        if step == 8:  # two epochs of three steps, and two steps that are lost
+            raise Stopped
+
+    def model() -> Any:
+        return small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+
+    straight, resumed = model(), model()
+    fine_tune(straight, table(), settings)
+    with pytest.raises(Stopped):
+        fine_tune(model(), table(), settings, stop, checkpoints=tmp_path)
+    steps: list[int] = []
+    fine_tune(resumed, table(), settings, lambda step, total, loss: steps.append(step), checkpoints=tmp_path)
+    assert steps[0] == 7
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_examples_of_unknown_items_are_skipped_and_all_unknown_is_an_error() -> None:
     some = ExampleTable([*EXAMPLES, TrainingExample("x", item="gone")], PROMPTS, LAYOUT, ROWS, CODES)
     assert (len(some), some.skipped) == (ITEMS, 1)

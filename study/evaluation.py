@@ -1,0 +1,157 @@
+"""Recall at SID and at item level of a trained model under the constraint, and what a layout does to the buckets.
+
+What must hold: decoding is the product's own beam search; the item list is the SIDs in the order of their scores, the
+items of a SID in the order of a ranker; items of the history are left out of the item list (the references do so too).
+Recall@k of a case is the share of its relevant items among the first k, as a mean over cases: with one relevant item it
+is the hit rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from models.layout import PADDING, Layout
+from retriever.beam_search import ScoredSid
+from study.datasets import Dataset, TestCase
+
+Ranking = Literal["weight", "left-out token", "history, reconstructed", "history"]
+# name → values (N,) by which items of a SID are ordered, greatest first; None: the beam search knows it
+Recall: TypeAlias = dict[str, float]
+Decode = Callable[[list[list[int]]], list[list[ScoredSid]]]
+
+CUTOFFS: Final = (1, 3, 5, 10, 30, 50)
+RANKINGS: Final[tuple[Ranking, ...]] = get_args(Ranking)
+BEAMS: Final = 50
+_QUERIES_A_BATCH: Final = 16
+_NEVER: Final = 1_000_000  # rank of what was not found
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One row a relevant item of a case: ``case`` and ``item`` (R,), rank of its SID and of itself by each ranking,
+    counted from 1 (a million if not found).
+    """
+
+    case: npt.NDArray[np.int64]
+    item: npt.NDArray[np.int64]
+    sid_rank: npt.NDArray[np.int64]
+    item_ranks: Mapping[Ranking, npt.NDArray[np.int64]]
+
+    def recalls(self, chosen: npt.NDArray[np.bool_] | None = None) -> dict[str, Recall]:
+        """Recall by level ("SID", or "item, " and the ranking) and cutoff, over the chosen rows (R,); and how many
+        cases that are.
+        """
+        levels = {"SID": self.sid_rank} | {f"item, {name}": ranks for name, ranks in self.item_ranks.items()}
+        return {level: recall(self.case, ranks, chosen) for level, ranks in levels.items()}
+
+
+def recall(
+    case: npt.NDArray[np.int64], ranks: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_] | None = None
+) -> Recall:
+    """Mean over cases of the share of a case's rows whose rank is at most k, for each cutoff k, and ``cases``."""
+    if chosen is not None:
+        case, ranks = case[chosen], ranks[chosen]
+    if len(case) == 0:
+        return {"cases": 0}
+    _, place, rows = np.unique(case, return_inverse=True, return_counts=True)
+    shares = {
+        str(k): float(np.mean(np.bincount(place, weights=ranks <= k, minlength=len(rows)) / rows)) for k in CUTOFFS
+    }
+    return {"cases": len(rows)} | {k: round(share, 5) for k, share in shares.items()}
+
+
+def evaluate(
+    decode: Decode,
+    prompts: Sequence[list[int]],
+    cases: Sequence[TestCase],
+    data: Dataset,
+    codes: npt.NDArray[np.uint16],
+    layout: Layout,
+    reconstructed: npt.NDArray[np.float32],
+) -> Outcome:
+    """``decode``: prompts → SIDs best first, read under ``layout``; ``reconstructed``: (N, D) what the codes say of the
+    embeddings.
+    """
+    sids = layout.sid_tokens(codes)
+    names = (*RANKINGS[:2], *(RANKINGS[2:] if data.histories else ()))
+    rows: list[tuple[int, int, int, *tuple[int, ...]]] = []
+    for case, answer in zip(cases, _answers(decode, prompts), strict=True):
+        places = {tuple(sid.tokens): place for place, sid in enumerate(answer, start=1)}
+        orders = {name: _item_ranks(answer, _values(name, case, data, reconstructed), data, case) for name in names}
+        for item in case.relevant:
+            tokens = tuple(token for token in sids[item].tolist() if token != PADDING)
+            ranks = [orders[name].get(item, _NEVER) for name in names]
+            rows.append((case.case, item, places.get(tokens, _NEVER), *ranks))
+    table = np.asarray(rows, dtype=np.int64)
+    return Outcome(
+        case=table[:, 0],
+        item=table[:, 1],
+        sid_rank=table[:, 2],
+        item_ranks={name: table[:, 3 + column] for column, name in enumerate(names)},
+    )
+
+
+def _answers(decode: Decode, prompts: Sequence[list[int]]) -> Iterator[list[ScoredSid]]:
+    """Answers in the order of the prompts; prompts of like lengths are decoded together."""
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    found: list[list[ScoredSid]] = [[] for _ in prompts]
+    for start in range(0, len(order), _QUERIES_A_BATCH):
+        numbers = order[start : start + _QUERIES_A_BATCH]
+        for number, answer in zip(numbers, decode([prompts[number] for number in numbers]), strict=True):
+            found[number] = answer
+    return iter(found)
+
+
+def _values(
+    name: Ranking, case: TestCase, data: Dataset, reconstructed: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32] | None:
+    """What a ranking orders by, for all items (N,); None for the beam search's own log P(c2 | c1)."""
+    if name == "left-out token":
+        return None
+    if name == "weight" or not case.history:
+        return np.zeros(len(data.popularity), dtype=np.float32)
+    vectors = reconstructed if name == "history, reconstructed" else data.embeddings
+    values: npt.NDArray[np.float32] = vectors @ vectors[list(case.history)].mean(axis=0)
+    if name == "history, reconstructed":
+        values = values / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)
+    return values
+
+
+def _item_ranks(
+    answer: Sequence[ScoredSid], values: npt.NDArray[np.float32] | None, data: Dataset, case: TestCase
+) -> dict[int, int]:
+    """Rank of each of the first items, without the history; ties go to the more popular item, then the smaller row."""
+    history = set(case.history)
+    ranks: dict[int, int] = {}
+    for sid in answer:
+        items = sid.items.astype(np.int64)
+        if len(items) > 1:
+            by = values[items] if values is not None else sid.left_out
+            keys = (items, -data.popularity[items]) if by is None else (items, -data.popularity[items], -by)
+            items = items[np.lexsort(keys)]
+        for item in items.tolist():
+            if item not in history:
+                ranks[item] = len(ranks) + 1
+        if len(ranks) >= CUTOFFS[-1]:
+            break
+    return ranks
+
+
+def bucket_sizes(codes: npt.NDArray[np.uint16], layout: Layout) -> dict[str, float]:
+    """How many items share a SID under a layout: SIDs, mean and largest bucket, and what an item sees on average (the
+    mean bucket of an item) and at the 99th percentile.
+    """
+    _, place, counts = np.unique(layout.sid_tokens(codes), axis=0, return_inverse=True, return_counts=True)
+    seen = counts[place.ravel()]
+    return {
+        "SIDs": len(counts),
+        "items a SID": round(float(counts.mean()), 3),
+        "largest": int(counts.max()),
+        "of an item, mean": round(float(seen.mean()), 3),
+        "of an item, 99 %": float(np.quantile(seen, 0.99)),
+    }

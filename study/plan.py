@@ -1,0 +1,121 @@
+"""Everything that the study computes, in the order in which it matters: which runs, what is measured of each, and which
+row of which table each of them is.
+
+What must hold: the report reads results by the same choices that the scheduler runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from study.configuration import CodebookChoice, LayoutChoice, RunChoice
+from study.datasets import DatasetName
+from study.run import FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
+
+FULL: Final = LayoutChoice()
+WITHOUT: Final = LayoutChoice(heads="all")
+TOP_K: Final = tuple(LayoutChoice(heads="top-k", share=share) for share in (0.05, 0.1, 0.2, 0.3))
+TOP_P: Final = LayoutChoice(heads="top-p", p=0.85)
+BEST_TOP_K: Final = TOP_K[1]
+SEEDS: Final = (0, 1, 2)
+LAYER2_DROPOUT: Final = 0.3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: a run and what is measured of it. ``section``: 1, 2, 3 or 5 of the report."""
+
+    section: str
+    label: str
+    choice: RunChoice
+    measurements: tuple[Measurement, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the models of a set are and how long they are trained."""
+
+    base: RunChoice
+    seeds: tuple[int, ...]
+    architectures: tuple[str, ...]
+
+
+def scale(dataset: DatasetName) -> Scale:
+    """What a set's models have in common."""
+    codebook = CodebookChoice(dataset=dataset)
+    match dataset:
+        case "amazon_games":
+            base = RunChoice(
+                codebook=codebook, hidden_size=64, model_layers=3, epochs=6, learning_rate=3e-3, cases=4_000
+            )
+        case "chorus_icecat":
+            base = RunChoice(
+                codebook=codebook, hidden_size=64, model_layers=2, epochs=8, batch_size=128, learning_rate=3e-3
+            )
+        case "planted":
+            base = RunChoice(
+                codebook=msgspec.structs.replace(codebook, size=64),
+                hidden_size=64,
+                model_layers=2,
+                epochs=6,
+                cases=3_000,
+            )
+        case "tiny":
+            base = RunChoice(
+                codebook=msgspec.structs.replace(codebook, size=32), hidden_size=48, model_layers=2, epochs=8, cases=400
+            )
+    few = dataset in ("planted", "tiny")
+    return Scale(base=base, seeds=SEEDS[:1] if few else SEEDS, architectures=("llama",) if few else ("llama", "qwen"))
+
+
+def rows(dataset: DatasetName) -> Iterator[Row]:
+    """All rows of a set, the most important first."""
+    here = scale(dataset)
+    base = here.base
+
+    def changed(**changes: object) -> RunChoice:
+        return msgspec.structs.replace(base, **changes)
+
+    yield Row("table 2", "base", base, (OWN, FREE_BEAMS, FIRST_GIVEN))
+    yield Row("table 2", BEST_TOP_K.label, changed(layout=BEST_TOP_K), (OWN, FREE_BEAMS))
+    yield from layout_changes(dataset)
+    yield Row("table 2", "without layer 2", changed(layout=WITHOUT), (OWN, FREE_BEAMS))
+    for layout in TOP_K:
+        if layout != BEST_TOP_K:
+            yield Row("table 2", layout.label, changed(layout=layout), (OWN, FREE_BEAMS))
+    yield Row("table 2", "MiLe loss", changed(loss="mile"), (OWN, FREE_BEAMS))
+    yield Row("table 2", "focal loss", changed(loss="focal"), (OWN, FREE_BEAMS))
+    yield Row("table 2", TOP_P.label, changed(layout=TOP_P), (OWN, FREE_BEAMS))
+    for architecture in here.architectures:
+        label = architecture
+        if architecture != "llama":
+            yield Row("table 1", label, changed(architecture=architecture), (OWN, FIRST_GIVEN))
+        yield Row(
+            "table 1",
+            f"{label}, exchanged",
+            changed(architecture=architecture, exchanged=True),
+            (OWN, FIRST_GIVEN),
+        )
+    for seed in here.seeds[1:]:
+        yield Row("table 2", "base", changed(seed=seed), (OWN,))
+        yield Row("table 2", BEST_TOP_K.label, changed(seed=seed, layout=BEST_TOP_K), (OWN,))
+
+
+def layout_changes(dataset: DatasetName) -> Iterator[Row]:
+    """A layout change under a frozen model (section 5); a tenth of the items arrived after training."""
+    base = msgspec.structs.replace(scale(dataset).base, arrivals=True)
+    changes = (Measurement("naive", BEST_TOP_K), Measurement("marginal", BEST_TOP_K))
+    yield Row("layout change", "trained on full SIDs", base, (OWN, *changes))
+    yield Row(
+        "layout change",
+        "trained with layer-2 dropout",
+        msgspec.structs.replace(base, layer2_dropout=LAYER2_DROPOUT),
+        (OWN, changes[0]),
+    )
+    yield Row(
+        "layout change", f"trained on {BEST_TOP_K.label}", msgspec.structs.replace(base, layout=BEST_TOP_K), (OWN,)
+    )

@@ -1,0 +1,113 @@
+"""What the study's models are compared with on the same split: popularity, item co-occurrence, nearest neighbours of the
+embedding of a query or of the newest items of a history.
+
+What must hold: each reference ranks all items for a test case and gives the rank of what was asked for, ties broken by
+item number, items of the history left out (nobody is offered what he just bought; the language models' results are
+measured in the same way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from study.datasets import Dataset, TestCase
+from study.evaluation import Recall, recall
+
+_NEVER: Final = 1_000_000
+_RECENT: Final = (1, 3)  # how many of the newest history items are looked at, beside all of them
+
+
+@dataclass(frozen=True, eq=False)
+class CoOccurrence:
+    """How often two items stand in one history: a symmetric sparse matrix as rows of neighbours.
+
+    ``starts``: (N + 1,); ``items`` and ``counts``: neighbours of item i in ``[starts[i], starts[i + 1])``;
+    ``popularity``: (N,) occurrences.
+    """
+
+    starts: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.float64]
+    popularity: npt.NDArray[np.int64]
+
+    @classmethod
+    def count(cls, histories: Sequence[Sequence[int]], items: int) -> CoOccurrence:
+        """Counts all pairs of places within each history."""
+        keys = []
+        for history in histories:
+            row = np.asarray(history, dtype=np.int64)
+            first, second = np.nonzero(~np.eye(len(row), dtype=bool))
+            keys.append(row[first] * items + row[second])
+        pairs, counts = np.unique(np.concatenate(keys), return_counts=True)
+        flat = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
+        return cls(
+            starts=np.searchsorted(pairs, np.arange(items + 1) * items),
+            items=pairs % items,
+            counts=counts.astype(np.float64),
+            popularity=np.bincount(flat, minlength=items),
+        )
+
+    def scores(self, history: Sequence[int], *, cosine: bool) -> npt.NDArray[np.float64]:
+        """Summed counts with the items of a history (N,), each divided by √(occurrences of both) if ``cosine``."""
+        total = np.zeros(len(self.popularity))
+        for item in history:
+            part = slice(self.starts[item], self.starts[item + 1])
+            counts = self.counts[part]
+            if cosine:
+                counts = counts / np.sqrt(self.popularity[self.items[part]] * float(max(1, self.popularity[item])))
+            total[self.items[part]] += counts
+        return total
+
+
+def reference_recalls(data: Dataset, cases: Sequence[TestCase]) -> dict[str, Recall]:
+    """Recall by reference over these cases, as ``study.evaluation`` counts it."""
+    found: dict[str, Callable[[TestCase], npt.NDArray[np.floating[Any]]]] = {}
+    if data.histories:
+        pairs = CoOccurrence.count(data.histories, len(data.embeddings))
+        found["popularity"] = lambda _: data.popularity.astype(np.float64)
+        for recent in (*_RECENT, 0):
+            newest = f"the last {recent}" if recent > 1 else "the last" if recent else "all"
+            found[f"co-occurrence with {newest}"] = partial(_together, pairs, recent, False)
+            found[f"co-occurrence with {newest}, cosine"] = partial(_together, pairs, recent, True)
+            found[f"nearest neighbours of {newest}"] = partial(_near_history, data, recent)
+    if data.query_embeddings is not None:
+        found["nearest neighbours of the query"] = partial(_near_query, data)
+    return {name: _recall(scores, data, cases) for name, scores in found.items()}
+
+
+def _together(pairs: CoOccurrence, recent: int, cosine: bool, case: TestCase) -> npt.NDArray[np.float64]:
+    return pairs.scores(case.history[-recent:], cosine=cosine)
+
+
+# Similarities are raised above 0: every item is a candidate.
+def _near_history(data: Dataset, recent: int, case: TestCase) -> npt.NDArray[np.floating[Any]]:
+    similarities: npt.NDArray[np.float32] = data.embeddings @ data.embeddings[list(case.history[-recent:])].mean(axis=0)
+    return 2 + similarities
+
+
+def _near_query(data: Dataset, case: TestCase) -> npt.NDArray[np.floating[Any]]:
+    assert data.query_embeddings is not None
+    similarities: npt.NDArray[np.float32] = data.embeddings @ data.query_embeddings[case.case]
+    return 2 + similarities
+
+
+def _recall(
+    scores: Callable[[TestCase], npt.NDArray[np.floating[Any]]], data: Dataset, cases: Sequence[TestCase]
+) -> Recall:
+    rows: list[tuple[int, int]] = []
+    for case in cases:
+        values = scores(case).copy()
+        values[list(case.history)] = -np.inf
+        for item in case.relevant:
+            value = values[item]
+            # Not among the candidates: no score at all is no answer.
+            rank = _NEVER if value <= 0 else 1 + int((values > value).sum()) + int((values[:item] == value).sum())
+            rows.append((case.case, rank))
+    table = np.asarray(rows, dtype=np.int64)
+    return recall(table[:, 0], table[:, 1])

@@ -1,0 +1,319 @@
+"""One run of the study: train a model, or read the trained one, and measure what is asked of it.
+
+What must hold: a run that was stopped goes on from its last epoch; what was measured is kept at once and never measured
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.census import count_tokens
+from models.example_table import ExampleTable, TrainingTable
+from models.history_table import HistoryTable
+from models.layout import HEAD_LAYER_INDEX, Layout
+from models.prompts import PromptBuilder, PromptSettings
+from models.training_examples import TrainingExample
+from models.vocabulary import SidVocabulary
+from study.catalogue_trie import CatalogueTrie
+from study.codebooks import FittedCodebook, fitted
+from study.configuration import HEAD_SHARE, LayoutChoice, RunChoice
+from study.datasets import Dataset, TestCase, load
+from study.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
+from study.results import Results, RunResult
+
+if TYPE_CHECKING:
+    from models.tokenizer import TextTokenizer
+
+Kind = Literal["own", "first token given", "free beams", "naive", "marginal"]
+Progress = Callable[[str, float], None]  # what is done, and which share of it
+
+FREE_BEAM_CASES: Final = 200
+_TEXT_TOKENS: Final = 16
+_TOKENIZER_SIZE: Final = 3_000
+_REPORTS_AN_EPOCH: Final = 20
+
+
+class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What to measure of a trained model.
+
+    ``own``: recall under the layout that it was trained for; ``first token given``: the same with the first token of
+    the right SID known; ``free beams``: share of invalid SIDs without the constraint; ``naive``: recall under another
+    ``layout``, whose SIDs the model reads and writes as if it knew them; ``marginal``: the same with the left-out tokens
+    summed over.
+    """
+
+    kind: Kind
+    layout: LayoutChoice | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in a result."""
+        return self.kind if self.layout is None else f"{self.kind}, {self.layout.label}"
+
+
+OWN: Final = Measurement("own")
+FIRST_GIVEN: Final = Measurement("first token given")
+FREE_BEAMS: Final = Measurement("free beams")
+
+
+class _NoText:
+    """Stands for the tokenizer of a model that reads histories alone."""
+
+    size = 0
+    begin_id = None
+
+    def encode(self, text: str) -> list[int]:
+        return []
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        return [[] for _ in texts]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """All that a run's model is about, but the model: ``codes`` uint16 (N, L) as it reads them (layers exchanged or
+    not), ``layout`` it is trained for, ``is_head`` bool (N,): whether an item's layer-2 token is a head token.
+    """
+
+    choice: RunChoice
+    data: Dataset
+    codebook: FittedCodebook
+    codes: npt.NDArray[np.uint16]
+    layout: Layout
+    is_head: npt.NDArray[np.bool_]
+    prompts: PromptBuilder
+
+    @property
+    def vocabulary(self) -> SidVocabulary:
+        """The model's token ids."""
+        return self.prompts.vocabulary
+
+    def census(self) -> npt.NDArray[np.int64]:
+        """Counts (L, M) of the items that were there when the model was trained."""
+        return count_tokens(self.codes[~self.data.arrived], self.choice.codebook.size)
+
+    def cases(self, most: int) -> list[TestCase]:
+        """The same ``most`` test cases for every run of a set."""
+        cases = self.data.cases
+        if len(cases) <= most:
+            return list(cases)
+        chosen = np.random.default_rng(0).choice(len(cases), size=most, replace=False)
+        return [cases[number] for number in np.sort(chosen)]
+
+    def prompt(self, case: TestCase, layout: Layout) -> list[int]:
+        """The prompt of a case, its history read under ``layout``."""
+        newest = list(case.history[-self.choice.max_history :])
+        return self.prompts.build(case.query, layout.sid_tokens(self.codes[newest]) if newest else (), None)
+
+
+def setting(choice: RunChoice, scratch: Path) -> Setting:
+    """Reads the data, fits or reads the codebook, chooses the layout and builds the prompts of a run."""
+    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals)
+    codebook = fitted(choice.codebook, data, scratch)
+    size, layers = choice.codebook.size, choice.codebook.layers
+    census = count_tokens(codebook.codes[~data.arrived], size)
+    head = LayoutChoice(heads="top-k", share=HEAD_SHARE).layout(codebook.codebook.id, census).is_head
+    codes = codebook.codes
+    if choice.exchanged:
+        codes = np.ascontiguousarray(codes[:, [1, 0, *range(2, layers)]])
+    tokenizer = _tokenizer(data)
+    return Setting(
+        choice=choice,
+        data=data,
+        codebook=codebook,
+        codes=codes,
+        layout=choice.layout.layout(codebook.codebook.id, census),
+        is_head=head[codebook.codes[:, HEAD_LAYER_INDEX]],
+        prompts=PromptBuilder(
+            SidVocabulary(text_size=tokenizer.size, user_buckets=0, layers=layers, size=size),
+            tokenizer,
+            PromptSettings(
+                max_history=choice.max_history if data.histories else 0,
+                max_text_tokens=_TEXT_TOKENS if data.queries else 0,
+            ),
+        ),
+    )
+
+
+def _tokenizer(data: Dataset) -> TextTokenizer:
+    if not data.queries:
+        return cast("TextTokenizer", _NoText())
+    from models.tokenizer import train_tokenizer
+
+    return train_tokenizer([query for query, _ in data.queries], size=_TOKENIZER_SIZE)
+
+
+def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results, progress: Progress) -> RunResult:
+    """Trains if need be, measures what is missing, keeps each result at once."""
+    result = results.run(choice)
+    if result is not None and all(measurement.name in result.measured for measurement in measurements):
+        return result
+    here = setting(choice, results.scratch)
+    weights = results.model_directory(choice)
+    if result is None or not weights.is_dir():
+        fresh, model = _train(here, weights, progress)
+        # Trained anew because the weights are gone: what was measured on the same choice still holds.
+        result = fresh if result is None else replace_measured(fresh, result)
+        results.write_run(result)
+    else:
+        model = _load(weights)
+    for number, measurement in enumerate(measurements):
+        if measurement.name not in result.measured:
+            progress(measurement.name, number / len(measurements))
+            result.measured[measurement.name] = measure(here, model, measurement)
+            results.write_run(result)
+    return result
+
+
+def replace_measured(fresh: RunResult, old: RunResult) -> RunResult:
+    """The fresh training with what was measured before."""
+    return msgspec.structs.replace(fresh, measured=old.measured)
+
+
+def _train(here: Setting, weights: Path, progress: Progress) -> tuple[RunResult, Any]:
+    from models.language_model import small_causal_lm
+    from models.norm_head import plain_state
+    from models.training import TrainingSettings, fine_tune
+
+    choice = here.choice
+    table = _table(here)
+    model = small_causal_lm(
+        here.vocabulary,
+        hidden_size=choice.hidden_size,
+        layers=choice.model_layers,
+        heads=choice.heads,
+        seed=choice.seed,
+        architecture=choice.architecture,
+    )
+    steps_an_epoch = -(-len(table) // choice.batch_size)
+    curve: list[tuple[float, float]] = []
+
+    def report(step: int, total: int, loss: float) -> None:
+        curve.append((round(step / steps_an_epoch, 3), round(loss, 4)))
+        progress("training", step / total)
+
+    checkpoints = weights.with_name(weights.name + "-checkpoints")
+    outcome = fine_tune(
+        model,
+        table,
+        TrainingSettings(
+            epochs=choice.epochs,
+            batch_size=choice.batch_size,
+            learning_rate=choice.learning_rate,
+            weight_decay=choice.weight_decay,
+            seed=choice.seed,
+            layer2_dropout=choice.layer2_dropout,
+            loss=choice.loss,
+            gamma=choice.gamma,
+            report_every=max(1, steps_an_epoch // _REPORTS_AN_EPOCH),
+        ),
+        report,
+        checkpoints,
+    )
+    staged = weights.with_name(weights.name + "-partial")
+    model.save_pretrained(str(staged), state_dict=plain_state(model))
+    staged.replace(weights)
+    rmtree(checkpoints, ignore_errors=True)
+    return RunResult(
+        choice=choice,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        loss=outcome.loss,
+        seconds=outcome.seconds,
+        targets=outcome.examples,
+        curve=curve,
+    ), model
+
+
+def _table(here: Setting) -> TrainingTable:
+    data, choice = here.data, here.choice
+    if data.histories:
+        return HistoryTable(data.histories, here.vocabulary, here.layout, here.codes, max_history=choice.max_history)
+    rows = {str(row): row for row in range(len(here.codes))}
+    examples = [TrainingExample(query=query, item=str(item)) for query, item in data.queries]
+    return ExampleTable(examples, here.prompts, here.layout, rows, here.codes)
+
+
+def _load(weights: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(weights), local_files_only=True, use_safetensors=True).eval()
+
+
+def measure(here: Setting, model: Any, measurement: Measurement) -> dict[str, Any]:
+    """The figures of one measurement: recall by group of items and level, or invalid shares."""
+    if measurement.kind == "free beams":
+        from study.free_beams import invalid_shares
+
+        prompts = [here.prompt(case, here.layout) for case in here.cases(FREE_BEAM_CASES)]
+        return invalid_shares(model, here.vocabulary, prompts, here.codes, here.layout)
+    layout = here.layout
+    if measurement.layout is not None:
+        layout = measurement.layout.layout(here.codebook.codebook.id, here.census())
+    cases = here.cases(here.choice.cases)
+    if measurement.kind == "first token given":
+        first = here.codes[[case.relevant[0] for case in cases], 0]
+        parts = [
+            _recall_outcome(
+                here,
+                model,
+                measurement,
+                layout,
+                [case for case, token in zip(cases, first, strict=True) if token == given],
+                np.flatnonzero(here.codes[:, 0] == given),
+            )
+            for given in np.unique(first)
+        ]
+        outcome = _together(parts)
+    else:
+        outcome = _recall_outcome(here, model, measurement, layout, cases, None)
+    arrived, head = here.data.arrived[outcome.item], here.is_head[outcome.item]
+    groups = {"all": None, "head": head & ~arrived, "tail": ~head & ~arrived}
+    if arrived.any():
+        groups["new"] = arrived
+    return {name: outcome.recalls(chosen) for name, chosen in groups.items()} | {
+        "buckets": bucket_sizes(here.codes, layout)
+    }
+
+
+def _recall_outcome(
+    here: Setting,
+    model: Any,
+    measurement: Measurement,
+    layout: Layout,
+    cases: Sequence[TestCase],
+    rows: npt.NDArray[np.integer] | None,
+) -> Outcome:
+    from retriever.beam_search import beam_search
+
+    trie = CatalogueTrie(here.codes, layout, rows)
+    # A frozen model goes on reading the histories as it was trained to; "naive" takes the new layout for everything.
+    read = layout if measurement.kind == "naive" else here.layout
+    decode = partial(beam_search, model, here.vocabulary, trie=trie, beams=BEAMS)
+    if measurement.kind == "marginal":
+        from retriever.marginal_search import marginal_beam_search
+
+        decode = partial(marginal_beam_search, model, here.vocabulary, trie=trie, layout=layout, beams=BEAMS)
+    reconstructed = here.codebook.codebook.reconstruct(here.codebook.codes)
+    prompts = [here.prompt(case, read) for case in cases]
+    return evaluate(decode, prompts, cases, here.data, here.codes, layout, reconstructed)
+
+
+def _together(parts: Sequence[Outcome]) -> Outcome:
+    first = parts[0]
+    return replace(
+        first,
+        case=np.concatenate([part.case for part in parts]),
+        item=np.concatenate([part.item for part in parts]),
+        sid_rank=np.concatenate([part.sid_rank for part in parts]),
+        item_ranks={name: np.concatenate([part.item_ranks[name] for part in parts]) for name in first.item_ranks},
+    )

@@ -1,0 +1,214 @@
+"""The study's tables as Markdown, from results alone: a row that was not run yet says so.
+
+What must hold: every row names its run; recall is given with its spread where there are several seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any, Final
+
+from study.configuration import RunChoice
+from study.datasets import DatasetName
+from study.evaluation import CUTOFFS, RANKINGS
+from study.plan import BEST_TOP_K, FULL, Row, rows, scale
+from study.results import Results, RunResult
+from study.run import FIRST_GIVEN, OWN, Measurement
+
+_NOT_YET: Final = "not run yet"
+_FEW: Final = (1, 10, 50)
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; numbers right-aligned, the first column left."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines)) + "\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure, or a dash for none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean, and ± the standard deviation of several seeds."""
+    if not values:
+        return "–"
+    return number(mean(values), digits) + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def best_ranking(results: Results, dataset: DatasetName) -> str:
+    """The ranking inside a SID with the best recall@10 where it matters, under top@K; the items' weight until that is
+    known.
+    """
+    row = next(row for row in rows(dataset) if row.choice.layout == BEST_TOP_K)
+    result = results.run(row.choice)
+    if result is None or OWN.name not in result.measured:
+        return f"item, {RANKINGS[0]}"
+    levels: dict[str, dict[str, float]] = result.measured[OWN.name]["all"]
+    return max((level for level in levels if level != "SID"), key=lambda level: float(levels[level]["10"]))
+
+
+def table_1(results: Results, dataset: DatasetName) -> str:
+    """Base, head and tail, layers exchanged, first token given (paper table 1): SID-level recall."""
+    base = scale(dataset).base
+    lines = []
+    for architecture in scale(dataset).architectures:
+        for exchanged in (False, True):
+            choice = _changed(base, architecture=architecture, exchanged=exchanged)
+            for measurement, given in ((OWN, ""), (FIRST_GIVEN, ", first token given")):
+                label = f"{architecture}{', layers 1 and 2 exchanged' if exchanged else ''}{given}"
+                for group in ("all", "head", "tail"):
+                    found = _recalls(results, [choice], measurement, group, "SID")
+                    lines.append([label, group, *_cells(found, CUTOFFS), _key(choice)])
+    return markdown(["model", "test items", *(f"@{k}" for k in CUTOFFS), "run"], lines)
+
+
+def table_2(results: Results, dataset: DatasetName) -> str:
+    """All methods (paper table 2), at SID level and at item level."""
+    lines = []
+    ranking = best_ranking(results, dataset)
+    for label, choices in _methods(dataset):
+        for level in ("SID", ranking):
+            found = _recalls(results, choices, OWN, "all", level)
+            keys = " ".join(_key(choice) for choice in choices)
+            lines.append([label, level, *_cells(found, CUTOFFS), keys])
+    return markdown(["method", "level", *(f"@{k}" for k in CUTOFFS), "runs"], lines)
+
+
+def rankings(results: Results, dataset: DatasetName) -> str:
+    """Rankings inside a SID against each other: item-level recall of each method."""
+    lines = []
+    for label, choices in _methods(dataset):
+        if not (found := [result for choice in choices if (result := results.run(choice))]):
+            continue
+        levels = found[0].measured[OWN.name]["all"]
+        for level in levels:
+            if level != "SID":
+                values = _recalls(results, choices, OWN, "all", level)
+                lines.append([label, level.removeprefix("item, "), *_cells(values, CUTOFFS)])
+    return markdown(["method", "items of a SID ordered by", *(f"@{k}" for k in CUTOFFS)], lines)
+
+
+def buckets(results: Results, dataset: DatasetName) -> str:
+    """What shortening does to the buckets."""
+    lines = []
+    for label, choices in _methods(dataset):
+        result = results.run(choices[0])
+        if result is None or OWN.name not in result.measured or label in ("focal loss", "MiLe loss"):
+            continue
+        sizes = result.measured[OWN.name]["buckets"]
+        lines.append([label, *(f"{value:,.10g}" for value in sizes.values())])
+        header = ["layout", *sizes]
+    return markdown(header, lines) if lines else f"{_NOT_YET}\n"
+
+
+def layout_change(results: Results, dataset: DatasetName) -> str:
+    """Recall before and after a layout change under a frozen model (section 5)."""
+    lines = []
+    ranking = best_ranking(results, dataset)
+    for row in rows(dataset):
+        if row.section != "layout change":
+            continue
+        for measurement in row.measurements:
+            for level in ("SID", ranking):
+                cells = []
+                for group in ("all", "head", "tail", "new"):
+                    found = _recalls(results, [row.choice], measurement, group, level)
+                    cells.append(spread([recall["10"] for recall in found if "10" in recall]))
+                lines.append([row.label, _reading(row, measurement), level, *cells, _key(row.choice)])
+    return markdown(["model", "layout when asked", "level", "all", "head", "tail", "new", "run"], lines)
+
+
+def _reading(row: Row, measurement: Measurement) -> str:
+    if measurement == OWN:
+        return f"its own: {row.choice.layout.label} (pinned)" if row.choice.layout == FULL else "its own"
+    assert measurement.layout is not None
+    how = "live, both forms were trained" if row.choice.layer2_dropout else measurement.kind
+    return f"{measurement.layout.label}, {how}"
+
+
+def invalid(results: Results, dataset: DatasetName) -> dict[str, dict[int, float]]:
+    """Method → k → share of invalid SIDs under free beams (figure 5)."""
+    lines = {}
+    for label, choices in _methods(dataset):
+        result = results.run(choices[0])
+        if result is not None and "free beams" in result.measured:
+            lines[label] = {int(k): float(share) for k, share in result.measured["free beams"].items()}
+    return lines
+
+
+def curves(results: Results, dataset: DatasetName) -> dict[str, list[tuple[float, float]]]:
+    """Label → loss curve of every run of a set."""
+    found = {}
+    for row in rows(dataset):
+        if (result := results.run(row.choice)) is not None:
+            seed = f", seed {row.choice.seed}" if row.choice.seed else ""
+            found[f"{row.label}{seed}{', arrivals' if row.choice.arrivals else ''}"] = result.curve
+    return found
+
+
+def references(results: Results, dataset: DatasetName, record: Mapping[str, Any] | None) -> str:
+    """The references beside the best models at item level."""
+    if record is None:
+        return f"{_NOT_YET}\n"
+    lines = [[name, *_cells([recall], CUTOFFS), ""] for name, recall in record.items()]
+    ranking = best_ranking(results, dataset)
+    for label, choices in _methods(dataset):
+        found = _recalls(results, choices, OWN, "all", ranking)
+        if found:
+            lines.append([f"**{label}**, {ranking}", *_cells(found, CUTOFFS), _key(choices[0])])
+    return markdown(["", *(f"@{k}" for k in CUTOFFS), "run"], lines)
+
+
+def runs(results: Results, dataset: DatasetName) -> str:
+    """Every run: what it was, how long it took."""
+    lines = []
+    for row in rows(dataset):
+        result: RunResult | None = results.run(row.choice)
+        label = f"{row.section}: {row.label}{', arrivals' if row.choice.arrivals else ''}"
+        facts = [_NOT_YET, "", "", ""]
+        if result is not None:
+            facts = [
+                f"{result.parameters / 1e6:.2f} M",
+                f"{row.choice.epochs:g} × {result.targets:,}",
+                number(result.loss),
+                f"{result.seconds / 60:.1f}",
+            ]
+        lines.append([label, str(row.choice.seed), *facts, _key(row.choice)])
+    return markdown(["run", "seed", "parameters", "epochs × targets", "last loss", "minutes", "key"], lines)
+
+
+def _methods(dataset: DatasetName) -> Iterator[tuple[str, list[RunChoice]]]:
+    methods: dict[str, list[RunChoice]] = {}
+    for row in rows(dataset):
+        if row.section == "table 2":
+            methods.setdefault(row.label, []).append(row.choice)
+    order = ["base", "focal loss", "MiLe loss", "without layer 2"]
+    yield from sorted(methods.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
+
+
+def _recalls(
+    results: Results, choices: Sequence[RunChoice], measurement: Measurement, group: str, level: str
+) -> list[dict[str, float]]:
+    found = []
+    for choice in choices:
+        result = results.run(choice)
+        if result is not None and group in (figures := result.measured.get(measurement.name, {})):
+            found.append(figures[group][level])
+    return found
+
+
+def _cells(found: Sequence[Mapping[str, float]], cutoffs: Sequence[int]) -> list[str]:
+    return [spread([recall[str(k)] for recall in found if str(k) in recall]) for k in cutoffs]
+
+
+def _key(choice: RunChoice) -> str:
+    return f"`{choice.key}`"
+
+
+def _changed(choice: RunChoice, **changes: Any) -> RunChoice:
+    import msgspec
+
+    return msgspec.structs.replace(choice, **changes)
