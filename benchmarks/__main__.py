@@ -21,6 +21,7 @@ BENCHMARKS: Final = {
     "assignment": "embeddings → codes, against a bare GEMM and faiss",
     "store": "writing and reading the index at a million items, against bare LMDB",
     "decode": "constrained beam search, against transformers' generate",
+    "fm-index": "the constraint as an FM-index, against the prefix tree",
     "pipeline": "item updates → retrievable on a real broker, against a plain copy",
 }
 
@@ -36,7 +37,13 @@ def main() -> int:
     for number, name in enumerate(names, 1):
         console.print(f"[bold]{number}/{len(names)} {name}[/]: {BENCHMARKS[name]} …")
         since = time.monotonic()
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(RESULTS / f"{name}.json")]
+        command = [
+            sys.executable,
+            "-m",
+            f"benchmarks.{name.replace('-', '_')}",
+            "--json",
+            str(RESULTS / f"{name}.json"),
+        ]
         if subprocess.run(command, check=False).returncode != 0:
             failed.append(name)
         console.print(f"[dim]{name} took {time.monotonic() - since:.0f} s[/]\n")
