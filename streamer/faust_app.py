@@ -9,7 +9,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +73,43 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return consumer
 
 
+class _Partitions(set[Any]):
+    """The partitions to read from, changed in place; true even when there are none.
+
+    aiokafka takes a set that is false for "all partitions": a fetch that was under way while the changelog was paused
+    took the counts out of its buffer, and Faust threw them away as paused ones.
+    """
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class _Consumer(driver.Consumer):  # type: ignore[misc]
+    """Commits after the changelog, and resumes partitions only together with the flow.
+
+    When a table is recovered Faust resumes the counts, then seeks to the committed offsets, and at last starts the flow,
+    which empties the agent's queue. Counts fetched in between were lost, for good where nothing was committed yet to
+    seek back to: whoever waited for them waited for ever.
+    """
+
+    def _reset_state(self) -> None:
+        super()._reset_state()
+        self._active_partitions = _Partitions()
+        self._resumed_with_flow: set[Any] = set()
+
+    def pause_partitions(self, tps: Iterable[Any]) -> None:
+        paused = set(tps)
+        self._resumed_with_flow -= paused
+        super().pause_partitions(paused)
+
+    def resume_partitions(self, tps: Iterable[Any]) -> None:
+        self._resumed_with_flow |= set(tps)
+
+    def resume_flow(self) -> None:
+        super().resume_partitions(self._resumed_with_flow)
+        self._resumed_with_flow = set()
+        super().resume_flow()
+
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
