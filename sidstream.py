@@ -16,6 +16,7 @@ from rich.markup import escape
 
 import demo.commands
 import models.commands
+import models.tower_commands
 import retriever.commands
 import streamer.broker_commands
 import streamer.commands
@@ -55,7 +56,12 @@ def settings(
 
 COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
     "Start here": [demo.commands.demo, streamer.commands.up, retriever.commands.ask, streamer.commands.status],
-    "Prepare": [streamer.broker_commands.broker, models.commands.fit, models.commands.train],
+    "Prepare": [
+        streamer.broker_commands.broker,
+        models.tower_commands.towers,
+        models.commands.fit,
+        models.commands.train,
+    ],
     "Feed and watch": [streamer.commands.publish, streamer.monitor_commands.alerts],
     "Processes, one by one": [
         streamer.commands.assigner,

@@ -8,7 +8,7 @@ What has been read is valid: unique ids, as many rows as items, finite numbers.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -96,33 +96,34 @@ class Catalogue:
     def read(cls, directory: str | Path) -> Catalogue:
         """Reads a catalogue folder; raises ``CatalogueError`` naming file and line of what is wrong."""
         directory = Path(directory)
-        if not directory.is_dir():
-            raise CatalogueError(
-                f"no catalogue folder {directory}; give a directory with items.jsonl or items.tsv and items.npy"
-            )
-        items_path = _find_text(directory, "items.jsonl") or _find_text(directory, "items.tsv")
-        if items_path is None:
-            raise CatalogueError(f"{directory} has no items.jsonl, items.tsv or their .gz; add the list of items")
+        items_path = _items_path(directory)
         embeddings_path = _find_matrix(directory, "items")
         if embeddings_path is None:
             raise CatalogueError(
-                f"{directory} has no items*.npy; add the embeddings, one row an item, in the order of {items_path.name}"
+                f"{directory} has no items*.npy; add the embeddings, one row an item, in the order of {items_path.name}, or "
+                "let text towers make them (`sidstream towers`, --embed)"
             )
         items = _read_items(items_path)
         embeddings = _read_matrix(embeddings_path, rows=len(items), of=f"items in {items_path.name}")
-        queries_path, qrels_path, sequences_path = (
-            _find_text(directory, name) for name in ("queries.tsv", "qrels.tsv", "sequences.tsv")
-        )
-        queries = _read_queries(queries_path) if queries_path else ()
         query_matrix = _find_matrix(directory, "queries")
+        texts = _read_texts(directory)
         return cls(
             items=items,
             embeddings=embeddings,
-            queries=queries,
-            query_embeddings=_read_matrix(query_matrix, rows=len(queries), of="queries") if query_matrix else None,
-            qrels=_read_qrels(qrels_path) if qrels_path else {},
-            sequences=_read_sequences(sequences_path) if sequences_path else {},
+            query_embeddings=_read_matrix(query_matrix, rows=len(texts["queries"]), of="queries")
+            if query_matrix
+            else None,
+            **texts,
         )
+
+    @classmethod
+    def read_embedded(
+        cls, source: str | Path, embed: Callable[[Sequence[CatalogueItem]], NDArray[np.float32]]
+    ) -> Catalogue:
+        """Reads a folder or a file of items, and lets ``embed`` make the embeddings of the items; none is read."""
+        items = read_items(source)
+        texts = _read_texts(Path(source)) if Path(source).is_dir() else {}
+        return cls(items=items, embeddings=embed(items), **texts)
 
     @classmethod
     def read_pair(cls, items: str | Path, embeddings: str | Path) -> Catalogue:
@@ -152,6 +153,44 @@ class Catalogue:
                     )
             users = ((user, " ".join(sequence)) for user, sequence in self.sequences.items())
             _write_table(directory / "sequences.tsv.gz", ("user_id", "items"), users)
+
+
+def read_items(source: str | Path) -> tuple[CatalogueItem, ...]:
+    """The items of a catalogue folder, or of a file of JSON lines (or .tsv, or .gz of either); no embeddings are read.
+
+    Raises ``CatalogueError`` naming file and line of what is wrong.
+    """
+    source = Path(source)
+    items = _read_items(source if source.is_file() else _items_path(source))
+    _require_item_ids(items)
+    return items
+
+
+def read_judgements(source: str | Path) -> tuple[tuple[CatalogueQuery, ...], Mapping[str, Mapping[str, int]]]:
+    """Queries and qrels of a catalogue folder, see ``Catalogue``; empty where it has none, or for a file of items."""
+    texts = _read_texts(Path(source))  # finds nothing beside a file
+    return texts["queries"], texts["qrels"]
+
+
+def _items_path(directory: Path) -> Path:
+    if not directory.is_dir():
+        raise CatalogueError(
+            f"no catalogue folder {directory}; give a directory with items.jsonl or items.tsv and items.npy"
+        )
+    path = _find_text(directory, "items.jsonl") or _find_text(directory, "items.tsv")
+    if path is None:
+        raise CatalogueError(f"{directory} has no items.jsonl, items.tsv or their .gz; add the list of items")
+    return path
+
+
+def _read_texts(directory: Path) -> dict[str, Any]:
+    """What a folder may hold beside items and embeddings: the catalogue's queries, qrels and sequences."""
+    queries, qrels, sequences = (_find_text(directory, name) for name in ("queries.tsv", "qrels.tsv", "sequences.tsv"))
+    return {
+        "queries": _read_queries(queries) if queries else (),
+        "qrels": _read_qrels(qrels) if qrels else {},
+        "sequences": _read_sequences(sequences) if sequences else {},
+    }
 
 
 def _require_item_ids(items: Sequence[CatalogueItem]) -> None:

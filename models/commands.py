@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.errors import SidstreamError
+from models.tower_commands import EmbedOption, read_catalogue
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from models.catalogue import Catalogue
     from models.language_model import Architecture
     from models.losses import Loss
+    from models.text_encoder import Towers
 
 _FIT_METHODS = ("k-means", "rq-vae")
 _HEAD_METHODS = ("none", "top-k", "top-p", "all")
@@ -47,17 +49,20 @@ def fit(
     latent: Annotated[
         int | None, typer.Option(min=1, help="Dimensions of the RQ-VAE's latent space.", show_default="32")
     ] = None,
+    embed: EmbedOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
     embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
 ) -> None:
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
     from models.building import FitSettings, fit_bundle
+    from models.bundle import require_free
     from models.rq_vae import RqVaeSettings
 
     console = Console(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
-    embeddings = _embeddings(catalogue)
+    require_free(bundle, replace=replace)
+    embeddings, towers = _embeddings(catalogue, embed)
     rq_vae = RqVaeSettings(epochs=epochs or RqVaeSettings.epochs, latent=latent or RqVaeSettings.latent)
     settings = FitSettings(
         layers=layers,
@@ -81,11 +86,19 @@ def fit(
         def show(layer_index: int, iteration: int, objective: float) -> None:
             bars.update(tasks[layer_index], completed=iteration, error=f"mean squared error {objective:.4f}")
 
-        fitted = fit_bundle(embeddings, bundle, settings, embedding=embedding, replace=replace, progress=show)
+        fitted = fit_bundle(
+            embeddings,
+            bundle,
+            settings,
+            embedding=embedding or (f"text towers {towers.id}" if towers else ""),
+            towers=towers.id if towers else None,
+            replace=replace,
+            progress=show,
+        )
     _show_census(console, fitted)
     console.print(
         f"[green]✓[/] bundle of codebook [bold]{fitted.codebook.id}[/] in {bundle} · "
-        f"next: sidstream train {catalogue} --bundle {bundle}"
+        f"next: sidstream train {catalogue} --bundle {bundle}{f' --embed {embed}' if embed else ''}"
     )
 
 
@@ -128,6 +141,7 @@ def train(
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
     model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,
     user_buckets: Annotated[int, typer.Option(min=0, help="Tokens that users are hashed into; 0: no users.")] = 0,
+    embed: EmbedOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -136,7 +150,6 @@ def train(
 
     from models.building import ModelSettings, train_bundle
     from models.bundle import Bundle
-    from models.catalogue import Catalogue
     from models.example_queries import examples_from_catalogue
     from models.onnx_encoder import OnnxEncoder
     from models.training import TrainingSettings
@@ -162,7 +175,14 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     opened = Bundle.open(bundle)
-    goods = Catalogue.read(catalogue)
+    if opened.manifest.towers and embed is None:
+        raise SidstreamError(
+            f"the bundle {bundle} was fitted on embeddings of the text towers {opened.manifest.towers}: name their "
+            "directory with --embed"
+        )
+    goods, towers = read_catalogue(catalogue, embed)
+    if towers is not None:
+        towers.require_fit(opened.manifest, bundle)
     if goods.dimension != opened.manifest.dimension:
         raise SidstreamError(
             f"the embeddings of {catalogue} have {goods.dimension} dimensions, the bundle {bundle} was fitted on "
@@ -200,16 +220,15 @@ def train(
     )
 
 
-def _embeddings(source: Path) -> npt.NDArray[np.float32]:
-    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file."""
+def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Towers | None]:
+    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, and the towers that made them, if any did."""
     import numpy as np
 
-    from models.catalogue import Catalogue
-
-    if source.suffix != ".npy":
-        return Catalogue.read(source).embeddings
+    if source.suffix != ".npy" or embed is not None:
+        catalogue, towers = read_catalogue(source, embed)
+        return catalogue.embeddings, towers
     try:
-        return np.load(source, allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+        return np.load(source, allow_pickle=False).astype(np.float32), None
     except (OSError, ValueError) as error:
         raise SidstreamError(f"cannot read embeddings from {source}: {error}") from error
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -17,7 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from models.tower_commands import EmbedOption
 from streamer.settings import load_settings
+
+if TYPE_CHECKING:
+    from models.text_encoder import TextEncoder
 
 
 def assigner() -> None:
@@ -42,33 +48,53 @@ def publish(
     embeddings: Annotated[
         Path | None, typer.Option(help="The .npy with one row an item; only with a JSON-lines file.")
     ] = None,
+    embed: EmbedOption = None,
     delete: Annotated[bool, typer.Option("--delete", help="Send tombstones for these items instead.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
 ) -> None:
     """Publish item updates (or deletions) of a catalogue."""
-    from models.catalogue import Catalogue
-    from streamer.publisher import ItemPublisher, publish_items
+    from models.catalogue import Catalogue, read_items
+    from streamer.publisher import publish_deletions, publish_items, publish_texts
 
-    if embeddings is None and source.is_file():
-        raise typer.BadParameter(f"{source} is a file: name its embeddings too, with --embeddings FILE.npy")
+    if embeddings is not None and embed is not None:
+        raise typer.BadParameter("--embeddings brings embeddings and --embed makes them: give one of the two")
     settings = load_settings()
-    catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
-    items = catalogue.items[:limit]
+    send: Callable[..., None]
+    if delete:
+        items = read_items(source)[:limit]
+        send = partial(publish_deletions, settings, items)
+    elif embed is not None:
+        items = read_items(source)[:limit]
+        send = partial(publish_texts, settings, items, _item_encoder(embed, settings.bundle))
+    else:
+        if embeddings is None and source.is_file():
+            raise typer.BadParameter(
+                f"{source} is a file: name its embeddings with --embeddings FILE.npy, or text towers with --embed DIR"
+            )
+        catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
+        items = catalogue.items[:limit]
+        send = partial(publish_items, settings, items, catalogue.embeddings)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     ) as progress:
         task = progress.add_task("deleting" if delete else "publishing", total=len(items))
-        if delete:
-            with ItemPublisher(settings) as publisher:
-                for item in items:
-                    publisher.delete(item.id)
-            progress.update(task, completed=len(items))
-        else:
-            publish_items(settings, items, catalogue.embeddings, advance=lambda count: progress.advance(task, count))
+        send(advance=lambda count: progress.advance(task, count))
     console.print(
         f"[green]✓[/] {len(items):,} {'tombstones' if delete else 'item updates'} are on {settings.topics.item_updates}"
     )
+
+
+def _item_encoder(embed: Path, bundle: Path) -> TextEncoder:
+    """The item tower; refused if the bundle on this machine was fitted on other embeddings. Producers may have no bundle."""
+    from models.bundle import Bundle
+    from models.manifest import MANIFEST_FILE
+    from models.text_encoder import Towers
+
+    towers = Towers.open(embed)
+    if (bundle / MANIFEST_FILE).exists():
+        towers.require_fit(Bundle.open(bundle).manifest, bundle)
+    return towers.item_encoder()
 
 
 def up(

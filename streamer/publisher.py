@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.catalogue import CatalogueItem
 from models.errors import SidstreamError
+from models.text_encoder import TextEncoder, require_text
 from streamer.kafka import produce, producer_configuration
 from streamer.records import ITEM_UPDATE, ItemUpdate
 from streamer.settings import Settings
@@ -34,9 +35,16 @@ class ItemPublisher:
     >>> with ItemPublisher(settings) as publisher:  # doctest: +SKIP
     ...     publisher.update("sku-1", embedding, title="Glass kettle")
     ...     publisher.delete("sku-2")
+
+    encoder: an item tower, for ``update_from_text``; the text alone is then enough:
+
+    >>> encoder = Towers.open(".sidstream/towers").item_encoder()  # doctest: +SKIP
+    >>> with ItemPublisher(settings, encoder) as publisher:  # doctest: +SKIP
+    ...     publisher.update_from_text([CatalogueItem(id="sku-1", title="Glass kettle", brand="Alta")])
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, encoder: TextEncoder | None = None) -> None:
+        self._encoder = encoder
         require(settings.kafka, [settings.topics.item_updates])
         self._topic = settings.topics.item_updates
         self._producer = Producer(producer_configuration(settings.kafka))
@@ -58,6 +66,19 @@ class ItemPublisher:
         little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
         update = ItemUpdate(embedding=little_endian.tobytes(), title=title, weight=weight, updated_at=updated_at)
         self._send(item_id, ITEM_UPDATE.encode(update))
+
+    def update_from_text(self, items: Sequence[CatalogueItem]) -> None:
+        """Several items' full state, each with the embedding of its text.
+
+        Raises:
+            TextEncoderError: an item has no text; none of ``items`` is sent.
+        """
+        if self._encoder is None:
+            raise PublishError(
+                "the publisher has no item tower: give ItemPublisher the encoder of Towers.item_encoder()"
+            )
+        for item, embedding in zip(items, self._encoder.encode_items(items), strict=True):
+            self.update(item.id, embedding, title=item.title, weight=item.weight)
 
     def delete(self, item_id: str) -> None:
         """A tombstone: the item leaves index and results."""
@@ -112,3 +133,31 @@ def publish_items(
             if (row + 1) % _POLL_EVERY == 0:
                 advance(_POLL_EVERY)
         advance(len(items) % _POLL_EVERY)
+
+
+def publish_texts(
+    settings: Settings,
+    items: Sequence[CatalogueItem],
+    encoder: TextEncoder,
+    *,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> None:
+    """Publish items with the embeddings of their texts; ``advance`` hears of each thousand. Nothing is sent if an item
+    has no text.
+    """
+    require_text(items)
+    with ItemPublisher(settings, encoder) as publisher:
+        for start in range(0, len(items), _POLL_EVERY):
+            block = items[start : start + _POLL_EVERY]
+            publisher.update_from_text(block)
+            advance(len(block))
+
+
+def publish_deletions(
+    settings: Settings, items: Sequence[CatalogueItem], *, advance: Callable[[int], None] = lambda _count: None
+) -> None:
+    """Publish tombstones of these items; ``advance`` hears of all of them at the end."""
+    with ItemPublisher(settings) as publisher:
+        for item in items:
+            publisher.delete(item.id)
+    advance(len(items))

@@ -1,0 +1,131 @@
+"""`sidstream towers`, and what `--embed TOWERS` means to the other commands: embeddings made from the catalogue's text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from models.errors import SidstreamError
+
+if TYPE_CHECKING:
+    from models.catalogue import Catalogue
+    from models.text_encoder import Towers
+
+_RELEVANT_RATING: Final = 2  # of 0 to 3: what people called good
+
+EmbedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--embed", help="Text towers (`sidstream towers`) that make the embeddings; items*.npy is then not read."
+    ),
+]
+
+
+def towers(
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder, or a file of items; embeddings are not needed.")],
+    towers: Annotated[Path, typer.Option(help="Directory to write.")] = Path(".sidstream/towers"),
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of {query, item}.", show_default="made from the catalogue's texts"),
+    ] = None,
+    per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 6,
+    dimension: Annotated[int, typer.Option(min=8, help="D, numbers of an embedding.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pairs a step; the others' items are the negatives.")] = 1024,
+    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the items that only recall is measured on.")
+    ] = 0.05,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace towers that are there already.")] = False,
+) -> None:
+    """Train a query and an item text tower (a dual tower), so that text alone becomes embeddings."""
+    import torch
+
+    from models.catalogue import read_items, read_judgements
+    from models.dual_tower import TowerSettings, train_towers
+    from models.example_queries import examples_from_catalogue
+    from models.text_encoder import require_free, require_text
+    from models.tower_export import write_towers
+    from models.training_examples import read_examples
+
+    console = Console(stderr=True)
+    settings = TowerSettings(
+        dimension=dimension,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        held_out=held_out,
+        seed=seed,
+    )
+    require_free(towers, replace=replace)
+    items = read_items(catalogue)
+    require_text(items)
+    if examples is not None:
+        pairs = list(read_examples(examples))
+    else:
+        pairs = examples_from_catalogue(items, per_item=per_item, seed=seed)
+    if threads:
+        torch.set_num_threads(threads)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+        task = bars.add_task("training", total=None, loss="")
+
+        def show(step: int, total: int, loss: float) -> None:
+            bars.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
+
+        tower, outcome = train_towers(items, pairs, settings, show)
+    written = write_towers(
+        tower.weights(), towers, training={**outcome.to_dict(), "seed": seed, "epochs": epochs}, replace=replace
+    )
+    if outcome.skipped:
+        console.print(
+            f"[yellow]![/] {outcome.skipped:,} pairs have no query or an item that the catalogue does not have; skipped"
+        )
+    losses = ", ".join(f"{loss:.3f}" for loss in outcome.losses)
+    console.print(
+        f"[green]✓[/] towers [bold]{written.id}[/] in {towers}: {outcome.pairs:,} pairs, loss an epoch {losses}, "
+        f"{outcome.seconds:.0f} s"
+    )
+    if outcome.recall is not None:
+        console.print(
+            f"  recall@10 [bold]{outcome.recall:.3f}[/] on {outcome.held_out_pairs:,} pairs of items never seen in "
+            f"training, among all {len(items):,} (chance {outcome.chance:.4f})"
+        )
+    queries, qrels = read_judgements(catalogue)
+    if qrels:
+        from models.dual_tower import judged_recall
+
+        rows = {item.id: row for row, item in enumerate(items)}
+        recall, judged = judged_recall(
+            written.query_encoder().encode([query.text for query in queries]),
+            written.item_encoder().encode_items(items),
+            [{rows[item]: rating for item, rating in qrels.get(query.id, {}).items()} for query in queries],
+            least_rating=_RELEVANT_RATING,
+        )
+        console.print(
+            f"  recall@10 [bold]{recall:.3f}[/] on the catalogue's {judged:,} judged queries (rating {_RELEVANT_RATING} "
+            "or more; never trained on)"
+        )
+    console.print(f"  next: sidstream fit {catalogue} --embed {towers}")
+
+
+def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers | None]:
+    """A catalogue with its own embeddings or, if ``embed`` names towers, with theirs."""
+    from models.catalogue import Catalogue
+
+    if embed is None:
+        return Catalogue.read(source), None
+    from models.text_encoder import Towers
+
+    if source.suffix == ".npy":
+        raise SidstreamError(f"--embed makes embeddings from text, but {source} holds embeddings: give one of the two")
+    opened = Towers.open(embed)
+    console = Console(stderr=True)
+    with console.status("embedding the items' texts …"):
+        return Catalogue.read_embedded(source, opened.item_encoder().encode_items), opened
