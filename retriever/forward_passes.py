@@ -32,6 +32,12 @@ class ForwardPasses(Protocol):
         before.
         """
 
+    def mark(self) -> Any:
+        """A place in the tree to which ``rewind`` comes back, as often as one likes; it costs no copy."""
+
+    def rewind(self, mark: Any, queries: npt.NDArray[np.intp]) -> None:
+        """As if the last call were the one before ``mark``, with these of its queries (B',) alone."""
+
     def logits(self, state: torch.Tensor, rows: slice) -> torch.Tensor:
         """Float32 logits (B, K, rows) over a slice of the vocabulary."""
 
@@ -97,6 +103,21 @@ class SharedPromptPasses:
         state: torch.Tensor = output.last_hidden_state
         return state
 
+    def mark(self) -> Any:
+        """See ``ForwardPasses``. The cache's tensors are replaced when it grows, so these stay as they are."""
+        return [(layer.keys, layer.values) for layer in self._cache.layers], self._visible, self._positions
+
+    def rewind(self, mark: Any, queries: npt.NDArray[np.intp]) -> None:
+        """See ``ForwardPasses``."""
+        from transformers import DynamicCache
+
+        layers, visible, positions = mark
+        rows = torch.from_numpy(queries).to(self._device)
+        self._cache = DynamicCache()
+        for layer, (keys, values) in enumerate(layers):
+            self._cache.update(keys[rows], values[rows], layer)
+        self._visible, self._positions = visible[rows], positions[rows]
+
     def logits(self, state: torch.Tensor, rows: slice) -> torch.Tensor:
         """See ``ForwardPasses``; only these rows of ``lm_head`` are multiplied."""
         bias = getattr(self._head, "bias", None)
@@ -126,6 +147,14 @@ class PlainPasses:
             for query, sequences in enumerate(self._sequences)
         ]
         return self._run()
+
+    def mark(self) -> Any:
+        """See ``ForwardPasses``."""
+        return self._sequences
+
+    def rewind(self, mark: Any, queries: npt.NDArray[np.intp]) -> None:
+        """See ``ForwardPasses``."""
+        self._sequences = [mark[query] for query in queries.tolist()]
 
     def _run(self) -> torch.Tensor:
         return torch.stack(
