@@ -7,7 +7,7 @@ key, so that results are never computed twice.
 from __future__ import annotations
 
 import hashlib
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -26,9 +26,21 @@ HEAD_SHARE: Final = 0.1  # a test item is a head item if its layer-2 token is am
 class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def key(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of the record as JSON, fields sorted, defaults left out."""
-        content = msgspec.json.encode([type(self).__name__, self], order="sorted")
+        """First 12 hexadecimal digits of the SHA-256 of what is said, as JSON with sorted fields."""
+        content = msgspec.json.encode([type(self).__name__, self.said()], order="sorted")
         return hashlib.sha256(content).hexdigest()[:12]
+
+    def said(self) -> dict[str, Any]:
+        """The fields that differ from their defaults. (``omit_defaults`` compares by identity: a record that went to
+        another process would say more.)
+        """
+        found: dict[str, Any] = {}
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                plain = value.said() if isinstance(value, _Record) else value
+                found[field.name] = float(plain) if field.type is float else plain
+        return found
 
 
 class CodebookChoice(_Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -36,6 +36,8 @@ class TestCase:
     user.
     """
 
+    __test__ = False  # pytest: no class of tests
+
     case: int
     relevant: tuple[int, ...]
     query: str = ""

@@ -7,8 +7,10 @@ What must hold: a record is written whole or not at all, and says by which choic
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import msgspec
@@ -42,6 +44,10 @@ class Results:
         """Where a trained model's weights lie."""
         return self.scratch / choice.key
 
+    def checkpoints(self, choice: RunChoice) -> Path:
+        """Where a training that is under way keeps its last epoch."""
+        return self.scratch / f"{choice.key}-checkpoints"
+
     def run(self, choice: RunChoice) -> RunResult | None:
         """The result of a run, None if it has not been run."""
         path = self._path("run", choice.key)
@@ -49,7 +55,8 @@ class Results:
 
     def write_run(self, result: RunResult) -> None:
         """Keeps a run's result."""
-        self._write(self._path("run", result.choice.key), result)
+        record = {field: getattr(result, field) for field in RunResult.__struct_fields__}
+        self._write(self._path("run", result.choice.key), record | {"choice": result.choice.said()})
 
     def record(self, kind: str, key: str) -> Any:
         """Another record as plain values, None if there is none."""
@@ -60,11 +67,27 @@ class Results:
         """Keeps another record."""
         self._write(self._path(kind, key), record)
 
+    def forget_run(self, choice: RunChoice) -> None:
+        """Forgets a run's result, its model and its checkpoints."""
+        self.forget("run", choice.key)
+        rmtree(self.model_directory(choice), ignore_errors=True)
+        rmtree(self.checkpoints(choice), ignore_errors=True)
+
+    def forget(self, kind: str, key: str) -> None:
+        """Forgets another record."""
+        self._path(kind, key).unlink(missing_ok=True)
+
     def _path(self, kind: str, key: str) -> Path:
         return self.directory / f"{kind}-{key}.json"
 
     def _write(self, path: Path, record: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1) + b"\n")
+        partial.write_bytes(_laid_out(record) + b"\n")
         partial.replace(path)
+
+
+def _laid_out(record: Any) -> bytes:
+    """JSON with a line a figure, but each point of a curve in one line."""
+    text = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1).decode()
+    return re.sub(r"\[\s+(-?[\d.e-]+),\s+(-?[\d.e-]+)\s+\]", r"[\1, \2]", text).encode()

@@ -161,7 +161,7 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
     here = setting(choice, results.scratch)
     weights = results.model_directory(choice)
     if result is None or not weights.is_dir():
-        fresh, model = _train(here, weights, progress)
+        fresh, model = _train(here, results, progress)
         # Trained anew because the weights are gone: what was measured on the same choice still holds.
         result = fresh if result is None else replace_measured(fresh, result)
         results.write_run(result)
@@ -180,12 +180,13 @@ def replace_measured(fresh: RunResult, old: RunResult) -> RunResult:
     return msgspec.structs.replace(fresh, measured=old.measured)
 
 
-def _train(here: Setting, weights: Path, progress: Progress) -> tuple[RunResult, Any]:
+def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResult, Any]:
     from models.language_model import small_causal_lm
     from models.norm_head import plain_state
     from models.training import TrainingSettings, fine_tune
 
     choice = here.choice
+    weights, checkpoints = results.model_directory(choice), results.checkpoints(choice)
     table = _table(here)
     model = small_causal_lm(
         here.vocabulary,
@@ -202,7 +203,6 @@ def _train(here: Setting, weights: Path, progress: Progress) -> tuple[RunResult,
         curve.append((round(step / steps_an_epoch, 3), round(loss, 4)))
         progress("training", step / total)
 
-    checkpoints = weights.with_name(weights.name + "-checkpoints")
     outcome = fine_tune(
         model,
         table,

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.managers import DictProxy
 from pathlib import Path
 from typing import Final
@@ -114,6 +114,8 @@ def _one(
 
     def report(what: str, share: float) -> None:
         nonlocal latest
+        if (parent := parent_process()) is not None and not parent.is_alive():
+            os._exit(1)  # nobody waits for the result any more; the last checkpoint stays
         if time.monotonic() - latest > _REFRESH_SECONDS or what != "training":
             latest = time.monotonic()
             states[row.choice.key] = (what, share)

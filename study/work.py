@@ -1,0 +1,101 @@
+"""What of the study is still to be computed, and the computing: hourglass records, references, runs.
+
+What must hold: what is there is not computed again; a set whose files are absent is left out and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import track
+
+from models.errors import SidstreamError
+from study.configuration import CodebookChoice
+from study.datasets import DatasetName, is_present, load
+from study.plan import Row, rows, scale
+from study.references import reference_recalls
+from study.results import Results
+from study.run import setting
+from study.scheduler import run_all
+
+DATASETS: Final[tuple[DatasetName, ...]] = ("amazon_games", "chorus_icecat", "planted")
+_LAYERS: Final = (3, 4)
+_SIZES: Final = (64, 256, 1024)
+
+
+def hourglass_choices(dataset: DatasetName) -> Iterator[CodebookChoice]:
+    """The codebooks whose shape figures 1 to 4 and 6 show, and two that start their layers from different items."""
+    for method in ("k-means", "rq-vae"):
+        for layers in _LAYERS:
+            for size in _SIZES:
+                yield CodebookChoice(dataset=dataset, method=method, layers=layers, size=size)
+    for layers in _LAYERS:
+        yield CodebookChoice(dataset=dataset, layers=layers, independent=True)
+
+
+def hourglass_label(choice: CodebookChoice) -> str:
+    """Its name on the command line and in the report."""
+    starts = ", independent starts" if choice.independent else ""
+    return f"hourglass {choice.dataset} {choice.method} {choice.layers} x {choice.size}{starts}"
+
+
+def row_label(row: Row) -> str:
+    """Its name on the command line."""
+    arrivals = ", arrivals" if row.choice.arrivals else ""
+    return f"{row.choice.codebook.dataset} {row.section} {row.label}, seed {row.choice.seed}{arrivals}"
+
+
+def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, *, again: bool = False) -> list[str]:
+    """Computes what is missing and named by ``only`` (nothing named: everything); returns what failed."""
+    present = [name for name in DATASETS if is_present(name)]
+    for name in DATASETS:
+        if name not in present:
+            console.print(f"[yellow]{name} is left out:[/] its files are not beside the project (README)")
+
+    def wanted(label: str, key: str) -> bool:
+        return not only or any(text in label or text == key for text in only)
+
+    shapes = [
+        choice for name in present for choice in hourglass_choices(name) if wanted(hourglass_label(choice), choice.key)
+    ]
+    compared = [name for name in present if wanted(f"references {name}", name)]
+    runs = [row for name in present for row in rows(name) if wanted(row_label(row), row.choice.key)]
+    if only and not (shapes or compared or runs):
+        raise SidstreamError(f"nothing of the study is called {' or '.join(only)}: docs/study names its parts and runs")
+    if again:
+        for key, kind in [(choice.key, "hourglass") for choice in shapes] + [(name, "references") for name in compared]:
+            results.forget(kind, key)
+        for row in runs:
+            results.forget_run(row.choice)
+    missing = [choice for choice in shapes if results.record("hourglass", choice.key) is None]
+    for choice in track(missing, "hourglass records", console=console, transient=True, disable=not missing):
+        results.write_record("hourglass", choice.key, measure_shape(choice))
+    for name in compared:
+        if results.record("references", name) is None:
+            results.write_record("references", name, references(name, results.scratch))
+    return run_all(runs, results, jobs, console)
+
+
+def measure_shape(choice: CodebookChoice) -> dict[str, Any]:
+    """The hourglass record of one codebook, with the choice that it came from."""
+    from study.hourglass import fit_and_measure
+
+    facts = fit_and_measure(
+        load(choice.dataset).embeddings,
+        method=choice.method,
+        layers=choice.layers,
+        size=choice.size,
+        seed=choice.seed,
+        shared_start=not choice.independent,
+    )
+    return {"choice": choice.said(), "facts": facts}
+
+
+def references(dataset: DatasetName, scratch: Path) -> dict[str, Any]:
+    """Recall of the references on the cases that the runs are measured on."""
+    base = scale(dataset).base
+    here = setting(base, scratch)
+    return {"choice": base.said(), "recalls": reference_recalls(here.data, here.cases(base.cases))}

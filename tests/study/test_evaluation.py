@@ -1,0 +1,175 @@
+"""What the study measures: ranks, recall, free beams and the trie in memory, each against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from models.layout import Layout
+from models.vocabulary import SidVocabulary
+from store.index import CodesBatch, IndexWriter
+from store.reader import IndexReader
+from store.trie_view import TrieView
+from study.catalogue_trie import CatalogueTrie
+from study.configuration import CodebookChoice, LayoutChoice, RunChoice
+from study.datasets import Dataset, TestCase
+from study.evaluation import Outcome, bucket_sizes, evaluate, recall
+from study.references import CoOccurrence, reference_recalls
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from models.language_model import small_causal_lm  # noqa: E402
+from retriever.beam_search import ScoredSid  # noqa: E402
+from study.free_beams import free_beams, invalid_shares  # noqa: E402
+
+SIZE = 6
+RANDOM = np.random.default_rng(4)
+CODES = RANDOM.integers(SIZE, size=(40, 3)).astype(np.uint16)
+CODES[20:30] = CODES[:10]  # items that share all codes
+LAYOUT = Layout(1, "codebook", 3, SIZE, (1, 3))
+VOCABULARY = SidVocabulary(text_size=0, user_buckets=0, layers=3, size=SIZE)
+
+
+def dataset(**changes: object) -> Dataset:
+    values = {
+        "name": "tiny",
+        "embeddings": RANDOM.normal(size=(40, 4)).astype(np.float32),
+        "titles": ("",) * 40,
+        "histories": ((0, 1, 2), (0, 1), (5, 1)),
+        "queries": (),
+        "cases": (),
+        "arrived": np.zeros(40, dtype=bool),
+        "popularity": np.arange(40)[::-1].copy(),
+    }
+    return Dataset(**values | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "layout", [LAYOUT, Layout(1, "codebook", 3, SIZE), Layout(1, "codebook", 3, SIZE, (0, 1, 2, 3, 4, 5))]
+)
+def test_the_trie_in_memory_has_the_paths_of_an_index_with_the_same_items(layout: Layout, tmp_path: Path) -> None:
+    with IndexWriter.open(tmp_path, codebook_id="codebook", layers=3, size=SIZE) as writer:
+        ids = [str(row).encode() for row in range(40)]
+        writer.apply(
+            CodesBatch(ids, CODES, np.ones(40, np.float32), [""] * 40, np.zeros(40, np.int64), np.zeros(40, bool)), {}
+        )
+    mine = CatalogueTrie(CODES, layout)
+    with IndexReader(tmp_path) as reader, reader.snapshot() as snapshot:
+        theirs = TrieView(snapshot, layout)
+        np.testing.assert_array_equal(mine.first_tokens(), theirs.first_tokens())
+        for first in (theirs.first_tokens(), theirs.first_tokens()[1:3]):
+            one, other = mine.paths(first), theirs.paths(first)
+            np.testing.assert_array_equal(one.tokens, other.tokens)
+            np.testing.assert_array_equal(one.codes, other.codes)
+            names = [int(item.id) for item in snapshot.items(other.items)]
+            assert sorted(zip(map(tuple, one.tokens.tolist()), one.items.tolist(), strict=True)) == sorted(
+                zip(map(tuple, other.tokens.tolist()), names, strict=True)
+            )
+
+
+def sid(items: list[int], score: float, left_out: list[float] | None = None) -> ScoredSid:
+    tokens = tuple(token for token in LAYOUT.sid_tokens(CODES[items])[0].tolist() if token >= 0)
+    values = None if left_out is None else np.asarray(left_out, dtype=np.float32)
+    return ScoredSid(tokens, score, np.asarray(items, dtype=np.uint32), CODES[items], values)
+
+
+def test_item_ranks_follow_sids_then_the_ranking_and_skip_the_history() -> None:
+    short = int(np.flatnonzero(LAYOUT.is_head[CODES[:10, 1]])[0])
+    other = int(np.flatnonzero(~LAYOUT.is_head[CODES[:10, 1]])[0])
+    answer = [sid([other, other + 20], -1.0), sid([short, short + 20], -2.0, [-3.0, -1.0])]
+    data = dataset()
+    case = TestCase(7, (other + 20, short + 20, short), history=(other,))
+    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, LAYOUT, data.embeddings)
+    assert outcome.sid_rank.tolist() == [1, 2, 2]
+    assert outcome.item_ranks["weight"].tolist() == [1, 3, 2]  # the more popular item has the smaller row
+    assert outcome.item_ranks["left-out token"].tolist() == [1, 2, 3]
+    near = data.embeddings @ data.embeddings[other]
+    expected = [1, 2, 3] if near[short + 20] > near[short] else [1, 3, 2]
+    assert outcome.item_ranks["history"].tolist() == expected
+
+
+def test_recall_is_the_mean_over_cases_of_the_share_found() -> None:
+    case = np.array([1, 1, 2, 3])
+    ranks = np.array([1, 50, 4, 1_000_000])
+    figures = recall(case, ranks)
+    assert (figures["cases"], figures["1"], figures["5"], figures["50"]) == (3, 0.16667, 0.5, 0.66667)
+    assert recall(case, ranks, case == 9) == {"cases": 0}
+    outcome = Outcome(case, case, ranks, {"weight": ranks})
+    assert outcome.recalls(case < 3)["item, weight"]["50"] == 1.0
+
+
+def test_bucket_sizes_count_what_an_item_shares_its_sid_with() -> None:
+    everything = bucket_sizes(np.zeros((5, 3), np.uint16), LAYOUT)
+    assert (everything["SIDs"], everything["largest"], everything["of an item, mean"]) == (1, 5, 5.0)
+    assert bucket_sizes(CODES, LAYOUT)["SIDs"] <= bucket_sizes(CODES, Layout(1, "codebook", 3, SIZE))["SIDs"]
+
+
+@pytest.mark.parametrize("beams", [1, 4, 400])
+def test_free_beams_are_the_best_sequences_of_the_whole_vocabulary(beams: int) -> None:
+    model = small_causal_lm(VOCABULARY, hidden_size=16, layers=1, heads=2).eval()
+    prompts = [[VOCABULARY.begin_id, VOCABULARY.separator_id], [VOCABULARY.begin_id, 5, 9, VOCABULARY.separator_id]]
+    found = free_beams(model, VOCABULARY, prompts, beams)
+    if beams < 400:  # with few beams the search is no longer exhaustive
+        assert all(len(answer) == beams for answer in found)
+        return
+    for prompt, answer in zip(prompts, found, strict=True):
+        scores: dict[tuple[int, ...], float] = {}
+        pairs = list(itertools.product(range(VOCABULARY.total), repeat=2))
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *tokens] for tokens in pairs])).logits[:, len(prompt) - 1 :]
+        for tokens, logs in zip(pairs, logits.log_softmax(-1).tolist(), strict=True):
+            ends = [token in VOCABULARY.layer_range(2) for token in tokens]
+            so_far = logs[0][tokens[0]] + logs[1][tokens[1]]
+            if ends[0]:
+                scores[tokens[:1]] = logs[0][tokens[0]]
+            elif ends[1]:
+                scores[tokens] = so_far
+            else:
+                scores |= {(*tokens, last): so_far + logs[2][last] for last in range(VOCABULARY.total)}
+        best = sorted(scores.values(), reverse=True)[:50]
+        np.testing.assert_allclose([score for _, score in answer[:50]], best, atol=1e-4)
+
+
+def test_no_answer_is_invalid_if_every_sequence_names_an_item_and_most_are_if_few_do() -> None:
+    model = small_causal_lm(VOCABULARY, hidden_size=16, layers=1, heads=2).eval()
+    prompts = [[VOCABULARY.begin_id, VOCABULARY.separator_id]] * 3
+    every = np.asarray(list(itertools.product(range(SIZE), repeat=3)), dtype=np.uint16)
+    free = invalid_shares(model, VOCABULARY, prompts, every, Layout(1, "codebook", 3, SIZE), (1, 10))
+    assert all(0 <= share <= 1 for share in free.values())
+    one = invalid_shares(model, VOCABULARY, prompts, every[:1], Layout(1, "codebook", 3, SIZE), (10,))
+    assert one["10"] >= 0.9
+    assert one["10"] >= free["10"]
+
+
+def test_co_occurrence_counts_both_directions_and_leaves_the_history_out() -> None:
+    pairs = CoOccurrence.count([(0, 1, 2), (0, 1), (5, 1)], 40)
+    assert pairs.scores([1], cosine=False)[[0, 2, 5, 1]].tolist() == [2, 1, 1, 0]
+    assert pairs.scores([1], cosine=True)[5] == pytest.approx(1 / np.sqrt(3 * 1))
+    cases = [TestCase(0, (0,), history=(1,)), TestCase(1, (9,), history=(1,))]
+    figures = reference_recalls(dataset(), cases)
+    assert figures["co-occurrence with the last"]["1"] == 0.5
+    assert figures["popularity"]["1"] == 0.5  # item 0 is the most popular
+
+
+def test_equal_choices_have_equal_keys_and_a_default_does_not_change_a_key() -> None:
+    codebook = CodebookChoice(dataset="tiny")
+    assert RunChoice(codebook=codebook).key == RunChoice(codebook=CodebookChoice(dataset="tiny", seed=0), seed=0).key
+    assert RunChoice(codebook=codebook).key != RunChoice(codebook=codebook, seed=1).key
+    assert LayoutChoice(heads="top-k", share=0.1).key != LayoutChoice(heads="top-k", share=0.2).key
+    census = np.tile(np.arange(20), (3, 1))
+    assert LayoutChoice(heads="top-k", share=0.1).layout("x", census).head_tokens == (18, 19)
+
+
+def test_a_key_survives_a_journey_through_another_process() -> None:
+    choice = RunChoice(
+        codebook=CodebookChoice(dataset="tiny", size=32), epochs=6, layout=LayoutChoice(heads="top-k", share=0.1)
+    )
+    there_and_back = pickle.loads(pickle.dumps(choice))
+    read = msgspec.json.decode(msgspec.json.encode(choice.said()), type=RunChoice)
+    assert choice.key == there_and_back.key == read.key == msgspec.structs.replace(choice, epochs=6.0).key
