@@ -302,7 +302,9 @@ def _recall_outcome(
     if measurement.kind == "marginal":
         from retriever.marginal_search import marginal_beam_search
 
-        decode = partial(marginal_beam_search, model, here.vocabulary, trie=trie, layout=layout, beams=BEAMS)
+        decode = partial(
+            marginal_beam_search, model, here.vocabulary, trie=trie, layout=layout, pinned=here.layout, beams=BEAMS
+        )
     reconstructed = here.codebook.codebook.reconstruct(here.codebook.codes)
     prompts = [here.prompt(case, read) for case in cases]
     return evaluate(decode, prompts, cases, here.data, here.codes, layout, reconstructed)
