@@ -59,9 +59,7 @@ def verify_file(root: Path, name: str, record: FileRecord, *, of: str, make_agai
             f"{path} has {size} bytes, the manifest says {record.size}: copy the {of} again, or {make_again}"
         )
     if hashed and record_file(root, name).sha256 != record.sha256:
-        raise BundleError(
-            f"{path} has changed since the {of} was written (SHA-256): copy the {of} again, or {make_again}"
-        )
+        raise BundleError(f"{path} has changed since it was written (SHA-256): copy the {of} again, or {make_again}")
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
