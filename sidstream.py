@@ -21,6 +21,7 @@ import retriever.commands
 import streamer.broker_commands
 import streamer.commands
 import streamer.monitor_commands
+import study.commands
 from models.errors import SidstreamError
 
 app = typer.Typer(
@@ -69,6 +70,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         streamer.monitor_commands.monitor,
         retriever.commands.retriever,
     ],
+    "Research": [study.commands.study],
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

@@ -38,8 +38,9 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                plain = value.said() if isinstance(value, _Record) else value
-                found[field.name] = float(plain) if field.type is float else plain
+                if field.type is float:
+                    value = float(value)
+                found[field.name] = value.said() if isinstance(value, _Record) else value
         return found
 
 

@@ -100,9 +100,29 @@ def rows(dataset: DatasetName) -> Iterator[Row]:
             changed(architecture=architecture, exchanged=True),
             (OWN, FIRST_GIVEN),
         )
+    yield from levers(dataset)
     for seed in here.seeds[1:]:
         yield Row("table 2", "base", changed(seed=seed), (OWN,))
         yield Row("table 2", BEST_TOP_K.label, changed(seed=seed, layout=BEST_TOP_K), (OWN,))
+
+
+def levers(dataset: DatasetName) -> Iterator[Row]:
+    """What may bring items closer to the references (section 6): one thing changed at a time, then all that helped."""
+    base = scale(dataset).base
+
+    def changed(label: str, codebook: dict[str, object] | None = None, **changes: object) -> Row:
+        choice = msgspec.structs.replace(base, codebook=msgspec.structs.replace(base.codebook, **(codebook or {})))
+        return Row("levers", label, msgspec.structs.replace(choice, **changes), (OWN,))
+
+    large = {"hidden_size": 128, "model_layers": 4, "learning_rate": 2e-3}
+    if dataset == "amazon_games":
+        together = {"co_occurrence": 1.0}
+        yield changed("co-occurrence in the embedding", together)
+        yield changed("… and 1,024 codewords a layer", {**together, "size": 1024})
+        yield changed("… and a larger model, 10 epochs", {**together, "size": 1024}, **large, epochs=10)
+    elif dataset == "chorus_icecat":
+        yield changed("codes of the query in the prompt", query_codes=True)
+        yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)
 
 
 def layout_changes(dataset: DatasetName) -> Iterator[Row]:

@@ -92,6 +92,7 @@ class Setting:
     layout: Layout
     is_head: npt.NDArray[np.bool_]
     prompts: PromptBuilder
+    scratch: Path
 
     @property
     def vocabulary(self) -> SidVocabulary:
@@ -112,8 +113,23 @@ class Setting:
 
     def prompt(self, case: TestCase, layout: Layout) -> list[int]:
         """The prompt of a case, its history read under ``layout``."""
-        newest = list(case.history[-self.choice.max_history :])
-        return self.prompts.build(case.query, layout.sid_tokens(self.codes[newest]) if newest else (), None)
+        read = self.codes[list(case.history[-self.choice.max_history :])]
+        if self.choice.query_codes:
+            assert self.data.query_embeddings is not None
+            read = self.codebook.codebook.encode(self.data.query_embeddings[[case.case]])
+        return self.prompts.build(case.query, layout.sid_tokens(read) if len(read) else (), None)
+
+    def training_query_codes(self) -> npt.NDArray[np.uint16]:
+        """Codes (Q, L) of the training queries' own embeddings."""
+        from study.sentence_model import embed
+
+        path = self.scratch / f"queries-{self.data.name}.npy"
+        if not path.is_file():
+            np.save(path, embed([query for query, _ in load(self.data.name).queries]).astype(np.float16))
+        every = np.load(path).astype(np.float32)
+        if self.data.arrived.any():
+            every = every[[not self.data.arrived[item] for _, item in load(self.data.name).queries]]
+        return self.codebook.codebook.encode(every)
 
 
 def setting(choice: RunChoice, scratch: Path) -> Setting:
@@ -138,10 +154,11 @@ def setting(choice: RunChoice, scratch: Path) -> Setting:
             SidVocabulary(text_size=tokenizer.size, user_buckets=0, layers=layers, size=size),
             tokenizer,
             PromptSettings(
-                max_history=choice.max_history if data.histories else 0,
+                max_history=choice.max_history if data.histories else int(choice.query_codes),
                 max_text_tokens=_TEXT_TOKENS if data.queries else 0,
             ),
         ),
+        scratch=scratch,
     )
 
 
@@ -238,9 +255,18 @@ def _table(here: Setting) -> TrainingTable:
     data, choice = here.data, here.choice
     if data.histories:
         return HistoryTable(data.histories, here.vocabulary, here.layout, here.codes, max_history=choice.max_history)
-    rows = {str(row): row for row in range(len(here.codes))}
-    examples = [TrainingExample(query=query, item=str(item)) for query, item in data.queries]
-    return ExampleTable(examples, here.prompts, here.layout, rows, here.codes)
+    codes = here.codes
+    rows = {str(row): row for row in range(len(codes))}
+    histories: list[tuple[str, ...]] = [()] * len(data.queries)
+    if choice.query_codes:  # a query stands in the prompt as if it were an item: by its codes, before its text
+        histories = [(f"query {number}",) for number in range(len(data.queries))]
+        rows |= {name: len(codes) + number for number, (name,) in enumerate(histories)}
+        codes = np.concatenate((codes, here.training_query_codes()))
+    examples = [
+        TrainingExample(query=query, history=history, item=str(item))
+        for (query, item), history in zip(data.queries, histories, strict=True)
+    ]
+    return ExampleTable(examples, here.prompts, here.layout, rows, codes)
 
 
 def _load(weights: Path) -> Any:

@@ -155,10 +155,12 @@ def references(results: Results, dataset: DatasetName, record: Mapping[str, Any]
         return f"{_NOT_YET}\n"
     lines = [[name, *_cells([recall], CUTOFFS), ""] for name, recall in record.items()]
     ranking = best_ranking(results, dataset)
-    for label, choices in _methods(dataset):
+    own = [(label, choices) for label, choices in _methods(dataset)]
+    own += [(f"lever: {row.label}", [row.choice]) for row in rows(dataset) if row.section == "levers"]
+    for label, choices in own:
         found = _recalls(results, choices, OWN, "all", ranking)
         if found:
-            lines.append([f"**{label}**, {ranking}", *_cells(found, CUTOFFS), _key(choices[0])])
+            lines.append([f"**{label}**", *_cells(found, CUTOFFS), _key(choices[0])])
     return markdown(["", *(f"@{k}" for k in CUTOFFS), "run"], lines)
 
 

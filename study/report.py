@@ -1,0 +1,114 @@
+"""The study's report: ``docs/study/README.md`` and its figures, from the results alone.
+
+What must hold: the same results give the same report; what has not been computed says so; every number stands beside
+the run, the seed or the record that it came from, and the command that computes it again is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from study import tables
+from study.datasets import DatasetName
+from study.figures import shape_figures, training_figures
+from study.results import Results
+from study.work import DATASETS
+
+_FINDINGS: Final = Path(__file__).with_name("findings.md")
+_TITLES: Final[dict[DatasetName, str]] = {
+    "amazon_games": "amazon_games: the next item of a history",
+    "chorus_icecat": "chorus_icecat: from a query to products",
+    "planted": "A planted hourglass: next item, synthetic",
+    "tiny": "A planted hourglass in small",
+}
+
+_METHOD: Final = """\
+## How it was measured
+
+- **Split.** amazon_games: each user's last item is the test, the last but one is for choosing settings, the rest trains
+  (leave-one-out). chorus_icecat: the 113 judged queries with a product rated 2 or 3 are the test; training queries are
+  made from titles, brands, types and descriptions alone. Planted: walks among nearest neighbours, split as amazon_games.
+- **Recall@k** of a case is the share of its relevant items among the first k answers (one relevant item: the hit rate),
+  as a mean over cases, with 50 beams under the constraint. *SID level*: the SID of the item is among the first k SIDs.
+  *Item level*: the item itself is among the first k items; SIDs in the order of their scores, the items of a SID in the
+  order of a ranking (**weight**: popularity in training; **left-out token**: the model's log P(c2 | c1); **history**:
+  similarity of the embedding to the mean of the history's; **reconstructed**: the same from the codes alone). Items of
+  the history are left out of item lists, of the references' too.
+- **Head items** are those whose layer-2 token is among the 10 % most crowded ones; **tail** items are the others; **new**
+  items are a tenth of the catalogue that arrived after training.
+- **Models** are small (the tables say how small), from scratch, on two CPU cores: methods are compared with each other
+  under equal means, not with the paper's 0.8 and 7 billion parameters.
+- `±` is the standard deviation over seeds 0, 1 and 2; a row without it is seed 0 alone.
+- **Again:** every row ends with the key of its run. `sidstream study --only KEY --again` trains and measures that run
+  anew, `sidstream study --only "table 2"` all of a kind, `sidstream study --report` rebuilds this page and its figures
+  from `results/`, `sidstream study` computes what is missing.
+"""
+
+
+def write_report(results: Results, output: Path, datasets: Sequence[DatasetName] = DATASETS) -> Path:
+    """Writes the page and its figures; returns the page's path."""
+    output.mkdir(parents=True, exist_ok=True)
+    parts = [
+        "# The hourglass on public data\n",
+        "Should you shorten Semantic IDs, how far, and what does it cost your items? Every method, table and figure of "
+        "*Breaking the Hourglass Phenomenon of Residual Quantization* (Kuai et al. 2024), on data that anyone can get, "
+        "and what the paper did not look at: a layout that changes under a frozen model.\n",
+    ]
+    if datasets == DATASETS and _FINDINGS.is_file():
+        parts.append(_FINDINGS.read_text())
+    parts.append(_METHOD)
+    for dataset in datasets:
+        parts.append(f"# {_TITLES[dataset]}\n")
+        parts += _dataset(results, dataset, output)
+    page = output / "README.md"
+    page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts))
+    return page
+
+
+def _dataset(results: Results, dataset: DatasetName, output: Path) -> list[str]:
+    record = results.record("references", dataset)
+    sections: list[tuple[str, str, Callable[[], list[str]]]] = [
+        (
+            "1. The shape of the codes (figures 1-4 and 6)",
+            f'Again: `sidstream study --only "hourglass {dataset}" --again`.',
+            lambda: shape_figures(results, dataset, output),
+        ),
+        (
+            "2. Head and tail, layers exchanged, first token given (table 1)",
+            "Recall of SIDs.",
+            lambda: [tables.table_1(results, dataset)],
+        ),
+        (
+            "3. Methods against the hourglass (table 2)",
+            "SID level, and item level by the best ranking.",
+            lambda: [
+                tables.table_2(results, dataset),
+                "How many items share a SID:\n",
+                tables.buckets(results, dataset),
+                "The order of the items inside a SID decides recall of items:\n",
+                tables.rankings(results, dataset),
+            ],
+        ),
+        (
+            "4. Invalid SIDs without the constraint (figure 5), and loss curves",
+            "Under the constraint the share is zero: the beam search walks the trie alone (`tests/retriever`).",
+            lambda: training_figures(results, dataset, output),
+        ),
+        (
+            "5. A layout change under a frozen model",
+            "Recall@10; a tenth of the items arrived after training.",
+            lambda: [tables.layout_change(results, dataset)],
+        ),
+        (
+            "6. References on the same cases",
+            f'Again: `sidstream study --only "references {dataset}" --again`.',
+            lambda: [tables.references(results, dataset, record["recalls"] if record else None)],
+        ),
+        ("Runs", "", lambda: [tables.runs(results, dataset)]),
+    ]
+    parts = []
+    for title, note, content in sections:
+        parts += [f"## {title}\n", *([note + "\n"] if note else []), *content()]
+    return parts
