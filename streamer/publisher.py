@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from models.catalogue import CatalogueItem
 from models.errors import SidstreamError
-from models.text_encoder import TextEncoder, require_text
 from streamer.kafka import produce, producer_configuration
 from streamer.records import ITEM_UPDATE, ItemUpdate
 from streamer.settings import Settings
 from streamer.topics import require
+
+if TYPE_CHECKING:  # whoever publishes embeddings of his own needs no ONNX Runtime
+    from models.text_encoder import TextEncoder
 
 _POLL_EVERY: Final = 1_000
 _FLUSH_SECONDS: Final = 30.0
@@ -145,6 +147,8 @@ def publish_texts(
     """Publish items with the embeddings of their texts; ``advance`` hears of each thousand. Nothing is sent if an item
     has no text.
     """
+    from models.text_encoder import require_text
+
     require_text(items)
     with ItemPublisher(settings, encoder) as publisher:
         for start in range(0, len(items), _POLL_EVERY):
