@@ -47,9 +47,9 @@ from retriever.search_parts import (
 )
 from store.trie_view import SidPaths
 
-# Readings of a query before the pool is asked again which others can still reach it: a trained model then runs a
-# quarter of them.
-_READINGS_AT_ONCE: Final = 64
+# Readings of a query before the pool is asked again which others can still reach it: a trained model then runs
+# about a third of them.
+_READINGS_AT_ONCE: Final = 128
 
 
 def marginal_beam_search(

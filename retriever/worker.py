@@ -1,7 +1,8 @@
 """The retriever: queries in, answers out; one answer a query, results and offsets in one transaction.
 
-All queries of a batch are answered from one snapshot of the index, under one layout: the model's own (pinned) or, for a
-model trained with layer-2 dropout, the live one. Whatever an answer names was a live item in that snapshot.
+All queries of a batch are answered from one snapshot of the index, under one layout: the model's own (pinned) or the
+live one, which a model trained with layer-2 dropout writes itself and any other is summed over (marginal). Whatever an
+answer names was a live item in that snapshot.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from models.errors import SidstreamError
 from models.layout import Layout
 from models.prompts import PromptBuilder
 from retriever.beam_search import ScoredSid, beam_search
+from retriever.marginal_search import marginal_beam_search
 from retriever.ranking import LeftOutToken, Ranker, WeightAndRecency
 from store.reader import IndexReader, Snapshot
 from store.trie_view import TrieView
@@ -76,7 +78,8 @@ class AnswerBatch:
         if settings.layout == "live" and bundle.manifest.layer2_dropout == 0:
             raise RetrieverError(
                 "retriever.layout is 'live', but the bundle's model was trained without layer-2 dropout: it would lose the "
-                "items of every head token. Train it with `sidstream train --layer2-dropout 0.3`, or set it to 'pinned'"
+                "items of every head token. Train it with `sidstream train --layer2-dropout 0.3`, or set it to 'pinned' "
+                "or 'marginal'"
             )
         self._bundle = bundle
         self._model = model
@@ -131,13 +134,7 @@ class AnswerBatch:
             for one in asked:
                 self._build_prompt(one, snapshot, layout)
             prepared = time.perf_counter()
-            found = beam_search(
-                self._model,
-                self._prompts.vocabulary,
-                [one.prompt for one in asked],
-                trie,
-                beams=self._settings.beams,
-            )
+            found = self._search([one.prompt for one in asked], trie)
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
             items = [
@@ -168,11 +165,22 @@ class AnswerBatch:
             return self._bundle.layout
         return snapshot.live_layout() or self._bundle.layout
 
+    def _search(self, prompts: list[list[int]], trie: TrieView) -> list[list[ScoredSid]]:
+        model, vocabulary, beams = self._model, self._prompts.vocabulary, self._settings.beams
+        if self._settings.layout == "marginal":
+            pinned = self._bundle.layout
+            return marginal_beam_search(
+                model, vocabulary, prompts, trie, layout=trie.layout, pinned=pinned, beams=beams
+            )
+        return beam_search(model, vocabulary, prompts, trie, beams=beams)
+
     def _build_prompt(self, one: _Asked, snapshot: Snapshot, layout: Layout) -> None:
         known = snapshot.find([item.encode() for item in one.query.history]) if one.query.history else []
         one.skipped = tuple(item for item, stored in zip(one.query.history, known, strict=True) if stored is None)
         codes = [stored.codes for stored in known if stored is not None]
-        history = layout.sid_tokens(codes) if codes else ()
+        # The model reads what it writes: under marginal decoding that is its own layout.
+        written = self._bundle.layout if self._settings.layout == "marginal" else layout
+        history = written.sid_tokens(codes) if codes else ()
         one.prompt = self._prompts.build(one.query.text, history, one.query.user)
 
     def _items(

@@ -129,7 +129,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     query_id: str
     items: tuple[AnswerItem, ...] = ()
     layout: int | None = None
-    layout_mode: Literal["pinned", "live"] = "pinned"
+    layout_mode: Literal["pinned", "live", "marginal"] = "pinned"
     codebook: str = ""
     model: str = ""
     position: dict[str, int] = {}

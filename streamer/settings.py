@@ -155,7 +155,11 @@ class RetrieverSettings(Section):
     beams: int = Field(50, ge=1)
     maximum_limit: int = Field(100, ge=1, description="items an answer at the most")
     maximum_query_bytes: int = Field(65_536, ge=256)
-    layout: Literal["pinned", "live"] = "pinned"
+    layout: Literal["pinned", "live", "marginal"] = Field(
+        "pinned",
+        description="pinned: the one that the model was trained on; live: the newest, for a model trained with layer-2 "
+        "dropout; marginal: the newest, by exact sums over what the model writes, for any model; it costs more time",
+    )
     ranking: Literal["weight_and_recency", "left_out_token"] = Field(
         "weight_and_recency",
         description="of items that share a SID; left_out_token needs layer-2 tokens seen in training",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from confluent_kafka import Message
@@ -20,10 +21,12 @@ from models.codebook import Codebook
 from models.language_model import load_language_model
 from models.layout import Layout
 from retriever.commands import show_answer
+from retriever.marginal_search import marginal_beam_search
 from retriever.worker import AnswerBatch, RetrieverError
 from store.errors import IndexMismatchError
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
+from store.trie_view import TrieView
 from streamer.records import ANSWER, Answer, AnswerItem
 from streamer.settings import RetrieverSettings
 
@@ -143,12 +146,8 @@ def test_unknown_history_items_are_listed_and_skipped(bundle: Bundle, writer: In
     assert [item.item_id for item in with_unknown.items] == [item.item_id for item in without.items]
 
 
-def test_live_layout_is_followed_by_a_model_with_layer2_dropout_and_items_stay_valid(
-    bundle: Bundle, writer: IndexWriter
-) -> None:
-    answer_queries = answer_batch(bundle, writer, layout="live")
-    ask = query(b"q", text="thing number 7", limit=30)
-    [before] = answers(answer_queries([ask]))
+def with_short_sids(bundle: Bundle, writer: IndexWriter) -> Layout:
+    """Makes a layout live that leaves out the five fullest layer-2 tokens."""
     with writer.snapshot() as snapshot:
         fullest = np.argsort(-snapshot.census()[1])[:5]
     old = bundle.layout
@@ -160,24 +159,76 @@ def test_live_layout_is_followed_by_a_model_with_layer2_dropout_and_items_stay_v
         head_tokens=tuple(sorted(fullest.tolist())),
     )
     writer.put_layout(layout, {})
+    return layout
+
+
+def without_layer2_dropout(bundle: Bundle) -> Bundle:
+    """The bundle as if its model had been trained without."""
+    record = bundle.manifest.language_model
+    assert record is not None
+    plain = msgspec.structs.replace(record, layer2_dropout=0.0)
+    return Bundle(bundle.directory, msgspec.structs.replace(bundle.manifest, language_model=plain))
+
+
+def test_live_layout_is_followed_by_a_model_with_layer2_dropout_and_items_stay_valid(
+    bundle: Bundle, writer: IndexWriter
+) -> None:
+    answer_queries = answer_batch(bundle, writer, layout="live")
+    ask = query(b"q", text="thing number 7", limit=30)
+    [before] = answers(answer_queries([ask]))
+    layout = with_short_sids(bundle, writer)
     [after] = answers(answer_queries([ask]))
-    assert (before.layout, after.layout) == (old.generation, layout.generation)
+    assert (before.layout, after.layout) == (bundle.layout.generation, layout.generation)
     assert any("<b_" not in item.sid for item in after.items), "SIDs of head tokens are short now"
     assert not any("<b_" not in item.sid for item in before.items)
     assert {item.item_id for item in after.items} <= {f"item-{number}" for number in range(LIVE)}
 
 
 def test_live_layout_is_refused_for_a_model_without_layer2_dropout(bundle: Bundle, writer: IndexWriter) -> None:
-    import msgspec
+    with pytest.raises(RetrieverError, match=r"without layer-2 dropout.*'marginal'"):
+        answer_batch(without_layer2_dropout(bundle), writer, layout="live")
 
-    record = bundle.manifest.language_model
-    assert record is not None
-    plain = Bundle(
-        bundle.directory,
-        msgspec.structs.replace(bundle.manifest, language_model=msgspec.structs.replace(record, layer2_dropout=0.0)),
-    )
-    with pytest.raises(RetrieverError, match="without layer-2 dropout"):
-        answer_batch(plain, writer, layout="live")
+
+def test_marginal_decoding_follows_the_live_layout_without_layer2_dropout(bundle: Bundle, writer: IndexWriter) -> None:
+    plain = without_layer2_dropout(bundle)
+    pinned, marginal = answer_batch(plain, writer), answer_batch(plain, writer, layout="marginal")
+    asked = [query(b"a", text="thing", history=["item-3", "item-4"], limit=100), query(b"b", text="thing", limit=100)]
+    before = answers(pinned(asked))
+    for one, other in zip(before, answers(marginal(asked)), strict=True):
+        assert [(item.item_id, item.score) for item in one.items] == [
+            (item.item_id, item.score) for item in other.items
+        ], "no head tokens yet: nothing to sum over"
+    layout = with_short_sids(bundle, writer)
+    after = answers(marginal(asked))
+    for one, other in zip(before, after, strict=True):
+        assert other.error is None
+        assert (other.layout, other.layout_mode) == (layout.generation, "marginal")
+        short = {item.item_id: item.score for item in other.items if "<b_" not in item.sid}
+        assert short
+        # The sum holds the item's own path; an item with its layer-2 token has no other.
+        own = {item.item_id: item.score for item in one.items}
+        assert any(item in own for item in short)
+        for item in other.items:
+            if item.item_id in own:
+                expected = own[item.item_id]
+                assert item.score == pytest.approx(expected, abs=1e-4) or (
+                    item.item_id in short and item.score > expected
+                )
+
+
+def test_marginal_decoding_reads_histories_under_the_layout_of_the_model(bundle: Bundle, writer: IndexWriter) -> None:
+    layout = with_short_sids(bundle, writer)
+    model, prompts = load_language_model(bundle)
+    with writer.snapshot() as snapshot:
+        stored = snapshot.find([f"item-{number}".encode() for number in range(LIVE)])
+        history = [item for item in stored if item is not None and item.codes[1] in layout.head_tokens][:4]
+        prompt = prompts.build(history=bundle.layout.sid_tokens([item.codes for item in history]))
+        (expected,) = marginal_beam_search(
+            model, prompts.vocabulary, [prompt], TrieView(snapshot, layout), layout=layout, pinned=bundle.layout
+        )
+    ask = query(b"q", history=[item.id.decode() for item in history], limit=1)
+    [answer] = answers(answer_batch(bundle, writer, layout="marginal")([ask]))
+    assert answer.items[0].score == pytest.approx(expected[0].score, abs=1e-4)
 
 
 def test_empty_index_is_answered_with_an_error_that_says_what_to_do(bundle: Bundle, writer: IndexWriter) -> None:
