@@ -42,7 +42,7 @@ def test_after_recovery_nothing_is_fetched_before_the_position_is_sought_and_the
 
     async def scenario(app: MonitorApp, changelog: TP) -> None:
         consumer, recovery = app.consumer, app.tables.recovery
-        vars(app)["_fetcher"] = Fetcher()  # Faust's cached property
+        app.__dict__["_fetcher"] = Fetcher()  # Faust's cached property
         resume = app.flow_control.resume
 
         async def seek_to_committed() -> dict[TP, int | None]:
