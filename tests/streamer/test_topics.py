@@ -43,6 +43,12 @@ def test_dead_letters_take_larger_records_than_the_topics_whose_events_they_hold
     assert sizes["queries.dlq"] > sizes["queries"]
 
 
+def test_segments_of_the_monitors_changelog_are_small_and_hold_any_batch() -> None:
+    """A take-over reads the changelog from its start, and an open segment is never compacted."""
+    changelog = next(spec for spec in topic_specs(load_settings()) if spec.name.endswith("-changelog"))
+    assert int(changelog.config["max.message.bytes"]) < int(changelog.config["segment.bytes"]) < 10_000_000
+
+
 def test_creating_twice_changes_nothing_the_second_time(broker_settings: Settings) -> None:
     specs = topic_specs(broker_settings)
     first = create(broker_settings.kafka, specs)
