@@ -19,12 +19,21 @@ from confluent_kafka import Message
 
 from models.bundle import Bundle
 from models.catalogue import MAXIMUM_ID_BYTES
+from models.codebook import Codebook
 from models.errors import SidstreamError
 from models.layout import Layout
 from models.prompts import PromptBuilder
 from retriever.beam_search import ScoredSid, beam_search
 from retriever.marginal_search import marginal_beam_search
-from retriever.ranking import LeftOutToken, Ranker, WeightAndRecency
+from retriever.ranking import (
+    HistorySimilarity,
+    LeftOutToken,
+    Ranker,
+    RankingContext,
+    WeightAndRecency,
+    reconstructions,
+)
+from store.encoding import StoredItem
 from store.reader import IndexReader, Snapshot
 from store.trie_view import TrieView
 from streamer.cloudevents import cloud_event_headers
@@ -58,6 +67,7 @@ class _Asked:
     query: Query
     waited_ms: float
     prompt: list[int] = field(default_factory=list)
+    history: tuple[StoredItem, ...] = ()
     skipped: tuple[str, ...] = ()
 
 
@@ -91,7 +101,7 @@ class AnswerBatch:
         # Told at the start, not by the first query.
         with reader.snapshot() as snapshot:
             TrieView(snapshot, bundle.layout)
-        self._ranker: Ranker = LeftOutToken() if settings.ranking == "left_out_token" else WeightAndRecency()
+        self._ranker = _ranker(settings, bundle)
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
         outgoing: list[Outgoing] = []
@@ -137,9 +147,7 @@ class AnswerBatch:
             found = self._search([one.prompt for one in asked], trie)
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
-            items = [
-                self._items(sids, one.query.limit, snapshot, layout) for one, sids in zip(asked, found, strict=True)
-            ]
+            items = [self._items(sids, one, snapshot, layout) for one, sids in zip(asked, found, strict=True)]
         ended = time.perf_counter()
         spent = {
             "prepare": round((prepared - started) * 1000, 2),
@@ -177,19 +185,22 @@ class AnswerBatch:
     def _build_prompt(self, one: _Asked, snapshot: Snapshot, layout: Layout) -> None:
         known = snapshot.find([item.encode() for item in one.query.history]) if one.query.history else []
         one.skipped = tuple(item for item, stored in zip(one.query.history, known, strict=True) if stored is None)
-        codes = [stored.codes for stored in known if stored is not None]
+        live = [stored for stored in known if stored is not None]
+        # The newest ones, which are those that the model reads: a long history must not slow the ranking of every SID.
+        one.history = tuple(live[max(0, len(live) - self._prompts.settings.max_history) :])
+        codes = [stored.codes for stored in one.history]
         # The model reads what it writes: under marginal decoding that is its own layout.
         written = self._bundle.layout if self._settings.layout == "marginal" else layout
         history = written.sid_tokens(codes) if codes else ()
         one.prompt = self._prompts.build(one.query.text, history, one.query.user)
 
     def _items(
-        self, sids: Sequence[ScoredSid], limit: int, snapshot: Snapshot, layout: Layout
+        self, sids: Sequence[ScoredSid], one: _Asked, snapshot: Snapshot, layout: Layout
     ) -> tuple[AnswerItem, ...]:
         """Best SID first; the items of one SID in the ranker's order."""
         answer: list[AnswerItem] = []
         for sid in sids:
-            for item in self._ranker.rank(snapshot.items(sid.items), sid):
+            for item in self._ranker.rank(snapshot.items(sid.items), RankingContext(sid, one.history)):
                 answer.append(
                     AnswerItem(
                         item_id=item.id.decode(),
@@ -198,7 +209,7 @@ class AnswerBatch:
                         score=round(sid.score, 6),
                     )
                 )
-                if len(answer) == limit:
+                if len(answer) == one.query.limit:
                     return tuple(answer)
         return tuple(answer)
 
@@ -225,6 +236,15 @@ class AnswerBatch:
             )
             value = ANSWER.encode(msgspec.structs.replace(answer, items=(), skipped_history=(), error=fault))
         return Outgoing(self._results_topic, answer.query_id.encode(), value, -1, headers)
+
+
+def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker:
+    if settings.ranking == "history_similarity":
+        # What a model thinks of tokens that it has never seen is noise.
+        seen = bundle.manifest.layer2_dropout > 0 or not bundle.layout.head_tokens
+        otherwise: Ranker = LeftOutToken() if seen else WeightAndRecency()
+        return HistorySimilarity(reconstructions(Codebook.load(bundle.codebook_path)), otherwise)
+    return LeftOutToken() if settings.ranking == "left_out_token" else WeightAndRecency()
 
 
 def _shortened(title: str) -> str:

@@ -231,6 +231,27 @@ def test_marginal_decoding_reads_histories_under_the_layout_of_the_model(bundle:
     assert answer.items[0].score == pytest.approx(expected[0].score, abs=1e-4)
 
 
+def test_items_of_a_sid_are_ranked_by_similarity_to_the_history(bundle: Bundle, writer: IndexWriter) -> None:
+    """Items that differ in the left-out token alone: the one whose token the history has comes first."""
+    layout = with_short_sids(bundle, writer)
+    codes = np.array([[1, token, 1] for token in layout.head_tokens], np.uint16)
+    ids = [f"head-{token}" for token in layout.head_tokens]
+    writer.apply(batch(ids, codes), {})
+    history = np.array([[2, token, 5] for token in layout.head_tokens], np.uint16)
+    writer.apply(batch([f"seen-{token}" for token in layout.head_tokens], history), {})
+    reconstructed = Codebook.load(bundle.codebook_path).reconstruct(np.concatenate((codes, history)))
+    reconstructed /= np.linalg.norm(reconstructed, axis=1, keepdims=True)
+    cosines = reconstructed[: len(codes)] @ reconstructed[len(codes) :].T
+    answer_queries = answer_batch(bundle, writer, layout="live", ranking="history_similarity", beams=1_000)
+    for place, token in enumerate(layout.head_tokens):
+        [answer] = answers(answer_queries([query(b"q", history=[f"seen-{token}", "nope"], limit=100)]))
+        group = [item.item_id for item in answer.items if item.item_id in ids]
+        expected = [ids[number] for number in np.argsort(-cosines[:, place])]
+        assert group == [item_id for item_id in expected if item_id in group]
+        assert len(group) > 1
+    assert answers(answer_queries([query(b"q", text="thing")]))[0].error is None, "a query without a history"
+
+
 def test_empty_index_is_answered_with_an_error_that_says_what_to_do(bundle: Bundle, writer: IndexWriter) -> None:
     ids = [f"item-{number}" for number in range(LIVE)]
     writer.apply(batch(ids, np.zeros((LIVE, 3), np.uint16), deleted=True), {})
