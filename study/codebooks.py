@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from models.codebook import Codebook, fit_residual_kmeans
 from study.configuration import CodebookChoice
-from study.datasets import Dataset
+from study.datasets import Dataset, planted_codebook
 from study.references import CoOccurrence
 
-_CO_OCCURRENCE_DIMENSION = 64
+RQ_VAE_EPOCHS: Final = 30
+_CO_OCCURRENCE_DIMENSION: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +45,20 @@ def fitted(choice: CodebookChoice, data: Dataset, scratch: Path) -> FittedCodebo
 
 
 def _fit(choice: CodebookChoice, vectors: npt.NDArray[np.float32]) -> Codebook:
+    if choice.method == "planted":
+        return planted_codebook(choice.dataset)
     if choice.method == "rq-vae":
-        from models.rq_vae import fit_rq_vae
+        from models.rq_vae import RqVaeSettings, fit_rq_vae
 
-        return fit_rq_vae(vectors, layers=choice.layers, size=choice.size, seed=choice.seed)
-    return fit_residual_kmeans(vectors, layers=choice.layers, size=choice.size, seed=choice.seed)
+        settings = RqVaeSettings(epochs=RQ_VAE_EPOCHS)
+        return fit_rq_vae(vectors, layers=choice.layers, size=choice.size, seed=choice.seed, settings=settings)
+    return fit_residual_kmeans(
+        vectors,
+        layers=choice.layers,
+        size=choice.size,
+        seed=choice.seed,
+        shared_start=choice.start == "shared",
+    )
 
 
 def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float32]:

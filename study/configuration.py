@@ -45,17 +45,18 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CodebookChoice(_Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Codebooks of a set's items. ``co_occurrence``: weight of the items' co-occurrence vectors beside their text
-    embedding (0: text alone); ``independent``: layers start from different items.
+    """Codebooks of a set's items. ``method`` "planted": those that a synthetic set was made from; ``co_occurrence``:
+    weight of the items' co-occurrence vectors beside their text embedding (0: text alone); ``start``: whether the
+    layers' k-means start from the same items.
     """
 
     dataset: DatasetName
-    method: Literal["k-means", "rq-vae"] = "k-means"
+    method: Literal["k-means", "rq-vae", "planted"] = "k-means"
     layers: int = 3
     size: int = 256
     seed: int = 0
     co_occurrence: float = 0.0
-    independent: bool = False
+    start: Literal["shared", "independent"] = "shared"
 
 
 class LayoutChoice(_Record, frozen=True, kw_only=True, omit_defaults=True):

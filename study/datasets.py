@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.catalogue import Catalogue
+from models.codebook import Codebook
 from models.errors import SidstreamError
 from models.example_queries import examples_from_catalogue
+from study.synthetic import planted_hourglass
 
 DatasetName = Literal["amazon_games", "chorus_icecat", "planted", "tiny"]
 Part = Literal["test", "valid"]
@@ -27,6 +29,10 @@ Part = Literal["test", "valid"]
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
 _RELEVANT: Final = 2  # ratings run from 0 to 3; the data's own notes count from 2
 _ARRIVING_SHARE: Final = 0.1
+_PLANTED: Final[dict[DatasetName, tuple[int, int, int]]] = {  # items, M, users
+    "planted": (12_000, 64, 24_000),
+    "tiny": (1_500, 32, 1_200),
+}
 _QUERIES_AN_ITEM: Final = 4
 
 
@@ -64,7 +70,7 @@ class Dataset:
 
 def is_present(name: DatasetName) -> bool:
     """Whether the set's files are there; the synthetic ones always are."""
-    return name in ("planted", "tiny") or (DATA / name).is_dir()
+    return name in _PLANTED or (DATA / name).is_dir()
 
 
 @cache
@@ -80,7 +86,7 @@ def load(name: DatasetName, part: Part = "test", *, arrivals: bool = False) -> D
     elif name == "chorus_icecat":
         data = _chorus()
     else:
-        data = _planted(part, tiny=name == "tiny")
+        data = _planted(name, part)
     return _hold_back(data) if arrivals else data
 
 
@@ -143,14 +149,19 @@ def _chorus() -> Dataset:
     )
 
 
-def _planted(part: Part, *, tiny: bool) -> Dataset:
-    from study.synthetic import planted_hourglass
-
-    items, users = (1_500, 1_200) if tiny else (12_000, 24_000)
-    embeddings, _ = planted_hourglass(items, seed=0)
+def _planted(name: DatasetName, part: Part) -> Dataset:
+    items, size, users = _PLANTED[name]
+    embeddings, _ = planted_hourglass(items, seed=0, size=size)
     sequences = neighbour_walks(embeddings, users=users, longest=8, seed=0)
-    titles = [f"item {row}" for row in range(items)]
-    return _next_item("tiny" if tiny else "planted", embeddings, titles, sequences, part)
+    return _next_item(name, embeddings, [f"item {row}" for row in range(items)], sequences, part)
+
+
+def planted_codebook(name: DatasetName) -> Codebook:
+    """The codebook that a synthetic set was made from. Raises ``SidstreamError`` for a real one."""
+    if name not in _PLANTED:
+        raise SidstreamError(f"{name} was not made from a codebook: fit one by k-means or as an RQ-VAE")
+    items, size, _ = _PLANTED[name]
+    return planted_hourglass(items, seed=0, size=size)[1]
 
 
 def neighbour_walks(

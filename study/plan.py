@@ -6,7 +6,7 @@ What must hold: the report reads results by the same choices that the scheduler 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,9 +65,8 @@ def scale(dataset: DatasetName) -> Scale:
                 cases=3_000,
             )
         case "tiny":
-            base = RunChoice(
-                codebook=msgspec.structs.replace(codebook, size=32), hidden_size=48, model_layers=2, epochs=8, cases=400
-            )
+            planted = msgspec.structs.replace(codebook, method="planted", size=32)
+            base = RunChoice(codebook=planted, hidden_size=48, model_layers=2, epochs=8, learning_rate=5e-3, cases=400)
     few = dataset in ("planted", "tiny")
     return Scale(base=base, seeds=SEEDS[:1] if few else SEEDS, architectures=("llama",) if few else ("llama", "qwen"))
 
@@ -110,7 +109,7 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
     """What may bring items closer to the references (section 6): one thing changed at a time, then all that helped."""
     base = scale(dataset).base
 
-    def changed(label: str, codebook: dict[str, object] | None = None, **changes: object) -> Row:
+    def changed(label: str, codebook: Mapping[str, object] | None = None, **changes: object) -> Row:
         choice = msgspec.structs.replace(base, codebook=msgspec.structs.replace(base.codebook, **(codebook or {})))
         return Row("levers", label, msgspec.structs.replace(choice, **changes), (OWN,))
 

@@ -287,14 +287,16 @@ def measure(here: Setting, model: Any, measurement: Measurement) -> dict[str, An
         layout = measurement.layout.layout(here.codebook.codebook.id, here.census())
     cases = here.cases(here.choice.cases)
     if measurement.kind == "first token given":
-        first = here.codes[[case.relevant[0] for case in cases], 0]
+        # A case of several relevant items is asked once for each of them.
+        asked = [replace(case, relevant=(item,)) for case in cases for item in case.relevant]
+        first = here.codes[[case.relevant[0] for case in asked], 0]
         parts = [
             _recall_outcome(
                 here,
                 model,
                 measurement,
                 layout,
-                [case for case, token in zip(cases, first, strict=True) if token == given],
+                [case for case, token in zip(asked, first, strict=True) if token == given],
                 np.flatnonzero(here.codes[:, 0] == given),
             )
             for given in np.unique(first)

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, Final
 
-from study.configuration import RunChoice
+from study.configuration import CodebookChoice, RunChoice
 from study.datasets import DatasetName
 from study.evaluation import CUTOFFS, RANKINGS
+from study.shape import Shape
 from study.plan import BEST_TOP_K, FULL, Row, rows, scale
 from study.results import Results, RunResult
 from study.run import FIRST_GIVEN, OWN, Measurement
 
-_NOT_YET: Final = "not run yet"
+NOT_YET: Final = "not run yet"
 _FEW: Final = (1, 10, 50)
 
 
@@ -101,7 +102,7 @@ def buckets(results: Results, dataset: DatasetName) -> str:
         sizes = result.measured[OWN.name]["buckets"]
         lines.append([label, *(f"{value:,.10g}" for value in sizes.values())])
         header = ["layout", *sizes]
-    return markdown(header, lines) if lines else f"{_NOT_YET}\n"
+    return markdown(header, lines) if lines else f"{NOT_YET}\n"
 
 
 def layout_change(results: Results, dataset: DatasetName) -> str:
@@ -139,6 +140,57 @@ def invalid(results: Results, dataset: DatasetName) -> dict[str, dict[int, float
     return lines
 
 
+def invalid_table(shares: Mapping[str, Mapping[int, float]]) -> str:
+    """Figure 5 in numbers."""
+    counts = list(next(iter(shares.values())))
+    lines = [[label, *(f"{points[k]:.2%}" for k in counts)] for label, points in shares.items()]
+    return markdown(["method", *(f"k = {k}" for k in counts)], lines)
+
+
+def recall_at_10(results: Results, dataset: DatasetName) -> dict[str, dict[str, tuple[float, float]]]:
+    """Method → level → (recall@10, standard deviation over seeds), for the bars."""
+    bars: dict[str, dict[str, tuple[float, float]]] = {}
+    ranking = best_ranking(results, dataset)
+    for label, choices in _methods(dataset):
+        for level, name in (
+            ("SID", "SID level"),
+            (ranking, f"item level, ordered by {ranking.removeprefix('item, ')}"),
+        ):
+            values = [recall["10"] for recall in _recalls(results, choices, OWN, "all", level)]
+            if values:
+                bars.setdefault(label, {})[name] = (mean(values), stdev(values) if len(values) > 1 else 0.0)
+    return bars
+
+
+def shapes(found: Mapping[CodebookChoice, Shape]) -> str:
+    """The numbers under figures 1 to 4 and 6: by layer, and of whole codes."""
+    lines = []
+    for choice, shape in found.items():
+        start = "" if choice.start == "shared" else f", {choice.start} start"
+        by_layer = [
+            " / ".join(f"{value:{form}}" for value in values)
+            for form, values in (
+                (".3f", [layer.entropy for layer in shape.layers]),
+                (".3f", [layer.gini for layer in shape.layers]),
+                (".0f", [layer.standard_deviation for layer in shape.layers]),
+                (".1%", [layer.top_10_share for layer in shape.layers]),
+            )
+        ]
+        lines.append(
+            [
+                f"{choice.method}{start}, {choice.layers} × {choice.size}",
+                *by_layer,
+                f"{shape.squared_error:.3f}",
+                f"{shape.distinct:,}",
+                f"{shape.largest}",
+                f"{shape.sparsity:.2g}",
+                f"`{choice.key}`",
+            ]
+        )
+    header = ["codebook", "entropy by layer", "Gini", "standard deviation", "top 10 share", "squared error"]
+    return markdown([*header, "distinct", "largest", "paths used", "key"], lines)
+
+
 def curves(results: Results, dataset: DatasetName) -> dict[str, list[tuple[float, float]]]:
     """Label → loss curve of every run of a set."""
     found = {}
@@ -152,7 +204,7 @@ def curves(results: Results, dataset: DatasetName) -> dict[str, list[tuple[float
 def references(results: Results, dataset: DatasetName, record: Mapping[str, Any] | None) -> str:
     """The references beside the best models at item level."""
     if record is None:
-        return f"{_NOT_YET}\n"
+        return f"{NOT_YET}\n"
     lines = [[name, *_cells([recall], CUTOFFS), ""] for name, recall in record.items()]
     ranking = best_ranking(results, dataset)
     own = [(label, choices) for label, choices in _methods(dataset)]
@@ -170,7 +222,7 @@ def runs(results: Results, dataset: DatasetName) -> str:
     for row in rows(dataset):
         result: RunResult | None = results.run(row.choice)
         label = f"{row.section}: {row.label}{', arrivals' if row.choice.arrivals else ''}"
-        facts = [_NOT_YET, "", "", ""]
+        facts = [NOT_YET, "", "", ""]
         if result is not None:
             facts = [
                 f"{result.parameters / 1e6:.2f} M",

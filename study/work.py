@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from models.errors import SidstreamError
+from study.codebooks import fitted
 from study.configuration import CodebookChoice
 from study.datasets import DatasetName, is_present, load
+from study.shape import measure_shape
 from study.plan import Row, rows, scale
 from study.references import reference_recalls
 from study.results import Results
@@ -27,19 +29,20 @@ _SIZES: Final = (64, 256, 1024)
 
 
 def hourglass_choices(dataset: DatasetName) -> Iterator[CodebookChoice]:
-    """The codebooks whose shape figures 1 to 4 and 6 show, and two that start their layers from different items."""
+    """The codebooks whose shape figures 1 to 4 and 6 show; one whose layers start apart; the planted one."""
     for method in ("k-means", "rq-vae"):
         for layers in _LAYERS:
             for size in _SIZES:
                 yield CodebookChoice(dataset=dataset, method=method, layers=layers, size=size)
-    for layers in _LAYERS:
-        yield CodebookChoice(dataset=dataset, layers=layers, independent=True)
+    yield CodebookChoice(dataset=dataset, start="independent")
+    if dataset in ("planted", "tiny"):
+        yield scale(dataset).base.codebook
 
 
 def hourglass_label(choice: CodebookChoice) -> str:
     """Its name on the command line and in the report."""
-    starts = ", independent starts" if choice.independent else ""
-    return f"hourglass {choice.dataset} {choice.method} {choice.layers} x {choice.size}{starts}"
+    start = f", {choice.start} start" if choice.start != "shared" else ""
+    return f"hourglass {choice.dataset} {choice.method}, L = {choice.layers}, M = {choice.size}{start}"
 
 
 def row_label(row: Row) -> str:
@@ -72,26 +75,17 @@ def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, 
             results.forget_run(row.choice)
     missing = [choice for choice in shapes if results.record("hourglass", choice.key) is None]
     for choice in track(missing, "hourglass records", console=console, transient=True, disable=not missing):
-        results.write_record("hourglass", choice.key, measure_shape(choice))
+        results.write_record("hourglass", choice.key, shape_record(choice, results.scratch))
     for name in compared:
         if results.record("references", name) is None:
             results.write_record("references", name, references(name, results.scratch))
     return run_all(runs, results, jobs, console)
 
 
-def measure_shape(choice: CodebookChoice) -> dict[str, Any]:
-    """The hourglass record of one codebook, with the choice that it came from."""
-    from study.hourglass import fit_and_measure
-
-    facts = fit_and_measure(
-        load(choice.dataset).embeddings,
-        method=choice.method,
-        layers=choice.layers,
-        size=choice.size,
-        seed=choice.seed,
-        shared_start=not choice.independent,
-    )
-    return {"choice": choice.said(), "facts": facts}
+def shape_record(choice: CodebookChoice, scratch: Path) -> dict[str, Any]:
+    """The shape of one codebook's codes, with the choice that it came from."""
+    found = fitted(choice, load(choice.dataset), scratch)
+    return {"choice": choice.said(), "shape": measure_shape(found.codebook, found.vectors)}
 
 
 def references(dataset: DatasetName, scratch: Path) -> dict[str, Any]:

@@ -271,3 +271,12 @@ def test_numeric_modules_load_without_faiss_onnx_torch_or_safetensors() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_layers_that_start_apart_share_the_first_layer_alone_with_layers_that_start_together() -> None:
+    rows = np.random.default_rng(2).normal(size=(300, 8)).astype(np.float32)
+    together = fit_residual_kmeans(rows, layers=3, size=10, seed=1)
+    apart = fit_residual_kmeans(rows, layers=3, size=10, seed=1, shared_start=False)
+    np.testing.assert_array_equal(together.codewords[0], apart.codewords[0])
+    assert not np.array_equal(together.codewords[1], apart.codewords[1])
+    assert apart == fit_residual_kmeans(rows, layers=3, size=10, seed=1, shared_start=False)
