@@ -12,9 +12,9 @@ import msgspec
 from study import pictures, tables
 from study.configuration import CodebookChoice
 from study.datasets import DatasetName
-from study.shape import Shape
 from study.plan import scale
 from study.results import Results
+from study.shape import Shape
 from study.work import hourglass_choices
 
 

@@ -89,6 +89,7 @@ def rows(dataset: DatasetName) -> Iterator[Row]:
     yield Row("table 2", "MiLe loss", changed(loss="mile"), (OWN, FREE_BEAMS))
     yield Row("table 2", "focal loss", changed(loss="focal"), (OWN, FREE_BEAMS))
     yield Row("table 2", TOP_P.label, changed(layout=TOP_P), (OWN, FREE_BEAMS))
+    yield from levers(dataset)
     for architecture in here.architectures:
         label = architecture
         if architecture != "llama":
@@ -99,7 +100,6 @@ def rows(dataset: DatasetName) -> Iterator[Row]:
             changed(architecture=architecture, exchanged=True),
             (OWN, FIRST_GIVEN),
         )
-    yield from levers(dataset)
     for seed in here.seeds[1:]:
         yield Row("table 2", "base", changed(seed=seed), (OWN,))
         yield Row("table 2", BEST_TOP_K.label, changed(seed=seed, layout=BEST_TOP_K), (OWN,))
@@ -113,12 +113,12 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         choice = msgspec.structs.replace(base, codebook=msgspec.structs.replace(base.codebook, **(codebook or {})))
         return Row("levers", label, msgspec.structs.replace(choice, **changes), (OWN,))
 
-    large = {"hidden_size": 128, "model_layers": 4, "learning_rate": 2e-3}
+    large = {"hidden_size": 96, "epochs": 8}
     if dataset == "amazon_games":
         together = {"co_occurrence": 1.0}
         yield changed("co-occurrence in the embedding", together)
         yield changed("… and 1,024 codewords a layer", {**together, "size": 1024})
-        yield changed("… and a larger model, 10 epochs", {**together, "size": 1024}, **large, epochs=10)
+        yield changed("… and a larger model, 8 epochs", {**together, "size": 1024}, **large)
     elif dataset == "chorus_icecat":
         yield changed("codes of the query in the prompt", query_codes=True)
         yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)

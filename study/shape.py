@@ -77,9 +77,9 @@ def measure_shape(codebook: Codebook, embeddings: npt.NDArray[np.float32]) -> Sh
         flows=[_flow(codes[:, layer : layer + 2], counts[layer : layer + 2]) for layer in range(codebook.layers - 1)],
         residual_norms=[[round(float(value), 5) for value in np.quantile(column, _QUANTILES)] for column in norms.T],
         squared_error=round(float((norms[:, -1].astype(np.float64) ** 2).mean()), 5),
-        distinct=distinct_paths(codes),
+        distinct=int(distinct_paths(codes)),
         largest=int(rows.max()),
-        sparsity=path_sparsity(codes, codebook.size),
+        sparsity=float(path_sparsity(codes, codebook.size)),
     )
 
 
@@ -88,14 +88,17 @@ def _layer(counts: npt.NDArray[np.int64]) -> LayerShape:
     shares = np.sort(counts)[::-1] / counts.sum()
     places = np.unique(np.linspace(0, len(shares) - 1, _POINTS).round().astype(int))
     return LayerShape(
-        entropy=round(metrics.entropy, 4),
-        gini=round(metrics.gini, 4),
-        standard_deviation=round(metrics.standard_deviation, 2),
-        relative_standard_deviation=round(metrics.relative_standard_deviation, 4),
+        entropy=round(float(metrics.entropy), 4),
+        gini=round(float(metrics.gini), 4),
+        standard_deviation=round(float(metrics.standard_deviation), 2),
+        relative_standard_deviation=round(float(metrics.relative_standard_deviation), 4),
         largest_share=round(float(shares[0]), 5),
         top_10_share=round(float(shares[:10].sum()), 5),
-        dead=metrics.dead_codes,
-        ranks=[(round(place / (len(shares) - 1), 4), round(float(shares[place]) * len(shares), 4)) for place in places],
+        dead=int(metrics.dead_codes),
+        ranks=[
+            (round(place / (len(shares) - 1), 4), round(float(shares[place]) * len(shares), 4))
+            for place in places.tolist()
+        ],
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 from study.configuration import CodebookChoice, RunChoice
 from study.datasets import DatasetName
 from study.evaluation import CUTOFFS, RANKINGS
-from study.shape import Shape
 from study.plan import BEST_TOP_K, FULL, Row, rows, scale
 from study.results import Results, RunResult
 from study.run import FIRST_GIVEN, OWN, Measurement
+from study.shape import Shape
 
 NOT_YET: Final = "not run yet"
 _FEW: Final = (1, 10, 50)

@@ -16,12 +16,12 @@ from models.errors import SidstreamError
 from study.codebooks import fitted
 from study.configuration import CodebookChoice
 from study.datasets import DatasetName, is_present, load
-from study.shape import measure_shape
 from study.plan import Row, rows, scale
 from study.references import reference_recalls
 from study.results import Results
 from study.run import setting
 from study.scheduler import run_all
+from study.shape import measure_shape
 
 DATASETS: Final[tuple[DatasetName, ...]] = ("amazon_games", "chorus_icecat", "planted")
 _LAYERS: Final = (3, 4)
