@@ -212,16 +212,6 @@ def test_fit_with_the_same_seed_gives_the_same_codebook_and_another_seed_another
     assert first.id == again.id != other.id
 
 
-def test_independent_starts_change_the_layers_after_the_first_alone() -> None:
-    embeddings = make_embeddings(400)
-    shared, independent = (
-        fit_residual_kmeans(embeddings, layers=3, size=8, shared_start=shared_start).codewords
-        for shared_start in (True, False)
-    )
-    assert np.array_equal(shared[0], independent[0])
-    assert not np.allclose(shared[1], independent[1])
-
-
 @pytest.mark.parametrize("distinct", [1, 3])
 def test_fit_on_fewer_distinct_embeddings_than_codewords_stays_finite(distinct: int) -> None:
     embeddings = np.repeat(make_embeddings(distinct), 20, axis=0)
