@@ -136,7 +136,8 @@ def invalid(results: Results, dataset: DatasetName) -> dict[str, dict[int, float
     for label, choices in _methods(dataset):
         result = results.run(choices[0])
         if result is not None and "free beams" in result.measured:
-            lines[label] = {int(k): float(share) for k, share in result.measured["free beams"].items()}
+            shares = {int(k): float(share) for k, share in result.measured["free beams"].items()}
+            lines[label] = dict(sorted(shares.items()))
     return lines
 
 
@@ -205,7 +206,8 @@ def references(results: Results, dataset: DatasetName, record: Mapping[str, Any]
     """The references beside the best models at item level."""
     if record is None:
         return f"{NOT_YET}\n"
-    lines = [[name, *_cells([recall], CUTOFFS), ""] for name, recall in record.items()]
+    by_recall = sorted(record.items(), key=lambda pair: float(pair[1]["10"]))
+    lines = [[name, *_cells([recall], CUTOFFS), ""] for name, recall in by_recall]
     ranking = best_ranking(results, dataset)
     own = [(label, choices) for label, choices in _methods(dataset)]
     own += [(f"lever: {row.label}", [row.choice]) for row in rows(dataset) if row.section == "levers"]
