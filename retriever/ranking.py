@@ -1,4 +1,5 @@
-"""The order of the items that share one SID; on short SIDs it decides recall at item level.
+"""From SIDs to items: the order of the items that share one SID, or of all items by their own probability; on short SIDs
+it decides recall at item level (docs/study).
 
 What must hold: a ranker returns the items that it was given, each once, and the same ones always in the same order.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from store.encoding import StoredItem
 
 if TYPE_CHECKING:
     from retriever.search_parts import ScoredSid
+
+_LEAST_WEIGHT: Final = 1e-6  # an item of weight 0 is the last of its SID, not impossible
 
 Embed = Callable[[Sequence[StoredItem]], npt.NDArray[np.floating]]
 """Vectors (N, D) of N items, of any length other than zero."""
@@ -87,6 +90,33 @@ class HistorySimilarity:
         # Row by row, not as a matrix product: equal vectors must get equal cosines wherever they stand.
         cosines = (vectors * taste).sum(axis=1) / np.maximum(np.sqrt((vectors * vectors).sum(axis=1)), 1e-12)
         return [ranked[place] for place in np.argsort(-cosines, kind="stable").tolist()]
+
+
+def by_own_probability(
+    sids: Sequence[ScoredSid], read: Callable[[npt.NDArray[np.uint32]], Sequence[StoredItem]], limit: int
+) -> list[tuple[StoredItem, ScoredSid, float]]:
+    """The ``limit`` most probable items with their SID and log-probability, best first; equal ones by SID, then newest
+    first, then by id.
+
+    An item's probability is that of its SID times its share of the weight of the SID's live items: a SID that thirty
+    items share no longer takes the first thirty places, which is what short SIDs lose at item level (docs/study).
+    ``sids``: best first; ``read``: item numbers → live items. Buckets are read only while they can change the answer.
+    """
+    found: list[tuple[float, int, int, bytes, StoredItem]] = []
+    worst = -np.inf
+    for place, sid in enumerate(sids):
+        if sid.score <= worst:  # no item is more probable than its SID, and scores fall from here on
+            break
+        items = read(sid.items)
+        total = sum(max(item.weight, _LEAST_WEIGHT) for item in items)
+        for item in items:
+            score = sid.score + float(np.log(max(item.weight, _LEAST_WEIGHT) / total))
+            found.append((-score, place, -item.updated_at, item.id, item))
+        if len(found) >= limit:
+            found = sorted(found, key=lambda row: row[:4])[:limit]
+            worst = -found[-1][0]
+    found.sort(key=lambda row: row[:4])
+    return [(item, sids[place], -score) for score, place, _, _, item in found[:limit]]
 
 
 def reconstructions(codebook: Codebook) -> Embed:

@@ -31,6 +31,7 @@ from retriever.ranking import (
     Ranker,
     RankingContext,
     WeightAndRecency,
+    by_own_probability,
     reconstructions,
 )
 from store.encoding import StoredItem
@@ -197,18 +198,16 @@ class AnswerBatch:
     def _items(
         self, sids: Sequence[ScoredSid], one: _Asked, snapshot: Snapshot, layout: Layout
     ) -> tuple[AnswerItem, ...]:
-        """Best SID first; the items of one SID in the ranker's order."""
+        """The items of the answer, best first: by their own probability, or SID by SID in the ranker's order."""
+        if self._ranker is None:
+            return tuple(
+                _answer_item(item, layout, score)
+                for item, _, score in by_own_probability(sids, snapshot.items, one.query.limit)
+            )
         answer: list[AnswerItem] = []
         for sid in sids:
             for item in self._ranker.rank(snapshot.items(sid.items), RankingContext(sid, one.history)):
-                answer.append(
-                    AnswerItem(
-                        item_id=item.id.decode(),
-                        title=_shortened(item.title),
-                        sid=layout.sid_text(item.codes),
-                        score=round(sid.score, 6),
-                    )
-                )
+                answer.append(_answer_item(item, layout, sid.score))
                 if len(answer) == one.query.limit:
                     return tuple(answer)
         return tuple(answer)
@@ -238,7 +237,19 @@ class AnswerBatch:
         return Outgoing(self._results_topic, answer.query_id.encode(), value, -1, headers)
 
 
-def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker:
+def _answer_item(item: StoredItem, layout: Layout, score: float) -> AnswerItem:
+    return AnswerItem(
+        item_id=item.id.decode(),
+        title=_shortened(item.title),
+        sid=layout.sid_text(item.codes),
+        score=round(score, 6),
+    )
+
+
+def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker | None:
+    """The ranker inside a SID; None: all items by their own probability."""
+    if settings.ranking == "own_probability":
+        return None
     if settings.ranking == "history_similarity":
         # What a model thinks of tokens that it has never seen is noise.
         seen = bundle.manifest.layer2_dropout > 0 or not bundle.layout.head_tokens

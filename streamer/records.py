@@ -108,7 +108,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One item of an answer; ``score`` is the log-probability of its SID, natural logarithm."""
+    """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID."""
 
     item_id: str
     title: str

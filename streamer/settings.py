@@ -160,10 +160,11 @@ class RetrieverSettings(Section):
         description="pinned: the one that the model was trained on; live: the newest, for a model trained with layer-2 "
         "dropout; marginal: the newest, by exact sums over what the model writes, for any model; it costs more time",
     )
-    ranking: Literal["weight_and_recency", "left_out_token", "history_similarity"] = Field(
-        "weight_and_recency",
-        description="of items that share a SID; left_out_token needs layer-2 tokens seen in training; "
-        "history_similarity compares the items' codes with those of the history",
+    ranking: Literal["own_probability", "weight_and_recency", "left_out_token", "history_similarity"] = Field(
+        "own_probability",
+        description="of the items of an answer; own_probability: the SID's times the item's share of the SID's weight; the "
+        "others go SID by SID: left_out_token needs layer-2 tokens seen in training, history_similarity compares the "
+        "items' codes with those of the history",
     )
     threads: int = Field(1, ge=1, description="torch threads")
 

@@ -1,7 +1,9 @@
 """Recall at SID and at item level of a trained model under the constraint, and what a layout does to the buckets.
 
 What must hold: decoding is the product's own beam search; the item list is the SIDs in the order of their scores, the
-items of a SID in the order of a ranker; items of the history are left out of the item list (the references do so too).
+items of a SID in the order of a ranking, or all items by their own probability: that of their SID times their share of it
+(the share goes by weight, or by P(c2 | c1) of the left-out token first and by weight among equal codes). Items of the
+history are left out of the item list (the references do so too).
 Recall@k of a case is the share of its relevant items among the first k, as a mean over cases: with one relevant item it
 is the hit rate.
 """
@@ -19,8 +21,14 @@ from models.layout import PADDING, Layout
 from retriever.beam_search import ScoredSid
 from study.datasets import Dataset, TestCase
 
-Ranking = Literal["weight", "left-out token", "history, reconstructed", "history"]
-# name → values (N,) by which items of a SID are ordered, greatest first; None: the beam search knows it
+Ranking = Literal[
+    "weight",
+    "left-out token",
+    "history, reconstructed",
+    "history",
+    "own probability",
+    "own probability, left-out token",
+]
 Recall: TypeAlias = dict[str, float]
 Decode = Callable[[list[list[int]]], list[list[ScoredSid]]]
 
@@ -29,6 +37,7 @@ RANKINGS: Final[tuple[Ranking, ...]] = get_args(Ranking)
 BEAMS: Final = 50
 _QUERIES_A_BATCH: Final = 16
 _NEVER: Final = 1_000_000  # rank of what was not found
+_UNSEEN_WEIGHT: Final = 0.5  # of an item that training never saw, where weights are counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +87,11 @@ def evaluate(
     embeddings.
     """
     sids = layout.sid_tokens(codes)
-    names = (*RANKINGS[:2], *(RANKINGS[2:] if data.histories else ()))
+    names = tuple(name for name in RANKINGS if data.histories or not name.startswith("history"))
     rows: list[tuple[int, int, int, *tuple[int, ...]]] = []
     for case, answer in zip(cases, _answers(decode, prompts), strict=True):
         places = {tuple(sid.tokens): place for place, sid in enumerate(answer, start=1)}
-        orders = {name: _item_ranks(answer, _values(name, case, data, reconstructed), data, case) for name in names}
+        orders = {name: _item_ranks(name, answer, case, data, reconstructed) for name in names}
         for item in case.relevant:
             tokens = tuple(token for token in sids[item].tolist() if token != PADDING)
             ranks = [orders[name].get(item, _NEVER) for name in names]
@@ -107,6 +116,63 @@ def _answers(decode: Decode, prompts: Sequence[list[int]]) -> Iterator[list[Scor
     return iter(found)
 
 
+def _item_ranks(
+    name: Ranking,
+    answer: Sequence[ScoredSid],
+    case: TestCase,
+    data: Dataset,
+    reconstructed: npt.NDArray[np.float32],
+) -> dict[int, int]:
+    """Rank of each of the first items, without the history."""
+    if name.startswith("own probability"):
+        found = _by_probability(answer, data, left_out=name.endswith("left-out token"))
+    else:
+        found = _sid_by_sid(answer, _values(name, case, data, reconstructed), data)
+    history = set(case.history)
+    ranks: dict[int, int] = {}
+    for item in found:
+        if item not in history:
+            ranks[item] = len(ranks) + 1
+        if len(ranks) >= CUTOFFS[-1]:
+            break
+    return ranks
+
+
+def _by_probability(answer: Sequence[ScoredSid], data: Dataset, *, left_out: bool) -> list[int]:
+    """All items by score + log of their share of the SID; ties go to the smaller row."""
+    if not answer:
+        return []
+    items, scores = [], []
+    for sid in answer:
+        rows = sid.items.astype(np.int64)
+        weights = data.popularity[rows] + _UNSEEN_WEIGHT
+        if left_out and sid.left_out is not None:
+            tokens, place = np.unique(sid.codes[:, 1], return_inverse=True)
+            likely = np.full(len(tokens), -np.inf)
+            np.maximum.at(likely, place, sid.left_out.astype(np.float64))
+            shares = np.exp(likely - likely.max())[place] * weights / np.bincount(place, weights=weights)[place]
+        else:
+            shares = weights
+        items.append(rows)
+        scores.append(sid.score + np.log(shares / shares.sum()))
+    rows = np.concatenate(items)
+    found: list[int] = rows[np.lexsort((rows, -np.concatenate(scores)))].tolist()
+    return found
+
+
+def _sid_by_sid(answer: Sequence[ScoredSid], values: npt.NDArray[np.float32] | None, data: Dataset) -> Iterator[int]:
+    """The items of each SID by values (N,), None for the search's own log P(c2 | c1); ties go to the more popular item,
+    then the smaller row.
+    """
+    for sid in answer:
+        items = sid.items.astype(np.int64)
+        if len(items) > 1:
+            by = values[items] if values is not None else sid.left_out
+            keys = (items, -data.popularity[items]) if by is None else (items, -data.popularity[items], -by)
+            items = items[np.lexsort(keys)]
+        yield from items.tolist()
+
+
 def _values(
     name: Ranking, case: TestCase, data: Dataset, reconstructed: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32] | None:
@@ -120,26 +186,6 @@ def _values(
     if name == "history, reconstructed":
         values = values / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)
     return values
-
-
-def _item_ranks(
-    answer: Sequence[ScoredSid], values: npt.NDArray[np.float32] | None, data: Dataset, case: TestCase
-) -> dict[int, int]:
-    """Rank of each of the first items, without the history; ties go to the more popular item, then the smaller row."""
-    history = set(case.history)
-    ranks: dict[int, int] = {}
-    for sid in answer:
-        items = sid.items.astype(np.int64)
-        if len(items) > 1:
-            by = values[items] if values is not None else sid.left_out
-            keys = (items, -data.popularity[items]) if by is None else (items, -data.popularity[items], -by)
-            items = items[np.lexsort(keys)]
-        for item in items.tolist():
-            if item not in history:
-                ranks[item] = len(ranks) + 1
-        if len(ranks) >= CUTOFFS[-1]:
-            break
-    return ranks
 
 
 def bucket_sizes(codes: npt.NDArray[np.uint16], layout: Layout) -> dict[str, float]:

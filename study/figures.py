@@ -39,7 +39,7 @@ def shape_figures(results: Results, dataset: DatasetName, output: Path) -> list[
     pictures.metric_bars(named, folder / "metrics.png")
     parts.append(_picture("Entropy, Gini coefficient, standard deviation (figure 3).", f"{dataset}/metrics.png"))
     pictures.residuals(named, folder / "residuals.png")
-    parts.append(_picture("Residual norms (figure 4).", f"{dataset}/residuals.png"))
+    parts.append(_picture("Residual norms (figure 4); an RQ-VAE's in its latent space.", f"{dataset}/residuals.png"))
     return [*parts, tables.shapes(shapes)]
 
 

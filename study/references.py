@@ -1,9 +1,9 @@
 """What the study's models are compared with on the same split: popularity, item co-occurrence, nearest neighbours of the
 embedding of a query or of the newest items of a history.
 
-What must hold: each reference ranks all items for a test case and gives the rank of what was asked for, ties broken by
-item number, items of the history left out (nobody is offered what he just bought; the language models' results are
-measured in the same way).
+What must hold: each reference ranks all items for a test case and gives the rank of what was asked for; ties of
+co-occurrence are broken by popularity, others by item number; items of the history are left out (nobody is offered what
+he just bought), as they are from the language models' answers.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def reference_recalls(data: Dataset, cases: Sequence[TestCase]) -> dict[str, Rec
 
 
 def _together(pairs: CoOccurrence, recent: int, cosine: bool, case: TestCase) -> npt.NDArray[np.float64]:
-    return pairs.scores(case.history[-recent:], cosine=cosine)
+    scores = pairs.scores(case.history[-recent:], cosine=cosine)
+    # Small counts are often equal: among equals the more popular item comes first, as a shop would do it.
+    tie_break = pairs.popularity * (1e-6 / max(1, int(pairs.popularity.max())))
+    return np.where(scores > 0, scores + tie_break, 0)
 
 
 # Similarities are raised above 0: every item is a candidate.

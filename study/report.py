@@ -34,8 +34,10 @@ _METHOD: Final = """\
   as a mean over cases, with 50 beams under the constraint. *SID level*: the SID of the item is among the first k SIDs.
   *Item level*: the item itself is among the first k items; SIDs in the order of their scores, the items of a SID in the
   order of a ranking (**weight**: popularity in training; **left-out token**: the model's log P(c2 | c1); **history**:
-  similarity of the embedding to the mean of the history's; **reconstructed**: the same from the codes alone). Items of
-  the history are left out of item lists, of the references' too.
+  similarity of the embedding to the mean of the history's; **reconstructed**: the same from the codes alone), or all items
+  in the order of their **own probability**: the SID's times the item's share of it, by weight (or by P(c2 | c1) of the
+  left-out token, and by weight among equal codes). Items of the history are left out of item lists, of the references'
+  too.
 - **Head items** are those whose layer-2 token is among the 10 % most crowded ones; **tail** items are the others; **new**
   items are a tenth of the catalogue that arrived after training.
 - **Models** are small (the tables say how small), from scratch, on two CPU cores: methods are compared with each other

@@ -51,7 +51,8 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """A codebook's codes of N items. ``residual_norms``: for 0 to L layers taken off, the 5, 25, 50, 75 and 95 %
-    quantiles of the norm; ``squared_error``: mean of what is left; ``distinct``: different code rows; ``largest``: items
+    quantiles of the norm, of an RQ-VAE in its latent space; ``squared_error``: mean squared distance of an embedding to
+    its reconstruction (an RQ-VAE's decoded); ``distinct``: different code rows; ``largest``: items
     of the most crowded row; ``sparsity``: share of the M^L paths that are used.
     """
 
@@ -76,7 +77,7 @@ def measure_shape(codebook: Codebook, embeddings: npt.NDArray[np.float32]) -> Sh
         layers=[_layer(row) for row in counts],
         flows=[_flow(codes[:, layer : layer + 2], counts[layer : layer + 2]) for layer in range(codebook.layers - 1)],
         residual_norms=[[round(float(value), 5) for value in np.quantile(column, _QUANTILES)] for column in norms.T],
-        squared_error=round(float((norms[:, -1].astype(np.float64) ** 2).mean()), 5),
+        squared_error=round(float(((embeddings - codebook.reconstruct(codes)) ** 2).sum(axis=1).mean()), 5),
         distinct=int(distinct_paths(codes)),
         largest=int(rows.max()),
         sparsity=float(path_sparsity(codes, codebook.size)),

@@ -1,14 +1,17 @@
-"""The order of items that share a SID, by scenario."""
+"""The order of the items of an answer, by scenario."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.codebook import Codebook
@@ -19,6 +22,7 @@ from retriever.ranking import (
     Ranker,
     RankingContext,
     WeightAndRecency,
+    by_own_probability,
     reconstructions,
 )
 from retriever.search_parts import ScoredSid
@@ -136,3 +140,48 @@ def test_ranking_imports_neither_faiss_nor_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert answer.stdout.split() == []
+
+
+def scored(first: int, score: float, *weights: float) -> tuple[ScoredSid, list[StoredItem]]:
+    items = [item(first + place, weight=weight) for place, weight in enumerate(weights)]
+    return replace(sid_of(items, None), score=score), items
+
+
+def reader(*pairs: tuple[ScoredSid, list[StoredItem]]) -> tuple[list[ScoredSid], dict[int, StoredItem], list[int]]:
+    return [sid for sid, _ in pairs], {one.number: one for _, items in pairs for one in items}, []
+
+
+def test_a_crowded_sid_does_not_push_the_item_of_a_nearly_as_likely_sid_down() -> None:
+    sids, items, _ = reader(scored(0, np.log(0.5), *[1.0] * 10), scored(10, np.log(0.4), 1.0))
+    found = by_own_probability(sids, lambda numbers: [items[number] for number in numbers.tolist()], 3)
+    assert [one.number for one, _, _ in found] == [10, 0, 1]
+    assert [sid.score for _, sid, _ in found] == pytest.approx([np.log(0.4), np.log(0.5), np.log(0.5)])
+    assert [score for _, _, score in found] == pytest.approx(np.log([0.4, 0.05, 0.05]))
+
+
+def test_own_probability_goes_by_the_share_of_the_weight_and_a_weight_of_zero_comes_last() -> None:
+    sids, items, _ = reader(scored(0, -1.0, 1.0, 3.0, 0.0), scored(5, -4.0, 0.0))
+    found = by_own_probability(sids, lambda numbers: [items[number] for number in numbers.tolist()], 9)
+    assert [one.number for one, _, _ in found] == [1, 0, 5, 2]
+    assert np.exp([score for _, _, score in found[:2]]).tolist() == pytest.approx([0.75 / np.e, 0.25 / np.e])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-40, -1), st.lists(st.sampled_from([0.0, 0.5, 1.0, 4.0]), min_size=1, max_size=6)),
+        max_size=8,
+    ),
+    st.integers(1, 12),
+)
+def test_buckets_left_unread_never_change_the_answer(buckets: list[tuple[int, list[float]]], limit: int) -> None:
+    pairs = [scored(10 * place, score / 8, *weights) for place, (score, weights) in enumerate(sorted(buckets)[::-1])]
+    sids, items, read = reader(*pairs)
+
+    def live(numbers: np.ndarray) -> list[StoredItem]:
+        read.extend(numbers.tolist())
+        return [items[number] for number in numbers.tolist()]
+
+    some = by_own_probability(sids, live, limit)
+    everything = by_own_probability(sids, lambda numbers: [items[number] for number in numbers.tolist()], 10_000)
+    assert [one.number for one, _, _ in some] == [one.number for one, _, _ in everything][:limit]
+    assert len(everything) == len(items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,26 @@ def answer_batch(bundle: Bundle, writer: IndexWriter, **settings: Any) -> Answer
         model=model,
         prompts=prompts,
         reader=IndexReader(writer.path),
-        settings=RetrieverSettings(**settings),
+        settings=RetrieverSettings(**{"ranking": "weight_and_recency"} | settings),  # scores are then those of SIDs
         results_topic="results",
         dead_letter_topic="dlq",
     )
+
+
+def test_items_are_ranked_by_their_own_probability_unless_the_settings_say_otherwise(
+    bundle: Bundle, writer: IndexWriter
+) -> None:
+    assert RetrieverSettings().ranking == "own_probability"
+    by_sid, by_item = (
+        answers(answer_batch(bundle, writer, ranking=ranking)([query(b"q", text="x", limit=100)]))[0].items
+        for ranking in ("weight_and_recency", "own_probability")
+    )
+    sids = {item.item_id: item.score for item in by_sid}
+    sharing = Counter(item.sid for item in by_sid)
+    assert max(sharing.values()) > 1, "some SID is shared, or nothing is tested"
+    assert [item.score for item in by_item] == sorted((item.score for item in by_item), reverse=True)
+    for item in by_item:
+        assert item.score == pytest.approx(sids[item.item_id] - np.log(sharing[item.sid]), abs=1e-4)
 
 
 def query(key: bytes | None, value: bytes | None = None, **fields: Any) -> Message:
