@@ -10,7 +10,7 @@ is the hit rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -124,6 +124,7 @@ def _item_ranks(
     reconstructed: npt.NDArray[np.float32],
 ) -> dict[int, int]:
     """Rank of each of the first items, without the history."""
+    found: Iterable[int]
     if name.startswith("own probability"):
         found = _by_probability(answer, data, left_out=name.endswith("left-out token"))
     else:
