@@ -130,7 +130,7 @@ def metric_bars(shapes: Mapping[str, Shape], path: Path) -> None:
                 places, values = [], []
                 for place, shape in enumerate(shapes.values()):
                     if number < len(shape.layers):
-                        places.append(place + 0.2 * number - 0.3)
+                        places.append(place + 0.2 * (number - (len(shape.layers) - 1) / 2))
                         values.append(getattr(shape.layers[number], field))
                 axis.bar(places, values, width=0.19, color=_COLOURS[number], label=f"layer {number + 1}")
             axis.set(xticks=range(len(names)), ylabel=label)
@@ -186,19 +186,21 @@ def lines(
     """Several lines in one picture, named beside it: loss curves, invalid shares over k (figure 5)."""
     with _figure(path, size=(8.2, 4.0)) as (figure, axes):
         axis = axes[0, 0]
-        for number, (name, points) in enumerate(series.items()):
+        methods = list(dict.fromkeys(name.split(", seed")[0] for name in series))
+        for name, points in series.items():
+            number = methods.index(name.split(", seed")[0])  # the seeds of a method share its colour
             axis.plot(
                 *zip(*points, strict=True),
                 color=_COLOURS[number % len(_COLOURS)],
                 linestyle=_DASHES[number // len(_COLOURS) % len(_DASHES)],
                 linewidth=1.3,
-                label=name,
+                label=name if name in methods else None,
             )
         if percent:
             from matplotlib.ticker import PercentFormatter
 
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
             axis.set_ylim(0, None)
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if axis.get_ylim()[1] > 0.05 else 2))
         axis.set(xlabel=x, ylabel=y)
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
 

@@ -73,7 +73,7 @@ def table_2(results: Results, dataset: DatasetName) -> str:
     for label, choices in _methods(dataset):
         for level in ("SID", ranking):
             found = _recalls(results, choices, OWN, "all", level)
-            keys = " ".join(_key(choice) for choice in choices)
+            keys = " ".join(_key(choice) for choice in choices if results.run(choice) or choice == choices[0])
             lines.append([label, level, *_cells(found, CUTOFFS), keys])
     return markdown(["method", "level", *(f"@{k}" for k in CUTOFFS), "runs"], lines)
 

@@ -45,5 +45,5 @@ def test_a_run_is_trained_once_and_only_what_is_missing_is_measured(tmp_path: Pa
     assert second.measured["own"] == first.measured["own"]
     assert set(second.measured["free beams"]) == {"1", "2", "5", "10", "20", "30", "40", "50"}
     done.clear()
-    assert msgspec.json.encode(run(choice, (OWN,), results, lambda *_: done.append("x"))) == msgspec.json.encode(second)
+    assert run(choice, (OWN,), results, lambda *_: done.append("x")) == second
     assert not done
