@@ -8,8 +8,9 @@ together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -79,12 +80,6 @@ def export_onnx(codebook: Codebook, path: str | Path, *, block_rows: int = BLOCK
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.UINT16, shapes[1])],
         constants,
     )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_INTERMEDIATE_REPRESENTATION,
-        producer_name="sidstream",
-    )
     metadata = {
         "format_version": FORMAT_VERSION,
         "codebook_id": codebook.id,
@@ -93,5 +88,19 @@ def export_onnx(codebook: Codebook, path: str | Path, *, block_rows: int = BLOCK
         "dimension": codebook.dimension,
         "block_rows": block_rows,
     }
+    Path(path).write_bytes(model_bytes(graph, metadata))
+
+
+def model_bytes(graph: Any, metadata: Mapping[str, object]) -> bytes:
+    """A graph with our metadata as an ONNX model; the same graph gives the same bytes."""
+    from onnx import helper
+
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_INTERMEDIATE_REPRESENTATION,
+        producer_name="sidstream",
+    )
     helper.set_model_props(model, {METADATA_PREFIX + name: str(value) for name, value in metadata.items()})
-    Path(path).write_bytes(model.SerializeToString(deterministic=True))
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from models.catalogue import CatalogueItem
 from models.errors import SidstreamError
 from models.manifest import MANIFEST_FILE, BundleError, FileRecord, inside, read_manifest_bytes, verify_file
+from models.onnx_encoder import METADATA_PREFIX
 from models.text_features import PADDING_GROUP, Bags, FeatureHasher
 
 if TYPE_CHECKING:
     from models.bundle import BundleManifest
 
 FORMAT_VERSION: Final = 1
-METADATA_PREFIX: Final = "sidstream."
 INPUT_NAMES: Final = ("features", "groups", "shares")
 OUTPUT_NAME: Final = "embeddings"
 SHORTEST_NORM: Final = 1e-12  # a row is divided by its length, or by this

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from models.dense_network import DenseNetwork
 from models.errors import SidstreamError
 from models.manifest import MANIFEST_FILE, record_file, write_manifest
+from models.onnx_export import model_bytes
 from models.text_encoder import (
     BLOCK_ROWS,
     FORMAT_VERSION,
     INPUT_NAMES,
-    METADATA_PREFIX,
     OUTPUT_NAME,
     SHORTEST_NORM,
     TOWER_FILES,
@@ -34,9 +34,6 @@ from models.text_encoder import (
     require_free,
 )
 from models.text_features import GROUPS
-
-_OPSET: Final = 17
-_INTERMEDIATE_REPRESENTATION: Final = 8  # the file format that belongs to this opset
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +159,6 @@ def tower_graph(weights: TowerWeights, side: Side, *, block_rows: int = BLOCK_RO
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [block_rows, weights.dimension])],
         constants,
     )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_INTERMEDIATE_REPRESENTATION,
-        producer_name="sidstream",
-    )
     metadata = {
         "format_version": FORMAT_VERSION,
         "towers_id": weights.id,
@@ -176,6 +167,4 @@ def tower_graph(weights: TowerWeights, side: Side, *, block_rows: int = BLOCK_RO
         "dimension": weights.dimension,
         "block_rows": block_rows,
     }
-    helper.set_model_props(model, {METADATA_PREFIX + name: str(value) for name, value in metadata.items()})
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return model_bytes(graph, metadata)

@@ -242,7 +242,12 @@ def _methods(dataset: DatasetName) -> Iterator[tuple[str, list[RunChoice]]]:
         if row.section == "table 2":
             methods.setdefault(row.label, []).append(row.choice)
     order = ["base", "focal loss", "MiLe loss", "without layer 2"]
-    yield from sorted(methods.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
+
+    def place(method: tuple[str, list[RunChoice]]) -> tuple[int, float, float]:
+        label, (choice, *_) = method
+        return order.index(label) if label in order else len(order), choice.layout.p, choice.layout.share
+
+    yield from sorted(methods.items(), key=place)
 
 
 def _recalls(
