@@ -34,6 +34,12 @@ class Row:
     choice: RunChoice
     measurements: tuple[Measurement, ...]
 
+    @property
+    def title(self) -> str:
+        """Its label, with the seed and the arrivals where they matter."""
+        seed = f", seed {self.choice.seed}" if self.choice.seed else ""
+        return f"{self.label}{seed}{', arrivals' if self.choice.arrivals else ''}"
+
 
 @dataclass(frozen=True)
 class Scale:

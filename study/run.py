@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -99,6 +99,11 @@ class Setting:
         """The model's token ids."""
         return self.prompts.vocabulary
 
+    @cached_property
+    def reconstructed(self) -> npt.NDArray[np.float32]:
+        """What the codes say of the embeddings, (N, D)."""
+        return self.codebook.codebook.reconstruct(self.codebook.codes)
+
     def census(self) -> npt.NDArray[np.int64]:
         """Counts (L, M) of the items that were there when the model was trained."""
         return count_tokens(self.codes[~self.data.arrived], self.choice.codebook.size)
@@ -180,7 +185,7 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
     if result is None or not weights.is_dir():
         fresh, model = _train(here, results, progress)
         # Trained anew because the weights are gone: what was measured on the same choice still holds.
-        result = fresh if result is None else replace_measured(fresh, result)
+        result = fresh if result is None else msgspec.structs.replace(fresh, measured=result.measured)
         results.write_run(result)
     else:
         model = _load(weights)
@@ -190,11 +195,6 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
             result.measured[measurement.name] = measure(here, model, measurement)
             results.write_run(result)
     return result
-
-
-def replace_measured(fresh: RunResult, old: RunResult) -> RunResult:
-    """The fresh training with what was measured before."""
-    return msgspec.structs.replace(fresh, measured=old.measured)
 
 
 def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResult, Any]:
@@ -333,9 +333,8 @@ def _recall_outcome(
         decode = partial(
             marginal_beam_search, model, here.vocabulary, trie=trie, layout=layout, pinned=here.layout, beams=BEAMS
         )
-    reconstructed = here.codebook.codebook.reconstruct(here.codebook.codes)
     prompts = [here.prompt(case, read) for case in cases]
-    return evaluate(decode, prompts, cases, here.data, here.codes, layout, reconstructed)
+    return evaluate(decode, prompts, cases, here.data, here.codes, layout, here.reconstructed)
 
 
 def _together(parts: Sequence[Outcome]) -> Outcome:

@@ -82,8 +82,7 @@ def _is_done(row: Row, measurements: Mapping[Measurement, None], results: Result
 
 
 def _name(row: Row) -> str:
-    seed = f", seed {row.choice.seed}" if row.choice.seed else ""
-    return f"{row.choice.codebook.dataset} · {row.label}{seed}{', arrivals' if row.choice.arrivals else ''}"
+    return f"{row.choice.codebook.dataset} · {row.title}"
 
 
 def _finished(row: Row, results: Results) -> str:

@@ -22,11 +22,6 @@ _LONGEST: Final = 64
 _BATCH: Final = 256
 
 
-def is_installed() -> bool:
-    """Whether the weights are there."""
-    return find_spec(_PACKAGE) is not None
-
-
 def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Unit vectors float32 (N, 384). Raises ``SidstreamError`` if the package is not installed."""
     import torch

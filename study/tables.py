@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, Final
 
+import msgspec
+
 from study.configuration import CodebookChoice, RunChoice
 from study.datasets import DatasetName
 from study.evaluation import CUTOFFS, RANKINGS
@@ -57,7 +59,7 @@ def table_1(results: Results, dataset: DatasetName) -> str:
     lines = []
     for architecture in scale(dataset).architectures:
         for exchanged in (False, True):
-            choice = _changed(base, architecture=architecture, exchanged=exchanged)
+            choice = msgspec.structs.replace(base, architecture=architecture, exchanged=exchanged)
             for measurement, given in ((OWN, ""), (FIRST_GIVEN, ", first token given")):
                 label = f"{architecture}{', layers 1 and 2 exchanged' if exchanged else ''}{given}"
                 for group in ("all", "head", "tail"):
@@ -197,8 +199,7 @@ def curves(results: Results, dataset: DatasetName) -> dict[str, list[tuple[float
     found = {}
     for row in rows(dataset):
         if (result := results.run(row.choice)) is not None:
-            seed = f", seed {row.choice.seed}" if row.choice.seed else ""
-            found[f"{row.label}{seed}{', arrivals' if row.choice.arrivals else ''}"] = result.curve
+            found[row.title] = result.curve
     return found
 
 
@@ -267,9 +268,3 @@ def _cells(found: Sequence[Mapping[str, float]], cutoffs: Sequence[int]) -> list
 
 def _key(choice: RunChoice) -> str:
     return f"`{choice.key}`"
-
-
-def _changed(choice: RunChoice, **changes: Any) -> RunChoice:
-    import msgspec
-
-    return msgspec.structs.replace(choice, **changes)
