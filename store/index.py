@@ -35,6 +35,7 @@ from store.errors import (
     IndexMismatchError,
     IndexUsageError,
 )
+from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
 from store.writer_lock import lock_directory, unlock
 
@@ -114,6 +115,7 @@ class IndexWriter:
         """
         prepared = PreparedBatch.of(batch, self._facts.layers, self._facts.size)
         outcome, census = self._write(lambda transaction: self._apply(transaction, prepared, offsets))
+        reach(Failpoint.BATCH_COMMITTED)
         self._census = census
         return outcome
 
@@ -188,6 +190,7 @@ class IndexWriter:
             ),
             items=transaction.stat(databases["items"])["entries"],
         )
+        reach(Failpoint.BATCH_WRITTEN)
         return outcome, census
 
     def _take_free(self, transaction: Any, count: int) -> list[bytes]:
@@ -235,9 +238,12 @@ class IndexWriter:
                 transaction.put(key, msgspec.json.encode(layout.to_dict()), db=layouts)
             self._put_offsets(transaction, offsets)
             self._put_state(transaction, read_state(transaction, self._environment.databases).next_number)
+            reach(Failpoint.LAYOUT_WRITTEN)
             return fresh
 
-        return self._write(write)
+        fresh = self._write(write)
+        reach(Failpoint.LAYOUT_COMMITTED)
+        return fresh
 
     def offsets(self) -> dict[tuple[str, int], int]:
         """The next offset to read per (topic, partition), as of the last commit."""

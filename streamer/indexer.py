@@ -20,6 +20,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from models.bundle import Bundle
 from models.errors import SidstreamError
 from models.layout import Layout
+from store.failpoints import Failpoint, reach
 from store.index import CodesBatch, IndexWriter
 from streamer.kafka import (
     broker_answers,
@@ -96,6 +97,7 @@ class CensusPublisher:
             )
         self._changed = {}
         self._producer.poll(0)
+        reach(Failpoint.COUNTS_SENT)
 
     def flush(self) -> None:
         self._producer.flush(_BROKER_SECONDS)
@@ -332,7 +334,11 @@ def run_indexer(settings: Settings) -> None:
         topics = settings.topics
         require(settings.kafka, [topics.item_codes, topics.layouts, topics.token_counts])
         with IndexWriter.open(
-            settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
+            settings.index,
+            codebook_id=layout.codebook_id,
+            layers=layout.layers,
+            size=layout.size,
+            map_size=settings.indexer.map_bytes,
         ) as writer:
             writer.put_layout(layout, {})
             collect_garbage_rarely()

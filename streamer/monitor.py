@@ -152,6 +152,8 @@ class Monitor:
             await self._judge(events)
         except JournalUnavailable as reason:
             log.warning("publishing_repeated", reason=str(reason))
+            # A commit whose answer was lost may have happened: only the topics know.
+            self._taken_over_in = None
             self._health.set_unready(str(reason))
         else:
             self._health.set_ready()

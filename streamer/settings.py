@@ -105,6 +105,9 @@ class IndexerSettings(Section):
     """Codes → LMDB, and the census' counts → monitor."""
 
     batch_size: int = Field(10_000, ge=1, description="records an LMDB transaction at the most")
+    map_bytes: int = Field(
+        1 << 30, ge=1 << 16, description="address space that a new index begins with; doubled whenever it is full"
+    )
     minimum_batch_interval_ms: float = Field(5.0, ge=0)
     counts_interval_seconds: float = Field(1.0, gt=0, description="how often changed counts are published")
 

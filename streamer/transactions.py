@@ -24,6 +24,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from store.failpoints import Failpoint, reach
 from streamer.dead_letters import Outgoing
 from streamer.kafka import (
     ConsumerBrokenError,
@@ -164,10 +165,10 @@ class TransactionalLoop:
         try:
             self._begin(records, outgoing)
             if len(records) >= settings.batch_size:
-                self._committing = committer.submit(self._retrying, self._producer.commit_transaction, _CALL_SECONDS)
+                self._committing = committer.submit(self._commit)
                 self._unfinished = records
             else:
-                self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
+                self._commit()
         except _AbortRequired as reason:
             self._abort(records, reason)
             return
@@ -180,15 +181,21 @@ class TransactionalLoop:
         if rest > 0:
             time.sleep(rest)
 
+    def _commit(self) -> None:
+        self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
+        reach(Failpoint.TRANSACTION_COMMITTED)
+
     def _begin(self, records: list[Message], outgoing: Iterable[Outgoing]) -> None:
         producer = self._producer
         self._retrying(producer.begin_transaction)
+        reach(Failpoint.TRANSACTION_BEGUN)
         offsets = [
             TopicPartition(self._settings.source, partition, offset + 1)
             for partition, offset in {record.partition(): record.offset() for record in records}.items()
         ]
         # The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms).
         self._retrying(producer.send_offsets_to_transaction, offsets, self._consumer.consumer_group_metadata())
+        reach(Failpoint.OFFSETS_SENT)
         for topic, key, value, partition, headers in outgoing:
             while True:
                 try:
@@ -202,6 +209,7 @@ class TransactionalLoop:
                             f"a record for {topic} is larger than message.max.bytes: {error_text(error)}"
                         ) from error
                     raise _AbortRequired(error_text(error)) from error
+        reach(Failpoint.OUTPUTS_SENT, producer.flush)
 
     def _finish_or_abort(self, next_records: list[Message]) -> bool:
         """Wait for the commit under way; ``False`` when it failed and ``next_records`` are to be gathered again."""
