@@ -92,6 +92,13 @@ class LocalBroker:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pid(self) -> int:
+        """Of the JVM that runs."""
+        if self._process is None:
+            raise BrokerError(f"the broker on {self.directory} has not been started: call start() first")
+        return self._process.pid
+
+    @property
     def log_file(self) -> Path:
         """Kafka's own log."""
         return self.directory / "logs" / "kafka.log"

@@ -61,7 +61,8 @@ def propose_layout(
     now, items = situation.now, situation.items
     if settings.method == "none" or items < items_needed(settings, situation.baseline_items):
         return None
-    if issued_at is not None and now - issued_at < settings.minimum_interval_seconds * 1000:
+    # A clock that was set back must not hold layouts back until it has caught up.
+    if issued_at is not None and 0 <= now - issued_at < settings.minimum_interval_seconds * 1000:
         return None
     wanted = _wanted(settings, size, layout, situation)
     entered = [token for token in wanted if not layout.is_head[token]]

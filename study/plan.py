@@ -125,6 +125,8 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("co-occurrence in the embedding", together)
         yield changed("… and 1,024 codewords a layer", {**together, "size": 1024})
         yield changed("… and a larger model, 8 epochs", {**together, "size": 1024}, **large)
+        larger = {"hidden_size": 128, "model_layers": 4, "epochs": 8}
+        yield changed("… and a model larger still, 8 epochs", {**together, "size": 1024}, **larger)
     elif dataset == "chorus_icecat":
         yield changed("codes of the query in the prompt", query_codes=True)
         yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)

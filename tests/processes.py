@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,13 +21,28 @@ from streamer.process import SUPERVISOR_VARIABLE
 from streamer.settings import Settings
 
 
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class SidstreamProcess:
     """``sidstream <command>`` under ``settings``; its log lines go to a file that a failing test prints."""
 
-    def __init__(self, settings: Settings, command: str, directory: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        command: str,
+        directory: Path,
+        *,
+        name: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._command = command
-        self._log = directory / f"{command}.log"
-        configuration = directory / f"{command}.toml"
+        self._log = directory / f"{name or command}.log"
+        configuration = directory / f"{name or command}.toml"
         values = settings.model_dump(mode="json", exclude_none=True)
         configuration.write_text(tomli_w.dumps(values))
         self._environment = {
@@ -34,14 +50,16 @@ class SidstreamProcess:
             "SIDSTREAM_CONFIG": str(configuration),
             "OMP_NUM_THREADS": "1",
             SUPERVISOR_VARIABLE: str(os.getpid()),  # none outlives a test run that was killed
+            **(environment or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Self:
+    def start(self, environment: Mapping[str, str] | None = None) -> Self:
+        """``environment``: for this start alone."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sidstream", self._command],
-                env=self._environment,
+                env={**self._environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -66,6 +84,11 @@ class SidstreamProcess:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    def status(self) -> int:
+        """The exit status, waited for; negative for a signal."""
+        assert self._process is not None
+        return self._process.wait(30)
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -93,9 +116,13 @@ def wait_until(condition: Callable[[], bool], *, seconds: float, what: str, ever
         time.sleep(every)
 
 
-def committed_records(settings: Settings, topic: str) -> list[Message]:
-    """Every committed record of a topic, partition by partition."""
-    consumer = Consumer(consumer_configuration(settings.kafka, group="test-reader", enable_partition_eof=True))
+def committed_records(settings: Settings, topic: str, *, committed: bool = True) -> list[Message]:
+    """Every committed record of a topic, partition by partition; with ``committed=False`` all that are in the log."""
+    level = "read_committed" if committed else "read_uncommitted"
+    configuration = consumer_configuration(
+        settings.kafka, group="test-reader", enable_partition_eof=True, isolation_level=level
+    )
+    consumer = Consumer(configuration)
     try:
         partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])

@@ -1,0 +1,78 @@
+"""Whole runs: a script of faults from a seed under load, then everything that was published is compared with what there is."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from chaos.checks import aborted_records, check_everything
+from chaos.faults import BrokerKill, ClockJump, DuplicateTail, Fault, Kill, MapFull, Step, Switch, Terminate, script
+from chaos.report import figures
+from chaos.world import World
+
+from store.failpoints import Failpoint
+from store.reader import IndexReader
+from streamer.rebuild import rebuild
+
+LONG_KILLS = 200
+DRAIN_SECONDS = 240.0
+
+
+def run(directory: Path, bundle: Path, steps: list[Step], *, seed: int, ids: int, events_per_second: float) -> str:
+    """One run and all comparisons; its report."""
+    with World(directory, bundle, seed=seed, ids=ids, events_per_second=events_per_second) as world:
+        world.await_all(180)
+        world.run(steps)
+        world.drain(DRAIN_SECONDS)
+        seconds = time.monotonic() - world.began
+        compared = check_everything(world.settings, world.producers.truth)
+        world.stop_processes()
+        aborted = aborted_records(world.settings)
+        rebuilt = rebuild(world.settings, directory / "rebuilt")
+        with IndexReader(world.settings.index) as reader, reader.snapshot() as snapshot:
+            assert rebuilt.digest == snapshot.digest()
+        return figures(world, seed=seed, seconds=seconds, aborted=aborted, compared=compared)
+
+
+def test_short_run_of_every_kind_of_fault_leaves_exactly_what_was_published(
+    tiny_model_bundle: Path, tmp_path: Path
+) -> None:
+    faults: list[Fault] = [
+        Kill("assigner"),
+        DuplicateTail(500),
+        Kill("indexer"),
+        MapFull(1_500),
+        Switch(300),
+        ClockJump(-3_600.0, 0.5),
+        BrokerKill(),
+        Kill("retriever"),
+        Terminate("indexer"),
+        Kill("monitor"),
+    ]
+    report = run(
+        tmp_path, tiny_model_bundle, [Step(0.7, fault) for fault in faults], seed=1, ids=2_000, events_per_second=600
+    )
+    print(report)
+    assert "never" not in report.lower()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("SIDSTREAM_CHAOS_SEEDS", "1,2,3").split(",")])
+def test_long_run_of_two_hundred_kills_leaves_exactly_what_was_published(
+    tiny_model_bundle: Path, tmp_path: Path, seed: int
+) -> None:
+    steps = list(script(seed, LONG_KILLS))
+    report = run(tmp_path, tiny_model_bundle, steps, seed=seed, ids=8_000, events_per_second=1_000)
+    print(report)
+    kept = os.environ.get("SIDSTREAM_CHAOS_REPORT")
+    if kept:
+        with Path(kept).open("a") as file:
+            file.write(report + "\n")
+    kills = int(report.split("**")[1].split()[0])
+    aborted = int(report.split("aborted transactions in the log: ")[1].split()[0].replace(",", ""))
+    assert kills >= LONG_KILLS
+    assert aborted > 0, "no kill hit an open transaction: the run proves nothing"
+    assert all(str(point) in report for point in Failpoint)

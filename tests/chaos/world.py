@@ -1,0 +1,423 @@
+"""The world of a chaos run: a broker of its own, real processes, producers, and the faults done to them.
+
+What must hold: a process that ended is started again at once, as a supervisor would; one that ends by itself is remembered
+with its status and last log lines; every fault's recovery is timed by what a user sees (probe items, answers, drift).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from chaos import faults
+from chaos.faults import Fault, Step
+from chaos.producers import PROBE, Producers
+from confluent_kafka import Consumer, TopicPartition
+from processes import SidstreamProcess, free_port
+
+from models.bundle import Bundle
+from models.codebook import Codebook
+from models.errors import SidstreamError
+from store.failpoints import FAILPOINT_VARIABLE
+from store.reader import IndexReader
+from streamer.broker import LocalBroker
+from streamer.kafka import consumer_configuration, drain
+from streamer.settings import Settings, load_settings
+from streamer.status import read_status
+from streamer.topics import create, topic_specs
+
+CORE: Final = ("assigner", "indexer", "monitor", "retriever")
+_DISK_BYTES: Final = 512 << 20
+_DEATH_SECONDS: Final = 20.0
+_CLOCK: Final = Path(__file__).parent / "clock"
+_KILLED: Final = -signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """A fault that was done, when it was over (``time.monotonic``), and whether a process was killed by it."""
+
+    fault: Fault
+    at: float
+    kills: int
+
+
+@dataclass
+class Watch:
+    """When which progress was seen: (when, up to what moment of publishing everything was there)."""
+
+    seen: list[tuple[float, float]] = field(default_factory=list)
+
+    def recovery(self, at: float) -> float | None:
+        """Seconds from ``at`` until something published after it was there."""
+        return next((when - at for when, published in self.seen if published >= at), None)
+
+
+class World:
+    """A context manager. ``settings`` name its broker and directories; ``producers`` publish from the start."""
+
+    def __init__(
+        self,
+        directory: Path,
+        bundle: Path,
+        *,
+        seed: int,
+        ids: int = 5_000,
+        events_per_second: float = 1_000,
+        queries_per_second: float = 8,
+    ) -> None:
+        self._directory = directory
+        self._bundle = bundle
+        self._seed = seed
+        self._load = (ids, events_per_second, queries_per_second)
+        self._stack = ExitStack()
+        self._clock = directory / "clock-offset"
+        self._stop = threading.Event()
+        self._lock = threading.RLock()
+        self.occurrences: list[Occurrence] = []
+        self.ended_by_themselves: list[tuple[str, int, str]] = []
+        self.starts: Counter[str] = Counter()
+        self.processes: dict[str, SidstreamProcess] = {}
+        self.items_seen, self.answers_seen, self.drift_seen = Watch(), Watch(), Watch()
+        self._pulled: set[str] = set()  # processes that are stopped, or die, on purpose just now
+        self.began = 0.0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.disk = stack.enter_context(small_disk(self._directory / "disk"))
+            self.broker = stack.enter_context(LocalBroker(self._directory / "broker"))
+            self.settings = self._make_settings()
+            create(self.settings.kafka, topic_specs(self.settings))
+            stack.callback(self._end_processes)
+            for name in CORE:
+                self.processes[name] = self._process(name, name)
+                self._start(name)
+            ids, events, queries = self._load
+            codebook = Codebook.load(Bundle.open(self._bundle).codebook_path)
+            self.producers = Producers(
+                self.settings,
+                codebook,
+                seed=self._seed,
+                ids=ids,
+                events_per_second=events,
+                queries_per_second=queries,
+            )
+            stack.callback(self._stop.set)
+            for work in (self._watch_items, self._watch_answers, self._watch_drift):
+                threading.Thread(target=work, daemon=True).start()
+            self.began = time.monotonic()
+            self.producers.start()
+            self._stack = stack.pop_all()
+        return self
+
+    def _make_settings(self) -> Settings:
+        return load_settings(
+            bundle=self._bundle,
+            index=self.disk.path / "index",
+            kafka={"bootstrap_servers": self.broker.bootstrap_servers},
+            indexer={"map_bytes": 1 << 20, "counts_interval_seconds": 0.2},
+            retriever={"layout": "live"},
+            monitor={
+                "interval_seconds": 0.2,
+                "drift_interval_seconds": 0.5,
+                "bucket_seconds": 1.0,
+                "minimum_items": 300,
+                "minimum_interval_seconds": 1.0,
+                "minimum_share_factor": 1.5,
+                "layout_growth_share": 0.001,
+            },
+        )
+
+    def _process(self, name: str, command: str) -> SidstreamProcess:
+        settings = self.settings
+        if name != command:
+            section = getattr(settings, command).model_copy(update={"instance": name})
+            settings = settings.model_copy(update={command: section})
+        settings = settings.model_copy(
+            update={"metrics": settings.metrics.model_copy(update={"port": free_port()})},
+        )
+        environment = {
+            "SIDSTREAM_CHAOS_CLOCK": str(self._clock),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(_CLOCK), os.environ.get("PYTHONPATH")))),
+        }
+        return SidstreamProcess(settings, command, self._directory, name=name, environment=environment)
+
+    # -- processes ---------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, failpoint: str = "") -> None:
+        self.processes[name].start({FAILPOINT_VARIABLE: failpoint})
+        self.starts[name] += 1
+
+    def supervise(self) -> None:
+        """Start again what has ended by itself, and remember it."""
+        with self._lock:
+            for name, process in self.processes.items():
+                if name not in self._pulled and not process.running():
+                    status = process.status()
+                    # A failpoint that was armed for later has been passed now.
+                    if status != _KILLED:
+                        self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
+                    self._start(name)
+
+    def _end_processes(self) -> None:
+        for process in self.processes.values():
+            if process.running():
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def stop_processes(self) -> None:
+        """SIGTERM to each; all of them have to end by themselves, with status 0."""
+        for name, process in self.processes.items():
+            status = process.stop()
+            assert status == 0, f"{name} ended with status {status}:\n{process.log()}"
+
+    def await_all(self, seconds: float) -> None:
+        """Wait until items, answers and drift were seen once."""
+        deadline = time.monotonic() + seconds
+        while not (self.items_seen.seen and self.answers_seen.seen and self.drift_seen.seen):
+            self.supervise()
+            assert time.monotonic() < deadline, f"not everything runs after {seconds:g} s:\n{self.logs()}"
+            time.sleep(0.1)
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    def run(self, steps: Iterable[Step]) -> None:
+        """Do the faults of a script one after the other."""
+        for step in steps:
+            deadline = time.monotonic() + step.wait
+            while (left := deadline - time.monotonic()) > 0:
+                self.supervise()
+                time.sleep(min(left, 0.05))
+            self.do(step.fault)
+
+    def do(self, fault: Fault) -> None:
+        """Do one fault; returns when it is over, with everything running again."""
+        began, kills = time.monotonic(), 0
+        self.supervise()
+        match fault:
+            case faults.Kill(name):
+                self._kill(name)
+                self._start(name)
+                kills = 1
+            case faults.KillAt(name, failpoint, passing):
+                kills = self._kill_at(name, f"{failpoint}={passing}")
+            case faults.Terminate(name):
+                with self._pulling(name):
+                    status = self.processes[name].stop()
+                    assert status == 0, f"{name} ended with status {status}:\n{self.processes[name].log()}"
+                    self._start(name)
+            case faults.Pause(name, seconds):
+                with self._pulling(name), self._stopped(self.processes[name].pid):
+                    time.sleep(seconds)
+            case faults.AddWorker(command):
+                if (name := f"{command}-2") not in self.processes:
+                    self.processes[name] = self._process(name, command)
+                    self._start(name)
+            case faults.RemoveWorker(command):
+                if (process := self.processes.pop(f"{command}-2", None)) is not None:
+                    assert process.stop() == 0, process.log()
+            case faults.BrokerKill():
+                os.kill(self.broker.pid, signal.SIGKILL)
+                self.broker.start()
+                kills = 1
+            case faults.BrokerPause(seconds):
+                with self._stopped(self.broker.pid):
+                    time.sleep(seconds)
+            case faults.DuplicateTail(events):
+                self.producers.resend_tail(events)
+            case faults.MapFull(items):
+                self.producers.fill(items)
+            case faults.DiskFull(seconds):
+                with self._pulling("indexer"), self.disk.full(self.processes["indexer"].pid):
+                    time.sleep(seconds)
+            case faults.Switch(items):
+                self.producers.crowd(items)
+            case faults.ClockJump(seconds, lasting):
+                self._clock.write_text(str(seconds))
+                time.sleep(lasting)
+                self._clock.write_text("0")
+        self.supervise()
+        # A pause is over when it ends; a kill when it is done.
+        over = time.monotonic() if not kills else began
+        self.occurrences.append(Occurrence(fault, over, kills))
+
+    def _kill(self, name: str) -> None:
+        process = self.processes[name]
+        if process.running():
+            os.killpg(process.pid, signal.SIGKILL)
+        process.status()
+
+    def _kill_at(self, name: str, failpoint: str) -> int:
+        """Kill it, start it armed, wait until it has died there. A passing that does not come in time is not waited for."""
+        with self._pulling(name):
+            self._kill(name)
+            self._start(name, failpoint)
+            process = self.processes[name]
+            deadline = time.monotonic() + _DEATH_SECONDS
+            while process.running() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if process.running():
+                return 1
+            status = process.status()
+            if status != _KILLED:
+                self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
+            self._start(name)
+            return 2 if status == _KILLED else 1
+
+    @contextmanager
+    def _pulling(self, name: str) -> Iterator[None]:
+        with self._lock:
+            self._pulled.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pulled.discard(name)
+
+    @contextmanager
+    def _stopped(self, pid: int) -> Iterator[None]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    # -- after the faults ----------------------------------------------------------------------------------------------
+
+    def drain(self, seconds: float) -> None:
+        """Stop the producers and wait until every process has read everything."""
+        self.producers.stop()
+        deadline = time.monotonic() + seconds
+        while True:
+            self.supervise()
+            try:
+                behind = [lag for lag in read_status(self.settings).lags if lag.records != 0]
+            except SidstreamError as error:
+                behind = [error]
+            if not behind:
+                break
+            assert time.monotonic() < deadline, f"not drained within {seconds:g} s: {behind}\n{self.logs()}"
+            time.sleep(0.3)
+        time.sleep(3 * self.settings.indexer.counts_interval_seconds)
+
+    def logs(self) -> str:
+        """The last lines of every process, for a failing test."""
+        return "\n".join(f"--- {name} ---\n{process.log()}" for name, process in self.processes.items())
+
+    def recovery(self, occurrence: Occurrence) -> float | None:
+        """Seconds until what a user sees of the part that was hurt goes on."""
+        name = getattr(occurrence.fault, "process", "")
+        match occurrence.fault:
+            case faults.BrokerKill() | faults.BrokerPause() | faults.ClockJump():
+                watches = [self.items_seen, self.answers_seen]
+            case _ if name == "retriever":
+                watches = [self.answers_seen]
+            case _ if name == "monitor":
+                watches = [self.drift_seen]
+            case _:
+                watches = [self.items_seen]
+        found = [watch.recovery(occurrence.at) for watch in watches]
+        return None if None in found else max(seconds for seconds in found if seconds is not None)
+
+    def _watch_items(self) -> None:
+        probes = [f"{PROBE}-{partition}".encode() for partition in range(self.settings.topics.partitions)]
+        seen = 0
+        while not self._stop.wait(0.02):
+            try:
+                with IndexReader(self.settings.index) as reader:
+                    while not self._stop.wait(0.02):
+                        with reader.snapshot() as snapshot:
+                            found = snapshot.find(probes)
+                        row = min(item.updated_at if item else 0 for item in found)
+                        now, published = time.monotonic(), self.producers.probes
+                        while seen < len(published) and published[seen][1] <= row:
+                            seen += 1
+                        if seen:
+                            self.items_seen.seen.append((now, published[seen - 1][0]))
+            except SidstreamError:
+                continue  # there is none yet
+
+    def _watch_answers(self) -> None:
+        for record in self._follow(self.settings.topics.results, committed=True):
+            asked = self.producers.asked_at.get((record.key() or b"").decode("utf-8", "replace"))
+            if asked is not None:
+                self.answers_seen.seen.append((time.monotonic(), asked))
+
+    def _watch_drift(self) -> None:
+        for _ in self._follow(self.settings.topics.drift, committed=True):
+            now = time.monotonic()
+            self.drift_seen.seen.append((now, now))
+
+    def _follow(self, topic: str, *, committed: bool) -> Iterator[object]:
+        configuration = consumer_configuration(self.settings.kafka, group="chaos-watch")
+        consumer = Consumer(configuration | {"isolation.level": "read_committed" if committed else "read_uncommitted"})
+        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        while not self._stop.is_set():
+            yield from drain(consumer, 500, 0.1)
+        consumer.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and self.producers.is_alive():
+            with suppress(BaseException):
+                self.producers.stop()
+        self._stack.close()
+
+
+class SmallDisk:
+    """A small file system of its own where we may mount one, else a limit on the size of files; both can be full."""
+
+    def __init__(self, path: Path, mounted: bool) -> None:
+        self.path = path
+        self.mounted = mounted
+
+    @contextmanager
+    def full(self, pid: int) -> Iterator[None]:
+        """No room for the process ``pid`` within the block."""
+        if not self.mounted:
+            size = (self.path / "index" / "data.mdb").stat().st_size
+            with suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            try:
+                yield
+            finally:
+                with suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            return
+        ballast = self.path / "ballast"
+        try:
+            with ballast.open("wb") as file, suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 20))
+                    file.flush()
+            yield
+        finally:
+            ballast.unlink()
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[SmallDisk]:
+    """A directory for the index, on a tmpfs of half a gigabyte if this user may mount one."""
+    path.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(path)]
+    mounted = shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield SmallDisk(path, mounted)
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(path)], check=False)
