@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import lmdb
 import msgspec
@@ -35,10 +35,11 @@ from store.errors import (
     IndexMismatchError,
     IndexUsageError,
 )
+from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
 from store.writer_lock import lock_directory, unlock
 
-__all__ = ["DEFAULT_MAP_SIZE", "BatchOutcome", "CodesBatch", "IndexWriter"]
+__all__ = ["DEFAULT_MAP_SIZE", "BatchOutcome", "CodesBatch", "IndexStorage", "IndexWriter"]
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
 _STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
@@ -47,6 +48,14 @@ _DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.
 
 _log = structlog.get_logger(__name__)
 _Result = TypeVar("_Result")
+
+
+class IndexStorage(NamedTuple):
+    """Bytes of address space, of the pages that were ever in use (the file grows no smaller), and free on its disk."""
+
+    map_bytes: int
+    used_bytes: int
+    disk_free_bytes: int
 
 
 class IndexWriter:
@@ -114,6 +123,7 @@ class IndexWriter:
         """
         prepared = PreparedBatch.of(batch, self._facts.layers, self._facts.size)
         outcome, census = self._write(lambda transaction: self._apply(transaction, prepared, offsets))
+        reach(Failpoint.BATCH_COMMITTED)
         self._census = census
         return outcome
 
@@ -188,6 +198,7 @@ class IndexWriter:
             ),
             items=transaction.stat(databases["items"])["entries"],
         )
+        reach(Failpoint.BATCH_WRITTEN)
         return outcome, census
 
     def _take_free(self, transaction: Any, count: int) -> list[bytes]:
@@ -235,9 +246,12 @@ class IndexWriter:
                 transaction.put(key, msgspec.json.encode(layout.to_dict()), db=layouts)
             self._put_offsets(transaction, offsets)
             self._put_state(transaction, read_state(transaction, self._environment.databases).next_number)
+            reach(Failpoint.LAYOUT_WRITTEN)
             return fresh
 
-        return self._write(write)
+        fresh = self._write(write)
+        reach(Failpoint.LAYOUT_COMMITTED)
+        return fresh
 
     def offsets(self) -> dict[tuple[str, int], int]:
         """The next offset to read per (topic, partition), as of the last commit."""
@@ -251,6 +265,16 @@ class IndexWriter:
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """A snapshot of what is committed, without a second environment."""
         return Snapshot.of(self._environment)
+
+    def storage(self) -> IndexStorage:
+        """How large the index is now; asks the operating system once, and reads no data."""
+        info = self._environment.lmdb.info()
+        page = int(self._environment.lmdb.stat()["psize"])
+        return IndexStorage(
+            map_bytes=int(info["map_size"]),
+            used_bytes=(int(info["last_pgno"]) + 1) * page,
+            disk_free_bytes=shutil.disk_usage(self.path).free,
+        )
 
     def close(self) -> None:
         """Releases the files and the writer's lock; closing again does nothing."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
-from streamer.intake import EventError, checked_id, decode_event
 from streamer.health import Health
+from streamer.intake import EventError, checked_id, decode_event
 from streamer.metrics import FRESHNESS_SECONDS, count_dead_letter
 from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate

@@ -24,6 +24,7 @@ from faust.web.drivers.aiohttp import Web
 from yarl import URL
 
 from models.errors import SidstreamError
+from store.failpoints import Failpoint, reach
 from streamer.settings import Settings
 
 # Faust hard-codes 1,500 ms: the time that a new record may lie unread while nothing else arrives.
@@ -123,7 +124,10 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]
         except Exception as error:
             await self.crash(error)
             return False
-        return bool(await super()._commit_offsets(offsets, start_new_transaction=start_new_transaction))
+        reach(Failpoint.CHANGELOG_WRITTEN)
+        committed = bool(await super()._commit_offsets(offsets, start_new_transaction=start_new_transaction))
+        reach(Failpoint.COUNTS_COMMITTED)
+        return committed
 
 
 class _Transport(driver.Transport):  # type: ignore[misc]

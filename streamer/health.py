@@ -38,14 +38,18 @@ class Part(StrEnum):
 
 
 class Health:
-    """Set by the loop, read by the HTTP server; thread-safe. Unready until ``set_ready(Part.START)``."""
+    """Set by the loop, read by the HTTP server; thread-safe. Unready until start, broker and input were said to be well."""
 
     def __init__(self, settings: MetricsSettings | None = None) -> None:
         settings = settings or MetricsSettings()
         self._stalled_seconds = settings.stalled_seconds
         self._slow_seconds = settings.slow_seconds
         self._lock = threading.Lock()
-        self._reasons: dict[Part, str] = {Part.START: "starting"}
+        self._reasons: dict[Part, str] = {
+            Part.START: "starting",
+            Part.BROKER: "the broker has not answered yet",
+            Part.INPUT: "nothing is read yet",
+        }
         self._turned_at = time.monotonic()
         # A start is a long call like any other: a model is loaded, an index checked.
         self._in_hand: dict[object, tuple[str, float]] = {Part.START: ("the start", self._turned_at)}
@@ -75,7 +79,9 @@ class Health:
             if now - since > self._slow_seconds:
                 return f"{what} has taken {now - since:.0f} s; metrics.slow_seconds allows {self._slow_seconds:g}"
         elif silent > self._stalled_seconds:
-            return f"the loop has not turned for {silent:.0f} s; metrics.stalled_seconds allows {self._stalled_seconds:g}"
+            return (
+                f"the loop has not turned for {silent:.0f} s; metrics.stalled_seconds allows {self._stalled_seconds:g}"
+            )
         return None
 
     def is_well(self, part: Part) -> bool:

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from store.failpoints import Failpoint, reach
 from streamer.cloudevents import cloud_event_headers
 from streamer.evaluation import Outcome
 from streamer.health import Health
@@ -35,7 +36,7 @@ _ONLY_CRITICAL: Final = 2  # of syslog's levels, as librdkafka counts them
 
 
 class JournalUnavailable(Exception):
-    """Nothing was written; the same call may succeed later."""
+    """Nothing is known to be written; ``take_over`` aborts what is open, and then reads what there is."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Journal:
         """All of ``outcome``, or nothing; returns once the transaction is committed.
 
         Raises:
-            JournalUnavailable: it was aborted; nothing is visible.
+            JournalUnavailable: it was aborted, or nobody knows: take over again, which aborts or reads what there is.
             FatalKafkaError: another monitor took over, or the broker refuses.
         """
         assert self._producer is not None, "take_over comes first"
@@ -96,7 +97,9 @@ class Journal:
                 self._produce(producer, topics.alerts, alert.key.encode(), ALERT, alert, "alert", alert.at)
             if (drift := outcome.drift) is not None:
                 self._produce(producer, topics.drift, drift.codebook.encode(), DRIFT, drift, "drift", drift.at)
+            reach(Failpoint.JOURNAL_SENT, producer.flush)
             self._translated(producer.commit_transaction, _BROKER_SECONDS)
+            reach(Failpoint.JOURNAL_COMMITTED)
         except JournalUnavailable:
             TRANSACTION_ABORTS.labels("monitor").inc()
             self._translated(producer.abort_transaction, _BROKER_SECONDS)

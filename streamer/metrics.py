@@ -46,7 +46,9 @@ DEAD_LETTERS: Final = Counter(
     ["process", "class"],
 )
 TRANSACTION_ABORTS: Final = Counter(
-    "sidstream_transaction_aborts", "Kafka transactions that were aborted; their events were processed again", ["process"]
+    "sidstream_transaction_aborts",
+    "Kafka transactions that were aborted; their events were processed again",
+    ["process"],
 )
 LAYOUT_GENERATION: Final = Gauge(
     "sidstream_layout_generation",
@@ -54,7 +56,9 @@ LAYOUT_GENERATION: Final = Gauge(
     ["process"],
 )
 _READY: Final = Gauge("sidstream_ready", "1 when the process is ready, else 0; /ready tells the reason", ["process"])
-_LIVE: Final = Gauge("sidstream_live", "1 when the loop of the process turns, else 0; /live tells the reason", ["process"])
+_LIVE: Final = Gauge(
+    "sidstream_live", "1 when the loop of the process turns, else 0; /live tells the reason", ["process"]
+)
 _BUILD: Final = Gauge("sidstream_build_info", "1, labelled with the version that runs", ["process", "version"])
 
 _classes: set[str] = set()

@@ -36,7 +36,9 @@ def run_process(name: str, settings: Settings, work: Callable[[threading.Event, 
     shutdown = Shutdown(stop, deadline_seconds=settings.shutdown_seconds, health=health)
     shutdown.listen()
     if supervisor := os.environ.get(SUPERVISOR_VARIABLE):
-        watching = threading.Thread(target=_watch, args=(int(supervisor), shutdown), name="supervisor-watch", daemon=True)
+        watching = threading.Thread(
+            target=_watch, args=(int(supervisor), shutdown), name="supervisor-watch", daemon=True
+        )
         watching.start()
     describe_process(name, health)
     server = HealthServer(settings.metrics, health)

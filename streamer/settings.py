@@ -105,6 +105,9 @@ class IndexerSettings(Section):
     """Codes → LMDB, and the census' counts → monitor."""
 
     batch_size: int = Field(10_000, ge=1, description="records an LMDB transaction at the most")
+    map_bytes: int = Field(
+        1 << 30, ge=1 << 16, description="address space that a new index begins with; doubled whenever it is full"
+    )
     minimum_batch_interval_ms: float = Field(5.0, ge=0)
     counts_interval_seconds: float = Field(1.0, gt=0, description="how often changed counts are published")
 
@@ -183,7 +186,9 @@ class MetricsSettings(Section):
     port: int = Field(0, ge=0, le=65535)
     stalled_seconds: float = Field(30.0, gt=0, description="/live fails when the loop has not turned for so long")
     slow_seconds: float = Field(
-        300.0, gt=0, description="or when a call that may take long (the start, a batch's decoding, a commit) took longer"
+        300.0,
+        gt=0,
+        description="or when a call that may take long (the start, a batch's decoding, a commit) took longer",
     )
 
 

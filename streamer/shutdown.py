@@ -1,7 +1,7 @@
 """The end of a process: asked for once it has a deadline; asked for twice, or past the deadline, it ends at once.
 
-What must hold: a signal is heard even while the main thread is stuck in a call of a library, so it is read by a thread of its own;
-and ending at once is always safe, as ``kill -9`` is safe at any moment.
+What must hold: a signal is heard even while the main thread is stuck in a call of a library, so a thread of its own reads it.
+Ending at once is always safe, as ``kill -9`` is safe at any moment.
 """
 
 from __future__ import annotations
@@ -124,5 +124,7 @@ def _stacks() -> dict[str, str]:
         if frame is None or thread.name in ("signals", "deadline", "metrics", "supervisor-watch"):
             continue
         calls = traceback.extract_stack(frame)[-_FRAMES_SHOWN:]
-        found[thread.name] = " > ".join(f"{call.filename.rsplit('/', 1)[-1]}:{call.lineno} {call.name}" for call in calls)
+        found[thread.name] = " > ".join(
+            f"{call.filename.rsplit('/', 1)[-1]}:{call.lineno} {call.name}" for call in calls
+        )
     return found

@@ -25,6 +25,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from prometheus_client import Histogram
 
+from store.failpoints import Failpoint, reach
 from streamer.dead_letters import Outgoing
 from streamer.health import Health, Part
 from streamer.input_progress import STATISTICS_INTERVAL_MS, InputProgress, Place
@@ -105,7 +106,6 @@ class TransactionalLoop:
             FatalKafkaError: fenced by another instance of the same name, not authorised, or the client is broken.
         """
         self._stop = stop
-        self._health.set_unready(Part.BROKER, "the broker has not answered yet")
         self._health.set_ready(Part.START)
         try:
             self._run(stop)
@@ -191,11 +191,10 @@ class TransactionalLoop:
         try:
             offsets = self._begin(records, outgoing)
             if len(records) >= settings.batch_size:
-                self._committing = committer.submit(self._retrying, self._producer.commit_transaction, _CALL_SECONDS)
+                self._committing = committer.submit(self._commit, records)
                 self._unfinished = records
             else:
-                self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
-                self._committed(records)
+                self._commit(records)
         except _AbortRequired as reason:
             self._abort(records, reason)
             return
@@ -210,15 +209,23 @@ class TransactionalLoop:
         if rest > 0:
             time.sleep(rest)
 
+    def _commit(self, records: list[Message]) -> None:
+        self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
+        reach(Failpoint.TRANSACTION_COMMITTED)
+        self._broker.answered()
+        observe_ages(self._settings.event_seconds, records)
+
     def _begin(self, records: list[Message], outgoing: Iterable[Outgoing]) -> dict[Place, int]:
         """Everything but the commit; the offsets that it will commit."""
         producer = self._producer
         self._retrying(producer.begin_transaction)
+        reach(Failpoint.TRANSACTION_BEGUN)
         source = self._settings.source
         last = {record.partition(): record.offset() for record in records}
         offsets = [TopicPartition(source, partition, offset + 1) for partition, offset in last.items()]
         # The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms).
         self._retrying(producer.send_offsets_to_transaction, offsets, self._consumer.consumer_group_metadata())
+        reach(Failpoint.OFFSETS_SENT)
         for topic, key, value, partition, headers, timestamp in outgoing:
             while True:
                 try:
@@ -235,11 +242,8 @@ class TransactionalLoop:
                             f"a record for {topic} is larger than message.max.bytes: {error_text(error)}"
                         ) from error
                     raise _AbortRequired(error_text(error)) from error
+        reach(Failpoint.OUTPUTS_SENT, producer.flush)
         return {(source, partition): offset + 1 for partition, offset in last.items()}
-
-    def _committed(self, records: list[Message]) -> None:
-        self._broker.answered()
-        observe_ages(self._settings.event_seconds, records)
 
     def _finish_or_abort(self, next_records: list[Message]) -> bool:
         """Wait for the commit under way; ``False`` when it failed and ``next_records`` are to be gathered again."""
@@ -254,8 +258,7 @@ class TransactionalLoop:
         if self._committing is not None:
             committing, self._committing = self._committing, None
             committing.result()
-            committed, self._unfinished = self._unfinished, []
-            self._committed(committed)
+            self._unfinished = []
 
     def _abort(self, records: list[Message], reason: Exception) -> None:
         self._abort_transaction(reason, len(self._unfinished) + len(records))
@@ -314,7 +317,9 @@ class TransactionalLoop:
             try:
                 ends[place] = self._consumer.get_watermark_offsets(assigned, timeout=_ENDS_SECONDS)[1]
             except KafkaException as error:
-                self._health.set_unready(Part.BROKER, f"the end of {assigned.topic} cannot be read: {error_text(error)}")
+                self._health.set_unready(
+                    Part.BROKER, f"the end of {assigned.topic} cannot be read: {error_text(error)}"
+                )
                 return
         self._new_assignment = None
         self._broker.answered()

@@ -2,8 +2,9 @@
 
 What must hold: decoding is the product's own beam search; the item list is the SIDs in the order of their scores, the
 items of a SID in the order of a ranking, or all items by their own probability: that of their SID times their share of it
-(the share goes by weight, or by P(c2 | c1) of the left-out token first and by weight among equal codes). Items of the
-history are left out of the item list (the references do so too).
+(the share goes by weight, or by P(c2 | c1) of the left-out token first and by weight among equal codes), or all items by the
+similarity of what their codes say of them to the query's embedding. Items of the history are left out of the item list
+(the references do so too).
 Recall@k of a case is the share of its relevant items among the first k, as a mean over cases: with one relevant item it
 is the hit rate.
 """
@@ -28,6 +29,7 @@ Ranking = Literal[
     "history",
     "own probability",
     "own probability, left-out token",
+    "query, reconstructed",
 ]
 Recall: TypeAlias = dict[str, float]
 Decode = Callable[[list[list[int]]], list[list[ScoredSid]]]
@@ -87,7 +89,7 @@ def evaluate(
     embeddings.
     """
     sids = layout.sid_tokens(codes)
-    names = tuple(name for name in RANKINGS if data.histories or not name.startswith("history"))
+    names = tuple(name for name in RANKINGS if _applies(name, data))
     rows: list[tuple[int, int, int, *tuple[int, ...]]] = []
     for case, answer in zip(cases, _answers(decode, prompts), strict=True):
         places = {tuple(sid.tokens): place for place, sid in enumerate(answer, start=1)}
@@ -103,6 +105,13 @@ def evaluate(
         sid_rank=table[:, 2],
         item_ranks={name: table[:, 3 + column] for column, name in enumerate(names)},
     )
+
+
+def _applies(name: Ranking, data: Dataset) -> bool:
+    """Whether a set has what a ranking looks at."""
+    if name.startswith("query"):
+        return data.query_embeddings is not None
+    return bool(data.histories) or not name.startswith("history")
 
 
 def _answers(decode: Decode, prompts: Sequence[list[int]]) -> Iterator[list[ScoredSid]]:
@@ -127,6 +136,8 @@ def _item_ranks(
     found: Iterable[int]
     if name.startswith("own probability"):
         found = _by_probability(answer, data, left_out=name.endswith("left-out token"))
+    elif name == "query, reconstructed":
+        found = _by_query(answer, case, data, reconstructed)
     else:
         found = _sid_by_sid(answer, _values(name, case, data, reconstructed), data)
     history = set(case.history)
@@ -158,6 +169,20 @@ def _by_probability(answer: Sequence[ScoredSid], data: Dataset, *, left_out: boo
         scores.append(sid.score + np.log(shares / shares.sum()))
     rows = np.concatenate(items)
     found: list[int] = rows[np.lexsort((rows, -np.concatenate(scores)))].tolist()
+    return found
+
+
+def _by_query(
+    answer: Sequence[ScoredSid], case: TestCase, data: Dataset, reconstructed: npt.NDArray[np.float32]
+) -> list[int]:
+    """All items that were found by the cosine of what their codes say to the query's embedding; ties go to the better SID."""
+    if not answer:
+        return []
+    assert data.query_embeddings is not None
+    rows = np.concatenate([sid.items.astype(np.int64) for sid in answer])
+    vectors = reconstructed[rows]
+    cosines = vectors @ data.query_embeddings[case.case] / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)
+    found: list[int] = rows[np.argsort(-cosines, kind="stable")].tolist()
     return found
 
 

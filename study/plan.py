@@ -128,6 +128,11 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
     elif dataset == "chorus_icecat":
         yield changed("codes of the query in the prompt", query_codes=True)
         yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)
+        yield changed("… and without layer 2", {"size": 1024}, query_codes=True, layout=WITHOUT)
+        longer = {"hidden_size": 128, "epochs": 12}
+        yield changed("… and a larger model, 12 epochs", {"size": 1024}, query_codes=True, layout=WITHOUT, **longer)
+        yield changed("the same with layer 2", {"size": 1024}, query_codes=True, **longer)
+        yield changed("… and a fourth layer", {"size": 1024, "layers": 4}, query_codes=True, **longer)
 
 
 def layout_changes(dataset: DatasetName) -> Iterator[Row]:

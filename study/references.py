@@ -8,7 +8,7 @@ he just bought), as they are from the language models' answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -65,8 +65,12 @@ class CoOccurrence:
         return total
 
 
-def reference_recalls(data: Dataset, cases: Sequence[TestCase]) -> dict[str, Recall]:
-    """Recall by reference over these cases, as ``study.evaluation`` counts it."""
+def reference_recalls(
+    data: Dataset, cases: Sequence[TestCase], read_as: Mapping[str, npt.NDArray[np.float32]] | None = None
+) -> dict[str, Recall]:
+    """Recall by reference over these cases, as ``study.evaluation`` counts it. ``read_as``: name → what is left of the
+    items' embeddings (N, D) of length 1, for how much of a query's neighbourhood codes can keep.
+    """
     found: dict[str, Callable[[TestCase], npt.NDArray[np.floating[Any]]]] = {}
     if data.histories:
         pairs = CoOccurrence.count(data.histories, len(data.embeddings))
@@ -77,7 +81,9 @@ def reference_recalls(data: Dataset, cases: Sequence[TestCase]) -> dict[str, Rec
             found[f"co-occurrence with {newest}, cosine"] = partial(_together, pairs, recent, True)
             found[f"nearest neighbours of {newest}"] = partial(_near_history, data, recent)
     if data.query_embeddings is not None:
-        found["nearest neighbours of the query"] = partial(_near_query, data)
+        found["nearest neighbours of the query"] = partial(_near_query, data, data.embeddings)
+        for name, vectors in (read_as or {}).items():
+            found[f"nearest neighbours of the query, items as {name}"] = partial(_near_query, data, vectors)
     return {name: _recall(scores, data, cases) for name, scores in found.items()}
 
 
@@ -94,9 +100,9 @@ def _near_history(data: Dataset, recent: int, case: TestCase) -> npt.NDArray[np.
     return 2 + similarities
 
 
-def _near_query(data: Dataset, case: TestCase) -> npt.NDArray[np.floating[Any]]:
+def _near_query(data: Dataset, vectors: npt.NDArray[np.float32], case: TestCase) -> npt.NDArray[np.floating[Any]]:
     assert data.query_embeddings is not None
-    similarities: npt.NDArray[np.float32] = data.embeddings @ data.query_embeddings[case.case]
+    similarities: npt.NDArray[np.float32] = vectors @ data.query_embeddings[case.case]
     return 2 + similarities
 
 

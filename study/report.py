@@ -36,7 +36,8 @@ _METHOD: Final = """\
   order of a ranking (**weight**: popularity in training; **left-out token**: the model's log P(c2 | c1); **history**:
   similarity of the embedding to the mean of the history's; **reconstructed**: the same from the codes alone), or all items
   in the order of their **own probability**: the SID's times the item's share of it, by weight (or by P(c2 | c1) of the
-  left-out token, and by weight among equal codes). Items of the history are left out of item lists, of the references'
+  left-out token, and by weight among equal codes), or in the order of the similarity of the **query**'s embedding to what the
+  codes of the items found say of them. Items of the history are left out of item lists, of the references'
   too.
 - **Head items** are those whose layer-2 token is among the 10 % most crowded ones; **tail** items are the others; **new**
   items are a tenth of the catalogue that arrived after training.

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
@@ -92,4 +94,20 @@ def references(dataset: DatasetName, scratch: Path) -> dict[str, Any]:
     """Recall of the references on the cases that the runs are measured on."""
     base = scale(dataset).base
     here = setting(base, scratch)
-    return {"choice": base.said(), "recalls": reference_recalls(here.data, here.cases(base.cases))}
+    recalls = reference_recalls(here.data, here.cases(base.cases), _read_as_codes(dataset, scratch))
+    return {"choice": base.said(), "recalls": recalls}
+
+
+def _read_as_codes(dataset: DatasetName, scratch: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """What the codebooks of the runs keep of the items, unit rows (N, D) by the shape of the codes."""
+    data, found = load(dataset), {}
+    if data.query_embeddings is None:
+        return {}
+    for choice in sorted(
+        {row.choice.codebook for row in rows(dataset)}, key=lambda choice: (choice.layers, choice.size)
+    ):
+        fit = fitted(choice, data, scratch)
+        vectors = fit.codebook.reconstruct(fit.codes)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        found[f"their codes, {choice.layers} × {choice.size:,}"] = vectors
+    return found
