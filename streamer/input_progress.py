@@ -15,6 +15,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamer.health import Health, Part
+from streamer.kafka import STATISTICS_INTERVAL_MS
 from streamer.metrics import LAG_RECORDS
 
 log = structlog.get_logger(__name__)
@@ -22,7 +23,6 @@ log = structlog.get_logger(__name__)
 Place = tuple[str, int]
 """Topic and partition."""
 
-STATISTICS_INTERVAL_MS: Final = 1_000
 _LAG_SECONDS: Final = 1.0
 
 

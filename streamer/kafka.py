@@ -33,6 +33,7 @@ TRANSACTION_RETRY_BACKOFF_MS: Final = 2
 SESSION_TIMEOUT_MS: Final = 6_000
 # A dangling transaction holds readers back until this has passed, when its producer never comes back.
 TRANSACTION_TIMEOUT_MS: Final = 15_000
+STATISTICS_INTERVAL_MS: Final = 1_000
 # Java's partitioner, so that every producer of a topic puts a key into the same partition.
 PARTITIONER: Final = "murmur2_random"
 
@@ -93,9 +94,18 @@ def _client_logger() -> logging.Logger:
 
 
 def consumer_configuration(
-    kafka: KafkaSettings, *, group: str, instance: str | None = None, health: Health | None = None, **more: Any
+    kafka: KafkaSettings,
+    *,
+    group: str,
+    instance: str | None = None,
+    health: Health | None = None,
+    on_statistics: Callable[[str], None] | None = None,
+    **more: Any,
 ) -> Configuration:
-    """A consumer of committed records that never commits by itself; ``more`` has dots as underscores."""
+    """A consumer of committed records that never commits by itself; ``more`` has dots as underscores.
+
+    ``on_statistics`` is told librdkafka's statistics, as JSON, once a second and by the thread that consumes.
+    """
     configuration = {
         **client_configuration(kafka, health),
         "group.id": group,
@@ -108,6 +118,8 @@ def consumer_configuration(
         "fetch.wait.max.ms": 100,
         **{name.replace("_", "."): value for name, value in more.items()},
     }
+    if on_statistics is not None:
+        configuration |= {"stats_cb": on_statistics, "statistics.interval.ms": STATISTICS_INTERVAL_MS}
     if instance is not None:
         configuration["group.instance.id"] = f"{group}-{instance}"
     return configuration

@@ -28,7 +28,7 @@ from prometheus_client import Histogram
 from store.failpoints import Failpoint, reach
 from streamer.dead_letters import Outgoing
 from streamer.health import Health, Part
-from streamer.input_progress import STATISTICS_INTERVAL_MS, InputProgress, Place
+from streamer.input_progress import InputProgress, Place
 from streamer.kafka import (
     BrokerProbe,
     ConsumerBrokenError,
@@ -143,8 +143,7 @@ class TransactionalLoop:
                 group=settings.group,
                 instance=settings.instance,
                 health=self._health,
-                statistics_interval_ms=STATISTICS_INTERVAL_MS,
-                stats_cb=self._input.read_statistics,
+                on_statistics=self._input.read_statistics,
             )
         )
         self._broker = BrokerProbe(consumer, self._health)
