@@ -28,8 +28,9 @@ log = structlog.get_logger(__name__)
 STUCK_STATUS: Final = 124
 """Exit status of a process that did not end within its deadline; that of timeout(1)."""
 
-# The last resort needs neither the interpreter's lock nor its threads: it ends a library call that never gives the lock
-# back, and an interpreter that hangs while it takes itself apart.
+# The last resort needs neither the interpreter's lock nor its threads: it ends an interpreter that hangs while it takes itself
+# apart, in the destructor of a client for instance. A library that never gives the lock back from the start hears no signal
+# at all; its /live does not answer either, and whoever restarts it has SIGKILL.
 _LAST_RESORT_SECONDS: Final = 3.0
 _FRAMES_SHOWN: Final = 6
 

@@ -85,7 +85,7 @@ def test_every_form_of_an_embedding_gives_the_same_codes(assign: AssignBatch, em
 
 
 def test_tombstone_passes_as_tombstone(assign: AssignBatch) -> None:
-    assert assign([record(b"a", None)]) == [Outgoing("codes", b"a", None, 2)]
+    assert assign([record(b"a", None)]) == [Outgoing("codes", b"a", None, 2, timestamp=1_700_000_000_000)]
 
 
 def test_last_event_of_an_item_in_a_batch_wins(assign: AssignBatch) -> None:
