@@ -103,11 +103,14 @@ class AssignBatch:
         codes = iter(
             self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
         )
+        # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update took.
+        # Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
         codebook, topic, now = self._encoder.codebook_id, self._codes_topic, time_ns() // 1_000_000
         outgoing = []
         for item_id, row in last.items():
             if not isinstance(row, int):
-                outgoing.append(Outgoing(topic, item_id, None, row.partition(), timestamp=_source_time(row, now)))
+                at = row.timestamp()[1]
+                outgoing.append(Outgoing(topic, item_id, None, row.partition(), None, at if 0 < at < now else 0))
                 continue
             record, _, update, updated_at = upserts[row]
             value = ITEM_CODES.encode(
@@ -119,7 +122,8 @@ class AssignBatch:
                     updated_at=updated_at,
                 )
             )
-            outgoing.append(Outgoing(topic, item_id, value, record.partition(), None, _source_time(record, now)))
+            at = record.timestamp()[1]
+            outgoing.append(Outgoing(topic, item_id, value, record.partition(), None, at if 0 < at < now else 0))
         return outgoing
 
     def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
@@ -158,13 +162,6 @@ class AssignBatch:
     def _reject(self, record: Message, error: EventError) -> Outgoing:
         count_dead_letter(PROCESS, error.kind)
         return dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
-
-
-def _source_time(record: Message, now: int) -> int:
-    """The Kafka timestamp for what comes of ``record``: its own, as in Kafka Streams, so that the indexer can tell how long
-    an update took; never of the future, which the broker would refuse for ever. 0, the time of producing, if it has none."""
-    kind, milliseconds = record.timestamp()
-    return min(milliseconds, now) if kind else 0
 
 
 def _later(one: Message, other: Message) -> bool:
