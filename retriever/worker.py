@@ -25,6 +25,7 @@ from models.layout import Layout
 from models.prompts import PromptBuilder
 from retriever.beam_search import ScoredSid, beam_search
 from retriever.marginal_search import marginal_beam_search
+from retriever.metrics import ANSWERED, DECODE_SECONDS, QUERIES, QUERY_SECONDS
 from retriever.ranking import (
     HistorySimilarity,
     LeftOutToken,
@@ -39,8 +40,9 @@ from store.reader import IndexReader, Snapshot
 from store.trie_view import TrieView
 from streamer.cloudevents import cloud_event_headers
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
+from streamer.health import Health, Part
 from streamer.intake import EventError, checked_id, decode_event
-from streamer.metrics import DEAD_LETTERS, Health
+from streamer.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
 from streamer.process import run_process
 from streamer.records import ANSWER, QUERY, Answer, AnswerError, AnswerItem, Query
 from streamer.settings import RetrieverSettings, Settings
@@ -111,7 +113,7 @@ class AnswerBatch:
             try:
                 asked.append(self._decode(record))
             except EventError as error:
-                DEAD_LETTERS.labels(PROCESS, PROCESS).inc()
+                count_dead_letter(PROCESS, error.kind)
                 outgoing.append(
                     dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
                 )
@@ -150,6 +152,8 @@ class AnswerBatch:
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
             items = [self._items(sids, one, snapshot, layout) for one, sids in zip(asked, found, strict=True)]
         ended = time.perf_counter()
+        DECODE_SECONDS.observe(decoded - prepared)
+        LAYOUT_GENERATION.labels(PROCESS).set(layout.generation)
         spent = {
             "prepare": round((prepared - started) * 1000, 2),
             "decode": round((decoded - prepared) * 1000, 2),
@@ -233,7 +237,9 @@ class AnswerBatch:
                 kind="AnswerTooLarge",
                 message=f"the answer would have {len(value):,} bytes: ask with a smaller limit or a shorter history",
             )
-            value = ANSWER.encode(msgspec.structs.replace(answer, items=(), skipped_history=(), error=fault))
+            answer = msgspec.structs.replace(answer, items=(), skipped_history=(), error=fault)
+            value = ANSWER.encode(answer)
+        QUERIES.labels(ANSWERED if answer.error is None else bounded_class(answer.error.kind)).inc()
         return Outgoing(self._results_topic, answer.query_id.encode(), value, -1, headers)
 
 
@@ -300,6 +306,7 @@ def run_retriever(settings: Settings) -> None:
                 instance=own.instance,
                 batch_size=own.batch_size,
                 minimum_batch_interval_ms=0,
+                event_seconds=QUERY_SECONDS,
             )
             TransactionalLoop(loop, settings.kafka, transform, health).run(stop)
 
@@ -310,11 +317,15 @@ def _wait_for_index(settings: Settings, stop: threading.Event, health: Health) -
     """The index, once the indexer of this host has made it; ``None`` if we are told to stop first."""
     from store.errors import IndexMissingError
 
+    health.set_ready(Part.START)  # an indexer may come much later; that is no reason to start this process anew
     while not stop.is_set():
         try:
-            return IndexReader(settings.index)
+            reader = IndexReader(settings.index)
+            health.set_ready(Part.INDEX)
+            return reader
         except IndexMissingError as error:
-            health.set_unready(str(error))
+            health.progress()
+            health.set_unready(Part.INDEX, str(error))
             log.info("waiting_for_index", path=str(settings.index))
             stop.wait(_INDEX_WAIT_SECONDS)
     return None

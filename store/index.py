@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import lmdb
 import msgspec
@@ -39,7 +39,7 @@ from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
 from store.writer_lock import lock_directory, unlock
 
-__all__ = ["DEFAULT_MAP_SIZE", "BatchOutcome", "CodesBatch", "IndexWriter"]
+__all__ = ["DEFAULT_MAP_SIZE", "BatchOutcome", "CodesBatch", "IndexStorage", "IndexWriter"]
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
 _STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
@@ -48,6 +48,14 @@ _DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.
 
 _log = structlog.get_logger(__name__)
 _Result = TypeVar("_Result")
+
+
+class IndexStorage(NamedTuple):
+    """Bytes of address space, of the pages that were ever in use (the file grows no smaller), and free on its disk."""
+
+    map_bytes: int
+    used_bytes: int
+    disk_free_bytes: int
 
 
 class IndexWriter:
@@ -257,6 +265,16 @@ class IndexWriter:
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """A snapshot of what is committed, without a second environment."""
         return Snapshot.of(self._environment)
+
+    def storage(self) -> IndexStorage:
+        """How large the index is now; asks the operating system once, and reads no data."""
+        info = self._environment.lmdb.info()
+        page = int(self._environment.lmdb.stat()["psize"])
+        return IndexStorage(
+            map_bytes=int(info["map_size"]),
+            used_bytes=(int(info["last_pgno"]) + 1) * page,
+            disk_free_bytes=shutil.disk_usage(self.path).free,
+        )
 
     def close(self) -> None:
         """Releases the files and the writer's lock; closing again does nothing."""

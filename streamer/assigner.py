@@ -7,6 +7,7 @@ The output partition is the input partition, so the order of one item's updates 
 from __future__ import annotations
 
 import threading
+from time import time_ns
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
+from streamer.health import Health
 from streamer.intake import EventError, checked_id, decode_event
-from streamer.metrics import DEAD_LETTERS, Health
+from streamer.metrics import FRESHNESS_SECONDS, count_dead_letter
 from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
 from streamer.settings import Settings
@@ -101,11 +103,14 @@ class AssignBatch:
         codes = iter(
             self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
         )
-        codebook, topic = self._encoder.codebook_id, self._codes_topic
+        # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update took.
+        # Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
+        codebook, topic, now = self._encoder.codebook_id, self._codes_topic, time_ns() // 1_000_000
         outgoing = []
         for item_id, row in last.items():
             if not isinstance(row, int):
-                outgoing.append(Outgoing(topic, item_id, None, row.partition()))
+                at = row.timestamp()[1]
+                outgoing.append(Outgoing(topic, item_id, None, row.partition(), None, at if 0 < at < now else 0))
                 continue
             record, _, update, updated_at = upserts[row]
             value = ITEM_CODES.encode(
@@ -117,7 +122,8 @@ class AssignBatch:
                     updated_at=updated_at,
                 )
             )
-            outgoing.append(Outgoing(topic, item_id, value, record.partition()))
+            at = record.timestamp()[1]
+            outgoing.append(Outgoing(topic, item_id, value, record.partition(), None, at if 0 < at < now else 0))
         return outgoing
 
     def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
@@ -154,7 +160,7 @@ class AssignBatch:
             return np.asarray(embedding, "<f8").astype("<f4").tobytes()
 
     def _reject(self, record: Message, error: EventError) -> Outgoing:
-        DEAD_LETTERS.labels(PROCESS, PROCESS).inc()
+        count_dead_letter(PROCESS, error.kind)
         return dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
 
 
@@ -198,6 +204,7 @@ def run_assigner(settings: Settings) -> None:
             instance=own.instance,
             batch_size=own.batch_size,
             minimum_batch_interval_ms=own.minimum_batch_interval_ms,
+            event_seconds=FRESHNESS_SECONDS.labels(PROCESS),
         )
         collect_garbage_rarely()
         TransactionalLoop(loop, settings.kafka, transform, health).run(stop)

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 _HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 90.0  # 3 s usually; a busy machine or the recovery of much data takes longer
-_STOP_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 30.0
 _LOCK_SECONDS: Final = 20.0  # the broker of a killed process ends within the guard's grace
 _PORT_ATTEMPTS: Final = 3  # a free port may be taken by another process before the broker has it
 _LOG_LINES_SHOWN: Final = 12
@@ -151,9 +151,9 @@ class LocalBroker:
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(_STOP_SECONDS)
+                process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                log.warning("broker_killed", waited_seconds=_STOP_SECONDS, log_file=str(self.log_file))
+                log.warning("broker_killed", waited_seconds=STOP_SECONDS, log_file=str(self.log_file))
                 process.kill()
                 process.wait()
         guard, self._guard = self._guard, None
@@ -163,6 +163,11 @@ class LocalBroker:
         if lock is not None:
             fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough while a forked child holds a copy
             lock.close()
+
+    def kill(self) -> None:
+        """SIGKILL, from any thread; the directory is let go of when this process ends. The broker recovers at its next start."""
+        if (process := self._process) is not None:
+            process.kill()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
         """Block while the broker runs, at most ``timeout_seconds``.

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from streamer.broker import LocalBroker
+from streamer.broker import STOP_SECONDS, LocalBroker
 from streamer.kafka_distribution import KAFKA_VERSION, FetchProgress
 from streamer.logs import configure_logging
 from streamer.settings import Settings, load_settings
+from streamer.shutdown import Shutdown
 from streamer.topics import TopicSpec, create, describe, topic_specs
 
 _WATCH_SECONDS: Final = 0.5
@@ -61,8 +62,7 @@ def broker(
         )
         running.start()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    Shutdown(stop, deadline_seconds=STOP_SECONDS + 5, before_ending_at_once=running.kill).listen()
     with running:
         console.print(f"Apache Kafka {KAFKA_VERSION} on [bold]{running.bootstrap_servers}[/bold], data in", end=" ")
         console.print(str(running.directory), highlight=False, soft_wrap=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -109,10 +107,13 @@ def up(
     retrievers: Annotated[int, typer.Option(min=0, help="How many retriever processes.")] = 1,
     logs: Annotated[Path | None, typer.Option(help="Write each process' log here instead of the terminal.")] = None,
 ) -> None:
-    """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. Ctrl-C ends all."""
+    """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. A second Ctrl-C ends at once."""
     from models.bundle import Bundle, BundleError
+    from streamer.broker import STOP_SECONDS
     from streamer.logs import configure_logging
     from streamer.pipeline import Pipeline
+    from streamer.shutdown import Shutdown
+    from streamer.supervisor import KILL_MARGIN_SECONDS
 
     settings = load_settings()
     # What every process would refuse after its start is refused here, once, before there is a broker.
@@ -124,15 +125,15 @@ def up(
         )
     configure_logging(settings.logging, process="up")
     console = Console(stderr=True)
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
-    with Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs) as pipeline:
+    pipeline = Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs)
+    stop = threading.Event()
+    Shutdown(
+        stop,
+        deadline_seconds=settings.shutdown_seconds + KILL_MARGIN_SECONDS + STOP_SECONDS,
+        before_ending_at_once=pipeline.kill,
+    ).listen()
+    with pipeline:
         servers = pipeline.settings.kafka.bootstrap_servers
         console.print(f"[green]✓[/] sidstream is up on {servers}; Ctrl-C ends it")
         console.print("  [dim]answers come as soon as the retriever has loaded its model[/]")

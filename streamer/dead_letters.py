@@ -18,13 +18,14 @@ _MESSAGE_CHARACTERS: Final = 1_000
 
 
 class Outgoing(NamedTuple):
-    """A record to produce; partition -1 lets the partitioner choose by key."""
+    """A record to produce; partition -1 lets the partitioner choose by key, timestamp 0 takes the time of producing."""
 
     topic: str
     key: bytes | None
     value: bytes | None
     partition: int = -1
     headers: list[tuple[str, bytes]] | None = None
+    timestamp: int = 0
 
 
 class Rejection(NamedTuple):

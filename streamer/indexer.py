@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -22,15 +22,18 @@ from models.errors import SidstreamError
 from models.layout import Layout
 from store.failpoints import Failpoint, reach
 from store.index import CodesBatch, IndexWriter
+from streamer.health import Health, Part
+from streamer.indexer_metrics import COMMIT_SECONDS, ITEMS, StorageMetrics
+from streamer.input_progress import InputProgress
 from streamer.kafka import (
-    broker_answers,
+    BrokerProbe,
     consumer_configuration,
     drain,
     error_text,
     produce,
     producer_configuration,
 )
-from streamer.metrics import BATCH_SECONDS, EVENTS, ITEMS, Health
+from streamer.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, FRESHNESS_SECONDS, LAYOUT_GENERATION, observe_ages
 from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, LAYOUT, TOKEN_COUNT, ItemCodes, LayoutRecord, TokenCount, token_count_key
 from streamer.settings import Settings
@@ -121,7 +124,8 @@ class Indexer:
         self._codes_topic = settings.topics.item_codes
         self._layouts_topic = settings.topics.layouts
         self._token_counts_topic = settings.topics.token_counts
-        self._behind: set[tuple[str, int]] = set()
+        self._input = InputProgress(PROCESS, health, f"the ends of {self._codes_topic} are not read yet")
+        self._storage = StorageMetrics(writer)
         self._summary = BatchSummary()
         self._committed_at = time.monotonic()
 
@@ -143,8 +147,11 @@ class Indexer:
             self._codebook.codebook_id,
             interval_seconds=settings.indexer.counts_interval_seconds,
         )
+        self._health.set_ready(Part.START)
+        self._broker = BrokerProbe(consumer, self._health)
         try:
             self._assign(consumer)
+            self._broker.answered()
             while not stop.is_set():
                 self._one_batch(consumer, publisher)
             publisher.publish(self._as_of())
@@ -158,7 +165,7 @@ class Indexer:
         Raises:
             IndexerError: the index is ahead of the topic, or so old that deletions may have been compacted away.
         """
-        assignment = []
+        assignment, ends = [], {}
         for topic in (self._codes_topic, self._layouts_topic):
             for partition in _partitions(consumer, topic):
                 offset = self._positions.get((topic, partition), OFFSET_BEGINNING)
@@ -172,9 +179,12 @@ class Indexer:
                     )
                 log.info("partition_assigned", topic=topic, partition=partition, offset=max(offset, low), end=high)
                 assignment.append(TopicPartition(topic, partition, offset))
-                self._behind.add((topic, partition))
+                ends[topic, partition] = high
         with self._writer.snapshot() as snapshot:
             age_ms = time.time() * 1000 - snapshot.last_commit_at
+            ITEMS.set(snapshot.item_count)
+            if (live := snapshot.live_layout()) is not None:
+                LAYOUT_GENERATION.labels(PROCESS).set(live.generation)
         if self._positions and age_ms > TOMBSTONE_RETENTION_MS:
             raise IndexerError(
                 f"the index was last written {age_ms / 86_400_000:.0f} days ago; deletions "
@@ -182,6 +192,8 @@ class Indexer:
                 f"Delete {self._settings.index} (it is a cache) and start again"
             )
         consumer.assign(assignment)
+        self._input.assign(ends, self._positions)
+        self._storage.show()
 
     def _one_batch(self, consumer: Consumer, publisher: CensusPublisher) -> None:
         own = self._settings.indexer
@@ -189,38 +201,49 @@ class Indexer:
         self._health.progress()
         records = drain(consumer, own.batch_size, _IDLE_WAIT_SECONDS, self._on_end)
         if not records:
-            self._summary.flush()
+            self._summary.idle()
             publisher.publish_if_due(self._as_of())
             self._show_life()
-            if not self._health.ready and not self._behind and broker_answers(consumer):
-                self._health.set_ready()
+            self._show_progress(consumer, {})
             return
         codes = [record for record in records if record.topic() == self._codes_topic]
+        done: dict[tuple[str, int], int] = {}
         if codes:
             offsets = _next_offsets(codes)
-            outcome = self._writer.apply(self._batch(codes), offsets)
+            done |= offsets
+            batch = self._batch(codes)
+            with self._health.working(f"an index batch of {len(codes)} events"), COMMIT_SECONDS.time():
+                outcome = self._writer.apply(batch, offsets)
             self._positions |= offsets
             publisher.add(outcome.changed_tokens)
             ITEMS.set(outcome.items)
+            observe_ages(FRESHNESS_SECONDS.labels(PROCESS), codes)
         for record in records:
             if record.topic() == self._layouts_topic:
                 self._put_layout(record)
+                done |= _next_offsets([record])
         publisher.publish_if_due(self._as_of())
         self._committed_at = time.monotonic()
-        if not self._behind:
-            self._health.set_ready()
+        self._show_progress(consumer, done)
 
         seconds = time.monotonic() - started
         EVENTS.labels(PROCESS).inc(len(records))
+        BATCH_EVENTS.labels(PROCESS).observe(len(records))
         BATCH_SECONDS.labels(PROCESS).observe(seconds)
         self._summary.add(len(records), seconds)
         rest = own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
         if rest > 0:
             time.sleep(rest)
 
+    def _show_progress(self, consumer: Consumer, next_offsets: Mapping[tuple[str, int], int]) -> None:
+        self._input.advance(next_offsets)
+        self._input.show_lag(consumer)
+        self._storage.show()
+        self._broker.look()
+
     def _show_life(self) -> None:
         """Date an idle index anew: that nothing was written for a week must mean that nobody read for a week."""
-        if not self._behind and time.monotonic() - self._committed_at > _LIFE_SIGN_SECONDS:
+        if self._input.caught_up and time.monotonic() - self._committed_at > _LIFE_SIGN_SECONDS:
             self._writer.apply(self._batch([]), {})
             self._committed_at = time.monotonic()
 
@@ -284,21 +307,15 @@ class Indexer:
             ),
             offsets,
         )
+        LAYOUT_GENERATION.labels(PROCESS).set(layout.generation)
         log.info("layout_live", generation=layout.generation, head_tokens=len(layout.head_tokens), cause=layout.cause)
 
     def _as_of(self) -> int:
         """How many ``item-codes`` records the index includes: the sum of next offsets, the same on every host."""
         return sum(offset for (topic, _), offset in self._positions.items() if topic == self._codes_topic)
 
-    def _on_end(self, record: Message) -> None:
-        """Ready once every partition was read to its end."""
-        if self._behind:
-            self._behind.discard((record.topic(), record.partition()))
-            if not self._behind:
-                log.info("caught_up")
-                self._health.set_ready()
-            else:
-                self._health.set_unready(f"catching up on {len(self._behind)} partitions")
+    def _on_end(self, end: Message) -> None:
+        self._input.end_reached((end.topic(), end.partition()), end.offset())
 
 
 def _next_offsets(records: list[Message]) -> dict[tuple[str, int], int]:

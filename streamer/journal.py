@@ -17,6 +17,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from store.failpoints import Failpoint, reach
 from streamer.cloudevents import cloud_event_headers
 from streamer.evaluation import Outcome
+from streamer.health import Health
 from streamer.kafka import (
     FatalKafkaError,
     broker_answers,
@@ -24,7 +25,7 @@ from streamer.kafka import (
     error_text,
     producer_configuration,
 )
-from streamer.metrics import Health
+from streamer.metrics import TRANSACTION_ABORTS
 from streamer.records import ALERT, DRIFT, LAYOUT, Alert, Codec, LayoutRecord, layout_key
 from streamer.settings import Settings
 
@@ -100,6 +101,7 @@ class Journal:
             self._translated(producer.commit_transaction, _BROKER_SECONDS)
             reach(Failpoint.JOURNAL_COMMITTED)
         except JournalUnavailable:
+            TRANSACTION_ABORTS.labels("monitor").inc()
             self._translated(producer.abort_transaction, _BROKER_SECONDS)
             raise
 

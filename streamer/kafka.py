@@ -6,6 +6,7 @@ Nothing here connects on import or in a constructor; every broker error leaves h
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,12 +14,16 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
 from models.errors import SidstreamError
-from streamer.metrics import Health
+from streamer.health import Health, Part
 from streamer.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
 Configuration = dict[str, Any]
+
+_PROBE_SECONDS: Final = 10.0
+_PROBE_AGAIN_SECONDS: Final = 1.0
+_PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 # librdkafka's default of 1,000 ms stalls the fetcher whenever its queue is full: 50 → 80 k records/s (design § 11).
 FETCH_QUEUE_BACKOFF_MS: Final = 10
@@ -28,6 +33,7 @@ TRANSACTION_RETRY_BACKOFF_MS: Final = 2
 SESSION_TIMEOUT_MS: Final = 6_000
 # A dangling transaction holds readers back until this has passed, when its producer never comes back.
 TRANSACTION_TIMEOUT_MS: Final = 15_000
+STATISTICS_INTERVAL_MS: Final = 1_000
 # Java's partitioner, so that every producer of a topic puts a key into the same partition.
 PARTITIONER: Final = "murmur2_random"
 
@@ -64,7 +70,7 @@ def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> 
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             log.warning("broker_away", servers=kafka.bootstrap_servers)
             if health is not None:
-                health.set_unready(f"no broker of {kafka.bootstrap_servers} answers")
+                health.set_unready(Part.BROKER, f"no broker of {kafka.bootstrap_servers} answers")
         elif error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             log.warning("kafka_client_error", code=error.name(), message=error.str())
 
@@ -88,9 +94,18 @@ def _client_logger() -> logging.Logger:
 
 
 def consumer_configuration(
-    kafka: KafkaSettings, *, group: str, instance: str | None = None, health: Health | None = None, **more: Any
+    kafka: KafkaSettings,
+    *,
+    group: str,
+    instance: str | None = None,
+    health: Health | None = None,
+    on_statistics: Callable[[str], None] | None = None,
+    **more: Any,
 ) -> Configuration:
-    """A consumer of committed records that never commits by itself; ``more`` has dots as underscores."""
+    """A consumer of committed records that never commits by itself; ``more`` has dots as underscores.
+
+    ``on_statistics`` is told librdkafka's statistics, as JSON, once a second and by the thread that consumes.
+    """
     configuration = {
         **client_configuration(kafka, health),
         "group.id": group,
@@ -103,6 +118,8 @@ def consumer_configuration(
         "fetch.wait.max.ms": 100,
         **{name.replace("_", "."): value for name, value in more.items()},
     }
+    if on_statistics is not None:
+        configuration |= {"stats_cb": on_statistics, "statistics.interval.ms": STATISTICS_INTERVAL_MS}
     if instance is not None:
         configuration["group.instance.id"] = f"{group}-{instance}"
     return configuration
@@ -192,6 +209,33 @@ def broker_answers(client: Consumer | Producer, seconds: float = 1.0) -> bool:
     except KafkaException:
         return False
     return True
+
+
+class BrokerProbe:
+    """Asks now and then whether the cluster answers, when nothing else shows it: one small request in ten seconds, one a
+    second while it does not. For the thread that owns the client."""
+
+    def __init__(self, client: Consumer | Producer, health: Health) -> None:
+        self._client = client
+        self._health = health
+        self._answered_at = self._asked_at = time.monotonic()
+
+    def answered(self) -> None:
+        """A commit, or whatever else needs an answer, succeeded."""
+        self._answered_at = time.monotonic()
+        self._health.set_ready(Part.BROKER)
+
+    def look(self) -> None:
+        """Call it at every turn; asks only when it is time to."""
+        now = time.monotonic()
+        well = self._health.is_well(Part.BROKER)
+        if now - self._asked_at < _PROBE_AGAIN_SECONDS or (well and now - self._answered_at < _PROBE_SECONDS):
+            return
+        if broker_answers(self._client, _PROBE_TIMEOUT_SECONDS):
+            self.answered()
+        elif well:
+            self._health.set_unready(Part.BROKER, "the broker does not answer")
+        self._asked_at = time.monotonic()
 
 
 def error_text(error: KafkaException) -> str:

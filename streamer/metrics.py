@@ -1,110 +1,101 @@
-"""Health and Prometheus metrics of one process over HTTP: ``/metrics``, ``/live`` and ``/ready``.
+"""The Prometheus metrics that all processes share, each labelled with its process; a process' own are in its own room.
 
-Ready means: the work is running, its loop turns, and the broker answered last time it was asked.
+What must hold: base units (seconds, bytes, ratios of 1), few labels, and bounded values of each: no item, query or message ever
+names a series. A batch costs a handful of observations, whatever its size.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from confluent_kafka import Message
+from prometheus_client import Counter, Gauge, Histogram
 
-from models.errors import SidstreamError
-from streamer.settings import MetricsSettings
+from streamer.health import Health
 
-# A loop turns in a tenth of a second when idle; a call that has blocked for this long is stuck.
-STALLED_SECONDS: Final = 15.0
+_BATCH_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_AGE_SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
+_MOST_TIMED: Final = 32
+_MOST_CLASSES: Final = 32
 
-EVENTS: Final = Counter("sidstream_events", "Events consumed", ["process"])
-DEAD_LETTERS: Final = Counter("sidstream_dead_letters", "Events sent to dead letters", ["process", "stage"])
+EVENTS: Final = Counter("sidstream_events", "Events processed: committed, or seen by the monitor", ["process"])
 BATCH_SECONDS: Final = Histogram(
-    "sidstream_batch_seconds",
-    "Seconds from a batch's first event to its commit",
-    ["process"],
-    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    "sidstream_batch_seconds", "Seconds from a batch's first event to its commit", ["process"], buckets=_BATCH_SECONDS
 )
-ITEMS: Final = Gauge("sidstream_index_items", "Live items in the index")
+BATCH_EVENTS: Final = Histogram(
+    "sidstream_batch_events",
+    "Events of a batch",
+    ["process"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000),
+)
+LAG_RECORDS: Final = Gauge(
+    "sidstream_lag_records", "Offsets between the end of a topic and what is processed of it", ["process", "topic"]
+)
+FRESHNESS_SECONDS: Final = Histogram(
+    "sidstream_freshness_seconds",
+    "Seconds from the Kafka timestamp of an item's update to the commit of its codes (assigner) or in the index (indexer)",
+    ["process"],
+    buckets=_AGE_SECONDS,
+)
+DEAD_LETTERS: Final = Counter(
+    "sidstream_dead_letters",
+    "Events sent to dead letters; those of a batch that is aborted and done again count again",
+    ["process", "class"],
+)
+TRANSACTION_ABORTS: Final = Counter(
+    "sidstream_transaction_aborts",
+    "Kafka transactions that were aborted; their events were processed again",
+    ["process"],
+)
+LAYOUT_GENERATION: Final = Gauge(
+    "sidstream_layout_generation",
+    "Generation of the newest layout that the process issued (monitor), stored (indexer) or read with (retriever)",
+    ["process"],
+)
+_READY: Final = Gauge("sidstream_ready", "1 when the process is ready, else 0; /ready tells the reason", ["process"])
+_LIVE: Final = Gauge(
+    "sidstream_live", "1 when the loop of the process turns, else 0; /live tells the reason", ["process"]
+)
+_BUILD: Final = Gauge("sidstream_build_info", "1, labelled with the version that runs", ["process", "version"])
+
+_classes: set[str] = set()
 
 
-class Health:
-    """Whether a process is ready, and why not. Thread-safe: a flag is set by one thread and read by another."""
-
-    def __init__(self) -> None:
-        self._reason: str | None = "starting"
-        self._progress_at: float | None = None
-
-    @property
-    def ready(self) -> bool:
-        return self.reason is None
-
-    @property
-    def reason(self) -> str | None:
-        """Why the process is not ready; ``None`` when it is."""
-        if self._reason is None and self._progress_at is not None:
-            silent = time.monotonic() - self._progress_at
-            if silent > STALLED_SECONDS:
-                return f"no progress for {silent:.0f} s"
-        return self._reason
-
-    def progress(self) -> None:
-        """The work goes on; a loop that calls this once must go on calling it, with or without anything to do."""
-        self._progress_at = time.monotonic()
-
-    def set_ready(self) -> None:
-        self._reason = None
-
-    def set_unready(self, reason: str) -> None:
-        self._reason = reason
+def describe_process(process: str, health: Health) -> None:
+    """Version, readiness and liveness of this process; asked anew at every scrape."""
+    try:
+        number = version("sidstream")
+    except PackageNotFoundError:
+        number = "unknown"
+    _BUILD.labels(process, number).set(1)
+    _READY.labels(process).set_function(lambda: float(health.ready))
+    _LIVE.labels(process).set_function(lambda: float(health.stalled is None))
 
 
-class HealthServer:
-    """Serves metrics and health until closed; port 0 in the settings means that nothing listens."""
-
-    def __init__(self, settings: MetricsSettings, health: Health) -> None:
-        self._server: ThreadingHTTPServer | None = None
-        if settings.port == 0:
-            return
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, kind, body = _respond(self.path, health)
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *arguments: object) -> None:
-                """A probe every few seconds is no news."""
-
-        try:
-            self._server = ThreadingHTTPServer((settings.host, settings.port), Handler)
-        except OSError as error:
-            raise SidstreamError(
-                f"cannot serve metrics on {settings.host}:{settings.port} ({error.strerror}): "
-                "choose another metrics.port, or 0 to switch it off"
-            ) from None
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+def bounded_class(kind: str) -> str:
+    """``kind``, or ``Other`` when there are more than 32 of them: a label must not grow with what comes in."""
+    if kind not in _classes:
+        if len(_classes) >= _MOST_CLASSES:
+            return "Other"
+        _classes.add(kind)
+    return kind
 
 
-def _respond(path: str, health: Health) -> tuple[int, str, bytes]:
-    match path.partition("?")[0]:
-        case "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest()
-        case "/live":
-            return 200, "text/plain", b"alive\n"
-        case "/ready":
-            return (
-                (200, "text/plain", b"ready\n") if health.ready else (503, "text/plain", f"{health.reason}\n".encode())
-            )
-        case _:
-            return 404, "text/plain", b"try /metrics, /live or /ready\n"
+def count_dead_letter(process: str, kind: str) -> None:
+    """``kind``: the error's class, as in the header ``dlq.errors.class``."""
+    DEAD_LETTERS.labels(process, bounded_class(kind)).inc()
+
+
+def observe_ages(histogram: Histogram, records: Sequence[Message]) -> None:
+    """Seconds from the Kafka timestamps of ``records`` until now; at most 32 of them, spread evenly over the batch.
+
+    A timestamp comes from the producer's clock, and so does a negative age, which counts as none.
+    """
+    now = time.time()
+    for record in records[:: len(records) // _MOST_TIMED + 1]:
+        kind, milliseconds = record.timestamp()
+        if kind:  # else the record has none
+            histogram.observe(max(0.0, now - milliseconds / 1000))

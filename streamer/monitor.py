@@ -18,16 +18,27 @@ import numpy as np
 import structlog
 from faust.types.tuples import TP
 from numpy.typing import NDArray
-from prometheus_client import Counter, Gauge, Histogram
 
 from models.bundle import Bundle
 from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
 from streamer import dashboard
 from streamer.evaluation import Evaluator, Memory, Outcome
 from streamer.faust_app import PASSING_ERRORS, MonitorApp, new_app, raw_schema
+from streamer.health import Health, Part
 from streamer.journal import Journal, JournalUnavailable
 from streamer.kafka import FatalKafkaError
-from streamer.metrics import EVENTS, Health
+from streamer.metrics import EVENTS, LAG_RECORDS, LAYOUT_GENERATION
+from streamer.monitor_metrics import (
+    BAD_COUNTS,
+    DEVIATION,
+    ENTROPY,
+    FIRING,
+    FOREIGN_COUNTS,
+    GINI,
+    HEAD_SHARE,
+    HEAD_TOKENS,
+    LOOK_SECONDS,
+)
 from streamer.process import run_process
 from streamer.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.rolling_window import LiveCensus, TokenState, WindowShape, apply_count, decode_state, encode_state
@@ -41,17 +52,6 @@ PROCESS: Final = "monitor"
 _CATCH_UP_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.1
 _RETRY_SECONDS: Final = 1.0
-
-_BAD = Counter("sidstream_monitor_bad_counts", "Records of token-counts that are no counts")
-_FOREIGN = Counter("sidstream_monitor_foreign_counts", "Counts of other codebooks: kept, not judged")
-_ENTROPY = Gauge("sidstream_census_entropy", "Entropy of the census, normalised by log M", ["layer"])
-_GINI = Gauge("sidstream_census_gini", "Gini coefficient of the census", ["layer"])
-_DEVIATION = Gauge("sidstream_census_standard_deviation", "Standard deviation of items per token", ["layer"])
-_HEAD_SHARE = Gauge("sidstream_census_head_share", "Share of items on the most crowded tenth of tokens", ["layer"])
-_GENERATION = Gauge("sidstream_layout_generation", "Generation of the live layout")
-_HEAD_TOKENS = Gauge("sidstream_layout_head_tokens", "Head tokens of the live layout")
-_FIRING = Gauge("sidstream_alerts_firing", "Alerts that fire now", ["severity"])
-_LOOK_SECONDS = Histogram("sidstream_monitor_look_seconds", "Seconds of one look at the counts, publishing included")
 
 
 class Monitor:
@@ -77,6 +77,7 @@ class Monitor:
         self._counts_end: int | None = None
         self._position = 0
         self._handled = self._handled_before = self._bad = 0
+        self._looked_at: float | None = None
         self._table: Any = app.Table(
             MONITOR_TABLE,
             partitions=1,
@@ -111,7 +112,7 @@ class Monitor:
         # Counts of other codebooks stay in the table: they may be the bundle's after the next restart, and their events
         # will not come again.
         if count.codebook != self._layout.codebook_id or count.layer > self._layout.layers:
-            _FOREIGN.inc()
+            FOREIGN_COUNTS.inc()
         elif count.token >= self._layout.size:
             self._bad += 1
         else:
@@ -130,33 +131,50 @@ class Monitor:
 
     async def look(self) -> None:
         """The timer: judge the counts, publish, remember. A standby does nothing."""
+        with self._health.working("a look at the counts"):  # it waits for the broker, with deadlines of its own
+            await self._look()
+        self._looked_at = time.monotonic()
+
+    @property
+    def looks(self) -> bool:
+        """Whether the timer does what it should; it begins once the table is recovered."""
+        return self._looked_at is None or time.monotonic() - self._looked_at < self.settings.interval_seconds + 1.0
+
+    async def _look(self) -> None:
         events, self._handled_before = self._handled - self._handled_before, self._handled
         EVENTS.labels(PROCESS).inc(events)
         if self._bad:
-            _BAD.inc(self._bad)
+            BAD_COUNTS.inc(self._bad)
             log.warning("bad_counts_skipped", records=self._bad, topic=self._partition.topic)
             self._bad = 0
         self._journal.notice()
-        if not self._health.ready and not await asyncio.to_thread(self._journal.answers):
+        if not self._health.is_well(Part.BROKER) and not await asyncio.to_thread(self._journal.answers):
             return
         if not self.active:
             self._taken_over_in = None
-            if not self._app.rebalancing:
-                self._health.set_ready()  # a standby is where it should be
+            if self._app.rebalancing:
+                self._health.set_unready(Part.INPUT, "the consumer group rebalances")
+            else:  # a standby is where it should be
+                self._health.set_ready(Part.BROKER)
+                self._health.set_ready(Part.INPUT)
             return
         try:
             if self._taken_over_in != self._app.consumer_generation_id:
                 await self._take_over()
             if await self._still_catching_up(events):
+                self._health.set_ready(Part.BROKER)
+                self._health.set_unready(Part.INPUT, f"reading the counts up to offset {self._counts_end}")
                 return
             await self._judge(events)
         except JournalUnavailable as reason:
             log.warning("publishing_repeated", reason=str(reason))
             # A commit whose answer was lost may have happened: only the topics know.
             self._taken_over_in = None
-            self._health.set_unready(str(reason))
+            self._health.set_unready(Part.BROKER, str(reason))
         else:
-            self._health.set_ready()
+            self._health.set_ready(Part.BROKER)
+            self._health.set_ready(Part.INPUT)
+            await self._show_lag(events)
 
     @property
     def active(self) -> bool:
@@ -193,6 +211,13 @@ class Monitor:
         self._counts_end = None
         return False
 
+    async def _show_lag(self, events: int) -> None:
+        end = self._app.consumer.highwater(self._partition)
+        # Between events only the fetched position knows of offsets that no event ever comes from.
+        position = self._position if events else await self._app.consumer.position(self._partition)
+        if end is not None and position is not None:
+            LAG_RECORDS.labels(PROCESS, self._partition.topic).set(max(0, end - position))
+
     async def _judge(self, events: int) -> None:
         assert self.memory is not None
         started, now = time.monotonic(), int(time.time() * 1000)
@@ -203,27 +228,27 @@ class Monitor:
         if not outcome.empty:
             await asyncio.to_thread(self._journal.publish, outcome)
         self.memory = outcome.memory
-        _LOOK_SECONDS.observe(time.monotonic() - started)
+        LOOK_SECONDS.observe(time.monotonic() - started)
         self._tell(outcome, events)
         if outcome.drift is not None:
             self.history = [*self.history[-dashboard.SAMPLES :], dashboard.sample(outcome.drift)]
 
     def _tell(self, outcome: Outcome, events: int) -> None:
         memory = outcome.memory
-        _GENERATION.set(memory.layout.generation)
-        _HEAD_TOKENS.set(len(memory.layout.head_tokens))
+        LAYOUT_GENERATION.labels(PROCESS).set(memory.layout.generation)
+        HEAD_TOKENS.set(len(memory.layout.head_tokens))
         for severity in ("info", "warning", "critical"):
-            _FIRING.labels(severity).set(sum(alert.severity == severity for alert in memory.firing.values()))
+            FIRING.labels(severity).set(sum(alert.severity == severity for alert in memory.firing.values()))
         if outcome.layout is not None:
             log.info("layout_issued", generation=outcome.layout.generation, cause=outcome.layout.cause)
         if outcome.alerts:
             log.info("alerts", **{alert.key: f"{alert.state} ({alert.severity})" for alert in outcome.alerts})
         if outcome.drift is not None:
             for layer in outcome.drift.layers:
-                _ENTROPY.labels(layer.layer).set(layer.entropy)
-                _GINI.labels(layer.layer).set(layer.gini)
-                _DEVIATION.labels(layer.layer).set(layer.standard_deviation)
-                _HEAD_SHARE.labels(layer.layer).set(layer.head_share)
+                ENTROPY.labels(layer.layer).set(layer.entropy)
+                GINI.labels(layer.layer).set(layer.gini)
+                DEVIATION.labels(layer.layer).set(layer.standard_deviation)
+                HEAD_SHARE.labels(layer.layer).set(layer.head_share)
         if events:
             log.info("counts", events=events, items=int(self.census.counts[0].sum()), as_of=self.census.as_of)
 
@@ -266,14 +291,17 @@ async def _run(
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="sidstream-monitor-") as folder:
         app, monitor = build_app(settings, layout, baseline, data_directory=Path(folder), health=health)
+        health.set_unready(Part.INPUT, "the table of counts is being recovered")
         starting = asyncio.ensure_future(app.start())
         try:
             while not stop.is_set() and not app.should_stop and app.crash_reason is None:
                 if starting.done():
                     starting.result()
+                if monitor.looks:
+                    health.progress()
                 await asyncio.sleep(_POLL_SECONDS)
         finally:
-            health.set_unready("stopping")
+            health.set_unready(Part.INPUT, "the monitor's app is not running")
             await app.stop()
             monitor.close()
             if not starting.done():
@@ -291,16 +319,19 @@ def monitor_until_stopped(
         MissingTopicsError: a topic is not there.
         FatalKafkaError: the broker refuses, or another monitor took over.
     """
+    health.set_ready(Part.START)
     while not stop.is_set():
+        health.progress()
         try:
-            _require_topics(settings)
+            with health.working("a look at the topics"):
+                _require_topics(settings)
             asyncio.run(_run(settings, layout, baseline, stop, health))
         except (MissingTopicsError, FatalKafkaError):
             raise
         except (*PASSING_ERRORS, TopicError) as error:
             # Whatever was not acknowledged comes again: a new app starts from the topics.
             log.warning("monitor_starts_again", reason=f"{type(error).__name__}: {error}")
-            health.set_unready(str(error))
+            health.set_unready(Part.BROKER, str(error))
             stop.wait(_RETRY_SECONDS)
 
 

@@ -47,7 +47,7 @@ class Pipeline:
                 self._start_broker(stack)
             create(self.settings.kafka, topic_specs(self.settings))
             environment = {"SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": self.settings.kafka.bootstrap_servers}
-            self.supervisor = Supervisor(environment, self._log_directory)
+            self.supervisor = Supervisor(environment, self._log_directory, self.settings.shutdown_seconds)
             stack.callback(lambda: self.supervisor.stop())
             for name in ("assigner", "indexer", "monitor"):
                 self._start(name, name, {})
@@ -67,7 +67,8 @@ class Pipeline:
     def _start_broker(self, stack: ExitStack) -> None:
         own = self.settings.broker
         broker = LocalBroker(own.directory, port=own.port, heap=own.heap, progress=self._fetch_progress)
-        self._broker = stack.enter_context(broker)
+        self._broker = broker
+        stack.enter_context(broker)
         kafka: dict[str, Any] = {"bootstrap_servers": broker.bootstrap_servers}
         self.settings = self.settings.model_copy(update={"kafka": self.settings.kafka.model_copy(update=kafka)})
 
@@ -83,6 +84,12 @@ class Pipeline:
                 log.warning("process_died", name="broker", log=str(self._broker.log_file))
                 self._broker.start()  # on the same port; the others wait for it
             self.supervisor.check()
+
+    def kill(self) -> None:
+        """End every process and the embedded broker with SIGKILL, from any thread: a second signal asks for it."""
+        self.supervisor.kill()
+        if self._broker is not None:
+            self._broker.kill()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

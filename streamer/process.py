@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Final
 
 import structlog
 
+from streamer.health import Health, HealthServer
 from streamer.logs import configure_logging
-from streamer.metrics import Health, HealthServer
+from streamer.metrics import describe_process
 from streamer.settings import Settings
+from streamer.shutdown import Shutdown
 
 log = structlog.get_logger(__name__)
 
@@ -24,19 +25,22 @@ _WATCH_SECONDS: Final = 1.0
 
 
 def run_process(name: str, settings: Settings, work: Callable[[threading.Event, Health], None]) -> None:
-    """Run ``work(stop, health)`` until it returns; SIGTERM and SIGINT set ``stop``, so that it can finish its batch."""
+    """Run ``work(stop, health)`` until it returns.
+
+    SIGTERM and SIGINT begin the end: not ready; ``stop`` is set, upon which ``work`` finishes or aborts the batch in
+    hand, sends what it still has to tell and closes its store; the HTTP server goes last. After ``shutdown_seconds``, or
+    on a second signal, the process ends at once.
+    """
     configure_logging(settings.logging, process=name)
-    stop = threading.Event()
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        log.info("stopping", signal=signal.Signals(number).name)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    stop, health = threading.Event(), Health(settings.metrics)
+    shutdown = Shutdown(stop, deadline_seconds=settings.shutdown_seconds, health=health)
+    shutdown.listen()
     if supervisor := os.environ.get(SUPERVISOR_VARIABLE):
-        threading.Thread(target=_watch, args=(int(supervisor), stop), name="supervisor-watch", daemon=True).start()
-    health = Health()
+        watching = threading.Thread(
+            target=_watch, args=(int(supervisor), shutdown), name="supervisor-watch", daemon=True
+        )
+        watching.start()
+    describe_process(name, health)
     server = HealthServer(settings.metrics, health)
     log.info("starting", broker=settings.kafka.bootstrap_servers)
     try:
@@ -57,9 +61,8 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-def _watch(supervisor: int, stop: threading.Event) -> None:
+def _watch(supervisor: int, shutdown: Shutdown) -> None:
     """A supervisor that was killed cannot end its children."""
-    while not stop.wait(_WATCH_SECONDS):
-        if os.getppid() != supervisor:
-            log.warning("stopping", reason="the supervisor has died")
-            stop.set()
+    while os.getppid() == supervisor:
+        time.sleep(_WATCH_SECONDS)
+    shutdown.request(reason="the supervisor has died")

@@ -184,6 +184,12 @@ class MetricsSettings(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
+    stalled_seconds: float = Field(30.0, gt=0, description="/live fails when the loop has not turned for so long")
+    slow_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="or when a call that may take long (the start, a batch's decoding, a commit) took longer",
+    )
 
 
 class Settings(BaseSettings):
@@ -199,6 +205,9 @@ class Settings(BaseSettings):
 
     bundle: Path = Path(".sidstream/bundle")
     index: Path = Path(".sidstream/index")
+    shutdown_seconds: float = Field(
+        20.0, gt=0, description="from SIGTERM to the end: a process that is stuck for longer ends at once"
+    )
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings.model_validate({}))
     broker: BrokerSettings = BrokerSettings()

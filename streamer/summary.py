@@ -13,7 +13,7 @@ _INTERVAL_SECONDS: Final = 1.0
 
 
 class BatchSummary:
-    """Add every batch; call ``flush`` when there is nothing to do."""
+    """Add every batch; call ``idle`` when there is nothing to do."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -25,10 +25,12 @@ class BatchSummary:
         self._batches += 1
         self._events += events
         self._seconds += seconds
-        if time.monotonic() - self._since >= _INTERVAL_SECONDS:
-            self.flush()
+        self.idle()
 
-    def flush(self) -> None:
+    def idle(self) -> None:
+        """Tell of the batches of the last second if it is over; an idle turn may come after every small batch."""
+        if time.monotonic() - self._since < _INTERVAL_SECONDS:
+            return
         if self._batches:
             log.info("batches", batches=self._batches, events=self._events, busy_ms=round(self._seconds * 1000))
         self._batches = self._events = 0

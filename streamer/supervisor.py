@@ -2,7 +2,10 @@
 
 A child that dies is started again after a pause that doubles up to half a minute; one that keeps dying soon after its start
 is given up, and with it everything. The children share our process group's terminal but not its Ctrl-C: we pass it on
-as SIGTERM, consumers of the pipeline first, so that each can finish its batch.
+as SIGTERM, in the reverse order of starting: retriever, monitor, indexer, assigner. Whoever is down the stream hears it first,
+so that none begins another batch of what its predecessor commits while it ends; the retriever, whose batch takes longest
+and whose askers wait, has the whole time. Nobody needs anybody else to end well, as what is left over waits in the topics:
+so all end at once within one deadline instead of one after the other. All of them need the broker to commit: it goes last.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from streamer.process import SUPERVISOR_VARIABLE
 
 log = structlog.get_logger(__name__)
 
-STOP_SECONDS: Final = 20.0
+# A child that is stuck ends itself when its own deadline has passed, and logs in what; SIGKILL is for one that cannot.
+KILL_MARGIN_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _SETTLED_SECONDS: Final = 20.0
@@ -51,13 +55,15 @@ class _Child:
 class Supervisor:
     """Child processes by name, each ``sidstream <arguments>`` in a new session, logging to ``<log_directory>/<name>.log``.
 
-    ``log_directory`` None leaves their log lines on our standard error.
+    ``log_directory`` None leaves their log lines on our standard error. ``shutdown_seconds``: the children's own deadline.
     """
 
     environment: Mapping[str, str]
     log_directory: Path | None = None
+    shutdown_seconds: float = 20.0
     _children: dict[str, _Child] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: bool = False
 
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Start a process and keep it running; ``environment`` adds to that of all."""
@@ -94,25 +100,34 @@ class Supervisor:
                     self._spawn(child)
 
     def stop(self) -> None:
-        """SIGTERM in reverse order of starting, then wait; SIGKILL for what is still there after 20 seconds."""
+        """SIGTERM in reverse order of starting, then wait; SIGKILL for what outlives its deadline."""
         with self._lock:
             running = [child for child in reversed(self._children.values()) if child.process is not None]
             for child in running:
                 assert child.process is not None
                 if child.process.poll() is None:
                     child.process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + STOP_SECONDS
+            deadline = time.monotonic() + self.shutdown_seconds + KILL_MARGIN_SECONDS
             for child in running:
                 assert child.process is not None
                 try:
                     child.process.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
-                    log.warning("process_killed", name=child.name, after_s=STOP_SECONDS)
+                    log.warning("process_killed", name=child.name)
                     child.process.kill()
                     child.process.wait()
             self._children.clear()
 
+    def kill(self) -> None:
+        """SIGKILL to all, at once and from any thread, whoever else waits for them; starts none again."""
+        self._ended = True
+        for child in list(self._children.values()):
+            if (process := child.process) is not None:
+                process.kill()
+
     def _spawn(self, child: _Child) -> None:
+        if self._ended:
+            return
         output: IO[bytes] | None = None
         if self.log_directory is not None:
             self.log_directory.mkdir(parents=True, exist_ok=True)

@@ -23,19 +23,22 @@ from typing import Any, Final
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from prometheus_client import Histogram
 
 from store.failpoints import Failpoint, reach
 from streamer.dead_letters import Outgoing
+from streamer.health import Health, Part
+from streamer.input_progress import InputProgress, Place
 from streamer.kafka import (
+    BrokerProbe,
     ConsumerBrokenError,
     FatalKafkaError,
-    broker_answers,
     consumer_configuration,
     drain,
     error_text,
     producer_configuration,
 )
-from streamer.metrics import BATCH_SECONDS, EVENTS, Health
+from streamer.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, TRANSACTION_ABORTS, observe_ages
 from streamer.settings import KafkaSettings
 from streamer.summary import BatchSummary
 
@@ -43,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 IDLE_WAIT_SECONDS: Final = 0.1
 RETRY_SECONDS: Final = 0.2
-_PROBE_SECONDS: Final = 2.0
+_ENDS_SECONDS: Final = 2.0
 _SEEK_SECONDS: Final = 5.0
 _REPLACE_SECONDS: Final = 60.0
 # One attempt; then the process says that it is not ready, looks whether it is to stop, and makes the same call again.
@@ -62,7 +65,10 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """One transactional loop: ``group`` and ``instance`` make its stable transactional id."""
+    """One transactional loop: ``group`` and ``instance`` make its stable transactional id.
+
+    ``event_seconds`` is told how long events took from their Kafka timestamps to the commit of what came of them.
+    """
 
     process: str
     source: str
@@ -70,6 +76,7 @@ class LoopSettings:
     instance: str
     batch_size: int
     minimum_batch_interval_ms: float
+    event_seconds: Histogram
 
 
 class TransactionalLoop:
@@ -87,6 +94,10 @@ class TransactionalLoop:
         # Records whose transaction is not known to be committed, oldest batch first.
         self._unfinished: list[Message] = []
         self._summary = BatchSummary()
+        # What the consumer was given since the last turn: the ends of these partitions are to be read.
+        self._new_assignment: list[TopicPartition] | None = None
+        self._input = InputProgress(settings.process, health, f"waiting for partitions of {settings.source}")
+        self._aborts = TRANSACTION_ABORTS.labels(settings.process)
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first.
@@ -95,6 +106,7 @@ class TransactionalLoop:
             FatalKafkaError: fenced by another instance of the same name, not authorised, or the client is broken.
         """
         self._stop = stop
+        self._health.set_ready(Part.START)
         try:
             self._run(stop)
         except _Stopped:
@@ -108,6 +120,7 @@ class TransactionalLoop:
             producer_configuration(self._kafka, transactional_id=identity, health=self._health)
         )
         self._retrying(self._producer.init_transactions, _CALL_SECONDS)
+        self._health.set_ready(Part.BROKER)
         self._consumer = self._new_consumer()
         with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
             try:
@@ -118,16 +131,22 @@ class TransactionalLoop:
                         self._replace_consumer(reason)
                 self._finish_commit()
             except _AbortRequired as reason:
-                log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished))
-                self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
+                self._abort_transaction(reason, len(self._unfinished))
             finally:
                 self._consumer.close()
 
     def _new_consumer(self) -> Consumer:
         settings = self._settings
         consumer = Consumer(
-            consumer_configuration(self._kafka, group=settings.group, instance=settings.instance, health=self._health)
+            consumer_configuration(
+                self._kafka,
+                group=settings.group,
+                instance=settings.instance,
+                health=self._health,
+                on_statistics=self._input.read_statistics,
+            )
         )
+        self._broker = BrokerProbe(consumer, self._health)
         consumer.subscribe(
             [settings.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
         )
@@ -155,25 +174,33 @@ class TransactionalLoop:
             aborted, self._unfinished = self._unfinished, []
             self._seek_back(aborted + records)
             return
+        if self._new_assignment is not None:
+            self._read_ends()
         if not records:
             self._finish_or_abort([])
-            self._probe()
+            self._summary.idle()
+            self._input.advance({})
+            self._input.show_lag(self._consumer)
+            self._broker.look()
             return
-        outgoing = self._transform(records)
+        with self._health.working(f"a batch of {len(records)} events"):
+            outgoing = self._transform(records)
         if not self._finish_or_abort(records):
             return
         try:
-            self._begin(records, outgoing)
+            offsets = self._begin(records, outgoing)
             if len(records) >= settings.batch_size:
-                self._committing = committer.submit(self._commit)
+                self._committing = committer.submit(self._commit, records)
                 self._unfinished = records
             else:
-                self._commit()
+                self._commit(records)
         except _AbortRequired as reason:
             self._abort(records, reason)
             return
         seconds = time.monotonic() - started
-        self._health.set_ready()
+        self._input.advance(offsets)
+        self._input.show_lag(self._consumer)
+        BATCH_EVENTS.labels(settings.process).observe(len(records))
         EVENTS.labels(settings.process).inc(len(records))
         BATCH_SECONDS.labels(settings.process).observe(seconds)
         self._summary.add(len(records), seconds)
@@ -181,27 +208,32 @@ class TransactionalLoop:
         if rest > 0:
             time.sleep(rest)
 
-    def _commit(self) -> None:
+    def _commit(self, records: list[Message]) -> None:
         self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
         reach(Failpoint.TRANSACTION_COMMITTED)
+        self._broker.answered()
+        observe_ages(self._settings.event_seconds, records)
 
-    def _begin(self, records: list[Message], outgoing: Iterable[Outgoing]) -> None:
+    def _begin(self, records: list[Message], outgoing: Iterable[Outgoing]) -> dict[Place, int]:
+        """Everything but the commit; the offsets that it will commit."""
         producer = self._producer
         self._retrying(producer.begin_transaction)
         reach(Failpoint.TRANSACTION_BEGUN)
-        offsets = [
-            TopicPartition(self._settings.source, partition, offset + 1)
-            for partition, offset in {record.partition(): record.offset() for record in records}.items()
-        ]
+        source = self._settings.source
+        last = {record.partition(): record.offset() for record in records}
+        offsets = [TopicPartition(source, partition, offset + 1) for partition, offset in last.items()]
         # The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms).
         self._retrying(producer.send_offsets_to_transaction, offsets, self._consumer.consumer_group_metadata())
         reach(Failpoint.OFFSETS_SENT)
-        for topic, key, value, partition, headers in outgoing:
+        for topic, key, value, partition, headers, timestamp in outgoing:
             while True:
                 try:
-                    producer.produce(topic, value=value, key=key, partition=partition, headers=headers)
+                    producer.produce(
+                        topic, value=value, key=key, partition=partition, headers=headers, timestamp=timestamp
+                    )
                     break
                 except BufferError:
+                    self._health.progress()  # a slow broker; its records are given up after transaction.timeout.ms
                     producer.poll(0.05)
                 except KafkaException as error:
                     if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
@@ -210,6 +242,7 @@ class TransactionalLoop:
                         ) from error
                     raise _AbortRequired(error_text(error)) from error
         reach(Failpoint.OUTPUTS_SENT, producer.flush)
+        return {(source, partition): offset + 1 for partition, offset in last.items()}
 
     def _finish_or_abort(self, next_records: list[Message]) -> bool:
         """Wait for the commit under way; ``False`` when it failed and ``next_records`` are to be gathered again."""
@@ -227,11 +260,15 @@ class TransactionalLoop:
             self._unfinished = []
 
     def _abort(self, records: list[Message], reason: Exception) -> None:
-        log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished) + len(records))
-        self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
+        self._abort_transaction(reason, len(self._unfinished) + len(records))
         unfinished, self._unfinished = self._unfinished, []
         self._seek_back(unfinished + records)
         time.sleep(RETRY_SECONDS)
+
+    def _abort_transaction(self, reason: Exception, events: int) -> None:
+        log.warning("transaction_aborted", reason=str(reason), events=events)
+        self._aborts.inc()
+        self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
 
     def _seek_back(self, records: list[Message]) -> None:
         """To the first offset of ``records`` in each partition that is still ours."""
@@ -257,7 +294,7 @@ class TransactionalLoop:
 
     def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._rebalanced = True
-        self._health.set_ready()
+        self._new_assignment = partitions
         log.info("partitions_assigned", partitions=[assigned.partition for assigned in partitions])
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -268,14 +305,33 @@ class TransactionalLoop:
             self._finish_commit()
         except _AbortRequired as reason:
             # No seek in here: the records stay in ``_unfinished`` until the rebalance is over.
-            log.warning("transaction_aborted", reason=str(reason), events=len(self._unfinished))
-            self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
+            self._abort_transaction(reason, len(self._unfinished))
+
+    def _read_ends(self) -> None:
+        """Of the partitions just assigned; when the broker does not answer, at the next turn."""
+        assert self._new_assignment is not None
+        ends: dict[Place, int] = {}
+        for assigned in self._new_assignment:
+            place = (assigned.topic, assigned.partition)
+            try:
+                ends[place] = self._consumer.get_watermark_offsets(assigned, timeout=_ENDS_SECONDS)[1]
+            except KafkaException as error:
+                self._health.set_unready(
+                    Part.BROKER, f"the end of {assigned.topic} cannot be read: {error_text(error)}"
+                )
+                return
+        self._new_assignment = None
+        self._broker.answered()
+        self._input.assign(ends)
 
     def _retrying(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Repeat the same call while its error is retriable (KIP-98's three kinds of error)."""
         while True:
             try:
-                call(*arguments)
+                # An attempt that does not return at all (librdkafka issue 5456) is a reason to start anew; attempts that fail
+                # while the broker is away are not.
+                with self._health.working(getattr(call, "__name__", "a call of the broker")):
+                    call(*arguments)
                 return
             except KafkaException as error:
                 inner = error.args[0]
@@ -284,7 +340,7 @@ class TransactionalLoop:
                 if not inner.retriable():
                     raise FatalKafkaError(self._fatal_text(error)) from error
                 log.warning("kafka_call_repeated", call=getattr(call, "__name__", "call"), reason=error_text(error))
-                self._health.set_unready(error_text(error))
+                self._health.set_unready(Part.BROKER, error_text(error))
                 if self._stop.wait(RETRY_SECONDS):
                     raise _Stopped from error
 
@@ -296,8 +352,3 @@ class TransactionalLoop:
                 f"give each one its own {settings.process}.instance"
             )
         return f"the {settings.process} cannot go on: {error_text(error)}"
-
-    def _probe(self) -> None:
-        self._summary.flush()
-        if not self._health.ready and broker_answers(self._consumer, _PROBE_SECONDS):
-            self._health.set_ready()

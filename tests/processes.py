@@ -80,6 +80,11 @@ class SidstreamProcess:
         self._process.terminate()
         return self._process.wait(30)
 
+    def status(self) -> int | None:
+        """The exit status; negative for the signal that ended it, ``None`` while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
     @property
     def pid(self) -> int:
         assert self._process is not None

@@ -51,7 +51,9 @@ def test_one_service_per_process_with_restart_health_and_the_same_image(compose:
     for name in PROCESSES:
         assert services[name]["command"] == [name]
         assert services[name]["restart"] == "unless-stopped"
-        assert "/ready" in services[name]["healthcheck"]["test"][-1]
+        # Unhealthy means "start it anew", which is wrong for one that waits for the broker or catches up.
+        assert "/live" in services[name]["healthcheck"]["test"][-1]
+        assert float(services[name]["stop_grace_period"].removesuffix("s")) > load_settings().shutdown_seconds
         assert services[name]["depends_on"]["topics"] == {"condition": "service_completed_successfully"}
     assert len({services[name]["image"] for name in (*PROCESSES, "topics")}) == 1
     assert services["topics"]["command"] == ["topics", "create"]
@@ -106,7 +108,7 @@ def test_environment_of_a_service_is_what_the_settings_understand(
         assert str(found) == value
     if name != "topics":
         probe = compose["services"][name]["healthcheck"]["test"][-1]
-        assert f"127.0.0.1:{settings.metrics.port}/ready" in probe
+        assert f"127.0.0.1:{settings.metrics.port}/live" in probe
 
 
 def test_processes_reach_the_broker_by_a_listener_that_it_advertises(compose: dict[str, Any]) -> None:
@@ -129,6 +131,36 @@ def test_broker_of_compose_behaves_like_the_local_one(compose: dict[str, Any], t
             assert value == local[key], name
     must = [key for key in local if key.startswith(("offsets.", "transaction.", "auto.", "message.", "group.", "min."))]
     assert {f"KAFKA_{key.upper().replace('.', '_')}" for key in must} <= set(environment)
+
+
+def test_prometheus_and_grafana_start_only_when_asked_for_on_loopback_with_the_files_that_are_there(
+    compose: dict[str, Any],
+) -> None:
+    for name, port in (("prometheus", 9090), ("grafana", 3000)):
+        service = compose["services"][name]
+        assert service["profiles"] == ["observability"]
+        assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+        assert ":" in service["image"], "a pinned version"
+        mounts = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
+        assert mounts
+        for source, _, mode in mounts:
+            assert (ROOT / source).exists(), source
+            assert mode == "ro"
+    assert not any(
+        "profiles" in service for name, service in compose["services"].items() if name not in ("prometheus", "grafana")
+    )
+
+
+def test_grafana_finds_the_data_source_and_the_dashboard_that_are_provisioned(compose: dict[str, Any]) -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text("utf-8"))["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "sidstream.yml").read_text("utf-8"))["providers"]
+    grafana = compose["services"]["grafana"]
+    mounted = {volume.split(":")[1] for volume in grafana["volumes"]}
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home in mounted
+    assert Path(home).parent == Path(provider["options"]["path"])
 
 
 def test_cluster_id_is_one_that_kafka_takes(compose: dict[str, Any]) -> None:

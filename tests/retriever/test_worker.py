@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from confluent_kafka import Message
 from numpy.typing import NDArray
+from prometheus_client import REGISTRY
 from rich.console import Console
 
 from models.bundle import Bundle
@@ -305,6 +306,25 @@ def test_unusable_query_gets_an_error_answer_and_a_dead_letter_and_the_next_one_
     assert failed.error is not None
     assert failed.error.kind == kind
     assert by_id["good"].error is None
+
+
+def test_outcomes_of_queries_and_the_time_of_decoding_are_counted(bundle: Bundle, writer: IndexWriter) -> None:
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    def counts() -> tuple[float, ...]:
+        return (
+            value("sidstream_queries_total", outcome="answered"),
+            value("sidstream_queries_total", outcome="EmptyQuery"),
+            value("sidstream_dead_letters_total", **{"process": "retriever", "class": "EmptyQuery"}),
+            value("sidstream_decode_seconds_count"),
+        )
+
+    answer = answer_batch(bundle, writer)
+    before = counts()
+    answer([query(b"a", text="thing"), query(b"b", value=b""), query(b"c", text="other")])
+    assert np.subtract(counts(), before).tolist() == [2, 1, 1, 1]
+    assert value("sidstream_layout_generation", process="retriever") == bundle.layout.generation
 
 
 def test_query_id_that_is_too_long_gets_a_small_error_answer(bundle: Bundle, writer: IndexWriter) -> None:

@@ -242,3 +242,15 @@ def test_closed_writer_says_so(open_writer: OpenWriter) -> None:
     writer.close()
     with pytest.raises(IndexUsageError, match="closed"):
         writer.apply(batch_of([]), {})
+
+
+def test_storage_tells_map_pages_in_use_and_room_on_the_disk(open_writer: OpenWriter) -> None:
+    writer = open_writer(map_size=1 << 20)
+    empty = writer.storage()
+    assert empty.map_bytes == 1 << 20
+    assert 0 < empty.used_bytes < empty.map_bytes
+    assert empty.disk_free_bytes > 0
+    writer.apply(batch_of(random_events(1, 20_000, ids=20_000)), {})
+    grown = writer.storage()
+    assert grown.map_bytes > empty.map_bytes
+    assert empty.used_bytes < grown.used_bytes <= grown.map_bytes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.layout import Layout
-from streamer.metrics import Health
+from streamer.health import Health
 from streamer.monitor import monitor_until_stopped
 from streamer.process import run_process
 from streamer.settings import load_settings

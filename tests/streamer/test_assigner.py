@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -84,8 +85,24 @@ def test_every_form_of_an_embedding_gives_the_same_codes(assign: AssignBatch, em
     assert codes_of(out).codes == (1, 2, 3)
 
 
+def test_codes_have_the_kafka_timestamp_of_their_update_unless_it_is_of_the_future(assign: AssignBatch) -> None:
+    future = int(time.time() * 1000) + 60_000
+    records = [
+        record(b"a", update(1, 1, 1, 1), timestamp=(1, 1_700_000_000_123)),
+        record(b"b", update(1, 1, 1, 1), timestamp=(1, future)),
+        record(b"c", None, timestamp=(2, 1_700_000_000_456)),
+        record(b"d", update(1, 1, 1, 1), timestamp=(0, -1)),
+    ]
+    assert {one.key: one.timestamp for one in assign(records)} == {
+        b"a": 1_700_000_000_123,
+        b"b": 0,
+        b"c": 1_700_000_000_456,
+        b"d": 0,
+    }
+
+
 def test_tombstone_passes_as_tombstone(assign: AssignBatch) -> None:
-    assert assign([record(b"a", None)]) == [Outgoing("codes", b"a", None, 2)]
+    assert assign([record(b"a", None)]) == [Outgoing("codes", b"a", None, 2, timestamp=1_700_000_000_000)]
 
 
 def test_last_event_of_an_item_in_a_batch_wins(assign: AssignBatch) -> None:

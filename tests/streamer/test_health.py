@@ -1,4 +1,4 @@
-"""Health over HTTP: ready says why not, and a taken port is a clear error."""
+"""Health over HTTP: alive and ready say why not, long calls have a limit of their own, and a taken port is a clear error."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from models.errors import SidstreamError
-from streamer.metrics import Health, HealthServer
+from streamer.health import Health, HealthServer, Part
 from streamer.settings import MetricsSettings
 
 
@@ -28,40 +30,86 @@ def get(port: int, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_ready_tells_the_reason_until_it_is_ready_and_metrics_are_prometheus_text() -> None:
-    port, health = free_port(), Health()
+@contextmanager
+def serving(health: Health) -> Iterator[int]:
+    port = free_port()
     server = HealthServer(MetricsSettings(port=port), health)
     try:
-        assert get(port, "/live")[0] == 200
-        assert get(port, "/ready") == (503, "starting\n")
-        health.set_ready()
-        assert get(port, "/ready")[0] == 200
-        health.set_unready("no broker answers")
-        assert get(port, "/ready") == (503, "no broker answers\n")
-        assert "sidstream_events_total" in get(port, "/metrics")[1]
-        assert get(port, "/nothing")[0] == 404
+        yield port
     finally:
         server.close()
+
+
+def well(settings: MetricsSettings | None = None) -> Health:
+    health = Health(settings)
+    for part in (Part.START, Part.BROKER, Part.INPUT):
+        health.set_ready(part)
+    return health
+
+
+def test_ready_tells_every_reason_until_all_is_well_and_metrics_are_prometheus_text() -> None:
+    health = Health()
+    with serving(health) as port:
+        assert get(port, "/live") == (200, "alive\n")
+        assert get(port, "/ready") == (503, "starting; the broker has not answered yet; nothing is read yet\n")
+        health.set_ready(Part.START)
+        health.set_unready(Part.INPUT, "catching up: 7 offsets on 1 partitions to go")
+        health.set_ready(Part.BROKER)
+        assert get(port, "/ready") == (503, "catching up: 7 offsets on 1 partitions to go\n")
+        health.set_ready(Part.INPUT)
+        assert get(port, "/ready") == (200, "ready\n")
+        health.set_unready(Part.BROKER, "no broker answers")
+        assert get(port, "/ready") == (503, "no broker answers\n")
+        assert get(port, "/live")[0] == 200, "a broker that is away is no reason to start a process anew"
+        assert "sidstream_events_total" in get(port, "/metrics")[1]
+        assert get(port, "/nothing")[0] == 404
 
 
 def test_taken_port_is_refused_with_what_to_do() -> None:
-    port = free_port()
-    server = HealthServer(MetricsSettings(port=port), Health())
-    try:
-        with pytest.raises(SidstreamError, match=rf"{port}.*metrics\.port"):
-            HealthServer(MetricsSettings(port=port), Health())
-    finally:
-        server.close()
+    with serving(Health()) as port, pytest.raises(SidstreamError, match=rf"{port}.*metrics\.port"):
+        HealthServer(MetricsSettings(port=port), Health())
 
 
-def test_loop_that_no_longer_turns_is_not_ready_and_ready_again_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.metrics.STALLED_SECONDS", 0.05)
-    health = Health()
-    health.set_ready()
-    health.progress()
-    assert health.ready
+def test_loop_that_no_longer_turns_is_neither_alive_nor_ready_until_it_turns_again() -> None:
+    health = well(MetricsSettings(stalled_seconds=0.2))
+    with serving(health) as port:
+        health.progress()
+        assert (get(port, "/live")[0], get(port, "/ready")[0]) == (200, 200)
+        time.sleep(0.3)
+        status, reason = get(port, "/live")
+        assert status == 503
+        assert "the loop has not turned for" in reason
+        assert get(port, "/ready") == (503, reason)
+        health.progress()
+        assert (get(port, "/live")[0], get(port, "/ready")[0]) == (200, 200)
+
+
+def test_long_call_is_alive_past_the_loops_limit_and_not_past_its_own() -> None:
+    health = well(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.3))
+    with health.working("a batch of 16 events"):
+        time.sleep(0.15)
+        assert health.stalled is None
+        time.sleep(0.25)
+        assert "a batch of 16 events has taken" in (health.stalled or "")
+    assert health.stalled is None, "the end of the call is a turn of the loop"
     time.sleep(0.1)
-    assert not health.ready
-    assert "no progress" in (health.reason or "")
-    health.progress()
-    assert health.ready
+    assert "the loop has not turned" in (health.stalled or "")
+
+
+def test_start_is_a_long_call_whatever_the_loops_limit() -> None:
+    health = Health(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.3))
+    time.sleep(0.15)
+    assert health.stalled is None
+    time.sleep(0.25)
+    assert "the start has taken" in (health.stalled or "")
+
+
+def test_attempts_that_fail_again_and_again_are_alive_and_one_that_hangs_is_not() -> None:
+    health = well(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.2))
+    for _ in range(6):
+        with health.working("commit_transaction"):
+            time.sleep(0.06)
+        assert health.stalled is None
+    with health.working("commit_transaction"):
+        time.sleep(0.3)
+        assert "commit_transaction" in (health.stalled or "")

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from confluent_kafka import Producer
 from processes import wait_until
+from prometheus_client import REGISTRY
 
 from models.bundle import Bundle
 from models.layout import Layout
 from store.index import CodesBatch, IndexWriter
+from streamer.health import Health
 from streamer.indexer import Indexer, IndexerError
 from streamer.kafka import producer_configuration
-from streamer.metrics import Health
 from streamer.records import ITEM_CODES, ItemCodes
 from streamer.settings import Settings
 
@@ -144,3 +145,39 @@ def test_idle_index_is_dated_anew_so_that_it_is_not_taken_for_a_stale_one(
         stop.set()
         indexer.join()
     assert writer.census()[0].sum() == 1
+
+
+def test_metrics_tell_freshness_from_the_updates_own_timestamp_items_and_storage(
+    pipeline_settings: Settings, writer: IndexWriter, layout: Layout
+) -> None:
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    def freshness() -> tuple[float, float]:
+        count, total = "sidstream_freshness_seconds_count", "sidstream_freshness_seconds_sum"
+        return value(count, process="indexer"), value(total, process="indexer")
+
+    topic = pipeline_settings.topics.item_codes
+    producer = Producer(producer_configuration(pipeline_settings.kafka))
+    sent_at = int(time.time() * 1000) - 100_000  # as if the assigner had needed 100 s
+    for number in range(3):
+        producer.produce(topic, key=b"item-%d" % number, value=codes(layout.codebook_id, 1, 2, 3), timestamp=sent_at)
+    assert producer.flush(10) == 0
+    before = freshness()
+    stop, health = threading.Event(), Health()
+    indexer = threading.Thread(target=Indexer(pipeline_settings, writer, layout, health).run, args=(stop,))
+    indexer.start()
+    try:
+        wait_until(lambda: health.ready and freshness()[0] - before[0] == 3, seconds=30, what="three items")
+        assert 300 <= freshness()[1] - before[1] < 390
+        assert value("sidstream_index_items") == 3
+        wait_until(
+            lambda: value("sidstream_lag_records", process="indexer", topic=topic) == 0, seconds=10, what="no lag"
+        )
+        used, room = value("sidstream_index_used_bytes"), value("sidstream_index_map_bytes")
+        assert 0 < used < room
+        assert value("sidstream_index_disk_free_bytes") > 0
+        assert value("sidstream_index_commit_seconds_count") >= 1
+    finally:
+        stop.set()
+        indexer.join()

@@ -1,0 +1,124 @@
+"""Readiness by what was on the topics at the start: floods and transaction markers do not hold it up, backlogs do."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from prometheus_client import REGISTRY
+
+from streamer.health import Health, Part
+from streamer.input_progress import InputProgress
+from streamer.kafka import consumer_configuration, drain, producer_configuration
+from streamer.settings import Settings
+
+ENDS = {("codes", 0): 100, ("codes", 1): 50}
+
+
+@pytest.fixture
+def health() -> Health:
+    health = Health()
+    health.set_ready(Part.START)
+    health.set_ready(Part.BROKER)
+    return health
+
+
+@pytest.fixture
+def progress(health: Health) -> InputProgress:
+    return InputProgress("test", health, "waiting for partitions of codes")
+
+
+def test_nothing_assigned_is_not_ready_and_no_partition_at_all_is(health: Health, progress: InputProgress) -> None:
+    assert health.reason == "waiting for partitions of codes"
+    progress.assign({})
+    assert health.ready, "every partition belongs to another member of the group"
+
+
+def test_reason_counts_down_what_is_to_be_read(health: Health, progress: InputProgress) -> None:
+    progress.assign(ENDS, {("codes", 1): 40})
+    assert health.reason == "catching up: 110 offsets on 2 partitions to go"
+    progress.advance({("codes", 0): 70})
+    assert health.reason == "catching up: 40 offsets on 2 partitions to go"
+    progress.advance({("codes", 0): 100})
+    assert not health.ready
+    progress.advance({("codes", 1): 50})
+    assert health.ready
+
+
+def test_steady_flood_past_the_ends_of_the_start_is_ready(health: Health, progress: InputProgress) -> None:
+    progress.assign(ENDS)
+    for offset in range(10, 200, 10):  # the topic grows as fast: an end of a partition is never seen
+        progress.advance({("codes", 0): offset, ("codes", 1): offset})
+    assert health.ready
+    progress.advance({("codes", 0): 201})
+    assert health.ready, "what comes later does not make it unready again"
+
+
+def test_end_of_partition_counts_only_when_the_batch_before_it_is_processed(
+    health: Health, progress: InputProgress
+) -> None:
+    progress.assign({("codes", 0): 100})
+    progress.end_reached(("codes", 0), 100)
+    assert not health.ready, "the records came with the news of the end and are not processed"
+    progress.advance({("codes", 0): 60}, nothing_waits=False)
+    assert not health.ready
+    progress.advance({("codes", 0): 99})  # offset 99 is a transaction's marker
+    assert health.ready
+
+
+def test_new_assignment_is_caught_up_anew(health: Health, progress: InputProgress) -> None:
+    progress.assign({("codes", 0): 10}, {("codes", 0): 10})
+    assert health.ready
+    progress.assign({("codes", 1): 5})
+    assert not health.ready
+    progress.advance({("codes", 1): 5})
+    assert health.ready
+
+
+@pytest.mark.parametrize("transactional", [False, True], ids=["plain records", "a transaction's marker at the end"])
+def test_consumer_of_a_group_catches_up_and_has_no_lag_by_its_statistics(
+    pipeline_settings: Settings, health: Health, transactional: bool
+) -> None:
+    topic = pipeline_settings.topics.queries
+    identity = {"transactional_id": f"{topic}-producer"} if transactional else {}
+    producer = Producer(producer_configuration(pipeline_settings.kafka, **identity))
+    if transactional:
+        producer.init_transactions(10)
+        producer.begin_transaction()
+    for number in range(40):
+        producer.produce(topic, key=f"query-{number}".encode(), value=b"{}")
+    if transactional:
+        producer.commit_transaction(10)
+    assert producer.flush(10) == 0
+
+    progress = InputProgress("test", health, "waiting")
+    consumer = Consumer(
+        consumer_configuration(
+            pipeline_settings.kafka,
+            group=f"{topic}-group",
+            on_statistics=progress.read_statistics,
+        )
+    )
+    try:
+        consumer.subscribe([topic])
+        read, deadline = 0, time.monotonic() + 40
+        while not consumer.assignment():
+            records = drain(consumer, 100, 0.1)
+            read += len(records)
+            assert time.monotonic() < deadline
+        ends = {(topic, at.partition): consumer.get_watermark_offsets(at, timeout=5)[1] for at in consumer.assignment()}
+        assert sum(ends.values()) > 40 if transactional else sum(ends.values()) == 40
+        progress.assign(ends)
+        while not health.ready or read < 40:
+            records = drain(consumer, 100, 0.1)
+            read += len(records)
+            progress.advance({(topic, record.partition()): record.offset() + 1 for record in records})
+            progress.show_lag(consumer)
+            assert time.monotonic() < deadline, health.reason
+        assert read == 40
+        time.sleep(1.1)
+        progress.show_lag(consumer)
+        assert REGISTRY.get_sample_value("sidstream_lag_records", {"process": "test", "topic": topic}) == 0
+    finally:
+        consumer.close()
