@@ -21,6 +21,7 @@ import retriever.commands
 import streamer.broker_commands
 import streamer.commands
 import streamer.monitor_commands
+import streamer.operations_commands
 import study.commands
 from models.errors import SidstreamError
 
@@ -64,6 +65,12 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         models.commands.train,
     ],
     "Feed and watch": [streamer.commands.publish, streamer.monitor_commands.alerts],
+    "On call": [
+        streamer.operations_commands.verify,
+        streamer.operations_commands.rebuild,
+        streamer.operations_commands.backup,
+        streamer.operations_commands.restore,
+    ],
     "Processes, one by one": [
         streamer.commands.assigner,
         streamer.commands.indexer,
