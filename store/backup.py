@@ -166,7 +166,9 @@ def _copy(source: Path, target: Path) -> None:
                 shared.lmdb.copy(str(target), compact=False)
                 break
             except lmdb.MapResizedError:
-                shared.resize(0)  # the writer has grown the map since we opened it
+                # The writer has grown the map since we opened it. The empty file is in the way of another attempt.
+                shared.resize(0)
+                (target / environment.DATA_FILE).unlink(missing_ok=True)
     except (lmdb.Error, OSError) as error:
         raise BackupError(
             f"{source} could not be copied: {error}. Is there room on the disk of {target.parent}?"
