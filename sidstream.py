@@ -20,6 +20,7 @@ import models.tower_commands
 import retriever.commands
 import streamer.broker_commands
 import streamer.commands
+import streamer.dead_letter_commands
 import streamer.monitor_commands
 import streamer.operations_commands
 import study.commands
@@ -83,6 +84,7 @@ for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(streamer.broker_commands.topics, name="topics", rich_help_panel="Prepare")
+app.add_typer(streamer.dead_letter_commands.dlq, name="dlq", rich_help_panel="On call")
 
 
 def main() -> None:

@@ -92,11 +92,13 @@ def read_spans(
     unread = {at: span.end for at, span in spans.items() if len(span)}
     if not unread:
         return
-    consumer.assign([TopicPartition(*at, spans[at].first) for at in unread])
+    assigned = [TopicPartition(*at, spans[at].first) for at in unread]
+    consumer.assign(assigned)
     try:
         while unread:
             yield _one_reading(consumer, unread, size)
     finally:
+        consumer.resume(assigned)  # a pause would outlast the assignment
         consumer.unassign()
 
 

@@ -46,7 +46,7 @@ def rebuild(
     target = into if into is not None else settings.index
     require_room(target)  # before anything is asked of the broker
     collect_garbage_rarely()
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     with Progress(
         TextColumn("rebuilding"),
         BarColumn(),
@@ -66,18 +66,15 @@ def rebuild(
     console.print(
         f"[green]✓[/] {outcome.items:,} items in {target} from {outcome.records:,} records in {outcome.seconds:.1f} s "
         f"({rate:,.0f}/s), layout {outcome.generation}",
-        highlight=False,
     )
-    console.print(f"  position {_position(outcome.position)}\n  digest   {outcome.digest}", highlight=False)
+    console.print(f"  position {_position(outcome.position)}\n  digest   {outcome.digest}")
     if target.resolve() == settings.index.resolve():
-        console.print("  The indexer goes on from there: start it.", highlight=False)
+        console.print("  The indexer goes on from there: start it.")
         return
     old, replaced = settings.index, settings.index.with_name(f"{settings.index.name}.replaced")
     console.print(
         f"  To put it in the place of {old}: stop the indexer, `mv {old} {replaced} && mv {target} {old}`, start the "
         "indexer. It goes on from this position; retrievers change over by themselves.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -93,7 +90,7 @@ def verify(
     if json:
         _print_json(found)
     else:
-        _show_examination(Console(), found)
+        _show_examination(Console(highlight=False, soft_wrap=True), found)
     if not found.sound:
         raise typer.Exit(1)
 
@@ -106,7 +103,7 @@ def backup(
     from store.backup import back_up
 
     settings = load_settings()
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     started = time.monotonic()
     with console.status("copying and checking the index"):
         copied = back_up(settings.index, directory)
@@ -114,7 +111,6 @@ def backup(
         _print_json(copied)
     console.print(
         f"[green]✓[/] {settings.index} is in {directory}: {_content(copied)} ({time.monotonic() - started:.1f} s)",
-        highlight=False,
     )
     _show_copy(console, copied)
     console.print("  [dim]An indexer goes on from it for a week: deletions older than that are compacted away.[/]")
@@ -132,7 +128,7 @@ def restore(
 
     settings = load_settings()
     layout = Bundle.open(settings.bundle).layout
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def accept(copied: IndexCopy) -> None:
         _refuse_other_codebook(settings, copied, (layout.codebook_id, layout.layers, layout.size))
@@ -140,7 +136,7 @@ def restore(
 
     with console.status("copying and checking the backup"):
         copied, aside = put_back(directory, settings.index, replace=replace, accept=accept)
-    console.print(f"[green]✓[/] {directory} is in {settings.index}: {_content(copied)}", highlight=False)
+    console.print(f"[green]✓[/] {directory} is in {settings.index}: {_content(copied)}")
     _show_copy(console, copied)
     if aside is not None:
         console.print(f"  The index that was there is in {aside}; delete it when you no longer need it.")
@@ -174,38 +170,35 @@ def _refuse_stale(copied: IndexCopy, directory: Path) -> None:
 
 def _show_examination(console: Console, found: Examination) -> None:
     written = _date(found.last_write)
-    console.print(f"[bold]{found.items:,} items[/] in {found.index}, last written {written}", highlight=False)
+    console.print(f"[bold]{found.items:,} items[/] in {found.index}, last written {written}")
     console.print(
         f"  codebook {found.codebook}, layout {found.generation}\n  position {_position(found.position)}\n"
         f"  digest   {found.digest or 'none: the index is damaged'}",
-        highlight=False,
     )
     for fault in found.faults:
-        console.print(f"[red]✗[/] {fault}", highlight=False)
+        console.print(f"[red]✗[/] {fault}")
     if not found.faults:
         console.print("[green]✓[/] trie, items, ids and census agree; nothing is orphaned")
     if found.against is None:
         return
     other, comparison = found.against, found.against.comparison
     if comparison.equal:
-        console.print(f"[green]✓[/] {other.index} holds the same {other.items:,} items", highlight=False)
+        console.print(f"[green]✓[/] {other.index} holds the same {other.items:,} items")
         return
     console.print(
         f"[red]✗[/] {other.index} ({other.items:,} items): {comparison.only_here:,} items are here only, "
         f"{comparison.only_there:,} there only, {comparison.different:,} differ",
-        highlight=False,
     )
     for example in comparison.examples:
-        console.print(Text(f"    {printable(example.id)}  {printable(example.what)}"), highlight=False)
+        console.print(Text(f"    {printable(example.id)}  {printable(example.what)}"))
     if found.position != other.position:
         console.print(
             f"  It stands at {_position(other.position)}: differences are to be expected until both have read as far.",
-            highlight=False,
         )
 
 
 def _show_copy(console: Console, copied: IndexCopy) -> None:
-    console.print(f"  position {_position(copied.position)}\n  digest   {copied.digest}", highlight=False)
+    console.print(f"  position {_position(copied.position)}\n  digest   {copied.digest}")
 
 
 def _content(copied: IndexCopy) -> str:
