@@ -35,12 +35,16 @@ _LETTERS_A_TRANSACTION: Final = 100
 _LARGEST_BYTES: Final = 64 * 1024 * 1024
 
 
+# Of a record that a topic will not take, however often it is sent: too large, or without a key where it is compacted.
+_REFUSALS: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
+
+
 class ReplayError(SidstreamError):
     """The replay has stopped; what was sent is noted, and the next one goes on from there."""
 
 
-class _TooLargeError(Exception):
-    """The topic does not take one of these records."""
+class _RefusedError(Exception):
+    """The topic does not take one of these records, and never will; the broker's reason."""
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Replay:
         self._reader = reader
         self._topics = topics
         self._producer: Producer | None = None
+        # What the group's offsets say, as far as this replay knows.
+        self._noted: dict[Partition, ReplayState] = {}
 
     @classmethod
     @contextmanager
@@ -84,7 +90,7 @@ class Replay:
         if not dry_run:
             self._take_over()
         spans = whole_topics(self._reader, self._topics)
-        states = self._states(list(spans), tolerant=choice.again)
+        states = self._noted = self._states(list(spans), tolerant=choice.again)
         now = int(time.time() * 1000) if now_ms is None else now_ms
         return make_plan(self._settings, self._reader, spans, states, choice, now_ms=now)
 
@@ -129,13 +135,13 @@ class Replay:
             group = groups.pop(0)
             try:
                 self._transaction(group, chosen, plan, pending)
-            except _TooLargeError:
+            except _RefusedError as refusal:
                 if len(group) > 1:
                     groups[:0] = [[letter] for letter in group]
                     continue
                 letter = group[0]
                 short = chosen[letter.topic, letter.partition][letter.offset]
-                outcome.skipped.append((short, "the topic takes no record of this size from here"))
+                outcome.skipped.append((short, f"the topic does not take it: {refusal}"))
                 continue
             outcome.sent += len(group)
 
@@ -153,10 +159,8 @@ class Replay:
             for at, offsets in pending.items()
         }
         # Of every partition: what --again asks for once more is pending from the first transaction on.
-        notes = []
-        for at, left in after.items():
-            state = ReplayState(plan.ends[at], frozenset(left))
-            notes.append(TopicPartition(*at, state.position, metadata=state.metadata()))
+        noted = {at: ReplayState(plan.ends[at], frozenset(left)) for at, left in after.items()}
+        notes = [TopicPartition(*at, state.position, metadata=state.metadata()) for at, state in noted.items()]
         producer = self._own_producer()
         refusals: list[KafkaError] = []
 
@@ -179,9 +183,12 @@ class Replay:
             self._call(producer.commit_transaction, _CALL_SECONDS)
         except KafkaException as error:
             self._call(producer.abort_transaction, _CALL_SECONDS)
-            codes = {refusal.code() for refusal in refusals} | {error.args[0].code()}
-            if KafkaError.MSG_SIZE_TOO_LARGE in codes:
-                raise _TooLargeError from error
+            producer.poll(0)  # hear of the deliveries that failed
+            self._renew()
+            refusal = next((one for one in (*refusals, error.args[0]) if one.code() in _REFUSALS), None)
+            # A record that was refused takes its neighbours along, under errors of their own: each is tried by itself.
+            if refusal is not None or len(letters) > 1:
+                raise _RefusedError(refusal.str() if refusal is not None else error_text(error)) from error
             raise ReplayError(
                 f"the replay has stopped: {error_text(error)}. Run it again: it goes on from there, and sends nothing twice"
             ) from error
@@ -189,6 +196,7 @@ class Replay:
             self._call(producer.abort_transaction, _CALL_SECONDS)
             raise
         pending.update(after)
+        self._noted = noted
 
     def _original(self, letter: DeadLetter, short: Letter) -> dict[str, Any]:
         """What ``produce`` takes."""
@@ -218,6 +226,16 @@ class Replay:
     def _take_over(self) -> None:
         """Ends the transaction of a replay that was killed, and fences one that is at work."""
         self._call(self._own_producer().init_transactions, _CALL_SECONDS)
+
+    def _renew(self) -> None:
+        """A new client in the place of one whose record was refused: it has a gap in its sequence numbers, and every
+        transaction after that fails (OUT_OF_ORDER_SEQUENCE_NUMBER, librdkafka 2.16).
+        """
+        self._producer = None
+        self._take_over()
+        # Another replay may have come and gone since our transaction was aborted.
+        if self._states(list(self._noted), tolerant=False) != self._noted:
+            raise ReplayError("another replay has been at work: this one has stopped, what it sent is noted")
 
     def _own_producer(self) -> Producer:
         if self._producer is None:

@@ -77,7 +77,10 @@ class ReplayState:
             bits = int(number)
             if form != _FORMAT or not 0 < bits <= _MAXIMUM_SPAN:
                 raise ValueError(f"format {form}, {bits} offsets")
-            inflated = zlib.decompressobj().decompress(base64.b85decode(text), bits // 8 + 1)
+            whole = -(-bits // 8)
+            inflated = zlib.decompressobj().decompress(base64.b85decode(text), whole + 1)
+            if len(inflated) != whole:
+                raise ValueError(f"{len(inflated)} bytes for {bits} offsets")
             done = np.unpackbits(np.frombuffer(inflated, np.uint8), count=bits)
         except (ValueError, binascii.Error, zlib.error) as error:
             raise ReplayStateError(

@@ -20,6 +20,7 @@ from processes import SidstreamProcess, committed_records, wait_until
 from streamer.dead_letter_reading import REPLAYED_HEADER, DeadLetter, Place, find_letters, read_letters
 from streamer.dead_letters import Rejection, dead_letter
 from streamer.kafka import producer_configuration
+from streamer.log_reading import end_reader, watermarks
 from streamer.publisher import ItemPublisher
 from streamer.replay import Replay, ReplayError, ReplayOutcome
 from streamer.replay_plan import Choice
@@ -31,9 +32,15 @@ NOW = int(time.time() * 1000)
 
 def send(settings: Settings, *records: dict[str, Any], topic: str | None = None, **configuration: Any) -> None:
     producer = Producer(producer_configuration(settings.kafka, **configuration))
+    refusals: list[str] = []
     for record in records:
-        producer.produce(topic or settings.topics.item_updates, **{"partition": 1, **record})
+        producer.produce(
+            topic or settings.topics.item_updates,
+            **{"partition": 1, **record},
+            on_delivery=lambda error, _: refusals.append(str(error)) if error else None,
+        )
     assert producer.flush(20) == 0
+    assert refusals == []
 
 
 def refuse(settings: Settings, *records: Message, kind: str = "InvalidEvent", stage: str = "assigner") -> None:
@@ -74,14 +81,14 @@ def test_originals_are_sent_verbatim_to_their_partition_once_and_again_only_if_a
     send(
         settings,
         {"key": b"a", "value": b"{", "headers": headers, "timestamp": NOW - 5_000, "partition": 3},
-        {"key": None, "value": b"no key", "partition": 2},
+        {"key": b"", "value": b"no id", "partition": 2},
         {"key": b"\xff", "value": None, "partition": 0},
     )
     refuse(settings, *updates(settings))
     assert replay(settings).sent == 3
     again = [record for record in updates(settings) if REPLAYED_HEADER in dict(record.headers() or [])]
     assert Counter((one.partition(), one.key(), one.value()) for one in again) == Counter(
-        [(3, b"a", b"{"), (2, None, b"no key"), (0, b"\xff", None)]
+        [(3, b"a", b"{"), (2, b"", b"no id"), (0, b"\xff", None)]
     )
     [one] = [record for record in again if record.key() == b"a"]
     assert one.headers() == [*headers, (REPLAYED_HEADER, b"0")]
@@ -212,7 +219,7 @@ def test_event_too_large_for_a_letter_is_fetched_from_its_source_and_left_if_tha
 
 def test_original_that_the_topic_does_not_take_is_left_and_the_others_are_sent(pipeline_settings: Settings) -> None:
     settings = pipeline_settings
-    noise = random.Random(1).randbytes(2 * 1024 * 1024 - 60)  # just fits as it came; gzip and a header make it larger
+    noise = random.Random(1).randbytes(2 * 1024 * 1024 - 88)  # just fits as it came; our header makes it too large
     send(
         settings,
         {"key": b"a", "value": b"1"},
@@ -221,12 +228,21 @@ def test_original_that_the_topic_does_not_take_is_left_and_the_others_are_sent(p
         message_max_bytes=2 * 1024 * 1024 + 1_000,
     )
     refuse(settings, *updates(settings))
-    outcome = replay(settings)
-    assert outcome.sent + len(outcome.skipped) == 3
-    assert {value for _, value in seen(updates(settings)[3:])} >= {b"1", b"2"}
-    for letter, reason in outcome.skipped:
-        assert letter.key == b"noise"
-        assert "size" in reason
+    keyless = [
+        ("dlq.errors.topic", settings.topics.item_updates.encode()),
+        ("dlq.errors.partition", b"1"),
+        ("dlq.errors.offset", b"1"),
+    ]
+    send(
+        settings,
+        {"value": b"x", "headers": keyless, "partition": 0},
+        topic=settings.topics.item_updates_dead_letters,
+    )
+    outcome = replay(settings, overwrite=True)
+    assert outcome.sent == 2
+    assert seen(updates(settings)[3:]) == [(b"a", b"1"), (b"b", b"2")]
+    assert {letter.key for letter, _ in outcome.skipped} == {b"noise", None}
+    assert all("does not take it" in reason for reason in reasons(outcome))
 
 
 def test_letters_that_did_not_come_from_here_are_left(pipeline_settings: Settings) -> None:
@@ -285,21 +301,24 @@ def test_replay_killed_over_and_over_sends_every_letter_exactly_once_and_in_orde
     environment = SidstreamProcess(settings, "assigner", tmp_path)._environment
     dice, kills = random.Random(9), 0
 
-    def replayed() -> int:
-        return len(updates(settings)) - many
+    consumer = end_reader(settings, "test")
 
-    while replayed() < many:
-        before, victim = replayed(), dice.randrange(1, 1_500)
+    def end() -> int:
+        return watermarks(consumer, settings.topics.item_updates, 1)[1]
+
+    while len(updates(settings)) < 2 * many:
+        target = end() + dice.randrange(1, 800)
         with subprocess.Popen(
             [sys.executable, "-m", "sidstream", "dlq", "replay"], env=environment, stderr=subprocess.PIPE, text=True
         ) as process:
-            while process.poll() is None and replayed() < min(before + victim, many):
-                time.sleep(0.01)
+            while process.poll() is None and end() < target:
+                time.sleep(0.002)
             if process.poll() is None:
                 process.kill()
                 kills += 1
             _, errors = process.communicate()
             assert process.returncode in (0, -9), errors
+    consumer.close()
     assert kills >= 2
     assert replay(settings).sent == 0
     values = [int(value or b"") for _, value in seen(updates(settings)[many:])]
