@@ -20,7 +20,9 @@ import models.tower_commands
 import retriever.commands
 import streamer.broker_commands
 import streamer.commands
+import streamer.dead_letter_commands
 import streamer.monitor_commands
+import streamer.operations_commands
 import study.commands
 from models.errors import SidstreamError
 
@@ -64,6 +66,12 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         models.commands.train,
     ],
     "Feed and watch": [streamer.commands.publish, streamer.monitor_commands.alerts],
+    "On call": [
+        streamer.operations_commands.verify,
+        streamer.operations_commands.rebuild,
+        streamer.operations_commands.backup,
+        streamer.operations_commands.restore,
+    ],
     "Processes, one by one": [
         streamer.commands.assigner,
         streamer.commands.indexer,
@@ -76,6 +84,7 @@ for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(streamer.broker_commands.topics, name="topics", rich_help_panel="Prepare")
+app.add_typer(streamer.dead_letter_commands.dlq, name="dlq", rich_help_panel="On call")
 
 
 def main() -> None:

@@ -37,6 +37,10 @@ class IndexUsageError(StoreError):
     """The caller broke a rule of LMDB: use after close, across a fork, growth below an open snapshot."""
 
 
+class BackupError(StoreError):
+    """A backup cannot be made or put back; what was there is as it was."""
+
+
 class BatchError(StoreError):
     """A batch that cannot be stored: shapes that disagree, an id or a code out of range. Nothing was written."""
 

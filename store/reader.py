@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from models.layout import Layout
 from store import encoding, environment
 from store.encoding import FORMAT_VERSION, ItemEncoding, StoredItem, TrieEncoding
-from store.errors import REBUILD_ADVICE, IndexFormatError, IndexMissingError, IndexUsageError
+from store.errors import REBUILD_ADVICE, IndexAccessError, IndexFormatError, IndexMissingError, IndexUsageError
 
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
 
@@ -207,21 +208,27 @@ class Snapshot:
         item is hashed as u32 length and value (``store.encoding``), little-endian, after the number of layers (u32).
         """
         digest = hashlib.sha256(self.layers.to_bytes(4, "little"))
-        for numbers in self._numbers_by_id():
-            values = dict(self._cursor("items").getmulti(sorted(numbers)))
-            for number in numbers:
-                value = values[number]
-                digest.update(len(value).to_bytes(4, "little") + value)
+        for _, value in self.values_by_id():
+            digest.update(len(value).to_bytes(4, "little") + value)
         return digest.hexdigest()
 
-    def _numbers_by_id(self) -> Iterator[list[bytes]]:
-        numbers: list[bytes] = []
-        for number in self._cursor("ids").iternext(keys=False):
-            numbers.append(number)
-            if len(numbers) == _DIGEST_CHUNK:
-                yield numbers
-                numbers = []
-        yield numbers
+    def values_by_id(self) -> Iterator[tuple[bytes, bytes]]:
+        """(id, value) of every item in the order of ids; a value is the item's content (``store.encoding``).
+
+        Raises:
+            IndexAccessError: an id leads to no item.
+        """
+        ids = self._cursor("ids").iternext()
+        while entries := list(islice(ids, _DIGEST_CHUNK)):
+            values = dict(self._cursor("items").getmulti(sorted(number for _, number in entries)))
+            for item_id, number in entries:
+                if number not in values:
+                    raise IndexAccessError(f"The index {self._path} is damaged: an id has no item. {REBUILD_ADVICE}")
+                yield item_id, values[number]
+
+    def decoded(self, value: bytes) -> StoredItem:
+        """The item of a value of :meth:`values_by_id`; its number is not in there and is 0."""
+        return self._items.decode([0], [value])[0]
 
     def recount(self) -> NDArray[np.int64]:
         """The census counted again from the trie: int64 (L, M)."""

@@ -1,6 +1,6 @@
 """The full check of an index: trie, items, ids, census and free numbers must tell the same story.
 
-It reads everything (seconds for a million items): for tests and ``sidstream status --verify``, not for serving.
+It reads everything (seconds for a million items): for tests and ``sidstream verify``, not for serving.
 """
 
 from __future__ import annotations

@@ -33,6 +33,23 @@ def lock_directory(directory: Path) -> int:
     return descriptor
 
 
+def writer_of(directory: Path) -> str | None:
+    """The process id of the writer that runs on this directory, as it wrote it down; ``None`` if none does."""
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        # Held for an instant: only a writer that starts in it would be refused, and start again. Shared, so that two who
+        # ask do not see each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def unlock(descriptor: int) -> None:
     """Gives the lock back; again does nothing."""
     if descriptor in _locks:

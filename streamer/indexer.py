@@ -12,16 +12,15 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-import msgspec
 import numpy as np
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
 
 from models.bundle import Bundle
-from models.errors import SidstreamError
 from models.layout import Layout
 from store.failpoints import Failpoint, reach
-from store.index import CodesBatch, IndexWriter
+from store.index import IndexWriter
+from streamer.codes_intake import IndexerError, codes_batch, layout_of, layout_record, next_offsets
 from streamer.health import Health, Part
 from streamer.indexer_metrics import COMMIT_SECONDS, ITEMS, StorageMetrics
 from streamer.input_progress import InputProgress
@@ -29,13 +28,13 @@ from streamer.kafka import (
     BrokerProbe,
     consumer_configuration,
     drain,
-    error_text,
     produce,
     producer_configuration,
 )
+from streamer.log_reading import partitions_of, watermarks
 from streamer.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, FRESHNESS_SECONDS, LAYOUT_GENERATION, observe_ages
 from streamer.process import collect_garbage_rarely, run_process
-from streamer.records import ITEM_CODES, LAYOUT, TOKEN_COUNT, ItemCodes, LayoutRecord, TokenCount, token_count_key
+from streamer.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.settings import Settings
 from streamer.summary import BatchSummary
 from streamer.topics import TOMBSTONE_RETENTION_MS, require
@@ -46,10 +45,6 @@ PROCESS: Final = "indexer"
 _IDLE_WAIT_SECONDS: Final = 0.1
 _BROKER_SECONDS: Final = 10.0
 _LIFE_SIGN_SECONDS: Final = 3_600.0
-
-
-class IndexerError(SidstreamError):
-    """The topic and the index do not belong together; nothing was written."""
 
 
 class CensusPublisher:
@@ -167,9 +162,9 @@ class Indexer:
         """
         assignment, ends = [], {}
         for topic in (self._codes_topic, self._layouts_topic):
-            for partition in _partitions(consumer, topic):
+            for partition in partitions_of(consumer, topic):
                 offset = self._positions.get((topic, partition), OFFSET_BEGINNING)
-                low, high = _watermarks(consumer, topic, partition)
+                low, high = watermarks(consumer, topic, partition)
                 if offset > high:
                     raise IndexerError(
                         f"the index stands at offset {offset} of {topic}/{partition}, which ends at {high}: the topic was "
@@ -209,9 +204,9 @@ class Indexer:
         codes = [record for record in records if record.topic() == self._codes_topic]
         done: dict[tuple[str, int], int] = {}
         if codes:
-            offsets = _next_offsets(codes)
+            offsets = next_offsets(codes)
             done |= offsets
-            batch = self._batch(codes)
+            batch = codes_batch(codes, self._codebook)
             with self._health.working(f"an index batch of {len(codes)} events"), COMMIT_SECONDS.time():
                 outcome = self._writer.apply(batch, offsets)
             self._positions |= offsets
@@ -221,7 +216,7 @@ class Indexer:
         for record in records:
             if record.topic() == self._layouts_topic:
                 self._put_layout(record)
-                done |= _next_offsets([record])
+                done |= next_offsets([record])
         publisher.publish_if_due(self._as_of())
         self._committed_at = time.monotonic()
         self._show_progress(consumer, done)
@@ -244,69 +239,16 @@ class Indexer:
     def _show_life(self) -> None:
         """Date an idle index anew: that nothing was written for a week must mean that nobody read for a week."""
         if self._input.caught_up and time.monotonic() - self._committed_at > _LIFE_SIGN_SECONDS:
-            self._writer.apply(self._batch([]), {})
+            self._writer.apply(codes_batch([], self._codebook), {})
             self._committed_at = time.monotonic()
 
-    def _batch(self, records: list[Message]) -> CodesBatch:
-        """Columns of a batch of ``item-codes`` records.
-
-        Raises:
-            IndexerError: a record of another codebook, or one that no assigner of ours wrote.
-        """
-        layers, codebook = self._codebook.layers, self._codebook.codebook_id
-        decode = ITEM_CODES.decode
-        absent = ItemCodes(codebook=codebook, codes=(0,) * layers, title="", weight=0.0, updated_at=0)
-        ids, rows, deleted = [], [], []
-        for record in records:
-            value = record.value()
-            try:
-                row = absent if value is None else decode(value)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise IndexerError(f"{_place(record)} holds no item codes ({error}): who else writes to it?") from None
-            if row.codebook != codebook or len(row.codes) != layers:
-                raise IndexerError(
-                    f"{_place(record)} has codes of codebook {row.codebook} ({len(row.codes)} layers); this index is of "
-                    f"{codebook} ({layers} layers). Point this indexer to the bundle of {row.codebook} and to an empty "
-                    "index directory, or run the two codebooks under different topics.prefix"
-                )
-            ids.append(record.key())
-            rows.append(row)
-            deleted.append(value is None)
-        codes = np.array([row.codes for row in rows], dtype=np.int64).reshape(-1, layers)
-        if codes.size and (codes.min() < 0 or codes.max() >= self._codebook.size):
-            bad = int(np.flatnonzero((codes < 0).any(1) | (codes >= self._codebook.size).any(1))[0])
-            raise IndexerError(
-                f"{_place(records[bad])} has codes {rows[bad].codes} outside 0..{self._codebook.size - 1}"
-            )
-        return CodesBatch(
-            ids=ids,
-            codes=codes.astype(np.uint16),
-            weights=np.array([row.weight for row in rows], dtype=np.float32),
-            titles=[row.title for row in rows],
-            updated_at=np.array([row.updated_at for row in rows], dtype=np.int64),
-            deleted=np.array(deleted, dtype=bool),
-        )
-
     def _put_layout(self, record: Message) -> None:
-        value = record.value()
-        offsets = _next_offsets([record])
-        try:
-            layout: LayoutRecord | None = None if value is None else LAYOUT.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise IndexerError(f"{_place(record)} holds no layout ({error}): who else writes to it?") from None
-        if layout is None or layout.codebook != self._codebook.codebook_id:
-            log.info("layout_skipped", offset=record.offset(), codebook=layout and layout.codebook)
+        layout = layout_record(record, self._codebook.codebook_id)
+        if layout is None:
+            key = (record.key() or b"").decode(errors="replace")
+            log.info("layout_skipped", offset=record.offset(), key=key)
             return
-        self._writer.put_layout(
-            Layout(
-                generation=layout.generation,
-                codebook_id=layout.codebook,
-                layers=layout.layers,
-                size=layout.size,
-                head_tokens=layout.head_tokens,
-            ),
-            offsets,
-        )
+        self._writer.put_layout(layout_of(layout), next_offsets([record]))
         LAYOUT_GENERATION.labels(PROCESS).set(layout.generation)
         log.info("layout_live", generation=layout.generation, head_tokens=len(layout.head_tokens), cause=layout.cause)
 
@@ -316,30 +258,6 @@ class Indexer:
 
     def _on_end(self, end: Message) -> None:
         self._input.end_reached((end.topic(), end.partition()), end.offset())
-
-
-def _next_offsets(records: list[Message]) -> dict[tuple[str, int], int]:
-    return {(record.topic(), record.partition()): record.offset() + 1 for record in records}
-
-
-def _place(record: Message) -> str:
-    return f"{record.topic()}/{record.partition()} at offset {record.offset()}"
-
-
-def _partitions(consumer: Consumer, topic: str) -> list[int]:
-    try:
-        metadata = consumer.list_topics(topic, timeout=_BROKER_SECONDS)
-    except KafkaException as error:
-        raise IndexerError(f"cannot read the partitions of {topic}: {error_text(error)}") from error
-    return sorted(metadata.topics[topic].partitions)
-
-
-def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    try:
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_BROKER_SECONDS)
-    except KafkaException as error:
-        raise IndexerError(f"cannot read the ends of {topic}/{partition}: {error_text(error)}") from error
-    return low, high
 
 
 def run_indexer(settings: Settings) -> None:

@@ -52,6 +52,12 @@ class ItemPublisher:
         self._producer = Producer(producer_configuration(settings.kafka))
         self._sent = 0
         self._failures: list[str] = []
+        self._delivered: dict[int, int] = {}
+
+    @property
+    def delivered(self) -> dict[int, int]:
+        """What the broker has: the offset after the last event of each partition, for ``waiting.await_indexed``."""
+        return dict(self._delivered)
 
     def update(
         self,
@@ -110,6 +116,10 @@ class ItemPublisher:
     def _on_delivery(self, error: KafkaError | None, record: Message) -> None:
         if error is not None:
             self._failures.append(f"{(record.key() or b'').decode()}: {error.str()}")
+            return
+        partition, following = record.partition(), record.offset() + 1
+        if following > self._delivered.get(partition, 0):
+            self._delivered[partition] = following
 
     def __enter__(self) -> Self:
         return self
@@ -127,14 +137,18 @@ def publish_items(
     embeddings: NDArray[np.float32],
     *,
     advance: Callable[[int], None] = lambda _count: None,
-) -> None:
-    """Publish a catalogue's items, row i of ``embeddings`` (N, D) with ``items[i]``; ``advance`` hears of each thousand."""
+) -> dict[int, int]:
+    """Publish a catalogue's items, row i of ``embeddings`` (N, D) with ``items[i]``; ``advance`` hears of each thousand.
+
+    What was delivered, as ``ItemPublisher.delivered`` says it.
+    """
     with ItemPublisher(settings) as publisher:
         for row, item in enumerate(items):
             publisher.update(item.id, embeddings[row], title=item.title, weight=item.weight)
             if (row + 1) % _POLL_EVERY == 0:
                 advance(_POLL_EVERY)
         advance(len(items) % _POLL_EVERY)
+    return publisher.delivered
 
 
 def publish_texts(
@@ -143,9 +157,9 @@ def publish_texts(
     encoder: TextEncoder,
     *,
     advance: Callable[[int], None] = lambda _count: None,
-) -> None:
+) -> dict[int, int]:
     """Publish items with the embeddings of their texts; ``advance`` hears of each thousand. Nothing is sent if an item
-    has no text.
+    has no text. What was delivered, as ``ItemPublisher.delivered`` says it.
     """
     from models.text_encoder import require_text
 
@@ -155,13 +169,15 @@ def publish_texts(
             block = items[start : start + _POLL_EVERY]
             publisher.update_from_text(block)
             advance(len(block))
+    return publisher.delivered
 
 
 def publish_deletions(
     settings: Settings, items: Sequence[CatalogueItem], *, advance: Callable[[int], None] = lambda _count: None
-) -> None:
-    """Publish tombstones of these items; ``advance`` hears of all of them at the end."""
+) -> dict[int, int]:
+    """Publish tombstones of these items; ``advance`` hears of all of them at the end. What was delivered."""
     with ItemPublisher(settings) as publisher:
         for item in items:
             publisher.delete(item.id)
     advance(len(items))
+    return publisher.delivered

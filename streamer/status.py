@@ -43,14 +43,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     generation: int | None = None
     head_tokens: int | None = None
     layers: tuple[LayerMetrics, ...] = ()
-    faults: tuple[str, ...] = ()
 
 
-def read_status(settings: Settings, *, verify: bool = False) -> Status:
-    """Ask the broker and the index of this machine.
-
-    ``verify`` cross-checks trie, items and census (reads the whole index); the faults found are in ``faults``.
-    """
+def read_status(settings: Settings) -> Status:
+    """Ask the broker and the index of this machine."""
     index: dict[str, object] = {}
     positions: Mapping[tuple[str, int], int] | None = None
     try:
@@ -78,7 +74,6 @@ def read_status(settings: Settings, *, verify: bool = False) -> Status:
                 "generation": layout.generation if layout is not None else None,
                 "head_tokens": len(heads),
                 "layers": tuple(layers),
-                "faults": tuple(snapshot.verify()) if verify else (),
             }
     except IndexMissingError:
         pass

@@ -72,17 +72,21 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
         pids = children(up.pid)
 
-        published = command("publish", str(tmp_path / "catalogue"), environment=environment)
+        published = command("publish", str(tmp_path / "catalogue"), "--wait", environment=environment)
         assert published.returncode == 0, published.stderr
         assert "100 item updates" in published.stderr
+        assert "has them" in published.stderr
 
         def status() -> dict[str, Any]:
-            answer = command("status", "--json", "--verify", environment=environment)
+            answer = command("status", "--json", environment=environment)
             assert answer.returncode == 0, answer.stderr
             found: dict[str, Any] = json.loads(answer.stdout)
             return found
 
-        wait_until(lambda: status()["items"] == 100, seconds=40, what="100 items in the index", every=0.5)
+        assert status()["items"] == 100
+        verified = command("verify", environment=environment)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert "census agree" in verified.stdout
         assert [lag["records"] for lag in status()["lags"][:2]] == [0, 0]
 
         asked = command("ask", "thing 7", "--limit", "3", "--timeout", "60", environment=environment)
@@ -130,6 +134,13 @@ def test_processes_end_by_themselves_when_up_is_killed(environment: dict[str, st
         (["indexer"], {"SIDSTREAM_KAFKA__SECURITY": '{"security.protocol": "nonsense"}'}, "security.protocol"),
         (["status"], {"SIDSTREAM_TOPICS__PARTITIONS": "0"}, "topics.partitions"),
         (["publish", "/nonexistent"], {}, "/nonexistent"),
+        (["rebuild"], {}, "topics create"),
+        (["verify"], {}, "There is no index"),
+        (["backup", "backup"], {}, "There is no index"),
+        (["restore", "/nonexistent"], {}, "holds no index"),
+        (["dlq", "list"], {}, "topics create"),
+        (["dlq", "list", "--topic", "drift"], {}, "no topic with dead letters"),
+        (["dlq", "show", "17"], {}, "PARTITION:OFFSET"),
     ],
 )
 def test_fault_of_use_is_one_clear_message_without_a_traceback(

@@ -75,7 +75,7 @@ def test_every_command_of_a_service_exists(compose: dict[str, Any]) -> None:
 
 def test_indexer_and_retriever_share_the_index_and_a_pid_namespace(compose: dict[str, Any]) -> None:
     indexer, retriever = compose["services"]["indexer"], compose["services"]["retriever"]
-    index = "index:/var/lib/sidstream/index"
+    index = "index:/var/lib/sidstream"
     assert index in indexer["volumes"]
     assert index in retriever["volumes"]
     assert indexer["pid"] == retriever["pid"]

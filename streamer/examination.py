@@ -1,0 +1,88 @@
+"""The full check of an index of this machine, alone or against another one. Reads; changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from store.comparison import Comparison, compare
+from store.errors import IndexAccessError
+from store.reader import IndexReader, Snapshot
+
+
+class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):
+    """The other index, and how its items differ; where its position is another one, some must."""
+
+    index: str
+    items: int
+    position: dict[str, int]
+    digest: str
+    comparison: Comparison
+
+
+class Examination(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``sidstream verify`` shows. ``position``: the next offset per ``topic/partition``; times in ms since 1970."""
+
+    index: str
+    codebook: str
+    items: int
+    generation: int | None
+    last_write: int
+    position: dict[str, int]
+    digest: str
+    faults: tuple[str, ...]
+    against: ComparedIndex | None = None
+
+    @property
+    def sound(self) -> bool:
+        return not self.faults and (self.against is None or self.against.comparison.equal)
+
+
+def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> Examination:
+    """Hold trie, items, ids, census and free numbers against each other, and the items against those of another index.
+
+    The index may be written meanwhile: everything is read from one snapshot, and pages freed since are not reused until
+    it ends.
+
+    Raises:
+        IndexMissingError: there is no index.
+    """
+    with IndexReader(index) as reader, reader.snapshot() as snapshot:
+        faults = tuple(snapshot.verify())
+        layout = snapshot.live_layout()
+        return Examination(
+            index=str(index),
+            codebook=snapshot.codebook_id,
+            items=snapshot.item_count,
+            generation=layout.generation if layout is not None else None,
+            last_write=snapshot.last_commit_at,
+            position=_position(snapshot),
+            digest=_digest(snapshot, faults),
+            faults=faults,
+            against=_against(snapshot, against, examples) if against is not None else None,
+        )
+
+
+def _against(here: Snapshot, directory: Path, examples: int) -> ComparedIndex:
+    with IndexReader(directory) as reader, reader.snapshot() as there:
+        return ComparedIndex(
+            index=str(directory),
+            items=there.item_count,
+            position=_position(there),
+            digest=there.digest(),
+            comparison=compare(here, there, examples=examples),
+        )
+
+
+def _digest(snapshot: Snapshot, faults: tuple[str, ...]) -> str:
+    try:
+        return snapshot.digest()
+    except IndexAccessError:
+        if not faults:
+            raise
+        return ""  # the faults say what is missing
+
+
+def _position(snapshot: Snapshot) -> dict[str, int]:
+    return {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
