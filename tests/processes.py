@@ -90,7 +90,7 @@ class SidstreamProcess:
         assert self._process is not None
         return self._process.pid
 
-    def status(self) -> int:
+    def wait(self) -> int:
         """The exit status, waited for; negative for a signal."""
         assert self._process is not None
         return self._process.wait(30)

@@ -165,7 +165,7 @@ class World:
         with self._lock:
             for name, process in self.processes.items():
                 if name not in self._pulled and not process.running():
-                    status = process.status()
+                    status = process.wait()
                     # A failpoint that was armed for later has been passed now.
                     if status != _KILLED:
                         self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
@@ -256,7 +256,7 @@ class World:
         process = self.processes[name]
         if process.running():
             os.killpg(process.pid, signal.SIGKILL)
-        process.status()
+        process.wait()
 
     def _kill_at(self, name: str, failpoint: str) -> int:
         """Kill it, start it armed, wait until it has died there. A passing that does not come in time is not waited for."""
@@ -269,7 +269,7 @@ class World:
                 time.sleep(0.02)
             if process.running():
                 return 1
-            status = process.status()
+            status = process.wait()
             if status != _KILLED:
                 self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
             self._start(name)
