@@ -12,6 +12,7 @@ from processes import committed_records
 
 from models.census import count_tokens
 from models.onnx_encoder import OnnxEncoder
+from store.errors import IndexMissingError
 from store.reader import IndexReader, Snapshot
 from streamer.kafka import produce, producer_configuration
 from streamer.records import ITEM_CODES, ITEM_UPDATE, TOKEN_COUNT, ItemUpdate, TokenCount
@@ -69,13 +70,14 @@ class Stream:
 
 def index_has_everything(settings: Settings, stream: Stream) -> bool:
     """Whether the newest update has arrived and as many items are live as should be."""
-    if not settings.index.exists():
-        return False
     live = [item_id for item_id, row in stream.expected.items() if row is not None]
     newest = max(row for row in stream.expected.values() if row is not None)
-    with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
-        items = snapshot.find([item_id.encode() for item_id in live])
-        return snapshot.item_count == len(live) and any(item and item.updated_at == newest for item in items)
+    try:
+        with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+            items = snapshot.find([item_id.encode() for item_id in live])
+            return snapshot.item_count == len(live) and any(item and item.updated_at == newest for item in items)
+    except IndexMissingError:  # the indexer is still making it
+        return False
 
 
 def assert_index_holds_exactly(snapshot: Snapshot, stream: Stream, encoder: OnnxEncoder) -> None:

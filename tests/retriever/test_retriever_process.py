@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, wait_until
 
 from retriever.client import Client
+from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.kafka import produce, producer_configuration
 from streamer.publisher import ItemPublisher
@@ -32,10 +33,11 @@ def test_update_is_answered_deletion_is_not_and_kill_9_answers_every_query_once(
     )
 
     def items() -> int:
-        if not settings.index.exists():
+        try:
+            with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+                return snapshot.item_count
+        except IndexMissingError:  # the indexer is still making it
             return 0
-        with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
-            return snapshot.item_count
 
     with (
         SidstreamProcess(settings, "assigner", tmp_path),
