@@ -80,7 +80,7 @@ def test_update_is_answered_deletion_is_not_and_kill_9_answers_every_query_once(
             records = committed_records(settings, settings.topics.results)
             return Counter(ANSWER.decode(record.value()).query_id for record in records)
 
-        wait_until(lambda: answered().keys() >= set(ids), seconds=60, what="every query answered", every=1.0)
+        wait_until(lambda: answered().keys() >= set(ids), seconds=150, what="every query answered", every=1.0)
         assert retriever.stop() == 0
         counts = answered()
     assert {query_id: counts[query_id] for query_id in ids} == dict.fromkeys(ids, 1), "one answer per query"
