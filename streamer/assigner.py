@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
-from streamer.intake import EventError, checked_id, decode_event
+from streamer.intake import EventError, checked_id, decode_event, within
 from streamer.metrics import DEAD_LETTERS, Health
 from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
-from streamer.settings import Settings
+from streamer.settings import AssignerSettings, Settings
 from streamer.topics import TopicMismatchError, describe, require
 from streamer.transactions import LoopSettings, TransactionalLoop
 
@@ -50,11 +50,11 @@ class AssignBatch:
     The last usable event of an item in a batch wins; the others of that item are not sent on.
     """
 
-    def __init__(self, encoder: Encoder, *, codes_topic: str, dead_letter_topic: str, maximum_event_bytes: int) -> None:
+    def __init__(self, encoder: Encoder, *, codes_topic: str, dead_letter_topic: str, limits: AssignerSettings) -> None:
         self._encoder = encoder
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
-        self._maximum_event_bytes = maximum_event_bytes
+        self._limits = limits
         self._float32_bytes = 4 * encoder.dimension
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
@@ -122,9 +122,11 @@ class AssignBatch:
 
     def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
         update: ItemUpdate
-        update, time = decode_event(ITEM_UPDATE, record, value, self._maximum_event_bytes)
-        if not 0 <= update.weight < 3e38:  # also refuses NaN
-            raise EventError("InvalidEvent", f"weight {update.weight} is not a finite number of at least 0")
+        limits = self._limits
+        update, time = decode_event(ITEM_UPDATE, record, value, limits.maximum_event_bytes, limits)
+        if not 0 <= update.weight <= limits.maximum_weight:  # also refuses NaN
+            raise EventError("InvalidEvent", f"weight {update.weight} is not within 0..{limits.maximum_weight:g}")
+        within(limits.maximum_title_characters, len(update.title), "title", "characters")
         if update.updated_at is not None:
             time = update.updated_at
         elif time is None:
@@ -189,7 +191,7 @@ def run_assigner(settings: Settings) -> None:
             encoder,
             codes_topic=topics.item_codes,
             dead_letter_topic=topics.item_updates_dead_letters,
-            maximum_event_bytes=own.maximum_event_bytes,
+            limits=own,
         )
         loop = LoopSettings(
             process=PROCESS,

@@ -109,9 +109,9 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     def compacted(name: str, partitions: int, **config: str) -> TopicSpec:
         return _spec(name, partitions, replication, "compact", _EVENT_BATCH_BYTES, config)
 
-    def deleted(name: str, partitions: int, days: int) -> TopicSpec:
+    def deleted(name: str, partitions: int, days: int, **config: str) -> TopicSpec:
         retention = {"retention_ms": str(days * _DAY_MS)}
-        return _spec(name, partitions, replication, "delete", _EVENT_BATCH_BYTES, retention)
+        return _spec(name, partitions, replication, "delete", _EVENT_BATCH_BYTES, retention | config)
 
     def dead_letters(name: str) -> TopicSpec:
         # One partition: they are few, and read by a person. Room for the headers around the largest event.
@@ -128,7 +128,8 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         compacted(topics.layouts, 1),
         deleted(topics.drift, 1, days=7),
         compacted(topics.alerts, 1),
-        deleted(topics.queries, many, days=1),
+        # The broker's clock dates a query: a client's would make it late, or never late.
+        deleted(topics.queries, many, days=1, message_timestamp_type="LogAppendTime"),
         dead_letters(topics.queries_dead_letters),
         deleted(topics.results, many, days=1),
         compacted(changelog, 1, segment_bytes=str(_CHANGELOG_SEGMENT_BYTES)),

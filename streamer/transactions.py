@@ -2,7 +2,8 @@
 
 The steps of a batch, and what happens when one fails:
 
-1. *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet.
+1. *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet. A loop
+   that selects takes its batch from the front of what it has gathered; the rest waits here for the next batches.
 2. *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's.
 3. *Begin*, send the batch's own offsets, produce.
 4. *Commit*; when the batch came back full, in a second thread, so that the next one is gathered and transformed meanwhile.
@@ -48,7 +49,12 @@ _REPLACE_SECONDS: Final = 60.0
 # One attempt; then the process says that it is not ready, looks whether it is to stop, and makes the same call again.
 _CALL_SECONDS: Final = 5.0
 
+# What waits here for its batch is no more than this many bytes of values, and what one more look at the queue brings.
+_GATHERED_BYTES: Final = 8 * 1024 * 1024
+
 Transform = Callable[[list[Message]], Iterable[Outgoing]]
+# How many of the gathered records, from the first, are the next batch.
+Select = Callable[[list[Message]], int]
 
 
 class _AbortRequired(Exception):
@@ -61,7 +67,10 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """One transactional loop: ``group`` and ``instance`` make its stable transactional id."""
+    """One transactional loop: ``group`` and ``instance`` make its stable transactional id.
+
+    ``gather_size``: records to select a batch from; without it, ``batch_size``.
+    """
 
     process: str
     source: str
@@ -69,13 +78,22 @@ class LoopSettings:
     instance: str
     batch_size: int
     minimum_batch_interval_ms: float
+    gather_size: int | None = None
 
 
 class TransactionalLoop:
     """Runs ``transform`` over the records of one topic; see the module's docstring for its guarantees."""
 
-    def __init__(self, settings: LoopSettings, kafka: KafkaSettings, transform: Transform, health: Health) -> None:
+    def __init__(
+        self,
+        settings: LoopSettings,
+        kafka: KafkaSettings,
+        transform: Transform,
+        health: Health,
+        select: Select = len,
+    ) -> None:
         self._settings = settings
+        self._select = select
         self._kafka = kafka
         self._transform = transform
         self._health = health
@@ -85,6 +103,8 @@ class TransactionalLoop:
         self._committing: Future[None] | None = None
         # Records whose transaction is not known to be committed, oldest batch first.
         self._unfinished: list[Message] = []
+        # Gathered, but in no batch yet.
+        self._waiting: list[Message] = []
         self._summary = BatchSummary()
 
     def run(self, stop: threading.Event) -> None:
@@ -140,6 +160,7 @@ class TransactionalLoop:
         log.warning("consumer_replaced", reason=str(reason))
         self._finish_or_abort([])
         self._consumer.close()
+        self._waiting = []
         self._consumer = self._new_consumer()
 
     def _one_batch(self, committer: ThreadPoolExecutor) -> None:
@@ -147,8 +168,7 @@ class TransactionalLoop:
         started = time.monotonic()
         self._health.progress()
         self._rebalanced = False
-        # With a commit under way, wait for more records only as long as it takes.
-        records = drain(self._consumer, settings.batch_size, 0.005 if self._committing else IDLE_WAIT_SECONDS)
+        records = self._gather()
         if self._rebalanced:
             # What a transaction aborted during the rebalance held comes before what was just gathered.
             aborted, self._unfinished = self._unfinished, []
@@ -158,6 +178,8 @@ class TransactionalLoop:
             self._finish_or_abort([])
             self._probe()
             return
+        batch_size = self._select(records)
+        records, self._waiting = records[:batch_size], records[batch_size:]
         outgoing = self._transform(records)
         if not self._finish_or_abort(records):
             return
@@ -179,6 +201,16 @@ class TransactionalLoop:
         rest = settings.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
         if rest > 0:
             time.sleep(rest)
+
+    def _gather(self) -> list[Message]:
+        """What has waited here, and what has come since; looks at the consumer each time, for a rebalance happens in there."""
+        waiting, self._waiting = self._waiting, []
+        wanted = (self._settings.gather_size or self._settings.batch_size) - len(waiting)
+        if wanted < 1 or sum(map(len, waiting)) > _GATHERED_BYTES:
+            wanted = 1
+        # With a commit under way, wait for more records only as long as it takes.
+        wait = 0.0 if waiting else 0.005 if self._committing else IDLE_WAIT_SECONDS
+        return waiting + drain(self._consumer, wanted, wait)
 
     def _begin(self, records: list[Message], outgoing: Iterable[Outgoing]) -> None:
         producer = self._producer
@@ -226,9 +258,10 @@ class TransactionalLoop:
         time.sleep(RETRY_SECONDS)
 
     def _seek_back(self, records: list[Message]) -> None:
-        """To the first offset of ``records`` in each partition that is still ours."""
+        """To the first offset of ``records``, and of what waits, in each partition that is still ours."""
+        waiting, self._waiting = self._waiting, []
         first: dict[int, int] = {}
-        for record in records:
+        for record in records + waiting:
             partition, offset = record.partition(), record.offset()
             first[partition] = min(offset, first.get(partition, offset))
         assigned = {assignment.partition for assignment in self._consumer.assignment()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def query(key: bytes | None, value: bytes | None = None, **fields: Any) -> Messa
         offset=5,
         key=key,
         value=json.dumps(fields).encode() if value is None else value,
-        timestamp=(1, 1_700_000_000_000),
+        timestamp=(1, int(time.time() * 1000)),
     )
 
 

@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from streamer.assigner import AssignBatch
 from streamer.dead_letters import VERBATIM_MAXIMUM_BYTES, Outgoing
 from streamer.records import ITEM_CODES, ItemCodes
+from streamer.settings import AssignerSettings
 
 DIMENSION = 4
 LIMIT = 4_096
+LIMITS = AssignerSettings(
+    maximum_event_bytes=LIMIT, maximum_title_characters=100, maximum_headers=8, maximum_header_bytes=300
+)
 
 
 class SignEncoder:
@@ -33,7 +37,7 @@ class SignEncoder:
 
 @pytest.fixture
 def assign() -> AssignBatch:
-    return AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", maximum_event_bytes=LIMIT)
+    return AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=LIMITS)
 
 
 _offsets = iter(range(1_000_000))
@@ -222,7 +226,7 @@ _VALUES = st.one_of(
 def test_any_batch_gives_each_item_one_output_and_each_unusable_event_one_letter(
     events: list[tuple[bytes, bytes | None]],
 ) -> None:
-    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", maximum_event_bytes=LIMIT)
+    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=LIMITS)
     alone = [assign([record(key, value)])[0] for key, value in events]
     outs = assign([record(key, value) for key, value in events])
     expected = {out.key: out.value for out in alone if out.topic == "codes"}
