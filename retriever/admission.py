@@ -23,7 +23,7 @@ from streamer.settings import RetrieverSettings
 REMEMBERED_USERS: Final = 10_000
 _LATEST_TIME: Final = 1 << 62  # milliseconds; larger ones are no time, and overflow a float
 
-_REFUSED = Counter("sidstream_queries_refused", "Well-formed queries answered without work", ["kind"])
+REFUSED: Final = Counter("sidstream_queries_refused", "Well-formed queries answered without work", ["kind"])
 
 
 class QueryRefused(Exception):
@@ -33,7 +33,6 @@ class QueryRefused(Exception):
         super().__init__(message)
         self.kind = kind
         self.waited_ms = waited_ms
-        _REFUSED.labels(kind).inc()
 
 
 class UserRates:

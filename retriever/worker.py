@@ -23,7 +23,7 @@ from models.codebook import Codebook
 from models.errors import SidstreamError
 from models.layout import Layout
 from models.prompts import PromptBuilder
-from retriever.admission import Admission, QueryRefused
+from retriever.admission import REFUSED, Admission, QueryRefused
 from retriever.beam_search import ScoredSid, beam_search
 from retriever.marginal_search import marginal_beam_search
 from retriever.ranking import (
@@ -117,6 +117,7 @@ class AnswerBatch:
             try:
                 asked.append(_Asked(*self._admission.admit(record)))
             except QueryRefused as refusal:
+                REFUSED.labels(refusal.kind).inc()
                 fault = AnswerError(kind=refusal.kind, message=str(refusal))
                 waited = {"waited": round(refusal.waited_ms, 2)}
                 outgoing.append(self._outgoing(self._answer(record.key().decode(), milliseconds=waited, error=fault)))

@@ -42,6 +42,7 @@ PROCESS: Final = "indexer"
 _IDLE_WAIT_SECONDS: Final = 0.1
 _BROKER_SECONDS: Final = 10.0
 _LIFE_SIGN_SECONDS: Final = 3_600.0
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class IndexerError(SidstreamError):
@@ -236,7 +237,7 @@ class Indexer:
             value = record.value()
             try:
                 row = absent if value is None else decode(value)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except _UNDECODABLE as error:
                 raise IndexerError(f"{_place(record)} holds no item codes ({error}): who else writes to it?") from None
             if row.codebook != codebook or len(row.codes) != layers:
                 raise IndexerError(
@@ -244,10 +245,16 @@ class Indexer:
                     f"{codebook} ({layers} layers). Point this indexer to the bundle of {row.codebook} and to an empty "
                     "index directory, or run the two codebooks under different topics.prefix"
                 )
-            ids.append(record.key())
+            ids.append(record.key() or b"")
             rows.append(row)
             deleted.append(value is None)
-        codes = np.array([row.codes for row in rows], dtype=np.int64).reshape(-1, layers)
+        try:
+            codes = np.array([row.codes for row in rows], dtype=np.int64).reshape(-1, layers)
+            updated_at = np.array([row.updated_at for row in rows], dtype=np.int64)
+        except OverflowError:
+            raise IndexerError(
+                f"a record from {_place(records[0])} on holds numbers beyond 64 bits: who else writes to it?"
+            ) from None
         if codes.size and (codes.min() < 0 or codes.max() >= self._codebook.size):
             bad = int(np.flatnonzero((codes < 0).any(1) | (codes >= self._codebook.size).any(1))[0])
             raise IndexerError(
@@ -258,7 +265,7 @@ class Indexer:
             codes=codes.astype(np.uint16),
             weights=np.array([row.weight for row in rows], dtype=np.float32),
             titles=[row.title for row in rows],
-            updated_at=np.array([row.updated_at for row in rows], dtype=np.int64),
+            updated_at=updated_at,
             deleted=np.array(deleted, dtype=bool),
         )
 
@@ -267,7 +274,7 @@ class Indexer:
         offsets = _next_offsets([record])
         try:
             layout: LayoutRecord | None = None if value is None else LAYOUT.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNDECODABLE as error:
             raise IndexerError(f"{_place(record)} holds no layout ({error}): who else writes to it?") from None
         if layout is None or layout.codebook != self._codebook.codebook_id:
             log.info("layout_skipped", offset=record.offset(), codebook=layout and layout.codebook)

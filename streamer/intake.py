@@ -68,7 +68,7 @@ def decode_event(
         raise EventError("UndecodableHeaders", str(error)) from None
     if headers:
         within(limits.maximum_headers, len(headers), "the record", "headers")
-        within(limits.maximum_header_bytes, size_of_headers(headers), "the headers together", "bytes")
+        within(limits.maximum_header_bytes, size_of_headers(headers), "the set of its headers", "bytes")
     try:
         return codec.decode(value), event_time(headers) if headers else None
     except CloudEventError as error:

@@ -164,8 +164,8 @@ class RetrieverSettings(IntakeSettings):
     gather_size: int = Field(1_000, ge=1, description="queries looked at ahead, so that late ones are answered at once")
     beams: int = Field(50, ge=1)
     maximum_limit: int = Field(100, ge=1, description="items an answer at the most")
-    maximum_query_bytes: int = Field(65_536, ge=256)
-    maximum_text_characters: int = Field(4_096, ge=1)
+    maximum_query_bytes: int = Field(131_072, ge=256, description="room for every field at its own limit")
+    maximum_text_characters: int = Field(2_048, ge=1)
     maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")
     maximum_user_bytes: int = Field(256, ge=1)
     maximum_wait_seconds: float = Field(
