@@ -6,6 +6,7 @@ A dead letter is produced in the same transaction as the outputs of its batch, s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import methodcaller
 from typing import Final, NamedTuple
 
 from confluent_kafka import Message
@@ -18,6 +19,9 @@ _HEADER_OVERHEAD_BYTES: Final = 10  # two lengths as varints
 _MESSAGE_CHARACTERS: Final = 1_000
 
 
+# Called from Python's own bytecode, ``headers()`` may return with its exception still pending, once that call site is
+# specialised (CPython 3.11): the null pointer in its list then ends the process. A call from C is always checked.
+_READ_HEADERS: Final = methodcaller("headers")
 # Stands for the headers of a record that cannot be read; told by identity.
 _UNREADABLE: Final[list[tuple[str, bytes | None]]] = []
 
@@ -88,7 +92,7 @@ def headers_of(record: Message) -> Sequence[tuple[str, bytes | None]]:
             with a list that holds a null pointer.
     """
     try:
-        headers: Sequence[tuple[str, bytes | None]] | None = record.headers()
+        headers: Sequence[tuple[str, bytes | None]] | None = _READ_HEADERS(record)
     except SystemError:
         record.set_headers(_UNREADABLE)
         headers = _UNREADABLE

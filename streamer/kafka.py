@@ -45,6 +45,16 @@ _PASSING_ERRORS: Final = frozenset(
     }
 )
 
+# No attempt more will help.
+_REFUSALS: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    }
+)
+
 # What a topic takes (2 MiB), and room for the headers that a dead letter adds.
 MESSAGE_MAXIMUM_BYTES: Final = 2 * 1024 * 1024 + 64 * 1024
 
@@ -57,20 +67,46 @@ class ConsumerBrokenError(FatalKafkaError):
     """This consumer cannot go on, but a new one in its place can: its membership was lost while the broker was away."""
 
 
-def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> Configuration:
-    """What every client shares: where the cluster is, security, and error reporting into ``health``."""
+class LoginRefusedError(FatalKafkaError):
+    """The broker refuses our user or password, or one side does not trust the other's certificate."""
 
-    def on_error(error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            log.warning("broker_away", servers=kafka.bootstrap_servers)
-            if health is not None:
-                health.set_unready(f"no broker of {kafka.bootstrap_servers} answers")
-        elif error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
+    def __init__(self, kafka: KafkaSettings, reason: str) -> None:
+        super().__init__(
+            f"{kafka.bootstrap_servers} and we do not agree on who we are: {reason}. Correct kafka.security in the settings: "
+            "sasl.username and sasl.password, or the certificate in ssl.ca.location"
+        )
+
+
+class ErrorListener:
+    """Hears what a client complains of; ``refusal`` is the last complaint that only other settings can end."""
+
+    def __init__(self, kafka: KafkaSettings, health: Health | None) -> None:
+        self._servers = kafka.bootstrap_servers
+        self._health = health
+        self.refusal: str | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            log.warning("broker_away", servers=self._servers)
+            self._unready(f"no broker of {self._servers} answers")
+        elif code in _REFUSALS:
+            self.refusal = error.str()
+            log.error("login_refused", servers=self._servers, reason=self.refusal, next="correct kafka.security")
+            self._unready(self.refusal)
+        elif code not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             log.warning("kafka_client_error", code=error.name(), message=error.str())
 
+    def _unready(self, reason: str) -> None:
+        if self._health is not None:
+            self._health.set_unready(reason)
+
+
+def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> Configuration:
+    """What every client shares: where the cluster is, security, and an ``ErrorListener`` that reports into ``health``."""
     return {
         "bootstrap.servers": kafka.bootstrap_servers,
-        "error_cb": on_error,
+        "error_cb": ErrorListener(kafka, health),
         "logger": _client_logger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2_000,

@@ -24,7 +24,7 @@ from models.bundle import Bundle
 from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
 from streamer import dashboard
 from streamer.evaluation import Evaluator, Memory, Outcome
-from streamer.faust_app import PASSING_ERRORS, MonitorApp, new_app, raw_schema
+from streamer.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
 from streamer.journal import Journal, JournalUnavailable
 from streamer.kafka import FatalKafkaError
 from streamer.metrics import EVENTS, Health
@@ -265,6 +265,7 @@ def build_app(
 async def _run(
     settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
 ) -> None:
+    await check_login(settings.kafka)
     with tempfile.TemporaryDirectory(prefix="sidstream-monitor-") as folder:
         app, monitor = build_app(settings, layout, baseline, data_directory=Path(folder), health=health)
         starting = asyncio.ensure_future(app.start())
