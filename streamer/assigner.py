@@ -38,9 +38,12 @@ class Encoder(Protocol):
 
 
 class _Upsert(NamedTuple):
+    """What is needed of an update until the batch's end; its embedding as a list would be four times its bytes."""
+
     record: Message
     item_id: bytes
-    update: ItemUpdate
+    title: str
+    weight: float
     updated_at: int
 
 
@@ -76,7 +79,7 @@ class AssignBatch:
             except EventError as error:
                 rejected.append(self._reject(record, error))
                 continue
-            upserts.append(_Upsert(record, item_id, update, updated_at))
+            upserts.append(_Upsert(record, item_id, update.title, update.weight, updated_at))
 
         matrix = np.frombuffer(b"".join(embeddings), dtype="<f4").reshape(-1, self._encoder.dimension)
         # A finite squared norm means finite numbers, and scores that cannot overflow.
@@ -107,13 +110,13 @@ class AssignBatch:
             if not isinstance(row, int):
                 outgoing.append(Outgoing(topic, item_id, None, row.partition()))
                 continue
-            record, _, update, updated_at = upserts[row]
+            record, _, title, weight, updated_at = upserts[row]
             value = ITEM_CODES.encode(
                 ItemCodes(
                     codebook=codebook,
                     codes=next(codes),
-                    title=update.title,
-                    weight=update.weight,
+                    title=title,
+                    weight=weight,
                     updated_at=updated_at,
                 )
             )

@@ -59,6 +59,15 @@ _REFUSALS: Final = frozenset(
 MESSAGE_MAXIMUM_BYTES: Final = 2 * 1024 * 1024 + 64 * 1024
 
 
+# What a client may hold, so that a process has a bound whatever waits at the broker or does not get there (docs/security.md):
+# records fetched ahead (some two batches of a full assigner), one answer to a fetch, and records not yet sent.
+FETCHED_AHEAD_KIB: Final = 32 * 1024
+FETCHED_AHEAD_RECORDS: Final = 100_000
+FETCH_BYTES: Final = 16 * 1024 * 1024
+UNSENT_KIB: Final = 64 * 1024
+UNSENT_RECORDS: Final = 100_000
+
+
 class FatalKafkaError(SidstreamError):
     """The broker or the client refuses for good; the process ends and a supervisor starts it anew."""
 
@@ -137,6 +146,9 @@ def consumer_configuration(
         "session.timeout.ms": SESSION_TIMEOUT_MS,
         "fetch.queue.backoff.ms": FETCH_QUEUE_BACKOFF_MS,
         "fetch.wait.max.ms": 100,
+        "queued.max.messages.kbytes": FETCHED_AHEAD_KIB,
+        "queued.min.messages": FETCHED_AHEAD_RECORDS,
+        "fetch.max.bytes": FETCH_BYTES,
         **{name.replace("_", "."): value for name, value in more.items()},
     }
     if instance is not None:
@@ -154,8 +166,8 @@ def producer_configuration(
         "partitioner": PARTITIONER,
         "linger.ms": 5,
         "message.max.bytes": MESSAGE_MAXIMUM_BYTES,
-        "queue.buffering.max.messages": 500_000,
-        "queue.buffering.max.kbytes": 512 * 1024,
+        "queue.buffering.max.messages": UNSENT_RECORDS,
+        "queue.buffering.max.kbytes": UNSENT_KIB,
         **{name.replace("_", "."): value for name, value in more.items()},
     }
     if transactional_id is not None:

@@ -23,8 +23,10 @@ from streamer.settings import Settings
 class SidstreamProcess:
     """``sidstream <command>`` under ``settings``; its log lines go to a file that a failing test prints."""
 
-    def __init__(self, settings: Settings, command: str, directory: Path) -> None:
+    def __init__(self, settings: Settings, command: str, directory: Path, *, program: Path | None = None) -> None:
+        """``program``: a Python file to run instead, which gets the command as its argument."""
         self._command = command
+        self._program = ["-m", "sidstream"] if program is None else [str(program)]
         self._log = directory / f"{command}.log"
         configuration = directory / f"{command}.toml"
         values = settings.model_dump(mode="json", exclude_none=True)
@@ -40,7 +42,7 @@ class SidstreamProcess:
     def start(self) -> Self:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sidstream", self._command],
+                [sys.executable, *self._program, self._command],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -66,6 +68,12 @@ class SidstreamProcess:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def peak_mebibytes(self) -> float:
+        """The most memory that it has held at once since its start (Linux' VmHWM)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
