@@ -32,6 +32,7 @@ from yarl import URL
 from models.errors import SidstreamError
 from streamer.kafka import LoginRefusedError
 from streamer.settings import KafkaSettings, Settings
+from streamer.web import HEADERS
 
 # Faust hard-codes 1,500 ms: the time that a new record may lie unread while nothing else arrives.
 FETCH_WAIT_MS: Final = 100
@@ -163,8 +164,17 @@ class DurableTable(Table):  # type: ignore[misc]
 
 
 class _DashboardWeb(Web):  # type: ignore[misc]
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.web_app.on_response_prepare.append(_add_headers)
+
     def _enabled_blueprints(self) -> list[Any]:
         return []  # Faust's own pages show table data
+
+
+async def _add_headers(_request: Any, response: Any) -> None:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
 
 
 class MonitorApp(faust.App):  # type: ignore[misc]

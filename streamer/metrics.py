@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 
 from models.errors import SidstreamError
 from streamer.settings import MetricsSettings
+from streamer.web import HEADERS
 
 # A loop turns in a tenth of a second when idle; a call that has blocked for this long is stuck.
 STALLED_SECONDS: Final = 15.0
@@ -69,11 +70,15 @@ class HealthServer:
             return
 
         class Handler(BaseHTTPRequestHandler):
+            server_version, sys_version = "sidstream", ""
+
             def do_GET(self) -> None:
                 status, kind, body = _respond(self.path, health)
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
+                for name, value in HEADERS.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
