@@ -134,7 +134,10 @@ def load_language_model(
         )
     prompts = PromptBuilder(record.vocabulary, TextTokenizer.load(path), record.prompt)
     # The longest query and the SID after it; beyond its positions a model fails or writes noise.
-    longest, positions = prompts.width + record.vocabulary.layers, getattr(model.config, "max_position_embeddings", None)
+    longest, positions = (
+        prompts.width + record.vocabulary.layers,
+        getattr(model.config, "max_position_embeddings", None),
+    )
     if positions is not None and longest > positions:
         raise SidstreamError(
             f"a prompt of the language model in {path} has up to {longest} tokens with its SID, but the model reads {positions}: "
@@ -145,6 +148,7 @@ def load_language_model(
 
 
 def _from_pretrained(path: Path) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -157,5 +161,5 @@ def _from_pretrained(path: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise SidstreamError(f"cannot read a causal language model from {path}: {error}") from error

@@ -73,7 +73,9 @@ def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model
             lambda: updated_at(b"flood-last") == sent, seconds=300, what="the last update in the index", every=1.0
         )
         asked += queries
-        wait_until(lambda: len(answered(settings)) >= len(asked), seconds=300, what="every answer", every=2.0)
+        wait_until(
+            lambda: len(answered(settings)) >= len(asked), seconds=300, what="every answer", every=2.0 + seconds / 60
+        )
         peaks = {name: process.peak_mebibytes - before[name] for name, process in processes.items()}
         print(f"{sent} events of {len(PADDING)} bytes, {len(asked)} queries; memory beyond {before} MiB: {peaks}")
         assert all(process.stop() == 0 for process in processes.values())
@@ -130,8 +132,12 @@ def flood(
 
 
 @pytest.mark.broker
+@pytest.mark.parametrize(
+    "stillness_seconds",
+    [pytest.param([8.0], id="short"), pytest.param([3.0, 6.0, 9.0, 12.0], id="long", marks=pytest.mark.chaos)],
+)
 def test_broker_that_stands_still_for_seconds_loses_no_answer_and_repeats_none(
-    tiny_model_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
+    tiny_model_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path, stillness_seconds: list[float]
 ) -> None:
     with LocalBroker(tmp_path / "broker") as broker:
         settings = load_settings(
@@ -162,7 +168,7 @@ def test_broker_that_stands_still_for_seconds_loses_no_answer_and_repeats_none(
             asking = threading.Thread(target=ask)
             asking.start()
             try:
-                for stillness in (5.0, 9.0):  # shorter and longer than the session timeout
+                for stillness in stillness_seconds:  # of a session's 6 seconds
                     time.sleep(1.0)
                     os.kill(broker._process.pid, signal.SIGSTOP)
                     try:
@@ -176,5 +182,5 @@ def test_broker_that_stands_still_for_seconds_loses_no_answer_and_repeats_none(
             assert producer.flush(60) == 0
             wait_until(lambda: len(answered(settings)) >= len(asked), seconds=90, what="every answer", every=1.0)
             assert retriever.stop() == 0
-        assert len(asked) > 300
+        assert len(asked) > 100
         assert answered(settings) == Counter(asked), "one answer per query"
