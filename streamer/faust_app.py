@@ -240,6 +240,8 @@ async def check_login(kafka: KafkaSettings) -> None:
         host, _, port = server.strip().rpartition(":")
         try:
             connection = await create_conn(host, int(port), **driver.credentials_to_aiokafka_auth(given))
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            continue  # it went away during the handshake
         except (
             AuthenticationFailedError,
             SaslAuthenticationFailed,

@@ -268,7 +268,7 @@ class _Admin(AdminClient):  # type: ignore[misc]
 
 
 def _metadata(admin: _Admin, kafka: KafkaSettings) -> dict[str, TopicMetadata]:
-    for seconds in _METADATA_SECONDS:
+    for attempt, seconds in enumerate(_METADATA_SECONDS):
         try:
             topics: dict[str, TopicMetadata] = admin.list_topics(timeout=seconds).topics
         except KafkaException as error:
@@ -276,7 +276,8 @@ def _metadata(admin: _Admin, kafka: KafkaSettings) -> dict[str, TopicMetadata]:
         else:
             return topics
         admin.poll(0)  # what the client heard meanwhile
-        if admin.errors.refusal is not None:
+        # A broker that goes away during the handshake looks the same, once.
+        if attempt and admin.errors.refusal is not None:
             raise LoginRefusedError(kafka, admin.errors.refusal)
     raise TopicError(
         f"{kafka.bootstrap_servers} does not tell its topics ({reason}): is the broker running "

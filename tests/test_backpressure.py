@@ -94,7 +94,7 @@ def ask_until_answered(settings: Settings) -> list[str]:
     producer = Producer(producer_configuration(settings.kafka))
     produce(producer, settings.topics.queries, key=b"first", value=QUERY.encode(Query(text="thing")))
     assert producer.flush(30) == 0
-    wait_until(lambda: "first" in answered(settings), seconds=90, what="a retriever that answers", every=0.5)
+    wait_until(lambda: "first" in answered(settings), seconds=240, what="a retriever that answers", every=0.5)
     return ["first"]
 
 
