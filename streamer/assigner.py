@@ -58,6 +58,10 @@ class AssignBatch:
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
         self._limits = limits
+        # Read for each event; an attribute of the settings takes longer.
+        self._maximum_event_bytes = limits.maximum_event_bytes
+        self._maximum_title_characters = limits.maximum_title_characters
+        self._maximum_weight = limits.maximum_weight
         self._float32_bytes = 4 * encoder.dimension
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
@@ -125,11 +129,10 @@ class AssignBatch:
 
     def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
         update: ItemUpdate
-        limits = self._limits
-        update, time = decode_event(ITEM_UPDATE, record, value, limits.maximum_event_bytes, limits)
-        if not 0 <= update.weight <= limits.maximum_weight:  # also refuses NaN
-            raise EventError("InvalidEvent", f"weight {update.weight} is not within 0..{limits.maximum_weight:g}")
-        within(limits.maximum_title_characters, len(update.title), "title", "characters")
+        update, time = decode_event(ITEM_UPDATE, record, value, self._maximum_event_bytes, self._limits)
+        if not 0 <= update.weight <= self._maximum_weight:  # also refuses NaN
+            raise EventError("InvalidEvent", f"weight {update.weight} is not within 0..{self._maximum_weight:g}")
+        within(self._maximum_title_characters, len(update.title), "title", "characters")
         if update.updated_at is not None:
             time = update.updated_at
         elif time is None:
