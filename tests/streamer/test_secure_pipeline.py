@@ -78,6 +78,7 @@ def secure_settings(
         kafka={"bootstrap_servers": secure_broker.bootstrap_servers, "security": security.client_properties(USER)},
         topics={"prefix": unique_prefix},
         monitor={"app_id": f"{unique_prefix}monitor"},
+        retriever={"maximum_wait_seconds": 300},  # a busy machine takes a while to load a model
         logging={"level": "debug"},
     )
     create(settings.kafka, topic_specs(settings))
@@ -136,7 +137,7 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
                 publisher.update(f"item-{number}", embedding, title=f"thing {number}")
         wait_until(lambda: items() == 100, seconds=60, what="100 items in the index", every=0.5)
         wait_until(lambda: counted_by_monitor() == 100, seconds=60, what="100 items in the monitor's table", every=1.0)
-        answer = client.ask("thing number 7", timeout_seconds=60)
+        answer = client.ask("thing number 7", timeout_seconds=120)
         assert answer.error is None
         status = sidstream(settings, tmp_path, "status")
         assert status.returncode == 0, status.stderr
