@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench chaos lock clean
+.PHONY: help setup demo test lint bench chaos audit lock clean
 
 help: ## What you can do here
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -38,6 +38,9 @@ bench: $(READY) ## Benchmarks, as tables and as JSON under .sidstream/benchmarks
 
 chaos: $(READY) ## Longer rounds of kill -9 than the tests have time for
 	@$(BIN)/python -m pytest -m chaos --timeout 1800
+
+audit: $(READY) ## Known vulnerabilities in the pinned requirements, where a database of them can be asked
+	@.ci/audit
 
 lock: $(READY) ## Pin the requirements anew
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --generate-hashes --python-version 3.11 -o requirements/dev.txt

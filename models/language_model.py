@@ -132,11 +132,23 @@ def load_language_model(
             f"the language model in {path} has {rows} embedding rows, its vocabulary needs {record.vocabulary.total}: "
             "train it again with `sidstream train`"
         )
+    prompts = PromptBuilder(record.vocabulary, TextTokenizer.load(path), record.prompt)
+    # The longest query and the SID after it; beyond its positions a model fails or writes noise.
+    longest, positions = (
+        prompts.width + record.vocabulary.layers,
+        getattr(model.config, "max_position_embeddings", None),
+    )
+    if positions is not None and longest > positions:
+        raise SidstreamError(
+            f"a prompt of the language model in {path} has up to {longest} tokens with its SID, but the model reads {positions}: "
+            "train it again with a shorter history or text, or with more positions"
+        )
     model = model.to(device=device) if dtype is None else model.to(device=device, dtype=dtype)
-    return model.eval(), PromptBuilder(record.vocabulary, TextTokenizer.load(path), record.prompt)
+    return model.eval(), prompts
 
 
 def _from_pretrained(path: Path) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -149,5 +161,5 @@ def _from_pretrained(path: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise SidstreamError(f"cannot read a causal language model from {path}: {error}") from error

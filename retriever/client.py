@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
+import msgspec
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from models.errors import SidstreamError
@@ -49,7 +50,7 @@ class Client:
         limit: int = 10,
         timeout_seconds: float = 30.0,
     ) -> Answer:
-        """One query's answer; its ``error`` says why there are no items.
+        """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
 
         Raises:
             ClientError: no answer within ``timeout_seconds``.
@@ -58,7 +59,7 @@ class Client:
         return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
 
     def ask_all(self, queries: Sequence[Query], *, timeout_seconds: float = 30.0) -> list[Answer]:
-        """Answers in the order of the queries, which are all sent at once.
+        """Answers in the order of the queries, which are all sent at once; a ``timeout_ms`` of their own stays.
 
         Raises:
             ClientError: some answers are missing after ``timeout_seconds``.
@@ -66,12 +67,15 @@ class Client:
         consumer, producer = self._connect()
         ids = [uuid.uuid4().hex for _ in queries]
         now = int(time.time() * 1000)
+        timeout_ms = max(1, int(timeout_seconds * 1000))
         for query_id, query in zip(ids, queries, strict=True):
             produce(
                 producer,
                 self._settings.topics.queries,
                 key=query_id.encode(),
-                value=QUERY.encode(query),
+                value=QUERY.encode(
+                    query if query.timeout_ms is not None else msgspec.structs.replace(query, timeout_ms=timeout_ms)
+                ),
                 headers=cloud_event_headers("query", identity=query_id, subject=query_id, at=now),
             )
         producer.flush(timeout_seconds)

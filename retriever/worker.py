@@ -23,6 +23,7 @@ from models.codebook import Codebook
 from models.errors import SidstreamError
 from models.layout import Layout
 from models.prompts import PromptBuilder
+from retriever.admission import Admission, QueryRefused
 from retriever.beam_search import ScoredSid, beam_search
 from retriever.marginal_search import marginal_beam_search
 from retriever.metrics import ANSWERED, DECODE_SECONDS, QUERIES, QUERY_SECONDS
@@ -41,10 +42,10 @@ from store.trie_view import TrieView
 from streamer.cloudevents import cloud_event_headers
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
 from streamer.health import Health, Part
-from streamer.intake import EventError, checked_id, decode_event
+from streamer.intake import EventError
 from streamer.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
 from streamer.process import run_process
-from streamer.records import ANSWER, QUERY, Answer, AnswerError, AnswerItem, Query
+from streamer.records import ANSWER, Answer, AnswerError, AnswerItem, Query
 from streamer.settings import RetrieverSettings, Settings
 from streamer.topics import require
 from streamer.transactions import LoopSettings, TransactionalLoop
@@ -99,6 +100,7 @@ class AnswerBatch:
         self._prompts = prompts
         self._reader = reader
         self._settings = settings
+        self._admission = Admission(settings)
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
         # Told at the start, not by the first query.
@@ -106,12 +108,20 @@ class AnswerBatch:
             TrieView(snapshot, bundle.layout)
         self._ranker = _ranker(settings, bundle)
 
+    def next_batch(self, records: list[Message]) -> int:
+        """How many of the waiting records go into one transaction: one model call's worth, and the late ones between."""
+        return self._admission.next_batch(records)
+
     def __call__(self, records: list[Message]) -> list[Outgoing]:
         outgoing: list[Outgoing] = []
         asked: list[_Asked] = []
         for record in records:
             try:
-                asked.append(self._decode(record))
+                asked.append(_Asked(*self._admission.admit(record)))
+            except QueryRefused as refusal:
+                fault = AnswerError(kind=refusal.kind, message=str(refusal))
+                waited = {"waited": round(refusal.waited_ms, 2)}
+                outgoing.append(self._outgoing(self._answer(record.key().decode(), milliseconds=waited, error=fault)))
             except EventError as error:
                 count_dead_letter(PROCESS, error.kind)
                 outgoing.append(
@@ -122,22 +132,10 @@ class AnswerBatch:
                 outgoing.append(
                     self._outgoing(self._answer(query_id, error=AnswerError(kind=error.kind, message=str(error))))
                 )
-        if asked:
-            outgoing += [self._outgoing(answer) for answer in self._answers(asked)]
+        size = self._settings.batch_size
+        for start in range(0, len(asked), size):
+            outgoing += [self._outgoing(answer) for answer in self._answers(asked[start : start + size])]
         return outgoing
-
-    def _decode(self, record: Message) -> _Asked:
-        query_id = checked_id(record.key(), "query").decode()
-        value = record.value()
-        if not value:
-            raise EventError("EmptyQuery", "the query has no value: send text, history or both")
-        query: Query
-        query, _ = decode_event(QUERY, record, value, self._settings.maximum_query_bytes)
-        if not query.text.strip() and not query.history and query.user is None:
-            raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
-        if not 1 <= query.limit <= self._settings.maximum_limit:
-            raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{self._settings.maximum_limit}")
-        return _Asked(query_id, query, time.time() * 1000 - record.timestamp()[1])
 
     def _answers(self, asked: Sequence[_Asked]) -> list[Answer]:
         started = time.perf_counter()
@@ -307,8 +305,9 @@ def run_retriever(settings: Settings) -> None:
                 batch_size=own.batch_size,
                 minimum_batch_interval_ms=0,
                 event_seconds=QUERY_SECONDS,
+                gather_size=own.gather_size,
             )
-            TransactionalLoop(loop, settings.kafka, transform, health).run(stop)
+            TransactionalLoop(loop, settings.kafka, transform, health, transform.next_batch).run(stop)
 
     run_process(PROCESS, settings, work)
 

@@ -18,11 +18,11 @@ from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
 from streamer.dead_letters import Outgoing, Rejection, dead_letter
 from streamer.health import Health
-from streamer.intake import EventError, checked_id, decode_event
+from streamer.intake import EventError, checked_id, decode_event, within
 from streamer.metrics import FRESHNESS_SECONDS, count_dead_letter
 from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
-from streamer.settings import Settings
+from streamer.settings import AssignerSettings, Settings
 from streamer.topics import TopicMismatchError, describe, require
 from streamer.transactions import LoopSettings, TransactionalLoop
 
@@ -40,9 +40,12 @@ class Encoder(Protocol):
 
 
 class _Upsert(NamedTuple):
+    """What is needed of an update until the batch's end; its embedding as a list would be four times its bytes."""
+
     record: Message
     item_id: bytes
-    update: ItemUpdate
+    title: str
+    weight: float
     updated_at: int
 
 
@@ -52,11 +55,15 @@ class AssignBatch:
     The last usable event of an item in a batch wins; the others of that item are not sent on.
     """
 
-    def __init__(self, encoder: Encoder, *, codes_topic: str, dead_letter_topic: str, maximum_event_bytes: int) -> None:
+    def __init__(self, encoder: Encoder, *, codes_topic: str, dead_letter_topic: str, limits: AssignerSettings) -> None:
         self._encoder = encoder
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
-        self._maximum_event_bytes = maximum_event_bytes
+        self._limits = limits
+        # Read for each event; an attribute of the settings takes longer.
+        self._maximum_event_bytes = limits.maximum_event_bytes
+        self._maximum_title_characters = limits.maximum_title_characters
+        self._maximum_weight = limits.maximum_weight
         self._float32_bytes = 4 * encoder.dimension
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
@@ -78,7 +85,7 @@ class AssignBatch:
             except EventError as error:
                 rejected.append(self._reject(record, error))
                 continue
-            upserts.append(_Upsert(record, item_id, update, updated_at))
+            upserts.append(_Upsert(record, item_id, update.title, update.weight, updated_at))
 
         matrix = np.frombuffer(b"".join(embeddings), dtype="<f4").reshape(-1, self._encoder.dimension)
         # A finite squared norm means finite numbers, and scores that cannot overflow.
@@ -112,13 +119,13 @@ class AssignBatch:
                 at = row.timestamp()[1]
                 outgoing.append(Outgoing(topic, item_id, None, row.partition(), None, at if 0 < at < now else 0))
                 continue
-            record, _, update, updated_at = upserts[row]
+            record, _, title, weight, updated_at = upserts[row]
             value = ITEM_CODES.encode(
                 ItemCodes(
                     codebook=codebook,
                     codes=next(codes),
-                    title=update.title,
-                    weight=update.weight,
+                    title=title,
+                    weight=weight,
                     updated_at=updated_at,
                 )
             )
@@ -128,9 +135,10 @@ class AssignBatch:
 
     def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
         update: ItemUpdate
-        update, time = decode_event(ITEM_UPDATE, record, value, self._maximum_event_bytes)
-        if not 0 <= update.weight < 3e38:  # also refuses NaN
-            raise EventError("InvalidEvent", f"weight {update.weight} is not a finite number of at least 0")
+        update, time = decode_event(ITEM_UPDATE, record, value, self._maximum_event_bytes, self._limits)
+        if not 0 <= update.weight <= self._maximum_weight:  # also refuses NaN
+            raise EventError("InvalidEvent", f"weight {update.weight} is not within 0..{self._maximum_weight:g}")
+        within(self._maximum_title_characters, len(update.title), "title", "characters")
         if update.updated_at is not None:
             time = update.updated_at
         elif time is None:
@@ -195,7 +203,7 @@ def run_assigner(settings: Settings) -> None:
             encoder,
             codes_topic=topics.item_codes,
             dead_letter_topic=topics.item_updates_dead_letters,
-            maximum_event_bytes=own.maximum_event_bytes,
+            limits=own,
         )
         loop = LoopSettings(
             process=PROCESS,

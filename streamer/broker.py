@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -25,6 +26,7 @@ import structlog
 from models.errors import SidstreamError
 from streamer import broker_guard, kafka_distribution
 from streamer.broker_configuration import broker_properties, logging_properties
+from streamer.broker_security import BrokerSecurity
 from streamer.kafka_distribution import FetchProgress
 
 log = structlog.get_logger(__name__)
@@ -59,6 +61,7 @@ class LocalBroker:
         controller_port: of the KRaft listener, likewise.
         heap: of the JVM, as ``-Xmx`` takes it.
         progress: told of each jar that the first use fetches.
+        security: SASL_SSL for clients; without it the listeners are plain, on loopback.
     """
 
     def __init__(
@@ -69,10 +72,12 @@ class LocalBroker:
         controller_port: int | None = None,
         heap: str = "512m",
         progress: FetchProgress | None = None,
+        security: BrokerSecurity | None = None,
     ) -> None:
+        self._security = security
         self.directory = directory.absolute()
         self._given_ports = (port or None, controller_port or None)
-        self._ports: tuple[int, int] | None = None
+        self._ports: tuple[int, ...] | None = None
         self._heap = heap
         self._progress = progress
         self._process: subprocess.Popen[bytes] | None = None
@@ -237,19 +242,20 @@ class LocalBroker:
                 log.info("broker_port_lost", ports=ports, attempt=attempt)
                 self._ports = None
 
-    def _choose_ports(self) -> tuple[int, int]:
-        # Both sockets are open at once, so that the two numbers differ.
-        with socket.socket() as first, socket.socket() as second:
-            free = []
-            for free_socket in (first, second):
+    def _choose_ports(self) -> tuple[int, ...]:
+        wanted = self._given_ports if self._security is None else (*self._given_ports, None)
+        # All sockets are open at once, so that the numbers differ.
+        with ExitStack() as stack:
+            free = [stack.enter_context(socket.socket()) for _ in wanted]
+            for free_socket in free:
                 free_socket.bind((_HOST, 0))
-                free.append(int(free_socket.getsockname()[1]))
-        port, controller_port = self._given_ports
-        return port or free[0], controller_port or free[1]
+            return tuple(
+                port or int(free_socket.getsockname()[1]) for port, free_socket in zip(wanted, free, strict=True)
+            )
 
-    def _write_configuration(self, ports: tuple[int, int]) -> None:
+    def _write_configuration(self, ports: tuple[int, ...]) -> None:
         try:
-            properties = broker_properties(_HOST, *ports, data=self.directory / "data")
+            properties = broker_properties(_HOST, ports, data=self.directory / "data", security=self._security)
             (self.directory / "server.properties").write_text(properties, "utf-8")
             (self.directory / "log4j2.properties").write_text(logging_properties(self.log_file), "utf-8")
             self._jvm_log_file.write_bytes(b"")
@@ -258,19 +264,25 @@ class LocalBroker:
                 f"the broker cannot write to {self.directory}: {error.strerror}; free some space"
             ) from None
 
-    def _format(self, java: list[str], ports: tuple[int, int]) -> None:
+    def _format(self, java: list[str], ports: tuple[int, ...]) -> None:
         """Give a new directory its cluster id, under another name first: a half-formatted one never counts."""
         data, fresh = self.directory / "data", self.directory / "data.new"
         if data.is_dir():
             return
         shutil.rmtree(fresh, ignore_errors=True)
         configuration = self.directory / "format.properties"
-        configuration.write_text(broker_properties(_HOST, *ports, data=fresh), "utf-8")
+        security = self._security
+        configuration.write_text(broker_properties(_HOST, ports, data=fresh, security=security), "utf-8")
+        users = [
+            argument
+            for record in (security.scram_records() if security else ())
+            for argument in ("--add-scram", record)
+        ]
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command = [
             *java[:1], "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", *java[1:],
             f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}",
-            "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(configuration),
+            "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(configuration), *users,
         ]  # fmt: skip
         answer = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         if answer.returncode != 0:
@@ -317,7 +329,8 @@ class LocalBroker:
         while not _accepts(*self.bootstrap_servers.split(":")):
             self._check_alive(give_up, "its port does not open")
             time.sleep(0.05)
-        client = {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "error_cb": lambda error: None}
+        login = {} if self._security is None else self._security.client_properties(next(iter(self._security.users)))
+        client = {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "error_cb": lambda error: None, **login}
         admin = AdminClient(client)
         while True:
             try:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+from streamer.broker_security import BrokerSecurity
 
 # Events up to 2 MiB, and as dead letters the same with their headers (streamer.kafka.MESSAGE_MAXIMUM_BYTES).
 MAXIMUM_BATCH_BYTES: Final = 2 * 1024 * 1024 + 128 * 1024
 
 
-def broker_properties(host: str, port: int, controller_port: int, *, data: Path) -> str:
-    """``server.properties`` of a broker that is its own controller."""
-    properties = {
+def broker_properties(host: str, ports: Sequence[int], *, data: Path, security: BrokerSecurity | None = None) -> str:
+    """``server.properties`` of a broker that is its own controller.
+
+    ``ports``: of the clients' listener and of the controller's; with ``security`` also of the broker's own, as its
+    transaction coordinator writes markers through a listener.
+    """
+    names = ["BROKER", "CONTROLLER"] if security is None else ["BROKER", "CONTROLLER", "INTERNAL"]
+    listeners = [f"{name}://{host}:{port}" for name, port in zip(names, ports, strict=True)]
+    protocols = dict.fromkeys(names, "PLAINTEXT") if security is None else dict.fromkeys(names, "SSL")
+    if security is not None:
+        protocols["BROKER"] = "SASL_SSL"
+    properties: dict[str, object] = {
         "process.roles": "broker,controller",
         "node.id": 1,
-        "controller.quorum.voters": f"1@{host}:{controller_port}",
-        "listeners": f"BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}",
-        "advertised.listeners": f"BROKER://{host}:{port}",
-        "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "BROKER",
+        "controller.quorum.voters": f"1@{host}:{ports[1]}",
+        "listeners": ",".join(listeners),
+        "advertised.listeners": ",".join(listener for listener in listeners if not listener.startswith("CONTROLLER")),
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+        "inter.broker.listener.name": "BROKER" if security is None else "INTERNAL",
         "controller.listener.names": "CONTROLLER",
-        "log.dirs": _escaped(data),
+        "log.dirs": str(data),
         # A missing topic must be an error and not a topic of a wrong shape.
         "auto.create.topics.enable": "false",
         "default.replication.factor": 1,
@@ -40,10 +52,12 @@ def broker_properties(host: str, port: int, controller_port: int, *, data: Path)
         "num.io.threads": 4,
         "background.threads": 2,
     }
-    return "".join(f"{name}={value}\n" for name, value in properties.items())
+    if security is not None:
+        properties |= security.broker_properties("BROKER", "CONTROLLER", "INTERNAL")
+    return "".join(f"{name}={_escaped(str(value))}\n" for name, value in properties.items())
 
 
-def _escaped(path: Path) -> str:
+def _escaped(path: Path | str) -> str:
     """As Java reads properties: Latin-1, with a backslash for an escape."""
     text = str(path).replace("\\", "\\\\")
     utf16 = text.encode("utf-16-be")

@@ -6,6 +6,7 @@ A record of another codebook, or one that no process of ours wrote, is refused b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -15,6 +16,9 @@ from models.errors import SidstreamError
 from models.layout import Layout
 from store.batch import CodesBatch
 from streamer.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord
+
+# Lists that are nested without end are a fault of the record too.
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class IndexerError(SidstreamError):
@@ -35,7 +39,7 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         value = record.value()
         try:
             row = absent if value is None else decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNDECODABLE as error:
             raise IndexerError(f"{place(record)} holds no item codes ({error}): who else writes to it?") from None
         if row.codebook != codebook_id or len(row.codes) != layers:
             raise IndexerError(
@@ -43,10 +47,16 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
                 f"{codebook_id} ({layers} layers). Point this indexer to the bundle of {row.codebook} and to an empty "
                 "index directory, or run the two codebooks under different topics.prefix"
             )
-        ids.append(record.key())
+        ids.append(record.key() or b"")
         rows.append(row)
         deleted.append(value is None)
-    codes = np.array([row.codes for row in rows], dtype=np.int64).reshape(-1, layers)
+    try:
+        codes = np.array([row.codes for row in rows], dtype=np.int64).reshape(-1, layers)
+        updated_at = np.array([row.updated_at for row in rows], dtype=np.int64)
+    except OverflowError:
+        raise IndexerError(
+            f"a record from {place(records[0])} on holds numbers beyond 64 bits: who else writes to it?"
+        ) from None
     if codes.size and (codes.min() < 0 or codes.max() >= codebook.size):
         bad = int(np.flatnonzero((codes < 0).any(1) | (codes >= codebook.size).any(1))[0])
         raise IndexerError(f"{place(records[bad])} has codes {rows[bad].codes} outside 0..{codebook.size - 1}")
@@ -55,7 +65,7 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         codes=codes.astype(np.uint16),
         weights=np.array([row.weight for row in rows], dtype=np.float32),
         titles=[row.title for row in rows],
-        updated_at=np.array([row.updated_at for row in rows], dtype=np.int64),
+        updated_at=updated_at,
         deleted=np.array(deleted, dtype=bool),
     )
 
@@ -69,7 +79,7 @@ def layout_record(record: Message, codebook_id: str) -> LayoutRecord | None:
     value = record.value()
     try:
         layout: LayoutRecord | None = None if value is None else LAYOUT.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise IndexerError(f"{place(record)} holds no layout ({error}): who else writes to it?") from None
     return layout if layout is not None and layout.codebook == codebook_id else None
 

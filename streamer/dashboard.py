@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from models.layout import HEAD_LAYER_INDEX
 from streamer.records import Drift, LayerMetrics
+from streamer.web import page_headers
 
 if TYPE_CHECKING:
     from streamer.monitor import Monitor
@@ -129,13 +130,14 @@ def _bars(values: NDArray[np.float64]) -> list[float]:
 def add_pages(app: Any, monitor: Monitor) -> None:
     """Register ``/``, ``/state`` and ``/counts`` with the web server of a Faust app."""
     page_text = files("streamer").joinpath("data/dashboard.html").read_text(encoding="utf-8")
+    headers = page_headers(page_text)
 
     def json(web: Any, value: Any) -> Any:
         return web.bytes(msgspec.json.encode(value), content_type="application/json")
 
     @app.page("/")  # type: ignore[untyped-decorator]
     async def page(web: Any, _request: Any) -> Any:
-        return web.html(page_text)
+        return web.html(page_text, headers=headers)
 
     @app.page("/state")  # type: ignore[untyped-decorator]
     async def current(web: Any, _request: Any) -> Any:

@@ -5,6 +5,8 @@ A dead letter is produced in the same transaction as the outputs of its batch, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import methodcaller
 from typing import Final, NamedTuple
 
 from confluent_kafka import Message
@@ -15,6 +17,17 @@ VERBATIM_MAXIMUM_BYTES: Final = 2 * 1024 * 1024
 _HEADER_OVERHEAD_BYTES: Final = 10  # two lengths as varints
 # A message may quote the header that it complains of.
 _MESSAGE_CHARACTERS: Final = 1_000
+
+
+# Called from Python's own bytecode, ``headers()`` may return with its exception still pending, once that call site is
+# specialised (CPython 3.11): the null pointer in its list then ends the process. A call from C is always checked.
+_READ_HEADERS: Final = methodcaller("headers")
+# Stands for the headers of a record that cannot be read; told by identity.
+_UNREADABLE: Final[list[tuple[str, bytes | None]]] = []
+
+
+class UnreadableHeadersError(ValueError):
+    """A header's name is not UTF-8: the client cannot say what the headers are."""
 
 
 class Outgoing(NamedTuple):
@@ -42,15 +55,18 @@ def dead_letter(topic: str, record: Message, rejection: Rejection) -> Outgoing:
     What would make it too large to be produced is left out, the value first; ``dlq.errors.omitted`` then names it.
     """
     key, value = record.key(), record.value()
-    headers = [(name, content or b"") for name, content in record.headers() or []]
     omitted = []
-    room = VERBATIM_MAXIMUM_BYTES - len(value or b"") - len(key or b"") - _size(headers)
+    try:
+        headers = [(name, content or b"") for name, content in headers_of(record)]
+    except UnreadableHeadersError:
+        headers, omitted = [], ["headers"]
+    room = VERBATIM_MAXIMUM_BYTES - len(value or b"") - len(key or b"") - size_of_headers(headers)
     if room < 0 and value:
         omitted.append(f"{len(value)} bytes of value")
         room, value = room + len(value), None
     if room < 0 and headers:
-        omitted.append(f"{_size(headers)} bytes of headers")
-        room, headers = room + _size(headers), []
+        omitted.append(f"{size_of_headers(headers)} bytes of headers")
+        room, headers = room + size_of_headers(headers), []
     if room < 0 and key:
         omitted.append(f"{len(key)} bytes of key")
         key = None
@@ -68,5 +84,24 @@ def dead_letter(topic: str, record: Message, rejection: Rejection) -> Outgoing:
     return Outgoing(topic, key, value, -1, headers)
 
 
-def _size(headers: list[tuple[str, bytes]]) -> int:
-    return sum(len(name.encode()) + len(content) + _HEADER_OVERHEAD_BYTES for name, content in headers)
+def headers_of(record: Message) -> Sequence[tuple[str, bytes | None]]:
+    """The headers of a record; read them by this function alone.
+
+    Raises:
+        UnreadableHeadersError: a name is not UTF-8, at each call. Any producer can write such a record; the client answers
+            its first ``headers()`` with a SystemError, which would end the process again and again, and the next one
+            with a list that holds a null pointer.
+    """
+    try:
+        headers: Sequence[tuple[str, bytes | None]] | None = _READ_HEADERS(record)
+    except SystemError:
+        record.set_headers(_UNREADABLE)
+        headers = _UNREADABLE
+    if headers is _UNREADABLE:
+        raise UnreadableHeadersError("the name of a header is not UTF-8")
+    return headers or ()
+
+
+def size_of_headers(headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """Bytes of names and contents on the wire."""
+    return sum(len(name.encode()) + len(content or b"") + _HEADER_OVERHEAD_BYTES for name, content in headers)

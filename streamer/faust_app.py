@@ -15,7 +15,13 @@ from typing import Any, Final
 
 import faust
 import mode
-from aiokafka.errors import KafkaError
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.exceptions import FaustError
 from faust.tables.table import Table
@@ -25,7 +31,9 @@ from yarl import URL
 
 from models.errors import SidstreamError
 from store.failpoints import Failpoint, reach
-from streamer.settings import Settings
+from streamer.kafka import LoginRefusedError
+from streamer.settings import KafkaSettings, Settings
+from streamer.web import HEADERS
 
 # Faust hard-codes 1,500 ms: the time that a new record may lie unread while nothing else arrives.
 FETCH_WAIT_MS: Final = 100
@@ -35,6 +43,7 @@ SESSION_TIMEOUT_SECONDS: Final = 6.0
 PRODUCER_LINGER_SECONDS: Final = 0.01
 _RARELY_SECONDS: Final = 30.0
 _SUPPORTED: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_CERTIFICATES_ELSEWHERE: Final = ("ssl.keystore.location", "ssl.certificate.pem", "ssl.key.pem")
 
 
 # Faust's services name their loggers after the module of their class, which for these is this one.
@@ -159,8 +168,17 @@ class DurableTable(Table):  # type: ignore[misc]
 
 
 class _DashboardWeb(Web):  # type: ignore[misc]
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.web_app.on_response_prepare.append(_add_headers)
+
     def _enabled_blueprints(self) -> list[Any]:
         return []  # Faust's own pages show table data
+
+
+async def _add_headers(_request: Any, response: Any) -> None:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
 
 
 class MonitorApp(faust.App):  # type: ignore[misc]
@@ -213,6 +231,34 @@ def raw_schema() -> Any:
     return faust.Schema(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
 
+async def check_login(kafka: KafkaSettings) -> None:
+    """Log in once as Faust will: its own clients take a refused login for a broker that is away, and try for ever.
+
+    Raises:
+        LoginRefusedError: wrong user or password, or a certificate that is not trusted.
+    """
+    given = credentials(kafka.security_properties())
+    if given is None:
+        return
+    for server in kafka.bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            connection = await create_conn(host, int(port), **driver.credentials_to_aiokafka_auth(given))
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            continue  # it went away during the handshake
+        except (
+            AuthenticationFailedError,
+            SaslAuthenticationFailed,
+            UnsupportedSaslMechanismError,
+            ssl.SSLError,
+        ) as error:
+            raise LoginRefusedError(kafka, f"{type(error).__name__}: {error}") from None
+        except (TimeoutError, KafkaError, OSError):
+            continue  # away; that is waited for elsewhere
+        connection.close()
+        return
+
+
 def credentials(properties: Mapping[str, str]) -> SASLCredentials | SSLCredentials | None:
     """Faust's credentials of librdkafka's properties; ``None`` for a plain connection.
 
@@ -225,6 +271,11 @@ def credentials(properties: Mapping[str, str]) -> SASLCredentials | SSLCredentia
     if protocol not in ("SSL", "SASL_PLAINTEXT", "SASL_SSL"):
         raise SidstreamError(
             f"kafka.security: security.protocol {protocol!r} is not one of plaintext, ssl, sasl_plaintext, sasl_ssl"
+        )
+    unable = sorted(name for name in _CERTIFICATES_ELSEWHERE if name in properties)
+    if unable:
+        raise SidstreamError(
+            f"kafka.security: the monitor cannot read {', '.join(unable)}: give ssl.certificate.location and ssl.key.location"
         )
     context = _ssl_context(properties) if protocol.endswith("SSL") else None
     if protocol == "SSL":

@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from models.errors import SidstreamError
 from streamer.settings import MetricsSettings
+from streamer.web import HEADERS
 
 _REQUEST_SECONDS: Final = 10.0  # a client that connects and says nothing keeps a thread for this long
 
@@ -137,12 +138,15 @@ class HealthServer:
 
         class Handler(BaseHTTPRequestHandler):
             timeout = _REQUEST_SECONDS
+            server_version, sys_version = "sidstream", ""
 
             def do_GET(self) -> None:
                 status, kind, body = _respond(self.path, health)
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
+                for name, value in HEADERS.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 

@@ -1,4 +1,4 @@
-"""The checks that every event from outside passes before it is used: its id, size, headers and form.
+"""The checks that every event from outside passes before it is used: its id, size, headers, form and each field's limit.
 
 What fails raises ``EventError``, whose class and message go into the dead letter.
 """
@@ -12,7 +12,9 @@ from confluent_kafka import Message
 
 from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.cloudevents import CloudEventError, event_time
+from streamer.dead_letters import UnreadableHeadersError, headers_of, size_of_headers
 from streamer.records import Codec
+from streamer.settings import IntakeSettings
 
 
 class EventError(ValueError):
@@ -40,7 +42,19 @@ def checked_id(key: bytes | None, what: str) -> bytes:
     return key
 
 
-def decode_event(codec: Codec, record: Message, value: bytes, maximum_bytes: int) -> tuple[Any, int | None]:
+def within(limit: int, size: int, field: str, unit: str) -> None:
+    """Refuse a field that is larger than its limit; ``unit``: what is counted, such as ``bytes``.
+
+    Raises:
+        EventError: names field, size and limit.
+    """
+    if size > limit:
+        raise EventError("FieldTooLarge", f"{field} has {size} {unit}; the limit is {limit}")
+
+
+def decode_event(
+    codec: Codec, record: Message, value: bytes, maximum_bytes: int, limits: IntakeSettings
+) -> tuple[Any, int | None]:
     """The decoded value, and the ``ce_time`` of its headers in milliseconds since the epoch, if there is one.
 
     Raises:
@@ -48,7 +62,13 @@ def decode_event(codec: Codec, record: Message, value: bytes, maximum_bytes: int
     """
     if len(value) > maximum_bytes:
         raise EventError("EventTooLarge", f"{len(value)} bytes of value; the limit is {maximum_bytes}")
-    headers = record.headers()
+    try:
+        headers = headers_of(record)
+    except UnreadableHeadersError as error:
+        raise EventError("UndecodableHeaders", str(error)) from None
+    if headers:
+        within(limits.maximum_headers, len(headers), "the record", "headers")
+        within(limits.maximum_header_bytes, size_of_headers(headers), "the set of its headers", "bytes")
     try:
         return codec.decode(value), event_time(headers) if headers else None
     except CloudEventError as error:

@@ -51,8 +51,27 @@ _PASSING_ERRORS: Final = frozenset(
     }
 )
 
+# No attempt more will help.
+_REFUSALS: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    }
+)
+
 # What a topic takes (2 MiB), and room for the headers that a dead letter adds.
 MESSAGE_MAXIMUM_BYTES: Final = 2 * 1024 * 1024 + 64 * 1024
+
+
+# What a client may hold, so that a process has a bound whatever waits at the broker or does not get there (docs/security.md):
+# records fetched ahead (some two batches of a full assigner), one answer to a fetch, and records not yet sent.
+FETCHED_AHEAD_KIB: Final = 32 * 1024
+FETCHED_AHEAD_RECORDS: Final = 100_000
+FETCH_BYTES: Final = 16 * 1024 * 1024
+UNSENT_KIB: Final = 64 * 1024
+UNSENT_RECORDS: Final = 100_000
 
 
 class FatalKafkaError(SidstreamError):
@@ -63,20 +82,46 @@ class ConsumerBrokenError(FatalKafkaError):
     """This consumer cannot go on, but a new one in its place can: its membership was lost while the broker was away."""
 
 
-def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> Configuration:
-    """What every client shares: where the cluster is, security, and error reporting into ``health``."""
+class LoginRefusedError(FatalKafkaError):
+    """The broker refuses our user or password, or one side does not trust the other's certificate."""
 
-    def on_error(error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            log.warning("broker_away", servers=kafka.bootstrap_servers)
-            if health is not None:
-                health.set_unready(Part.BROKER, f"no broker of {kafka.bootstrap_servers} answers")
-        elif error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
+    def __init__(self, kafka: KafkaSettings, reason: str) -> None:
+        super().__init__(
+            f"{kafka.bootstrap_servers} and we do not agree on who we are: {reason}. Correct kafka.security in the settings: "
+            "sasl.username and sasl.password, or the certificate in ssl.ca.location"
+        )
+
+
+class ErrorListener:
+    """Hears what a client complains of; ``refusal`` is the last complaint that only other settings can end."""
+
+    def __init__(self, kafka: KafkaSettings, health: Health | None) -> None:
+        self._servers = kafka.bootstrap_servers
+        self._health = health
+        self.refusal: str | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            log.warning("broker_away", servers=self._servers)
+            self._unready(f"no broker of {self._servers} answers")
+        elif code in _REFUSALS:
+            self.refusal = error.str()
+            log.error("login_refused", servers=self._servers, reason=self.refusal, next="correct kafka.security")
+            self._unready(self.refusal)
+        elif code not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             log.warning("kafka_client_error", code=error.name(), message=error.str())
 
+    def _unready(self, reason: str) -> None:
+        if self._health is not None:
+            self._health.set_unready(Part.BROKER, reason)
+
+
+def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> Configuration:
+    """What every client shares: where the cluster is, security, and an ``ErrorListener`` that reports into ``health``."""
     return {
         "bootstrap.servers": kafka.bootstrap_servers,
-        "error_cb": on_error,
+        "error_cb": ErrorListener(kafka, health),
         "logger": _client_logger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2_000,
@@ -116,6 +161,9 @@ def consumer_configuration(
         "session.timeout.ms": SESSION_TIMEOUT_MS,
         "fetch.queue.backoff.ms": FETCH_QUEUE_BACKOFF_MS,
         "fetch.wait.max.ms": 100,
+        "queued.max.messages.kbytes": FETCHED_AHEAD_KIB,
+        "queued.min.messages": FETCHED_AHEAD_RECORDS,
+        "fetch.max.bytes": FETCH_BYTES,
         **{name.replace("_", "."): value for name, value in more.items()},
     }
     if on_statistics is not None:
@@ -135,8 +183,8 @@ def producer_configuration(
         "partitioner": PARTITIONER,
         "linger.ms": 5,
         "message.max.bytes": MESSAGE_MAXIMUM_BYTES,
-        "queue.buffering.max.messages": 500_000,
-        "queue.buffering.max.kbytes": 512 * 1024,
+        "queue.buffering.max.messages": UNSENT_RECORDS,
+        "queue.buffering.max.kbytes": UNSENT_KIB,
         **{name.replace("_", "."): value for name, value in more.items()},
     }
     if transactional_id is not None:

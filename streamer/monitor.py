@@ -23,7 +23,7 @@ from models.bundle import Bundle
 from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
 from streamer import dashboard
 from streamer.evaluation import Evaluator, Memory, Outcome
-from streamer.faust_app import PASSING_ERRORS, MonitorApp, new_app, raw_schema
+from streamer.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
 from streamer.health import Health, Part
 from streamer.journal import Journal, JournalUnavailable
 from streamer.kafka import FatalKafkaError
@@ -93,10 +93,8 @@ class Monitor:
         async for event in stream.events():
             self._handled += 1
             self._position = event.message.offset + 1
-            try:
-                count = TOKEN_COUNT.decode(event.value)
-                _check(count)
-            except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError, RecursionError):
+            count = checked_count(event.value)
+            if count is None:
                 self._bad += 1  # told once a look, not once an event
                 continue
             key = token_count_key(count.codebook, count.layer, count.token)
@@ -256,10 +254,15 @@ class Monitor:
         self._journal.close()
 
 
-def _check(count: TokenCount) -> None:
+def checked_count(value: bytes | None) -> TokenCount | None:
+    """The count in a record's value; ``None`` if there is none that the census and the table can hold."""
+    try:
+        count: TokenCount = TOKEN_COUNT.decode(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     # The census is an array of int64: a larger count would end the app, and again after every recovery.
-    if not 0 <= count.n < 1 << 62 or not 1 <= count.layer <= MAXIMUM_LAYERS or not 0 <= count.token < MAXIMUM_SIZE:
-        raise ValueError("a count, layer or token out of its range")
+    usable = 0 <= count.n < 1 << 62 and 0 <= count.as_of < 1 << 62
+    return count if usable and 1 <= count.layer <= MAXIMUM_LAYERS and 0 <= count.token < MAXIMUM_SIZE else None
 
 
 def build_app(
@@ -289,6 +292,7 @@ def build_app(
 async def _run(
     settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
 ) -> None:
+    await check_login(settings.kafka)
     with tempfile.TemporaryDirectory(prefix="sidstream-monitor-") as folder:
         app, monitor = build_app(settings, layout, baseline, data_directory=Path(folder), health=health)
         health.set_unready(Part.INPUT, "the table of counts is being recovered")

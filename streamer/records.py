@@ -98,13 +98,17 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both."""
+    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both.
+
+    ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
+    """
 
     text: str = ""
     history: tuple[str, ...] = ()
     user: str | None = None
     limit: int = 10
     asked_at: int | None = None
+    timeout_ms: int | None = None
 
 
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,7 +90,14 @@ class BrokerSettings(Section):
     heap: str = Field("768m", pattern=r"^\d+[mg]$")
 
 
-class AssignerSettings(Section):
+class IntakeSettings(Section):
+    """What any record from outside may carry beside its value; more makes it a dead letter."""
+
+    maximum_headers: int = Field(64, ge=0, description="headers of a record")
+    maximum_header_bytes: int = Field(16_384, ge=0, description="names and contents of a record's headers together")
+
+
+class AssignerSettings(IntakeSettings):
     """Item updates → codes."""
 
     group: str = "sidstream-assigner"
@@ -98,6 +105,8 @@ class AssignerSettings(Section):
     batch_size: int = Field(8_000, ge=1, description="events a transaction at the most")
     minimum_batch_interval_ms: float = Field(5.0, ge=0)
     maximum_event_bytes: int = Field(262_144, ge=1_024, description="larger events are dead letters")
+    maximum_title_characters: int = Field(8_192, ge=0, description="events with a longer title are dead letters")
+    maximum_weight: float = Field(1e12, gt=0, le=1e30, description="events with a greater weight are dead letters")
     encoder_threads: int = Field(1, ge=1)
 
 
@@ -149,15 +158,24 @@ class MonitorSettings(Section):
     web_port: int = Field(0, ge=0, le=65535, description="dashboard; 0 switches it off")
 
 
-class RetrieverSettings(Section):
-    """Queries → answers."""
+class RetrieverSettings(IntakeSettings):
+    """Queries → answers. A query beyond a ``maximum_…`` is a dead letter, and gets an answer that says so."""
 
     group: str = "sidstream-retriever"
     instance: str = Field("0", description="stable name of this instance; unique within the group")
     batch_size: int = Field(16, ge=1, description="queries decoded together at the most")
+    gather_size: int = Field(1_000, ge=1, description="queries looked at ahead, so that late ones are answered at once")
     beams: int = Field(50, ge=1)
     maximum_limit: int = Field(100, ge=1, description="items an answer at the most")
-    maximum_query_bytes: int = Field(65_536, ge=256)
+    maximum_query_bytes: int = Field(131_072, ge=256, description="room for every field at its own limit")
+    maximum_text_characters: int = Field(2_048, ge=1)
+    maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")
+    maximum_user_bytes: int = Field(256, ge=1)
+    maximum_wait_seconds: float = Field(
+        30.0, gt=0, description="a query that waited longer gets an error instead of work; its timeout_ms may say less"
+    )
+    user_queries_per_second: float = Field(0.0, ge=0, description="of each user, in this process; 0: no limit")
+    user_query_burst: int = Field(10, ge=1, description="queries that a user may send at once")
     layout: Literal["pinned", "live", "marginal"] = Field(
         "pinned",
         description="pinned: the one that the model was trained on; live: the newest, for a model trained with layer-2 "

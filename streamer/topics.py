@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 
 from models.errors import SidstreamError
 from streamer.broker_configuration import MAXIMUM_BATCH_BYTES
-from streamer.kafka import client_configuration, error_text
+from streamer.kafka import ErrorListener, LoginRefusedError, client_configuration, error_text
 from streamer.settings import KafkaSettings, Settings
 
 log = structlog.get_logger(__name__)
@@ -29,6 +29,8 @@ _EVENT_BATCH_BYTES: Final = 2 * 1024 * 1024
 # to recover from, minutes of a take-over. With these segments 13,000 stayed. A batch must fit into one.
 _CHANGELOG_SEGMENT_BYTES: Final = 2 * _EVENT_BATCH_BYTES
 _REQUEST_SECONDS: Final = 15.0
+# A refused login is heard of between two attempts; a slow broker has the last one.
+_METADATA_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 _RETRY_SECONDS: Final = 0.02
 # A partition between two leaders, or before its first: it answers a moment later.
 _PASSING: Final = frozenset(
@@ -109,9 +111,9 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     def compacted(name: str, partitions: int, **config: str) -> TopicSpec:
         return _spec(name, partitions, replication, "compact", _EVENT_BATCH_BYTES, config)
 
-    def deleted(name: str, partitions: int, days: int) -> TopicSpec:
+    def deleted(name: str, partitions: int, days: int, **config: str) -> TopicSpec:
         retention = {"retention_ms": str(days * _DAY_MS)}
-        return _spec(name, partitions, replication, "delete", _EVENT_BATCH_BYTES, retention)
+        return _spec(name, partitions, replication, "delete", _EVENT_BATCH_BYTES, retention | config)
 
     def dead_letters(name: str) -> TopicSpec:
         # One partition: they are few, and read by a person. Room for the headers around the largest event.
@@ -128,7 +130,8 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         compacted(topics.layouts, 1),
         deleted(topics.drift, 1, days=7),
         compacted(topics.alerts, 1),
-        deleted(topics.queries, many, days=1),
+        # The broker's clock dates a query: a client's would make it late, or never late.
+        deleted(topics.queries, many, days=1, message_timestamp_type="LogAppendTime"),
         dead_letters(topics.queries_dead_letters),
         deleted(topics.results, many, days=1),
         compacted(changelog, 1, segment_bytes=str(_CHANGELOG_SEGMENT_BYTES)),
@@ -149,7 +152,7 @@ def create(kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> CreationOutcome:
         TopicMismatchError: an existing topic has other partitions, replication or cleanup policy; nothing is altered.
         TopicError: the cluster refuses, or does not answer.
     """
-    admin = AdminClient(client_configuration(kafka))
+    admin = _Admin(kafka)
     existing = _refuse_mismatches(admin, kafka, specs)
     missing = [spec for spec in specs if spec.name not in existing]
     new = [NewTopic(spec.name, spec.partitions, spec.replication, config=dict(spec.config)) for spec in missing]
@@ -172,7 +175,7 @@ def create(kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> CreationOutcome:
     return CreationOutcome(created, tuple(spec.name for spec in specs if spec.name not in created))
 
 
-def _await_visible(admin: AdminClient, kafka: KafkaSettings, names: Sequence[str]) -> None:
+def _await_visible(admin: _Admin, kafka: KafkaSettings, names: Sequence[str]) -> None:
     """The controller answers before every broker knows of a new topic; a client that asks at once would miss it."""
     give_up = time.monotonic() + _REQUEST_SECONDS
     while not (metadata := _metadata(admin, kafka)).keys() >= set(names):
@@ -193,7 +196,7 @@ def describe(kafka: KafkaSettings, names: Iterable[str]) -> list[TopicDescriptio
     Raises:
         TopicError: the cluster refuses, or does not answer.
     """
-    admin = AdminClient(client_configuration(kafka))
+    admin = _Admin(kafka)
     metadata = _metadata(admin, kafka)
     present = [metadata[name] for name in names if name in metadata]
     policies = _cleanup_policies(admin, kafka, [topic.topic for topic in present])
@@ -221,7 +224,7 @@ def require(kafka: KafkaSettings, names: Iterable[str]) -> None:
         MissingTopicsError: names each missing one and what to do.
         TopicError: the cluster does not answer.
     """
-    metadata = _metadata(AdminClient(client_configuration(kafka)), kafka)
+    metadata = _metadata(_Admin(kafka), kafka)
     missing = [name for name in names if name not in metadata]
     if missing:
         raise MissingTopicsError(
@@ -230,7 +233,7 @@ def require(kafka: KafkaSettings, names: Iterable[str]) -> None:
         )
 
 
-def _refuse_mismatches(admin: AdminClient, kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> set[str]:
+def _refuse_mismatches(admin: _Admin, kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> set[str]:
     """Names of the specs that exist, all of them in the right shape."""
     metadata = _metadata(admin, kafka)
     existing = [spec for spec in specs if spec.name in metadata]
@@ -252,22 +255,41 @@ def _refuse_mismatches(admin: AdminClient, kafka: KafkaSettings, specs: Sequence
     return {spec.name for spec in existing}
 
 
-def _metadata(admin: AdminClient, kafka: KafkaSettings) -> dict[str, TopicMetadata]:
-    try:
-        topics: dict[str, TopicMetadata] = admin.list_topics(timeout=_REQUEST_SECONDS).topics
-    except KafkaException as error:
-        raise TopicError(
-            f"{kafka.bootstrap_servers} does not tell its topics ({error_text(error)}): is the broker running "
-            "(`sidstream up` or `sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
-        ) from None
-    return topics
+class _Admin(AdminClient):  # type: ignore[misc]
+    """An admin client that tells what it heard of a refused login."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        configuration = client_configuration(kafka)
+        self.errors: ErrorListener = configuration["error_cb"]
+        try:
+            super().__init__(configuration)
+        except KafkaException as error:
+            raise TopicError(f"the client refuses its settings ({error_text(error)}): correct kafka.security") from None
+
+
+def _metadata(admin: _Admin, kafka: KafkaSettings) -> dict[str, TopicMetadata]:
+    for attempt, seconds in enumerate(_METADATA_SECONDS):
+        try:
+            topics: dict[str, TopicMetadata] = admin.list_topics(timeout=seconds).topics
+        except KafkaException as error:
+            reason = error_text(error)
+        else:
+            return topics
+        admin.poll(0)  # what the client heard meanwhile
+        # A broker that goes away during the handshake looks the same, once.
+        if attempt and admin.errors.refusal is not None:
+            raise LoginRefusedError(kafka, admin.errors.refusal)
+    raise TopicError(
+        f"{kafka.bootstrap_servers} does not tell its topics ({reason}): is the broker running "
+        "(`sidstream up` or `sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
+    )
 
 
 def _replication(topic: TopicMetadata) -> int:
     return min((len(partition.replicas) for partition in topic.partitions.values()), default=0)
 
 
-def _cleanup_policies(admin: AdminClient, kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
+def _cleanup_policies(admin: _Admin, kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
     if not names:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
@@ -276,7 +298,7 @@ def _cleanup_policies(admin: AdminClient, kafka: KafkaSettings, names: Sequence[
 
 
 def _offsets(
-    admin: AdminClient, kafka: KafkaSettings, partitions: Sequence[tuple[str, int]], spec: OffsetSpec
+    admin: _Admin, kafka: KafkaSettings, partitions: Sequence[tuple[str, int]], spec: OffsetSpec
 ) -> dict[tuple[str, int], int]:
     if not partitions:
         return {}

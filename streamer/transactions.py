@@ -2,7 +2,8 @@
 
 The steps of a batch, and what happens when one fails:
 
-1. *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet.
+1. *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet. A loop
+   that selects takes its batch from the front of what it has gathered; the rest waits here for the next batches.
 2. *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's.
 3. *Begin*, send the batch's own offsets, produce.
 4. *Commit*; when the batch came back full, in a second thread, so that the next one is gathered and transformed meanwhile.
@@ -52,7 +53,12 @@ _REPLACE_SECONDS: Final = 60.0
 # One attempt; then the process says that it is not ready, looks whether it is to stop, and makes the same call again.
 _CALL_SECONDS: Final = 5.0
 
+# What waits here for its batch is no more than this many bytes of values, and what one more look at the queue brings.
+_GATHERED_BYTES: Final = 8 * 1024 * 1024
+
 Transform = Callable[[list[Message]], Iterable[Outgoing]]
+# How many of the gathered records, from the first, are the next batch.
+Select = Callable[[list[Message]], int]
 
 
 class _AbortRequired(Exception):
@@ -68,6 +74,7 @@ class LoopSettings:
     """One transactional loop: ``group`` and ``instance`` make its stable transactional id.
 
     ``event_seconds`` is told how long events took from their Kafka timestamps to the commit of what came of them.
+    ``gather_size``: records to select a batch from; without it, ``batch_size``.
     """
 
     process: str
@@ -77,13 +84,22 @@ class LoopSettings:
     batch_size: int
     minimum_batch_interval_ms: float
     event_seconds: Histogram
+    gather_size: int | None = None
 
 
 class TransactionalLoop:
     """Runs ``transform`` over the records of one topic; see the module's docstring for its guarantees."""
 
-    def __init__(self, settings: LoopSettings, kafka: KafkaSettings, transform: Transform, health: Health) -> None:
+    def __init__(
+        self,
+        settings: LoopSettings,
+        kafka: KafkaSettings,
+        transform: Transform,
+        health: Health,
+        select: Select = len,
+    ) -> None:
         self._settings = settings
+        self._select = select
         self._kafka = kafka
         self._transform = transform
         self._health = health
@@ -93,6 +109,8 @@ class TransactionalLoop:
         self._committing: Future[None] | None = None
         # Records whose transaction is not known to be committed, oldest batch first.
         self._unfinished: list[Message] = []
+        # Gathered, but in no batch yet.
+        self._waiting: list[Message] = []
         self._summary = BatchSummary()
         # What the consumer was given since the last turn: the ends of these partitions are to be read.
         self._new_assignment: list[TopicPartition] | None = None
@@ -160,6 +178,7 @@ class TransactionalLoop:
         log.warning("consumer_replaced", reason=str(reason))
         self._finish_or_abort([])
         self._consumer.close()
+        self._waiting = []
         self._consumer = self._new_consumer()
 
     def _one_batch(self, committer: ThreadPoolExecutor) -> None:
@@ -167,8 +186,7 @@ class TransactionalLoop:
         started = time.monotonic()
         self._health.progress()
         self._rebalanced = False
-        # With a commit under way, wait for more records only as long as it takes.
-        records = drain(self._consumer, settings.batch_size, 0.005 if self._committing else IDLE_WAIT_SECONDS)
+        records = self._gather()
         if self._rebalanced:
             # What a transaction aborted during the rebalance held comes before what was just gathered.
             aborted, self._unfinished = self._unfinished, []
@@ -179,10 +197,12 @@ class TransactionalLoop:
         if not records:
             self._finish_or_abort([])
             self._summary.idle()
-            self._input.advance({})
+            self._input.advance({}, nothing_waits=not self._waiting)
             self._input.show_lag(self._consumer)
             self._broker.look()
             return
+        batch_size = self._select(records)
+        records, self._waiting = records[:batch_size], records[batch_size:]
         with self._health.working(f"a batch of {len(records)} events"):
             outgoing = self._transform(records)
         if not self._finish_or_abort(records):
@@ -198,7 +218,7 @@ class TransactionalLoop:
             self._abort(records, reason)
             return
         seconds = time.monotonic() - started
-        self._input.advance(offsets)
+        self._input.advance(offsets, nothing_waits=not self._waiting)
         self._input.show_lag(self._consumer)
         BATCH_EVENTS.labels(settings.process).observe(len(records))
         EVENTS.labels(settings.process).inc(len(records))
@@ -207,6 +227,16 @@ class TransactionalLoop:
         rest = settings.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
         if rest > 0:
             time.sleep(rest)
+
+    def _gather(self) -> list[Message]:
+        """What has waited here, and what has come since; looks at the consumer each time, for a rebalance happens in there."""
+        waiting, self._waiting = self._waiting, []
+        wanted = (self._settings.gather_size or self._settings.batch_size) - len(waiting)
+        if wanted < 1 or sum(map(len, waiting)) > _GATHERED_BYTES:
+            wanted = 1
+        # With a commit under way, wait for more records only as long as it takes.
+        wait = 0.0 if waiting else 0.005 if self._committing else IDLE_WAIT_SECONDS
+        return waiting + drain(self._consumer, wanted, wait)
 
     def _commit(self, records: list[Message]) -> None:
         self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
@@ -271,9 +301,10 @@ class TransactionalLoop:
         self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
 
     def _seek_back(self, records: list[Message]) -> None:
-        """To the first offset of ``records`` in each partition that is still ours."""
+        """To the first offset of ``records``, and of what waits, in each partition that is still ours."""
+        waiting, self._waiting = self._waiting, []
         first: dict[int, int] = {}
-        for record in records:
+        for record in records + waiting:
             partition, offset = record.partition(), record.offset()
             first[partition] = min(offset, first.get(partition, offset))
         assigned = {assignment.partition for assignment in self._consumer.assignment()}

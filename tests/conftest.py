@@ -67,7 +67,8 @@ def broker_settings(broker: LocalBroker, unique_prefix: str, tmp_path: Path) -> 
         topics={"prefix": unique_prefix},
         assigner={"group": f"{unique_prefix}assigner"},
         monitor={"app_id": f"{unique_prefix}monitor"},
-        retriever={"group": f"{unique_prefix}retriever"},
+        # A busy machine takes a while to load a model.
+        retriever={"group": f"{unique_prefix}retriever", "maximum_wait_seconds": 300},
     )
 
 

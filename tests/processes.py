@@ -38,9 +38,12 @@ class SidstreamProcess:
         directory: Path,
         *,
         name: str | None = None,
+        program: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        """``program``: a Python file to run instead, which gets the command as its argument."""
         self._command = command
+        self._program = ["-m", "sidstream"] if program is None else [str(program)]
         self._log = directory / f"{name or command}.log"
         configuration = directory / f"{name or command}.toml"
         values = settings.model_dump(mode="json", exclude_none=True)
@@ -58,7 +61,7 @@ class SidstreamProcess:
         """``environment``: for this start alone."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sidstream", self._command],
+                [sys.executable, *self._program, self._command],
                 env={**self._environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -94,6 +97,12 @@ class SidstreamProcess:
         """The exit status, waited for; negative for a signal."""
         assert self._process is not None
         return self._process.wait(30)
+
+    @property
+    def peak_mebibytes(self) -> float:
+        """The most memory that it has held at once since its start (Linux' VmHWM)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -120,7 +120,7 @@ def test_processes_reach_the_broker_by_a_listener_that_it_advertises(compose: di
 
 def test_broker_of_compose_behaves_like_the_local_one(compose: dict[str, Any], tmp_path: Path) -> None:
     local = dict(
-        line.split("=", 1) for line in broker_properties("127.0.0.1", 1, 2, data=tmp_path).splitlines() if "=" in line
+        line.split("=", 1) for line in broker_properties("127.0.0.1", (1, 2), data=tmp_path).splitlines() if "=" in line
     )
     differs = {"listeners", "advertised.listeners", "log.dirs", "controller.quorum.voters"}
     differs |= {"listener.security.protocol.map", "inter.broker.listener.name"}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import pickle
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.errors import SidstreamError
+from models.prompts import PromptSettings
 from models.tokenizer import train_tokenizer
 from models.training_examples import TrainingExample
 
@@ -184,3 +190,53 @@ def test_the_manifest_says_which_loss_and_architecture_a_model_has(fitted: Fitte
     assert record is not None
     facts = record.training
     assert (facts["loss_function"], facts["gamma"], facts["architecture"]) == (loss, 1.5, "qwen")
+
+
+def test_code_of_a_checkpoint_never_runs(checkpoint: Path, tmp_path: Path) -> None:
+    """Its configuration asks transformers to import classes from a file beside it, as remote code does."""
+    directory = tmp_path / "evil"
+    shutil.copytree(checkpoint, directory)
+    ran = tmp_path / "ran"
+    (directory / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    configuration = json.loads((directory / "config.json").read_text())
+    classes = {
+        "AutoConfig": "evil.Evil",
+        "AutoModelForCausalLM": "evil.Evil",
+        "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+    }
+    for model_type in ("evil", configuration["model_type"]):
+        changed = {**configuration, "model_type": model_type, "auto_map": classes}
+        (directory / "config.json").write_text(json.dumps(changed))
+        (directory / "tokenizer_config.json").write_text(json.dumps({"auto_map": classes, "tokenizer_class": "Evil"}))
+        with contextlib.suppress(SidstreamError):  # a known model type is read with the library's own class
+            model, _, _ = load_checkpoint(directory, user_buckets=0, layers=3, size=8)
+            assert type(model).__module__.startswith("transformers.models.")
+        assert not ran.exists()
+        assert "evil" not in sys.modules
+
+
+def test_pickle_under_the_name_of_safetensors_is_refused_unread(checkpoint: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(tmp_path / "ran"), "w")
+
+    directory = tmp_path / "evil"
+    shutil.copytree(checkpoint, directory)
+    [weights] = directory.glob("*.safetensors")
+    weights.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(SidstreamError, match="cannot read a causal language model"):
+        load_checkpoint(directory, user_buckets=0, layers=3, size=8)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_model_with_too_few_positions_for_its_longest_prompt_is_refused(fitted: Fitted) -> None:
+    bundle, _ = train_bundle(
+        fitted.bundle,
+        EXAMPLES,
+        IDS,
+        fitted.codes,
+        ModelSettings(hidden_size=16, model_layers=1, heads=2, prompt=PromptSettings(max_text_tokens=260)),
+        TrainingSettings(max_steps=1, batch_size=16),
+    )
+    with pytest.raises(SidstreamError, match="the model reads 256"):
+        load_language_model(bundle)

@@ -50,7 +50,7 @@ def test_update_is_answered_deletion_is_not_and_kill_9_answers_every_query_once(
                 publisher.update(f"item-{number}", embedding, title=f"thing {number}")
         wait_until(lambda: items() == 200, seconds=40, what="200 items in the index")
 
-        answer = client.ask("thing number 7", limit=50, timeout_seconds=60)
+        answer = client.ask("thing number 7", limit=50, timeout_seconds=150)
         assert answer.error is None
         best = answer.items[0].item_id
         with ItemPublisher(settings) as publisher:

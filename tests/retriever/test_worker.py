@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from store.errors import IndexMismatchError
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
-from streamer.records import ANSWER, Answer, AnswerItem
+from streamer.records import ANSWER, QUERY, Answer, AnswerItem, Query
 from streamer.settings import RetrieverSettings
 
 LIVE = 300
@@ -101,7 +102,7 @@ def query(key: bytes | None, value: bytes | None = None, **fields: Any) -> Messa
         offset=5,
         key=key,
         value=json.dumps(fields).encode() if value is None else value,
-        timestamp=(1, 1_700_000_000_000),
+        timestamp=(1, int(time.time() * 1000)),
     )
 
 
@@ -288,8 +289,15 @@ def test_empty_index_is_answered_with_an_error_that_says_what_to_do(bundle: Bund
         (query(b"q", text="a", limit=0), "InvalidEvent"),
         (query(b"q", text="a", limit=1_000), "InvalidEvent"),
         (query(b"q", text=5), "InvalidEvent"),
-        (query(b"q", text="x" * 70_000), "EventTooLarge"),
+        (query(b"q", text="x" * 140_000), "EventTooLarge"),
         (query(b"q", value=b'{"text": "a", "x": ' + b"[" * 1_500), "UndecodableEvent"),
+        (query(b"q", text="x" * 2_049), "FieldTooLarge"),
+        (query(b"q", history=["a"] * 257), "FieldTooLarge"),
+        (query(b"q", history=["a", "é" * 129]), "FieldTooLarge"),
+        (query(b"q", text="a", user="é" * 129), "FieldTooLarge"),
+        (query(b"q", text="a", timeout_ms=0), "InvalidEvent"),
+        (query(b"q", text="a", asked_at=-1), "InvalidEvent"),
+        (query(b"q", text="a", asked_at=10**40), "InvalidEvent"),
         (query(None, text="a"), "EmptyId"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -325,6 +333,59 @@ def test_outcomes_of_queries_and_the_time_of_decoding_are_counted(bundle: Bundle
     answer([query(b"a", text="thing"), query(b"b", value=b""), query(b"c", text="other")])
     assert np.subtract(counts(), before).tolist() == [2, 1, 1, 1]
     assert value("sidstream_layout_generation", process="retriever") == bundle.layout.generation
+
+
+def test_fields_at_their_limits_are_answered(bundle: Bundle, writer: IndexWriter) -> None:
+    """The text is one word without an end, then tokens without an end: neither reaches the model whole."""
+    for text in ("x" * 2_048, "中" * 2_048, "a b " * 512, "\ufdfa" * 2_048):
+        largest = Query(text=text, history=("é" * 128,) * 256, user="u" * 256, limit=100)
+        ask = query(b"q" * 256, value=QUERY.encode(largest))
+        [answer] = answers(answer_batch(bundle, writer)([ask]))
+        assert answer.error is None
+        assert answer.skipped_history == ("é" * 128,) * 256
+
+
+def test_late_query_gets_an_error_that_says_how_long_it_waited_and_costs_no_model_call(
+    bundle: Bundle, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_queries = answer_batch(bundle, writer)
+    now = int(time.time() * 1000)
+    asked = [
+        query(b"late", text="a", asked_at=now - 500, timeout_ms=100),
+        query(b"very-late", text="a", asked_at=now - 60_000, timeout_ms=100_000),
+        query(b"in-time", text="a", asked_at=now - 500, timeout_ms=5_000),
+        query(b"clock-ahead", text="a", asked_at=now + 3_600_000, timeout_ms=1),
+    ]
+    searched: list[int] = []
+    search = answer_queries._search
+    monkeypatch.setattr(
+        answer_queries, "_search", lambda prompts, trie: searched.append(len(prompts)) or search(prompts, trie)
+    )
+    outgoing = answer_queries(asked)
+    assert [out.topic for out in outgoing] == ["results"] * 4, "nothing is wrong with a late query: no dead letter"
+    assert searched == [2]
+    by_id = {answer.query_id: answer for answer in answers(outgoing)}
+    for name, deadline in (("late", "100 ms"), ("very-late", "30000 ms")):
+        error = by_id[name].error
+        assert error is not None
+        assert error.kind == "DeadlinePassed"
+        assert deadline in error.message
+        assert f"{by_id[name].milliseconds['waited']:.0f} ms" in error.message
+    assert by_id["in-time"].error is None
+    assert by_id["in-time"].milliseconds["waited"] >= 500
+    assert by_id["clock-ahead"].error is None
+    assert by_id["clock-ahead"].milliseconds["waited"] == 0
+
+
+def test_query_beyond_its_users_rate_gets_an_error_and_others_are_answered(bundle: Bundle, writer: IndexWriter) -> None:
+    answer_queries = answer_batch(bundle, writer, user_queries_per_second=0.001, user_query_burst=2)
+    asked = [query(f"{user}{number}".encode(), text="a", user=user) for number in range(3) for user in ("ada", "bob")]
+    outgoing = answer_queries([*asked, query(b"nobody", text="a")])
+    kinds = {answer.query_id: answer.error and answer.error.kind for answer in answers(outgoing)}
+    assert kinds == dict.fromkeys(("ada0", "bob0", "ada1", "bob1", "nobody")) | dict.fromkeys(
+        ("ada2", "bob2"), "RateLimited"
+    )
+    assert not [out for out in outgoing if out.topic == "dlq"]
 
 
 def test_query_id_that_is_too_long_gets_a_small_error_answer(bundle: Bundle, writer: IndexWriter) -> None:

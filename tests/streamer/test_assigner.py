@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 from streamer.assigner import AssignBatch
 from streamer.dead_letters import VERBATIM_MAXIMUM_BYTES, Outgoing
 from streamer.records import ITEM_CODES, ItemCodes
+from streamer.settings import AssignerSettings
 
 DIMENSION = 4
 LIMIT = 4_096
+LIMITS = AssignerSettings(
+    maximum_event_bytes=LIMIT, maximum_title_characters=100, maximum_headers=8, maximum_header_bytes=300
+)
 
 
 class SignEncoder:
@@ -34,7 +38,7 @@ class SignEncoder:
 
 @pytest.fixture
 def assign() -> AssignBatch:
-    return AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", maximum_event_bytes=LIMIT)
+    return AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=LIMITS)
 
 
 _offsets = iter(range(1_000_000))
@@ -153,6 +157,8 @@ def test_unusable_last_event_leaves_the_usable_one_before_it(assign: AssignBatch
         (b"a", msgspec.msgpack.encode({"embedding": [1.0, 2.0, 3.0, 0.0], "weight": float("nan")}), "InvalidEvent"),
         (b"a", update(1, 2, 3, 0, updated_at=-5), "InvalidEvent"),
         (b"a", update(1, 2, 3, 0, title="x" * LIMIT), "EventTooLarge"),
+        (b"a", update(1, 2, 3, 0, weight=1.1e12), "InvalidEvent"),
+        (b"a", update(1, 2, 3, 0, title="x" * 101), "FieldTooLarge"),
         (b"", update(1, 2, 3, 0), "EmptyId"),
         (None, update(1, 2, 3, 0), "EmptyId"),
         (b"x" * 257, update(1, 2, 3, 0), "IdTooLong"),
@@ -201,13 +207,38 @@ def test_large_headers_and_keys_leave_a_letter_that_can_be_produced(
     assert all(part in said for part in omitted)
 
 
-def test_letter_does_not_repeat_a_large_header_in_its_message(assign: AssignBatch) -> None:
+def test_letter_does_not_repeat_a_large_header_in_its_message() -> None:
+    limits = AssignerSettings(maximum_header_bytes=2_000_000)
+    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=limits)
     headers = [("content-type", b"x" * 1_500_000)]
     [letter] = assign([record(b"a", update(1, 2, 3, 0), headers=headers)])
     assert fault(letter) == "UnsupportedCloudEvent"
     found = dict(letter.headers or [])
     assert found["content-type"] == headers[0][1], "verbatim"
     assert len(found["dlq.errors.message"]) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("headers", "title", "message"),
+    [
+        ([("h", b"")] * 9, "", "the record has 9 headers; the limit is 8"),
+        ([("trace", b"x" * 400)], "", "the set of its headers has 415 bytes; the limit is 300"),
+        (None, "x" * 101, "title has 101 characters; the limit is 100"),
+    ],
+    ids=["number of headers", "size of headers", "title"],
+)
+def test_letter_of_a_field_beyond_its_limit_names_field_size_and_limit(
+    assign: AssignBatch, headers: list[tuple[str, bytes]] | None, title: str, message: str
+) -> None:
+    [letter] = assign([record(b"a", update(1, 2, 3, 0, title=title), headers=headers)])
+    assert fault(letter) == "FieldTooLarge"
+    assert dict(letter.headers or [])["dlq.errors.message"].decode() == message
+
+
+def test_fields_at_their_limits_pass(assign: AssignBatch) -> None:
+    headers = [("h", b"")] * 8
+    [out] = assign([record(b"x" * 256, update(1, 2, 3, 0, title="é" * 100, weight=1e12), headers=headers)])
+    assert codes_of(out).codes == (1, 2, 3)
 
 
 def test_cloudevent_time_is_used_when_the_event_has_none(assign: AssignBatch) -> None:
@@ -239,7 +270,7 @@ _VALUES = st.one_of(
 def test_any_batch_gives_each_item_one_output_and_each_unusable_event_one_letter(
     events: list[tuple[bytes, bytes | None]],
 ) -> None:
-    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", maximum_event_bytes=LIMIT)
+    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=LIMITS)
     alone = [assign([record(key, value)])[0] for key, value in events]
     outs = assign([record(key, value) for key, value in events])
     expected = {out.key: out.value for out in alone if out.topic == "codes"}

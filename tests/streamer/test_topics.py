@@ -18,6 +18,12 @@ from streamer.topics import (
 )
 
 
+def test_queries_are_dated_by_the_broker() -> None:
+    """A client with a wrong clock is neither late nor never late."""
+    [queries] = [spec for spec in topic_specs(load_settings()) if spec.name == "queries"]
+    assert queries.config["message.timestamp.type"] == "LogAppendTime"
+
+
 def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None:
     settings = load_settings(topics={"prefix": "shop-", "partitions": 7, "replication_factor": 3})
     specs = {spec.name: spec for spec in topic_specs(settings)}

@@ -1,17 +1,23 @@
-"""The transactional loop when its consumer loses its place in the group, on a real broker."""
+"""The transactional loop when its consumer loses its place in the group or shares it, on a real broker."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Message, Producer
 from item_stream import publish_updates
 from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, wait_until
 
-from streamer.kafka import consumer_configuration
+from streamer.dead_letters import Outgoing
+from streamer.kafka import consumer_configuration, produce, producer_configuration
+from streamer.metrics import Health
 from streamer.settings import Settings
+from streamer.transactions import LoopSettings, TransactionalLoop
 
 
 def test_consumer_whose_static_membership_was_taken_is_replaced_and_events_stay_exactly_once(
@@ -43,3 +49,60 @@ def test_consumer_whose_static_membership_was_taken_is_replaced_and_events_stay_
         wait_until(lambda: len(assigned()) >= 200, seconds=40, what="100 items after", every=0.5)
         assert assigner.stop() == 0
     assert sorted(key or b"" for key in assigned()) == sorted(f"item-{number}".encode() for number in range(200))
+
+
+def test_gathered_records_that_wait_for_their_batch_survive_rebalances_exactly_once_and_in_order(
+    pipeline_settings: Settings,
+) -> None:
+    """Two more instances join while hundreds of records wait in the first one, and leave again one by one."""
+    settings = pipeline_settings
+    source, target = settings.topics.queries, settings.topics.results
+    producer = Producer(producer_configuration(settings.kafka))
+    for number in range(2_000):
+        produce(producer, source, key=f"{number:04}".encode(), value=b"x")
+    assert producer.flush(30) == 0
+
+    def transform(records: list[Message]) -> list[Outgoing]:
+        assert len(records) <= 10
+        time.sleep(0.02)
+        return [Outgoing(target, record.key(), record.value(), record.partition()) for record in records]
+
+    def instance(name: str) -> tuple[threading.Thread, threading.Event]:
+        group = settings.topics.prefix + "loop"
+        loop = LoopSettings("retriever", source, group, name, 10, 0, gather_size=500)
+        stop = threading.Event()
+        run = TransactionalLoop(loop, settings.kafka, transform, Health(), lambda records: min(len(records), 10)).run
+        thread = threading.Thread(target=run, args=(stop,))
+        thread.start()
+        return thread, stop
+
+    def copied() -> list[Message]:
+        return committed_records(settings, target)
+
+    instances = [instance("0")]
+    try:
+        for name in ("1", "2"):
+            before = len(copied())
+            wait_until(lambda least=before + 100: len(copied()) >= least, seconds=30, what="progress", every=0.2)  # type: ignore[misc]
+            instances.append(instance(name))
+        for _ in range(2):
+            before = len(copied())
+            wait_until(
+                lambda least=min(before + 100, 2_000): len(copied()) >= least,  # type: ignore[misc]
+                seconds=40,
+                what="progress",
+                every=0.2,
+            )
+            thread, stop = instances.pop(0)
+            stop.set()
+            thread.join(30)
+        wait_until(lambda: len(copied()) >= 2_000, seconds=90, what="every record", every=1.0)
+    finally:
+        for thread, stop in instances:
+            stop.set()
+            thread.join(30)
+    records = copied()
+    assert Counter(record.key() for record in records) == Counter(f"{number:04}".encode() for number in range(2_000))
+    for partition in range(settings.topics.partitions):
+        keys = [record.key() for record in records if record.partition() == partition]
+        assert keys == sorted(keys), "the order of a partition is kept"

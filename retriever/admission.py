@@ -1,0 +1,173 @@
+"""Which queries are worked on: well-formed ones within their limits, not past their deadline, not beyond their user's rate.
+
+What fails a check never costs a model call. A query that is malformed or too large raises ``EventError`` (a dead letter
+and an error answer); one that is merely late or one too many raises ``QueryRefused`` (an error answer: nothing is wrong with it).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+
+from models.catalogue import MAXIMUM_ID_BYTES
+from streamer.intake import EventError, checked_id, decode_event, within
+from streamer.records import QUERY, Query
+from streamer.settings import RetrieverSettings
+
+# A user who is not among the last so many starts with a full bucket: some 4 MB at the most.
+REMEMBERED_USERS: Final = 10_000
+_LATEST_TIME: Final = 1 << 62  # milliseconds; larger ones are no time, and overflow a float
+
+
+class QueryRefused(Exception):
+    """A well-formed query that is not worked on; ``kind`` goes into the answer's error."""
+
+    def __init__(self, kind: str, message: str, waited_ms: float) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.waited_ms = waited_ms
+
+
+class UserRates:
+    """A token bucket for each user: ``per_second`` tokens come in, at most ``burst`` lie there, a query takes one.
+
+    >>> rates = UserRates(per_second=1.0, burst=2, clock=lambda: 0.0)
+    >>> [rates.allow("ada") for _ in range(3)]
+    [True, True, False]
+    """
+
+    def __init__(
+        self,
+        *,
+        per_second: float,
+        burst: int,
+        clock: Callable[[], float] = time.monotonic,
+        users: int = REMEMBERED_USERS,
+    ) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._clock = clock
+        self._users = users
+        # user → (tokens, seconds of the clock when that was so); the one that asked last is the last.
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def allow(self, user: str) -> bool:
+        """Take a token of the user's bucket; ``False`` if there is none."""
+        now = self._clock()
+        tokens, since = self._buckets.pop(user, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - since) * self._per_second)
+        allowed = tokens >= 1
+        self._buckets[user] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > self._users:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+class Admission:
+    """Checks the records of ``queries``; ``clock`` gives seconds since the epoch, ``monotonic`` seconds for the rates."""
+
+    def __init__(
+        self,
+        settings: RetrieverSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._rates = (
+            UserRates(per_second=settings.user_queries_per_second, burst=settings.user_query_burst, clock=monotonic)
+            if settings.user_queries_per_second > 0
+            else None
+        )
+
+    def decode(self, record: Message) -> tuple[str, Query]:
+        """Query id and query.
+
+        Raises:
+            EventError: no or a wrong id, undecodable, empty, or a field beyond its limit.
+        """
+        query_id = checked_id(record.key(), "query").decode()
+        value = record.value()
+        if not value:
+            raise EventError("EmptyQuery", "the query has no value: send text, history or both")
+        settings = self._settings
+        query: Query
+        query, _ = decode_event(QUERY, record, value, settings.maximum_query_bytes, settings)
+        if not query.text.strip() and not query.history and query.user is None:
+            raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
+        if not 1 <= query.limit <= settings.maximum_limit:
+            raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{settings.maximum_limit}")
+        if query.timeout_ms is not None and not 1 <= query.timeout_ms < _LATEST_TIME:
+            raise EventError("InvalidEvent", f"timeout_ms {query.timeout_ms} is not a number of milliseconds from 1 up")
+        if query.asked_at is not None and not 0 <= query.asked_at < _LATEST_TIME:
+            raise EventError("InvalidEvent", f"asked_at {query.asked_at} is not milliseconds since 1970")
+        within(settings.maximum_text_characters, len(query.text), "text", "characters")
+        within(settings.maximum_history, len(query.history), "history", "items")
+        for place, item_id in enumerate(query.history):
+            # No character has more than four bytes: most ids need no encoding to be known as short.
+            if 4 * len(item_id) > MAXIMUM_ID_BYTES:
+                within(MAXIMUM_ID_BYTES, len(item_id.encode()), f"history[{place}]", "bytes")
+        if query.user is not None:
+            within(settings.maximum_user_bytes, len(query.user.encode()), "user", "bytes")
+        return query_id, query
+
+    def waited_ms(self, record: Message, query: Query) -> float:
+        """Since ``asked_at``, or else since the broker had it; never negative, whatever a client's clock says."""
+        asked_at = query.asked_at
+        if asked_at is None:
+            kind, asked_at = record.timestamp()
+            if kind == TIMESTAMP_NOT_AVAILABLE:
+                return 0.0
+        return max(0.0, self._clock() * 1000 - asked_at)
+
+    def admit(self, record: Message) -> tuple[str, Query, float]:
+        """Query id, query, and milliseconds that it has waited.
+
+        Raises:
+            EventError: as ``decode``.
+            QueryRefused: ``DeadlinePassed`` or ``RateLimited``.
+        """
+        query_id, query = self.decode(record)
+        waited = self.waited_ms(record, query)
+        deadline = self._deadline_ms(query)
+        if waited > deadline:
+            raise QueryRefused(
+                "DeadlinePassed",
+                f"the query had waited {waited:.0f} ms when its turn came, and its deadline is {deadline:.0f} ms: the "
+                "retrievers are behind; ask again, allow more time, or run more retrievers",
+                waited,
+            )
+        if self._rates is not None and query.user is not None and not self._rates.allow(query.user):
+            settings = self._settings
+            raise QueryRefused(
+                "RateLimited",
+                f"this user asks more than {settings.user_queries_per_second:g} queries a second (bursts of "
+                f"{settings.user_query_burst}): ask again later",
+                waited,
+            )
+        return query_id, query, waited
+
+    def next_batch(self, records: Sequence[Message]) -> int:
+        """How many of the records, from the first, are one transaction's: those with ``batch_size`` queries to work on.
+
+        The late and the unusable between them cost no model call, so they go along.
+        """
+        work = 0
+        for number, record in enumerate(records, start=1):
+            try:
+                _, query = self.decode(record)
+            except EventError:
+                continue
+            work += self.waited_ms(record, query) <= self._deadline_ms(query)
+            if work == self._settings.batch_size:
+                return number
+        return len(records)
+
+    def _deadline_ms(self, query: Query) -> float:
+        longest = self._settings.maximum_wait_seconds * 1000
+        return longest if query.timeout_ms is None else min(longest, query.timeout_ms)

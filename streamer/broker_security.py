@@ -1,0 +1,81 @@
+"""The local broker behind TLS and passwords: SASL_SSL with SCRAM-SHA-512 for clients, mutual TLS for what it says to itself.
+
+No password is on a command line or in a file of the broker: its log of metadata gets salted hashes (RFC 5802).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from models.errors import SidstreamError
+
+MECHANISM: Final = "SCRAM-SHA-512"
+_ITERATIONS: Final = 8_192  # Kafka takes 4,096 to 16,384
+_FORBIDDEN_IN_NAMES: Final = frozenset('[],="\\ \n')
+
+
+@dataclass(frozen=True)
+class BrokerSecurity:
+    """What a broker needs to serve SASL_SSL.
+
+    keystore: PEM file of an unencrypted PKCS 8 key and its certificate, whose names hold 127.0.0.1 as an IP address and which
+    is good for servers and clients alike. truststore: PEM file of the certificates that signed it, or itself.
+    users: name → password, stored when the broker's directory is first used; later changes have no effect there.
+    """
+
+    keystore: Path
+    truststore: Path
+    users: Mapping[str, str] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.users:
+            raise SidstreamError("a broker with security needs at least one user: nobody could connect")
+        for name in self.users:
+            if not name or _FORBIDDEN_IN_NAMES & set(name):
+                raise SidstreamError(
+                    f"the user name {name!r} is empty or has a character that Kafka's tools cannot take"
+                )
+
+    def client_properties(self, user: str) -> dict[str, str]:
+        """librdkafka's properties for a user, as ``kafka.security`` takes them."""
+        return {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": MECHANISM,
+            "sasl.username": user,
+            "sasl.password": self.users[user],
+            "ssl.ca.location": str(self.truststore.absolute()),
+        }
+
+    def scram_records(self) -> list[str]:
+        """``--add-scram`` arguments of ``kafka-storage format``: salted hashes, as other users see command lines."""
+        records = []
+        for name, password in self.users.items():
+            salt = secrets.token_bytes(24)
+            salted = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
+            fields = {
+                "name": f'"{name}"',
+                "iterations": _ITERATIONS,
+                "salt": f'"{base64.b64encode(salt).decode()}"',
+                "saltedpassword": f'"{base64.b64encode(salted).decode()}"',
+            }
+            records.append(f"{MECHANISM}=[{','.join(f'{key}={value}' for key, value in fields.items())}]")
+        return records
+
+    def broker_properties(self, clients: str, *internal: str) -> dict[str, str]:
+        """Kafka's properties: SCRAM on the listener ``clients``, certificates of clients on the ``internal`` ones."""
+        login = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        properties = {
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.keystore.absolute()),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.truststore.absolute()),
+            f"listener.name.{clients.lower()}.sasl.enabled.mechanisms": MECHANISM,
+            f"listener.name.{clients.lower()}.{MECHANISM.lower()}.sasl.jaas.config": login,
+        }
+        return properties | {f"listener.name.{name.lower()}.ssl.client.auth": "required" for name in internal}

@@ -1,0 +1,123 @@
+"""Which queries are worked on: limits, deadlines, rates, and how far one transaction reaches. No broker, no model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retriever.admission import Admission, QueryRefused, UserRates
+from streamer.intake import EventError
+from streamer.settings import RetrieverSettings
+
+NOW = 1_800_000_000.0  # seconds since the epoch
+
+
+def record(*, age_ms: float = 0, **fields: Any) -> Message:
+    value = json.dumps({"text": "kettle", **fields}).encode()
+    timestamp = (1, int(NOW * 1000 - age_ms))
+    return Message(topic="queries", partition=0, offset=1, key=b"q", value=value, timestamp=timestamp)
+
+
+def admission(**settings: Any) -> Admission:
+    return Admission(RetrieverSettings(**settings), clock=lambda: NOW, monotonic=lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("query", "waited"),
+    [
+        (record(age_ms=200), 200),
+        (record(age_ms=-5_000), 0),
+        (record(age_ms=200, asked_at=int(NOW * 1000) - 900), 900),
+        (record(age_ms=200, asked_at=int(NOW * 1000) + 900), 0),
+        (Message(topic="queries", key=b"q", value=b'{"text": "no timestamp"}'), 0),
+    ],
+    ids=["broker's time", "clock ahead", "asked_at", "asked_at ahead", "no time"],
+)
+def test_wait_counts_from_asked_at_or_the_brokers_time_and_is_never_negative(query: Message, waited: float) -> None:
+    assert admission().admit(query)[2] == waited
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "timeout_ms", "late"),
+    [(999, 1_000, False), (1_001, 1_000, True), (1_999, None, False), (2_001, None, True), (2_001, 9_000, True)],
+)
+def test_deadline_is_the_querys_own_or_the_setting_whichever_comes_first(
+    age_ms: float, timeout_ms: int | None, late: bool
+) -> None:
+    query = record(age_ms=age_ms, timeout_ms=timeout_ms)
+    gate = admission(maximum_wait_seconds=2)
+    if late:
+        with pytest.raises(QueryRefused, match=rf"had waited {age_ms} ms") as refused:
+            gate.admit(query)
+        assert refused.value.kind == "DeadlinePassed"
+    else:
+        assert gate.admit(query)[1].text == "kettle"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "é" * 11}, "text has 11 characters; the limit is 10"),
+        ({"history": ["a"] * 4}, "history has 4 items; the limit is 3"),
+        ({"history": ["a", "é" * 129]}, r"history\[1\] has 258 bytes; the limit is 256"),
+        ({"user": "é" * 3}, "user has 6 bytes; the limit is 5"),
+        ({"limit": 101}, "limit 101 is not within 1..100"),
+    ],
+)
+def test_field_beyond_its_limit_is_named_with_size_and_limit(fields: dict[str, Any], message: str) -> None:
+    gate = admission(maximum_text_characters=10, maximum_history=3, maximum_user_bytes=5)
+    with pytest.raises(EventError, match=f"^{message}$"):
+        gate.decode(record(**fields))
+
+
+@pytest.mark.parametrize(
+    ("ages_ms", "expected"),
+    [
+        ([0] * 10, 4),
+        ([9_000] * 10, 10),
+        ([9_000, 0, 9_000, 0, 9_000, 0, 9_000, 0, 9_000, 0], 8),
+        ([0, 0, 0, 9_000, 9_000], 5),
+        ([0, 0, 0, 0, 9_000], 4),
+    ],
+    ids=["fresh", "late", "mixed", "too few", "just enough"],
+)
+def test_transaction_reaches_to_one_batch_of_work_and_takes_the_late_ones_along(
+    ages_ms: list[float], expected: int
+) -> None:
+    gate = admission(batch_size=4, maximum_wait_seconds=5)
+    records = [record(age_ms=age) for age in ages_ms]
+    assert gate.next_batch(records) == expected
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.sampled_from("abc")), max_size=60))
+def test_no_user_gets_more_than_the_burst_and_the_rate(steps: list[tuple[float, str]]) -> None:
+    now = 0.0
+    rates = UserRates(per_second=2.0, burst=3, clock=lambda: now)
+    allowed: dict[str, int] = {}
+    for seconds, user in steps:
+        now += seconds
+        allowed[user] = allowed.get(user, 0) + rates.allow(user)
+    for count in allowed.values():
+        assert count <= 3 + 2.0 * now + 1e-6
+
+
+def test_bucket_fills_again_and_a_burst_is_served() -> None:
+    now = 0.0
+    rates = UserRates(per_second=2.0, burst=3, clock=lambda: now)
+    assert [rates.allow("ada") for _ in range(4)] == [True, True, True, False]
+    now = 1.0
+    assert [rates.allow("ada") for _ in range(3)] == [True, True, False]
+
+
+def test_memory_for_users_is_bounded_and_the_busy_one_is_not_forgotten() -> None:
+    rates = UserRates(per_second=0.001, burst=1, clock=lambda: 0.0, users=100)
+    assert rates.allow("busy")
+    for number in range(10_000):
+        assert rates.allow(f"user-{number}")
+        assert not rates.allow("busy")
+    assert len(rates._buckets) == 100

@@ -1,0 +1,22 @@
+"""The retriever with a model that takes its time: ``SLOW_MODEL_SECONDS`` more for each call."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from retriever.worker import AnswerBatch, run_retriever
+from streamer.settings import load_settings
+
+search = AnswerBatch._search
+
+
+def slowly(self: AnswerBatch, *arguments: Any) -> Any:
+    time.sleep(float(os.environ["SLOW_MODEL_SECONDS"]))
+    return search(self, *arguments)
+
+
+if __name__ == "__main__":
+    AnswerBatch._search = slowly  # type: ignore[method-assign]
+    run_retriever(load_settings())
