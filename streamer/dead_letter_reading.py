@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Self
 from confluent_kafka import Consumer, Message
 
 from models.errors import SidstreamError
-from streamer.log_reading import LogReadError, Span, end_reader, read_spans, watermarks, whole_topics
+from streamer.log_reading import Span, end_reader, partitions_of, read_spans, watermarks, whole_topics
 from streamer.settings import Settings
 from streamer.topics import require
 
@@ -181,10 +181,9 @@ def find_letters(settings: Settings, place: Place) -> list[DeadLetter]:
 
 def read_record(consumer: Consumer, topic: str, partition: int, offset: int) -> Message | None:
     """The committed record at exactly this offset; ``None`` if it was compacted away, has expired or never was."""
-    try:
-        low, high = watermarks(consumer, topic, partition)
-    except LogReadError:  # no such partition
+    if partition not in partitions_of(consumer, topic):
         return None
+    low, high = watermarks(consumer, topic, partition)
     if not low <= offset < high:
         return None
     for reading in read_spans(consumer, {(topic, partition): Span(offset, offset + 1)}, size=1):

@@ -396,6 +396,8 @@ def test_list_and_show_tell_everything_and_no_escape_sequence_reaches_the_termin
     assert missing.returncode == 1
     assert "there is no dead letter at 0:99" in missing.stderr
 
+    assert "there is no dead letter" in run(settings, tmp_path, "dlq", "show", "9:0").stderr
+
     dry = run(settings, tmp_path, "dlq", "replay", "--dry-run", "--class", f"Evil{evil}")
     assert dry.returncode == 0, dry.stderr
     assert dry.stdout.count("would be replayed") == 2

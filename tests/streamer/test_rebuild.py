@@ -20,6 +20,7 @@ from processes import SidstreamProcess, wait_until
 
 from models.bundle import Bundle
 from models.layout import Layout
+from store.errors import IndexMissingError
 from store.index import IndexWriter
 from store.reader import IndexReader
 from streamer.codes_intake import IndexerError, codes_batch
@@ -102,10 +103,11 @@ def stream_into(settings: Settings, layout: Layout, index: Path) -> tuple[str, i
 
 
 def has_items(settings: Settings) -> bool:
-    if not (settings.index / "data.mdb").exists():
+    try:
+        with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+            return snapshot.item_count > 0
+    except IndexMissingError:
         return False
-    with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
-        return snapshot.item_count > 0
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
