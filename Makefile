@@ -36,7 +36,7 @@ lint: $(READY) ## Style and types
 bench: $(READY) ## Benchmarks, as tables and as JSON under .sidstream/benchmarks
 	@$(BIN)/python -m benchmarks
 
-chaos: $(READY) ## Longer rounds of kill -9 than the tests have time for
+chaos: $(READY) ## Long runs of faults: hundreds of kills, floods (SIDSTREAM_CHAOS_SEEDS=1,2,3)
 	@$(BIN)/python -m pytest -m chaos --timeout 1800
 
 audit: $(READY) ## Known vulnerabilities in the pinned requirements, where a database of them can be asked

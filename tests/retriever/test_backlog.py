@@ -22,8 +22,8 @@ from models.language_model import load_language_model
 from retriever.worker import AnswerBatch
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
+from streamer.health import Health
 from streamer.kafka import produce, producer_configuration
-from streamer.metrics import Health
 from streamer.records import ANSWER, QUERY, Answer, Query
 from streamer.settings import Settings
 from streamer.transactions import LoopSettings, TransactionalLoop

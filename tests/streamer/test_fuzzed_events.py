@@ -18,8 +18,8 @@ from models.bundle import Bundle
 from models.errors import SidstreamError
 from store.index import IndexWriter
 from streamer.assigner import AssignBatch
+from streamer.health import Health
 from streamer.indexer import Indexer
-from streamer.metrics import Health
 from streamer.monitor import checked_count
 from streamer.records import ITEM_CODES
 from streamer.rolling_window import WindowShape, apply_count, decode_state, encode_state

@@ -25,10 +25,10 @@ from store.index import IndexWriter
 from store.reader import IndexReader
 from streamer.codes_intake import IndexerError, codes_batch
 from streamer.examination import examine
+from streamer.health import Health
 from streamer.indexer import Indexer
 from streamer.kafka import producer_configuration
 from streamer.log_reading import Span, end_reader, read_spans, whole_topics
-from streamer.metrics import Health
 from streamer.publisher import ItemPublisher
 from streamer.rebuild import RebuildError, rebuild
 from streamer.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, wait_until
 
 from streamer.dead_letters import Outgoing
+from streamer.health import Health
 from streamer.kafka import consumer_configuration, produce, producer_configuration
-from streamer.metrics import Health
 from streamer.settings import Settings
 from streamer.transactions import LoopSettings, TransactionalLoop
 

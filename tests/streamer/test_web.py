@@ -12,7 +12,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from models.layout import Layout
-from streamer.metrics import Health, HealthServer
+from streamer.health import Health, HealthServer
 from streamer.monitor import build_app
 from streamer.settings import MetricsSettings, load_settings
 from streamer.web import HEADERS, page_headers
