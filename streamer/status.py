@@ -87,10 +87,9 @@ def read_status(settings: Settings) -> Status:
 
 def _lags(settings: Settings, index_positions: Mapping[tuple[str, int], int] | None) -> tuple[Lag, ...]:
     topics = settings.topics
-    require(settings.kafka, [topics.item_updates, topics.item_codes, topics.queries])
-    descriptions = {
-        d.name: d for d in describe(settings.kafka, [topics.item_updates, topics.item_codes, topics.queries])
-    }
+    read = [topics.item_updates, topics.item_codes, topics.token_counts, topics.queries]
+    require(settings.kafka, read)
+    descriptions = {description.name: description for description in describe(settings.kafka, read)}
     consumer = Consumer(
         consumer_configuration(settings.kafka, group=f"{topics.prefix}sidstream-status", enable_partition_eof=True)
     )
@@ -99,6 +98,7 @@ def _lags(settings: Settings, index_positions: Mapping[tuple[str, int], int] | N
         for process, topic, group in (
             ("assigner", topics.item_updates, topics.prefix + settings.assigner.group),
             ("indexer", topics.item_codes, None),
+            ("monitor", topics.token_counts, settings.monitor.app_id),
             ("retriever", topics.queries, topics.prefix + settings.retriever.group),
         ):
             positions = _committed(settings, group, topic) if group is not None else _of_topic(index_positions, topic)

@@ -168,7 +168,11 @@ def script(seed: int, kills: int) -> Iterator[Step]:
             [victim] = dice.choices(names, weights)
             if dice.random() < 0.5:
                 process, point, passing = dice.choice([entry for entry in FAILPOINTS if entry[0] == victim])
-                yield Step(dice.uniform(0.3, 2.0), KillAt(process, point, passing + dice.choice([0, 0, 1, 3])))
+                if point in (Failpoint.LAYOUT_WRITTEN, Failpoint.LAYOUT_COMMITTED):
+                    yield Step(0.2, Switch(400))  # there must be a switch to be in the middle of
+                elif process in ("assigner", "indexer"):
+                    passing += dice.choice([0, 0, 1, 3])
+                yield Step(dice.uniform(0.3, 2.0), KillAt(process, point, passing))
                 done += 2
             else:
                 yield Step(dice.uniform(0.3, 2.5), Kill(victim))

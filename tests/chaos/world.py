@@ -40,7 +40,7 @@ from streamer.topics import create, topic_specs
 
 CORE: Final = ("assigner", "indexer", "monitor", "retriever")
 _DISK_BYTES: Final = 512 << 20
-_DEATH_SECONDS: Final = 20.0
+_DEATH_SECONDS: Final = 90.0  # a retriever loads its model first
 _CLOCK: Final = Path(__file__).parent / "clock"
 _KILLED: Final = -signal.SIGKILL
 
