@@ -1,4 +1,4 @@
-"""A stream of updates, deletions and malformed events, and what must hold after it, however often processes were killed."""
+"""Updates for tests: a few items, or a stream of updates, deletions and malformed events."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import time
 import numpy as np
 from confluent_kafka import Producer
 from numpy.typing import NDArray
-from processes import committed_records
 
-from models.census import count_tokens
-from models.onnx_encoder import OnnxEncoder
 from store.errors import IndexMissingError
-from store.reader import IndexReader, Snapshot
+from store.reader import IndexReader
 from streamer.kafka import produce, producer_configuration
-from streamer.records import ITEM_CODES, ITEM_UPDATE, TOKEN_COUNT, ItemUpdate, TokenCount
+from streamer.records import ITEM_UPDATE, ItemUpdate
 from streamer.settings import Settings
 
 
@@ -78,47 +75,3 @@ def index_has_everything(settings: Settings, stream: Stream) -> bool:
             return snapshot.item_count == len(live) and any(item and item.updated_at == newest for item in items)
     except IndexMissingError:  # the indexer is still making it
         return False
-
-
-def assert_index_holds_exactly(snapshot: Snapshot, stream: Stream, encoder: OnnxEncoder) -> None:
-    live = {item_id: row for item_id, row in stream.expected.items() if row is not None}
-    rows = list(live.values())
-    codes = encoder.encode(stream.embeddings[rows])
-    assert snapshot.item_count == len(live)
-    stored = snapshot.find([item_id.encode() for item_id in live])
-    for item, row, expected in zip(stored, rows, codes, strict=True):
-        assert item is not None
-        assert (item.codes, item.updated_at) == (tuple(expected.tolist()), row)
-    assert snapshot.verify() == []
-    np.testing.assert_array_equal(snapshot.census(), count_tokens(codes, encoder.size))
-    np.testing.assert_array_equal(snapshot.census(), snapshot.recount())
-
-
-def assert_nothing_twice(settings: Settings, stream: Stream) -> None:
-    """Codes and dead letters are on their topics once an event."""
-    updates_seen = [
-        (record.key(), ITEM_CODES.decode(record.value()).updated_at)
-        for record in committed_records(settings, settings.topics.item_codes)
-        if record.value() is not None
-    ]
-    assert len(updates_seen) == len(set(updates_seen)), "an update's codes are on the topic at most once"
-
-    letters = committed_records(settings, settings.topics.item_updates_dead_letters)
-    places = [
-        (dict(letter.headers())["dlq.errors.partition"], dict(letter.headers())["dlq.errors.offset"])
-        for letter in letters
-    ]
-    assert len(places) == stream.malformed
-    assert len(set(places)) == stream.malformed, "a malformed event is a dead letter exactly once"
-
-
-def assert_published_counts_are(settings: Settings, census: NDArray[np.int64]) -> None:
-    """The newest count of every token is the census."""
-    published: dict[tuple[int, int], TokenCount] = {}
-    for record in committed_records(settings, settings.topics.token_counts):
-        count: TokenCount = TOKEN_COUNT.decode(record.value())
-        known = published.get((count.layer, count.token))
-        if known is None or count.as_of >= known.as_of:
-            published[count.layer, count.token] = count
-    for (layer_index, token), expected in np.ndenumerate(census):
-        assert published[layer_index + 1, token].n == expected, f"layer {layer_index + 1}, token {token}"
