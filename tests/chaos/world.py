@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -91,6 +92,7 @@ class World:
         self.starts: Counter[str] = Counter()
         self.processes: dict[str, SidstreamProcess] = {}
         self.items_seen, self.answers_seen, self.drift_seen = Watch(), Watch(), Watch()
+        self._ports: dict[str, int] = {}
         self._pulled: set[str] = set()  # processes that are stopped, or die, on purpose just now
         self.began = 0.0
 
@@ -145,9 +147,8 @@ class World:
         if name != command:
             section = getattr(settings, command).model_copy(update={"instance": name})
             settings = settings.model_copy(update={command: section})
-        settings = settings.model_copy(
-            update={"metrics": settings.metrics.model_copy(update={"port": free_port()})},
-        )
+        port = self._ports[name] = free_port()
+        settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"port": port})})
         environment = {
             "SIDSTREAM_CHAOS_CLOCK": str(self._clock),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(_CLOCK), os.environ.get("PYTHONPATH")))),
@@ -178,6 +179,8 @@ class World:
 
     def stop_processes(self) -> None:
         """SIGTERM to each; all of them have to end by themselves, with status 0."""
+        for name in self.processes:
+            self._await_listening(name)
         for name, process in self.processes.items():
             status = process.stop()
             assert status == 0, f"{name} ended with status {status}:\n{process.log()}"
@@ -213,6 +216,7 @@ class World:
             case faults.KillAt(name, failpoint, passing):
                 kills = self._kill_at(name, f"{failpoint}={passing}")
             case faults.Terminate(name):
+                self._await_listening(name)
                 with self._pulling(name):
                     status = self.processes[name].stop()
                     assert status == 0, f"{name} ended with status {status}:\n{self.processes[name].log()}"
@@ -225,10 +229,14 @@ class World:
                     self.processes[name] = self._process(name, command)
                     self._start(name)
             case faults.RemoveWorker(command):
-                if (process := self.processes.pop(f"{command}-2", None)) is not None:
+                if f"{command}-2" in self.processes:
+                    self._await_listening(f"{command}-2")
+                    process = self.processes.pop(f"{command}-2")
                     assert process.stop() == 0, process.log()
             case faults.BrokerKill():
                 os.kill(self.broker.pid, signal.SIGKILL)
+                while self.broker.running:
+                    time.sleep(0.01)
                 self.broker.start()
                 kills = 1
             case faults.BrokerPause(seconds):
@@ -257,6 +265,17 @@ class World:
         if process.running():
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def _await_listening(self, name: str) -> None:
+        """A process that still imports its modules hears no SIGTERM: Python's default ends it."""
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while time.monotonic() < deadline:
+            self.supervise()
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", self._ports[name]), timeout=1).close()
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{name} does not start:\n{self.processes[name].log()}")
 
     def _kill_at(self, name: str, failpoint: str) -> int:
         """Kill it, start it armed, wait until it has died there. A passing that does not come in time is not waited for."""
