@@ -134,7 +134,6 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         longer = {"hidden_size": 128, "epochs": 12}
         yield changed("… and a larger model, 12 epochs", {"size": 1024}, query_codes=True, layout=WITHOUT, **longer)
         yield changed("the same with layer 2", {"size": 1024}, query_codes=True, **longer)
-        yield changed("… and a fourth layer", {"size": 1024, "layers": 4}, query_codes=True, **longer)
 
 
 def layout_changes(dataset: DatasetName) -> Iterator[Row]:
