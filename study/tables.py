@@ -204,19 +204,29 @@ def curves(results: Results, dataset: DatasetName) -> dict[str, list[tuple[float
 
 
 def references(results: Results, dataset: DatasetName, record: Mapping[str, Any] | None) -> str:
-    """The references beside the best models at item level."""
+    """The references beside the models at item level, each model by the ranking that suits it best."""
     if record is None:
         return f"{NOT_YET}\n"
     by_recall = sorted(record.items(), key=lambda pair: float(pair[1]["10"]))
     lines = [[name, *_cells([recall], CUTOFFS), ""] for name, recall in by_recall]
-    ranking = best_ranking(results, dataset)
     own = [(label, choices) for label, choices in _methods(dataset)]
     own += [(f"lever: {row.label}", [row.choice]) for row in rows(dataset) if row.section == "levers"]
     for label, choices in own:
-        found = _recalls(results, choices, OWN, "all", ranking)
-        if found:
-            lines.append([f"**{label}**", *_cells(found, CUTOFFS), _key(choices[0])])
+        ranking = _ranking_of(results, choices)
+        if ranking is not None:
+            found = _recalls(results, choices, OWN, "all", ranking)
+            name = f"**{label}**, {ranking.removeprefix('item, ')}"
+            lines.append([name, *_cells(found, CUTOFFS), _key(choices[0])])
     return markdown(["", *(f"@{k}" for k in CUTOFFS), "run"], lines)
+
+
+def _ranking_of(results: Results, choices: Sequence[RunChoice]) -> str | None:
+    """The ranking with the best recall@10 of the first of these runs, None before it was measured."""
+    result = results.run(choices[0])
+    if result is None or OWN.name not in result.measured:
+        return None
+    levels: dict[str, dict[str, float]] = result.measured[OWN.name]["all"]
+    return max((level for level in levels if level != "SID"), key=lambda level: levels[level]["10"])
 
 
 def runs(results: Results, dataset: DatasetName) -> str:
