@@ -18,6 +18,7 @@ from models.bundle import Bundle
 from models.errors import SidstreamError
 from store.index import IndexWriter
 from streamer.assigner import AssignBatch
+from streamer.codes_intake import codes_batch
 from streamer.health import Health
 from streamer.indexer import Indexer
 from streamer.monitor import checked_count
@@ -92,7 +93,7 @@ def test_every_fuzzed_record_of_codes_and_layouts_is_applied_or_refused_by_an_er
     codes_records = Fuzzer(1, "item-codes", codes, lambda offset: f"item-{offset}".encode()).records(3_000)
     layout_records = Fuzzer(2, "layouts", layouts, lambda offset: f"{offset}".encode()).records(3_000)
     for record in codes_records:
-        outcomes[_outcome(lambda record=record: indexer._writer.apply(indexer._batch([record]), {}))] += 1  # type: ignore[misc]
+        outcomes[_outcome(lambda record=record: indexer._writer.apply(codes_batch([record], layout), {}))] += 1  # type: ignore[misc]
     for record in layout_records:
         outcomes[_outcome(lambda record=record: indexer._put_layout(record))] += 1  # type: ignore[misc]
     assert outcomes["applied"] > 500
