@@ -61,7 +61,7 @@ class Stream:
             if row % 100 == 0:
                 producer.poll(0)
                 time.sleep(max(0.0, started + row / self._per_second - time.monotonic()))
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         self.sent.set()
 
 

@@ -105,8 +105,8 @@ def flood(
 
     Returns how many updates, the last of them ``flood-last``, and the queries' ids.
     """
-    # Compressed on its way and on the disk; the processes hold it at its length.
-    producer = Producer(producer_configuration(settings.kafka, compression_type="lz4"))
+    # Not compressed: the bound is of what a fetch brings, and these values would unpack to hundreds of times of it.
+    producer = Producer(producer_configuration(settings.kafka))
     values = [
         json.dumps({"embedding": row.tolist(), "padding": PADDING, "title": "flood", "updated_at": 0}).encode()
         for row in embeddings[:50]

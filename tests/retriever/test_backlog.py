@@ -19,6 +19,7 @@ from processes import committed_records, wait_until
 from models.bundle import Bundle
 from models.codebook import Codebook
 from models.language_model import load_language_model
+from retriever.metrics import QUERY_SECONDS
 from retriever.worker import AnswerBatch
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
@@ -71,7 +72,7 @@ def slow_retriever(
 
             transform._search = slowly  # type: ignore[method-assign]
             group = settings.topics.prefix + settings.retriever.group
-            loop = LoopSettings("retriever", settings.topics.queries, group, "0", BATCH, 0, gather_size=1_000)
+            loop = LoopSettings("retriever", settings.topics.queries, group, "0", BATCH, 0, QUERY_SECONDS, 1_000)
             yield TransactionalLoop(loop, settings.kafka, transform, Health(), transform.next_batch), calls
 
 

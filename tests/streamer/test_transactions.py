@@ -16,6 +16,7 @@ from processes import SidstreamProcess, committed_records, wait_until
 from streamer.dead_letters import Outgoing
 from streamer.health import Health
 from streamer.kafka import consumer_configuration, produce, producer_configuration
+from streamer.metrics import FRESHNESS_SECONDS
 from streamer.settings import Settings
 from streamer.transactions import LoopSettings, TransactionalLoop
 
@@ -69,7 +70,7 @@ def test_gathered_records_that_wait_for_their_batch_survive_rebalances_exactly_o
 
     def instance(name: str) -> tuple[threading.Thread, threading.Event]:
         group = settings.topics.prefix + "loop"
-        loop = LoopSettings("retriever", source, group, name, 10, 0, gather_size=500)
+        loop = LoopSettings("retriever", source, group, name, 10, 0, FRESHNESS_SECONDS, 500)
         stop = threading.Event()
         run = TransactionalLoop(loop, settings.kafka, transform, Health(), lambda records: min(len(records), 10)).run
         thread = threading.Thread(target=run, args=(stop,))
