@@ -128,6 +128,9 @@ def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> 
         # Re-bootstrapping, librdkafka's default, forgets the coordinators when every broker is away for a moment: the
         # next send_offsets_to_transaction then hangs for ever, whatever its timeout (librdkafka issue 5511).
         "metadata.recovery.strategy": "none",
+        # Producers whose broker had stood still for ten seconds were seen to send nothing for two minutes more, now and then: the
+        # default asks anew who leads a partition every five minutes.
+        "topic.metadata.refresh.interval.ms": 10_000,
         **kafka.security_properties(),
     }
 
