@@ -67,15 +67,15 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     directories = {root}
     for name in manifest.files:
         path = inside(root, name)
-        _sync(path)
+        synchronise(path)
         directories.add(path.parent)
     temporary = root / f".{MANIFEST_FILE}-{secrets.token_hex(4)}"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    _sync(temporary)
+    synchronise(temporary)
     for directory in directories:
-        _sync(directory)
+        synchronise(directory)
     os.replace(temporary, root / MANIFEST_FILE)
-    _sync(root)
+    synchronise(root)
 
 
 def inside(root: Path, name: str) -> Path:
@@ -106,7 +106,8 @@ def read_manifest_bytes(root: Path, *, missing: str) -> bytes:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _sync(path: Path) -> None:
+def synchronise(path: Path) -> None:
+    """Return once a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

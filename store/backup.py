@@ -18,6 +18,7 @@ from typing import Final
 import lmdb
 import msgspec
 
+from models.manifest import synchronise
 from store import environment
 from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.reader import IndexReader
@@ -175,7 +176,7 @@ def _copy(source: Path, target: Path) -> None:
         ) from error
     finally:
         environment.release(shared)
-    _synchronise(target / environment.DATA_FILE)
+    synchronise(target / environment.DATA_FILE)
 
 
 def _compare_with_manifest(backup: Path, copied: IndexCopy) -> None:
@@ -207,9 +208,9 @@ def _incomplete(target: Path) -> Iterator[Path]:
 def _finish(unfinished: Path, target: Path) -> None:
     """The last step: everything is on the disk, then it gets its name, then the name is on the disk."""
     (unfinished / "lock.mdb").unlink(missing_ok=True)  # of the check, whose process ends
-    _synchronise(unfinished)
+    synchronise(unfinished)
     os.rename(unfinished, target)
-    _synchronise(target.parent)
+    synchronise(target.parent)
 
 
 def _unused(path: Path) -> Path:
@@ -222,15 +223,7 @@ def _unused(path: Path) -> Path:
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    _synchronise(path)
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    synchronise(path)
 
 
 def _umask() -> int:

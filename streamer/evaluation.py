@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.errors import SidstreamError
 from models.layout import Layout
 from streamer import alerting
+from streamer.codes_intake import layout_of
 from streamer.layout_policy import Situation, head_size, propose_layout
 from streamer.records import Alert, Drift, LayerMetrics, LayoutRecord
 from streamer.settings import MonitorSettings
@@ -81,7 +82,7 @@ class Evaluator:
         issued = tuple(by_generation[generation] for generation in sorted(by_generation))
         layout = self.layout
         if issued and issued[-1].generation > layout.generation:
-            layout = to_layout(issued[-1])
+            layout = layout_of(issued[-1])
         firing = alerting.after({}, (alert for alert in alerts if alert.codebook == codebook))
         return Memory(layout=layout, issued=issued, firing=firing)
 
@@ -95,7 +96,7 @@ class Evaluator:
         )
         record = propose_layout(settings, self.head_size, memory.layout, memory.issued_at, situation)
         if record is not None:
-            memory = replace(memory, layout=to_layout(record), issued=(*memory.issued, record))
+            memory = replace(memory, layout=layout_of(record), issued=(*memory.issued, record))
         layout = memory.layout
         measured = alerting.measure(counts)
         conditions = [
@@ -117,16 +118,6 @@ class Evaluator:
         due = record is not None or _due(settings, memory.drift, drift)
         memory = replace(memory, firing=alerting.after(memory.firing, alerts), drift=drift if due else memory.drift)
         return Outcome(layout=record, alerts=tuple(alerts), drift=drift if due else None, memory=memory)
-
-
-def to_layout(record: LayoutRecord) -> Layout:
-    return Layout(
-        generation=record.generation,
-        codebook_id=record.codebook,
-        layers=record.layers,
-        size=record.size,
-        head_tokens=record.head_tokens,
-    )
 
 
 def _due(settings: MonitorSettings, last: Drift | None, drift: Drift) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,17 +12,11 @@ import numpy as np
 import pytest
 from item_stream import publish_updates
 from numpy.typing import NDArray
-from processes import SidstreamProcess, committed_records, wait_until
+from processes import SidstreamProcess, committed_records, free_port, wait_until
 
 from streamer.broker import LocalBroker
 from streamer.settings import load_settings
 from streamer.topics import create, topic_specs
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.broker
@@ -52,8 +45,7 @@ def test_killed_broker_comes_back_and_the_assigner_goes_on_exactly_once(
             wait_until(lambda: len(assigned()) == 100, seconds=40, what="100 items before", every=0.5)
             assert is_ready()
 
-            assert broker._process is not None
-            os.kill(broker._process.pid, signal.SIGKILL)
+            os.kill(broker.pid, signal.SIGKILL)
             wait_until(lambda: not is_ready(), seconds=20, what="an assigner that says that the broker is away")
             broker.start()
             publish_updates(settings, tiny_embeddings, range(100, 200))

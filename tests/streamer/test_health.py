@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -10,16 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from processes import free_port
 
 from models.errors import SidstreamError
 from streamer.health import Health, HealthServer, Part
 from streamer.settings import MetricsSettings
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:

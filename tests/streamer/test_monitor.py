@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from processes import free_port
 
 from models.errors import SidstreamError
 from models.layout import Layout
@@ -33,12 +33,6 @@ BASELINE[:, :2] = 300
 # A take-over lasts 8 s at the most on an idle machine, 6 s of them until the broker gives up the killed monitor; where ten
 # processes shared two cores, 32 s were measured.
 WAIT_SECONDS = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Process:

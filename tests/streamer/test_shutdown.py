@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from item_stream import Stream, publish_updates
 from numpy.typing import NDArray
-from processes import SidstreamProcess, committed_records, wait_until
+from processes import SidstreamProcess, committed_records, free_port, wait_until
 
 from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
@@ -28,12 +27,6 @@ from streamer.shutdown import STUCK_STATUS
 from streamer.topics import create, topic_specs
 
 PROCESSES = ("retriever", "monitor", "indexer", "assigner")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -166,8 +159,7 @@ def test_process_whose_broker_hangs_says_so_and_stays_alive_and_is_ready_when_it
             metrics={"port": port, "stalled_seconds": 8},
         )
         create(settings.kafka, topic_specs(settings))
-        assert broker._process is not None
-        broker_pid = broker._process.pid
+        broker_pid = broker.pid
         stream = Stream(settings, 8, events=1_000, ids=300, per_second=500, seed=3)
         with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
             wait_until(lambda: get(port, "/ready")[0] == 200, seconds=40, what="a ready assigner", every=0.2)
