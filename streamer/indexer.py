@@ -24,16 +24,11 @@ from streamer.codes_intake import IndexerError, codes_batch, layout_of, layout_r
 from streamer.health import Health, Part
 from streamer.indexer_metrics import COMMIT_SECONDS, ITEMS, StorageMetrics
 from streamer.input_progress import InputProgress
-from streamer.kafka import (
-    BrokerProbe,
-    consumer_configuration,
-    drain,
-    produce,
-    producer_configuration,
-)
+from streamer.kafka import consumer_configuration, drain, produce, producer_configuration
 from streamer.log_reading import partitions_of, watermarks
 from streamer.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, FRESHNESS_SECONDS, LAYOUT_GENERATION, observe_ages
 from streamer.process import collect_garbage_rarely, run_process
+from streamer.reachability import BrokerProbe, ClientCutOffError
 from streamer.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.settings import Settings
 from streamer.summary import BatchSummary
@@ -125,6 +120,15 @@ class Indexer:
         self._committed_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
+        self._health.set_ready(Part.START)
+        while True:
+            try:
+                self._run(stop)
+                return
+            except ClientCutOffError as reason:
+                log.warning("clients_replaced", reason=str(reason))
+
+    def _run(self, stop: threading.Event) -> None:
         settings = self._settings
         consumer = Consumer(
             consumer_configuration(
@@ -142,8 +146,7 @@ class Indexer:
             self._codebook.codebook_id,
             interval_seconds=settings.indexer.counts_interval_seconds,
         )
-        self._health.set_ready(Part.START)
-        self._broker = BrokerProbe(consumer, self._health)
+        self._broker = BrokerProbe((consumer, producer), settings.kafka, self._health)
         try:
             self._assign(consumer)
             self._broker.answered()

@@ -20,12 +20,12 @@ from streamer.evaluation import Outcome
 from streamer.health import Health
 from streamer.kafka import (
     FatalKafkaError,
-    broker_answers,
     consumer_configuration,
     error_text,
     producer_configuration,
 )
 from streamer.metrics import TRANSACTION_ABORTS
+from streamer.reachability import ClientCutOffError, CutOffGuard, client_answers
 from streamer.records import ALERT, DRIFT, LAYOUT, Alert, Codec, LayoutRecord, layout_key
 from streamer.settings import Settings
 
@@ -56,6 +56,12 @@ class Journal:
         self._settings = settings
         self._health = health
         self._producer: Producer | None = None
+        self._guard = CutOffGuard(settings.kafka)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was taken over, and not given up since."""
+        return self._producer is not None
 
     def take_over(self) -> History:
         """Fence earlier writers, then read everything that was ever committed.
@@ -111,8 +117,16 @@ class Journal:
             self._producer.poll(0)
 
     def answers(self) -> bool:
-        """Whether the broker answers now; true as long as nothing was taken over."""
-        return self._producer is None or broker_answers(self._producer)
+        """Whether the broker answers now; true as long as nothing was taken over. Gives up a producer that has lost it."""
+        if self._producer is None or client_answers(self._producer):
+            self._guard.works()
+            return True
+        try:
+            self._guard.fails()
+        except ClientCutOffError as reason:
+            log.warning("clients_replaced", reason=str(reason))
+            self.close()
+        return False
 
     def close(self) -> None:
         """Give up the producer; an open transaction is aborted by whoever takes over."""

@@ -6,7 +6,6 @@ Nothing here connects on import or in a constructor; every broker error leaves h
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,10 +19,6 @@ from streamer.settings import KafkaSettings
 log = structlog.get_logger(__name__)
 
 Configuration = dict[str, Any]
-
-_PROBE_SECONDS: Final = 10.0
-_PROBE_AGAIN_SECONDS: Final = 1.0
-_PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 # librdkafka's default of 1,000 ms stalls the fetcher whenever its queue is full: 50 → 80 k records/s (design § 11).
 FETCH_QUEUE_BACKOFF_MS: Final = 10
@@ -125,12 +120,6 @@ def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> 
         "logger": _client_logger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2_000,
-        # Re-bootstrapping, librdkafka's default, forgets the coordinators when every broker is away for a moment: the
-        # next send_offsets_to_transaction then hangs for ever, whatever its timeout (librdkafka issue 5511).
-        "metadata.recovery.strategy": "none",
-        # Producers whose broker had stood still for ten seconds were seen to send nothing for two minutes more, now and then: the
-        # default asks anew who leads a partition every five minutes.
-        "topic.metadata.refresh.interval.ms": 10_000,
         **kafka.security_properties(),
     }
 
@@ -195,6 +184,9 @@ def producer_configuration(
             "transactional.id": transactional_id,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
             "retry.backoff.ms": TRANSACTION_RETRY_BACKOFF_MS,
+            # Re-bootstrapping, librdkafka's default, forgets the coordinators when every broker is away for a moment: the
+            # next send_offsets_to_transaction then hangs (librdkafka issue 5511).
+            "metadata.recovery.strategy": "none",
         }
     return configuration
 
@@ -251,42 +243,6 @@ def produce(producer: Producer, topic: str, **record: Any) -> None:
             producer.poll(0.05)
         except KafkaException as error:
             raise FatalKafkaError(f"cannot send a record to {topic}: {error_text(error)}") from error
-
-
-def broker_answers(client: Consumer | Producer, seconds: float = 1.0) -> bool:
-    """Whether the cluster answers a metadata request now."""
-    try:
-        client.list_topics(timeout=seconds)
-    except KafkaException:
-        return False
-    return True
-
-
-class BrokerProbe:
-    """Asks now and then whether the cluster answers, when nothing else shows it: one small request in ten seconds, one a
-    second while it does not. For the thread that owns the client."""
-
-    def __init__(self, client: Consumer | Producer, health: Health) -> None:
-        self._client = client
-        self._health = health
-        self._answered_at = self._asked_at = time.monotonic()
-
-    def answered(self) -> None:
-        """A commit, or whatever else needs an answer, succeeded."""
-        self._answered_at = time.monotonic()
-        self._health.set_ready(Part.BROKER)
-
-    def look(self) -> None:
-        """Call it at every turn; asks only when it is time to."""
-        now = time.monotonic()
-        well = self._health.is_well(Part.BROKER)
-        if now - self._asked_at < _PROBE_AGAIN_SECONDS or (well and now - self._answered_at < _PROBE_SECONDS):
-            return
-        if broker_answers(self._client, _PROBE_TIMEOUT_SECONDS):
-            self.answered()
-        elif well:
-            self._health.set_unready(Part.BROKER, "the broker does not answer")
-        self._asked_at = time.monotonic()
 
 
 def error_text(error: KafkaException) -> str:

@@ -157,7 +157,7 @@ class Monitor:
                 self._health.set_ready(Part.INPUT)
             return
         try:
-            if self._taken_over_in != self._app.consumer_generation_id:
+            if not self._journal.is_open or self._taken_over_in != self._app.consumer_generation_id:
                 await self._take_over()
             if await self._still_catching_up(events):
                 self._health.set_ready(Part.BROKER)

@@ -9,7 +9,8 @@ The steps of a batch, and what happens when one fails:
 4. *Commit*; when the batch came back full, in a second thread, so that the next one is gathered and transformed meanwhile.
 
 An error that asks for an abort aborts the transaction and seeks back to the first offset that is not committed; a
-retriable one repeats the same call; a fatal one ends the process, whose successor takes over the transactional id.
+retriable one repeats the same call; a fatal one ends the process, whose successor takes over the transactional id. Clients
+that have lost a cluster which answers others are replaced by new ones, as if the process had been killed.
 A ``kill -9`` leaves an open transaction, which the successor's ``init_transactions`` aborts (KIP-98).
 """
 
@@ -31,7 +32,6 @@ from streamer.dead_letters import Outgoing
 from streamer.health import Health, Part
 from streamer.input_progress import InputProgress, Place
 from streamer.kafka import (
-    BrokerProbe,
     ConsumerBrokenError,
     FatalKafkaError,
     consumer_configuration,
@@ -40,6 +40,7 @@ from streamer.kafka import (
     producer_configuration,
 )
 from streamer.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, TRANSACTION_ABORTS, observe_ages
+from streamer.reachability import BrokerProbe, ClientCutOffError, CutOffGuard
 from streamer.settings import KafkaSettings
 from streamer.summary import BatchSummary
 
@@ -126,7 +127,14 @@ class TransactionalLoop:
         self._stop = stop
         self._health.set_ready(Part.START)
         try:
-            self._run(stop)
+            while True:
+                try:
+                    self._run(stop)
+                    return
+                except ClientCutOffError as reason:
+                    log.warning("clients_replaced", reason=str(reason), events=len(self._unfinished))
+                    # The new producer aborts what the old one left open; the new consumer starts at what is committed.
+                    self._unfinished, self._waiting, self._committing = [], [], None
         except _Stopped:
             log.warning("stopped_without_broker", events=len(self._unfinished), next="the successor does them again")
 
@@ -164,7 +172,7 @@ class TransactionalLoop:
                 on_statistics=self._input.read_statistics,
             )
         )
-        self._broker = BrokerProbe(consumer, self._health)
+        self._broker = BrokerProbe((consumer, self._producer), self._kafka, self._health)
         consumer.subscribe(
             [settings.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
         )
@@ -253,7 +261,9 @@ class TransactionalLoop:
         last = {record.partition(): record.offset() for record in records}
         offsets = [TopicPartition(source, partition, offset + 1) for partition, offset in last.items()]
         # The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms).
-        self._retrying(producer.send_offsets_to_transaction, offsets, self._consumer.consumer_group_metadata())
+        self._retrying(
+            producer.send_offsets_to_transaction, offsets, self._consumer.consumer_group_metadata(), _CALL_SECONDS
+        )
         reach(Failpoint.OFFSETS_SENT)
         for topic, key, value, partition, headers, timestamp in outgoing:
             while True:
@@ -356,7 +366,8 @@ class TransactionalLoop:
         self._input.assign(ends)
 
     def _retrying(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Repeat the same call while its error is retriable (KIP-98's three kinds of error)."""
+        """Repeat the same call while its error is retriable (KIP-98's three kinds of error), and the cluster is away."""
+        guard = CutOffGuard(self._kafka)
         while True:
             try:
                 # An attempt that does not return at all (librdkafka issue 5456) is a reason to start anew; attempts that fail
@@ -372,6 +383,7 @@ class TransactionalLoop:
                     raise FatalKafkaError(self._fatal_text(error)) from error
                 log.warning("kafka_call_repeated", call=getattr(call, "__name__", "call"), reason=error_text(error))
                 self._health.set_unready(Part.BROKER, error_text(error))
+                guard.fails()
                 if self._stop.wait(RETRY_SECONDS):
                     raise _Stopped from error
 
