@@ -47,7 +47,7 @@ from streamer.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
 from streamer.process import run_process
 from streamer.records import ANSWER, Answer, AnswerError, AnswerItem, Query
 from streamer.settings import RetrieverSettings, Settings
-from streamer.topics import require
+from streamer.topics import await_topics
 from streamer.transactions import LoopSettings, TransactionalLoop
 
 log = structlog.get_logger(__name__)
@@ -282,7 +282,10 @@ def run_retriever(settings: Settings) -> None:
         topics, own = settings.topics, settings.retriever
         torch.set_num_threads(own.threads)
         bundle = Bundle.open(settings.bundle, need_model=True)
-        require(settings.kafka, [topics.queries, topics.queries_dead_letters, topics.results])
+        if not await_topics(
+            settings.kafka, [topics.queries, topics.queries_dead_letters, topics.results], stop, health
+        ):
+            return
         model, prompts = load_language_model(bundle)
         reader = _wait_for_index(settings, stop, health)
         if reader is None:

@@ -23,7 +23,7 @@ from streamer.metrics import FRESHNESS_SECONDS, count_dead_letter
 from streamer.process import collect_garbage_rarely, run_process
 from streamer.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
 from streamer.settings import AssignerSettings, Settings
-from streamer.topics import TopicMismatchError, describe, require
+from streamer.topics import TopicMismatchError, await_topics, describe
 from streamer.transactions import LoopSettings, TransactionalLoop
 
 PROCESS: Final = "assigner"
@@ -197,7 +197,9 @@ def run_assigner(settings: Settings) -> None:
         topics, own = settings.topics, settings.assigner
         bundle = Bundle.open(settings.bundle)
         encoder = OnnxEncoder(bundle.encoder_path, threads=own.encoder_threads)
-        require(settings.kafka, [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes])
+        needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes]
+        if not await_topics(settings.kafka, needed, stop, health):
+            return
         _require_as_many_partitions(settings)
         transform = AssignBatch(
             encoder,

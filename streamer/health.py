@@ -105,8 +105,11 @@ class Health:
             self._reasons[part] = reason
 
     def progress(self) -> None:
-        """The loop turns; call it every turn, with or without anything to do."""
+        """The loop turns, or the start goes on; call it every turn, with or without anything to do."""
         self._turned_at = time.monotonic()
+        if Part.START in self._in_hand:
+            with self._lock:
+                self._in_hand[Part.START] = ("the start", self._turned_at)
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

@@ -32,7 +32,7 @@ from streamer.reachability import BrokerProbe, ClientCutOffError
 from streamer.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.settings import Settings
 from streamer.summary import BatchSummary
-from streamer.topics import TOMBSTONE_RETENTION_MS, require
+from streamer.topics import TOMBSTONE_RETENTION_MS, await_topics
 
 log = structlog.get_logger(__name__)
 
@@ -270,7 +270,8 @@ def run_indexer(settings: Settings) -> None:
         bundle = Bundle.open(settings.bundle)
         layout = bundle.layout
         topics = settings.topics
-        require(settings.kafka, [topics.item_codes, topics.layouts, topics.token_counts])
+        if not await_topics(settings.kafka, [topics.item_codes, topics.layouts, topics.token_counts], stop, health):
+            return
         with IndexWriter.open(
             settings.index,
             codebook_id=layout.codebook_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 
 from models.errors import SidstreamError
 from streamer.broker_configuration import MAXIMUM_BATCH_BYTES
+from streamer.health import Health, Part
 from streamer.kafka import ErrorListener, LoginRefusedError, client_configuration, error_text
 from streamer.settings import KafkaSettings, Settings
 
@@ -32,6 +34,7 @@ _REQUEST_SECONDS: Final = 15.0
 # A refused login is heard of between two attempts; a slow broker has the last one.
 _METADATA_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 _RETRY_SECONDS: Final = 0.02
+_AWAY_SECONDS: Final = 1.0
 # A partition between two leaders, or before its first: it answers a moment later.
 _PASSING: Final = frozenset(
     {
@@ -50,6 +53,10 @@ class TopicError(SidstreamError):
 
 class TopicMismatchError(TopicError):
     """A topic exists with another shape than the settings say."""
+
+
+class ClusterAwayError(TopicError):
+    """No broker answers: it does not run, or the settings name another place."""
 
 
 class MissingTopicsError(TopicError):
@@ -222,7 +229,8 @@ def require(kafka: KafkaSettings, names: Iterable[str]) -> None:
 
     Raises:
         MissingTopicsError: names each missing one and what to do.
-        TopicError: the cluster does not answer.
+        ClusterAwayError: the cluster does not answer.
+        LoginRefusedError: it refuses our user or password.
     """
     metadata = _metadata(_Admin(kafka), kafka)
     missing = [name for name in names if name not in metadata]
@@ -231,6 +239,25 @@ def require(kafka: KafkaSettings, names: Iterable[str]) -> None:
             f"{kafka.bootstrap_servers} has no topic {', '.join(missing)}: run `sidstream topics create` "
             "(or correct topics.* in the settings)"
         )
+
+
+def await_topics(kafka: KafkaSettings, names: Sequence[str], stop: threading.Event, health: Health) -> bool:
+    """``require`` for a process: a cluster that is away is waited for; ``False`` when ``stop`` was set first.
+
+    Raises:
+        MissingTopicsError: names each missing one and what to do.
+        LoginRefusedError: the cluster refuses our user or password.
+    """
+    while not stop.is_set():
+        health.progress()
+        try:
+            require(kafka, names)
+            return True
+        except ClusterAwayError as error:
+            log.warning("waiting_for_broker", reason=str(error))
+            health.set_unready(Part.BROKER, str(error))
+            stop.wait(_AWAY_SECONDS)
+    return False
 
 
 def _refuse_mismatches(admin: _Admin, kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> set[str]:
@@ -279,7 +306,7 @@ def _metadata(admin: _Admin, kafka: KafkaSettings) -> dict[str, TopicMetadata]:
         # A broker that goes away during the handshake looks the same, once.
         if attempt and admin.errors.refusal is not None:
             raise LoginRefusedError(kafka, admin.errors.refusal)
-    raise TopicError(
+    raise ClusterAwayError(
         f"{kafka.bootstrap_servers} does not tell its topics ({reason}): is the broker running "
         "(`sidstream up` or `sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
     )

@@ -190,6 +190,7 @@ def _every_other_fault(dice: random.Random) -> list[Fault]:
         AddWorker(worker),
         BrokerKill(),
         BrokerPause(dice.choice([2.0, 5.0])),
+        BrokerPause(12.0),  # longer than a broker's session: it is fenced
         DuplicateTail(dice.randint(50, 2_000)),
         MapFull(3_000),
         DiskFull(1.0),

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from chaos.faults import KillAt
+from chaos.faults import BrokerPause, KillAt, Pause
 from chaos.world import World
 
 
@@ -18,6 +18,8 @@ def figures(world: World, *, seed: int, seconds: float, aborted: Mapping[str, in
     for occurrence in world.occurrences:
         fault = occurrence.fault
         label = type(fault).__name__ + (f" {fault.process}" if hasattr(fault, "process") else "")
+        if isinstance(fault, Pause | BrokerPause):
+            label += f" {fault.seconds:g} s"
         counts[label] += 1
         recovery = world.recovery(occurrence)
         if recovery is None:

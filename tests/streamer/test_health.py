@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from processes import free_port
+from processes import free_port, http_get
 
 from models.errors import SidstreamError
 from streamer.health import Health, HealthServer, Part
 from streamer.settings import MetricsSettings
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 @contextmanager
@@ -44,19 +34,19 @@ def well(settings: MetricsSettings | None = None) -> Health:
 def test_ready_tells_every_reason_until_all_is_well_and_metrics_are_prometheus_text() -> None:
     health = Health()
     with serving(health) as port:
-        assert get(port, "/live") == (200, "alive\n")
-        assert get(port, "/ready") == (503, "starting; the broker has not answered yet; nothing is read yet\n")
+        assert http_get(port, "/live") == (200, "alive\n")
+        assert http_get(port, "/ready") == (503, "starting; the broker has not answered yet; nothing is read yet\n")
         health.set_ready(Part.START)
         health.set_unready(Part.INPUT, "catching up: 7 offsets on 1 partitions to go")
         health.set_ready(Part.BROKER)
-        assert get(port, "/ready") == (503, "catching up: 7 offsets on 1 partitions to go\n")
+        assert http_get(port, "/ready") == (503, "catching up: 7 offsets on 1 partitions to go\n")
         health.set_ready(Part.INPUT)
-        assert get(port, "/ready") == (200, "ready\n")
+        assert http_get(port, "/ready") == (200, "ready\n")
         health.set_unready(Part.BROKER, "no broker answers")
-        assert get(port, "/ready") == (503, "no broker answers\n")
-        assert get(port, "/live")[0] == 200, "a broker that is away is no reason to start a process anew"
-        assert "sidstream_events_total" in get(port, "/metrics")[1]
-        assert get(port, "/nothing")[0] == 404
+        assert http_get(port, "/ready") == (503, "no broker answers\n")
+        assert http_get(port, "/live")[0] == 200, "a broker that is away is no reason to start a process anew"
+        assert "sidstream_events_total" in http_get(port, "/metrics")[1]
+        assert http_get(port, "/nothing")[0] == 404
 
 
 def test_taken_port_is_refused_with_what_to_do() -> None:
@@ -68,14 +58,14 @@ def test_loop_that_no_longer_turns_is_neither_alive_nor_ready_until_it_turns_aga
     health = well(MetricsSettings(stalled_seconds=0.2))
     with serving(health) as port:
         health.progress()
-        assert (get(port, "/live")[0], get(port, "/ready")[0]) == (200, 200)
+        assert (http_get(port, "/live")[0], http_get(port, "/ready")[0]) == (200, 200)
         time.sleep(0.3)
-        status, reason = get(port, "/live")
+        status, reason = http_get(port, "/live")
         assert status == 503
         assert "the loop has not turned for" in reason
-        assert get(port, "/ready") == (503, reason)
+        assert http_get(port, "/ready") == (503, reason)
         health.progress()
-        assert (get(port, "/live")[0], get(port, "/ready")[0]) == (200, 200)
+        assert (http_get(port, "/live")[0], http_get(port, "/ready")[0]) == (200, 200)
 
 
 def test_long_call_is_alive_past_the_loops_limit_and_not_past_its_own() -> None:
@@ -96,6 +86,14 @@ def test_start_is_a_long_call_whatever_the_loops_limit() -> None:
     assert health.stalled is None
     time.sleep(0.25)
     assert "the start has taken" in (health.stalled or "")
+
+
+def test_start_that_goes_on_while_it_waits_for_its_broker_is_alive() -> None:
+    health = Health(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.3))
+    for _ in range(5):
+        time.sleep(0.15)
+        health.progress()
+        assert health.stalled is None
 
 
 def test_attempts_that_fail_again_and_again_are_alive_and_one_that_hangs_is_not() -> None:

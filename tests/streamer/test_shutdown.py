@@ -8,15 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 from item_stream import Stream, publish_updates
 from numpy.typing import NDArray
-from processes import SidstreamProcess, committed_records, free_port, wait_until
+from processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
 
 from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
@@ -27,16 +25,6 @@ from streamer.shutdown import STUCK_STATUS
 from streamer.topics import create, topic_specs
 
 PROCESSES = ("retriever", "monitor", "indexer", "assigner")
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError as error:
-        return 0, str(error)
 
 
 def exit_status(process: subprocess.Popen[str], seconds: float) -> int:
@@ -69,9 +57,9 @@ def test_every_process_becomes_ready_under_load_and_ends_clean_on_one_signal(
         for process in processes.values():
             process.start()
         for name in PROCESSES:
-            wait_until(lambda: get(ports[name], "/ready")[0] == 200, seconds=60, what=f"{name} ready", every=0.5)  # noqa: B023
-            assert get(ports[name], "/live") == (200, "alive\n")
-        metrics = get(ports["indexer"], "/metrics")[1]
+            wait_until(lambda: http_get(ports[name], "/ready")[0] == 200, seconds=60, what=f"{name} ready", every=0.5)  # noqa: B023
+            assert http_get(ports[name], "/live") == (200, "alive\n")
+        metrics = http_get(ports["indexer"], "/metrics")[1]
         assert 'sidstream_ready{process="indexer"} 1.0' in metrics
         assert 'sidstream_freshness_seconds_count{process="indexer"}' in metrics
         assert not stream.sent.is_set(), "the flood goes on"
@@ -162,22 +150,22 @@ def test_process_whose_broker_hangs_says_so_and_stays_alive_and_is_ready_when_it
         broker_pid = broker.pid
         stream = Stream(settings, 8, events=1_000, ids=300, per_second=500, seed=3)
         with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
-            wait_until(lambda: get(port, "/ready")[0] == 200, seconds=40, what="a ready assigner", every=0.2)
+            wait_until(lambda: http_get(port, "/ready")[0] == 200, seconds=40, what="a ready assigner", every=0.2)
             publisher = threading.Thread(target=stream.publish)
             publisher.start()
             time.sleep(0.5)  # in the middle of batches
             os.kill(broker_pid, signal.SIGSTOP)
             try:
                 wait_until(
-                    lambda: get(port, "/ready")[0] == 503, seconds=30, what="an assigner that says so", every=0.2
+                    lambda: http_get(port, "/ready")[0] == 503, seconds=30, what="an assigner that says so", every=0.2
                 )
                 for _ in range(10):
-                    assert get(port, "/live") == (200, "alive\n"), "waiting is no reason to be started anew"
+                    assert http_get(port, "/live") == (200, "alive\n"), "waiting is no reason to be started anew"
                     time.sleep(1)
             finally:
                 os.kill(broker_pid, signal.SIGCONT)
                 publisher.join()
-            wait_until(lambda: get(port, "/ready")[0] == 200, seconds=60, what="a ready assigner again", every=0.2)
+            wait_until(lambda: http_get(port, "/ready")[0] == 200, seconds=60, what="a ready assigner again", every=0.2)
             assert assigner.stop() == 0, assigner.log()
 
 
@@ -233,10 +221,10 @@ def test_process_that_is_stuck_in_a_call_ends_within_its_deadline_and_says_where
 def test_stopping_process_is_not_ready_but_alive_and_a_second_signal_ends_it_although_it_is_stuck() -> None:
     port = free_port()
     process = blind_process(IN_A_CALL, 60.0, port)
-    assert get(port, "/live")[0] == 200
+    assert http_get(port, "/live")[0] == 200
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: get(port, "/ready")[1].startswith("stopping"), seconds=5, what="an unready process")
-    assert get(port, "/live")[0] == 200
+    wait_until(lambda: http_get(port, "/ready")[1].startswith("stopping"), seconds=5, what="an unready process")
+    assert http_get(port, "/live")[0] == 200
     process.send_signal(signal.SIGTERM)
     assert exit_status(process, 5) == 128 + signal.SIGTERM
 
