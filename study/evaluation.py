@@ -39,7 +39,7 @@ RANKINGS: Final[tuple[Ranking, ...]] = get_args(Ranking)
 BEAMS: Final = 50
 _QUERIES_A_BATCH: Final = 16
 _NEVER: Final = 1_000_000  # rank of what was not found
-_UNSEEN_WEIGHT: Final = 0.5  # of an item that training never saw, where weights are counts
+UNSEEN_WEIGHT: Final = 0.5  # of an item that training never saw, where weights are counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ def _by_probability(answer: Sequence[ScoredSid], data: Dataset, *, left_out: boo
     items, scores = [], []
     for sid in answer:
         rows = sid.items.astype(np.int64)
-        weights = data.popularity[rows] + _UNSEEN_WEIGHT
+        weights = data.popularity[rows] + UNSEEN_WEIGHT
         if left_out and sid.left_out is not None:
             tokens, place = np.unique(sid.codes[:, 1], return_inverse=True)
             likely = np.full(len(tokens), -np.inf)

@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.layout import Layout
 from models.vocabulary import SidVocabulary
+from store.encoding import StoredItem
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
+from study import evaluation
 from study.catalogue_trie import CatalogueTrie
 from study.configuration import CodebookChoice, LayoutChoice, RunChoice
 from study.datasets import Dataset, TestCase
@@ -25,7 +28,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from models.language_model import small_causal_lm  # noqa: E402
-from retriever.beam_search import ScoredSid  # noqa: E402
+from retriever.ranking import by_own_probability  # noqa: E402
+from retriever.search_parts import ScoredSid  # noqa: E402
 from study.free_beams import free_beams, invalid_shares  # noqa: E402
 
 SIZE = 6
@@ -173,3 +177,25 @@ def test_a_key_survives_a_journey_through_another_process() -> None:
     there_and_back = pickle.loads(pickle.dumps(choice))
     read = msgspec.json.decode(msgspec.json.encode(choice.said()), type=RunChoice)
     assert choice.key == there_and_back.key == read.key == msgspec.structs.replace(choice, epochs=6.0).key
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_own_probability_in_the_study_puts_items_in_the_order_of_the_retriever(seed: int) -> None:
+    random_ = np.random.default_rng(seed)
+    data = dataset(popularity=random_.permutation(10_000)[:40])  # no two alike: the two break ties differently
+    rows = np.split(random_.permutation(40), np.sort(random_.choice(np.arange(1, 40), 7, replace=False)))
+    answer = [
+        sid(part.tolist(), score) for part, score in zip(rows, np.sort(random_.normal(size=8))[::-1], strict=True)
+    ]
+    weights = data.popularity + evaluation.UNSEEN_WEIGHT
+
+    def read(numbers: NDArray[np.uint32]) -> list[StoredItem]:
+        return [
+            StoredItem(row, str(row).encode(), tuple(CODES[row].tolist()), float(weights[row]), "", 0)
+            for row in numbers.tolist()
+        ]
+
+    served = [item.number for item, _, _ in by_own_probability(answer, read, 30)]
+    case = TestCase(0, tuple(served), history=())
+    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, LAYOUT, data.embeddings)
+    assert outcome.item_ranks["own probability"].tolist() == list(range(1, 31))
