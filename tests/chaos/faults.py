@@ -42,6 +42,14 @@ class KillAt:
 
 
 @dataclass(frozen=True)
+class KillAtEach:
+    """``kill -9`` of the process, then of each successor when it passes the next failpoint; the last successor lives."""
+
+    process: str
+    visits: tuple[tuple[Failpoint, int], ...]
+
+
+@dataclass(frozen=True)
 class Terminate:
     """SIGTERM: it has to end by itself with status 0."""
 
@@ -121,6 +129,7 @@ class ClockJump:
 Fault: TypeAlias = (
     Kill
     | KillAt
+    | KillAtEach
     | Terminate
     | Pause
     | AddWorker

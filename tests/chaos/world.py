@@ -215,6 +215,8 @@ class World:
                 kills = 1
             case faults.KillAt(name, failpoint, passing):
                 kills = self._kill_at(name, f"{failpoint}={passing}")
+            case faults.KillAtEach(name, visits):
+                kills = self._kill_at(name, *(f"{failpoint}={passing}" for failpoint, passing in visits))
             case faults.Terminate(name):
                 self._await_listening(name)
                 with self._pulling(name):
@@ -277,22 +279,26 @@ class World:
             time.sleep(0.05)
         raise AssertionError(f"{name} does not start:\n{self.processes[name].log()}")
 
-    def _kill_at(self, name: str, failpoint: str) -> int:
-        """Kill it, start it armed, wait until it has died there. A passing that does not come in time is not waited for."""
+    def _kill_at(self, name: str, *failpoints: str) -> int:
+        """Kill it, start it armed, wait until it has died there, and so on. A passing that does not come in time is not
+        waited for; how many kills there were."""
         with self._pulling(name):
             self._kill(name)
-            self._start(name, failpoint)
-            process = self.processes[name]
-            deadline = time.monotonic() + _DEATH_SECONDS
-            while process.running() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            if process.running():
-                return 1
-            status = process.wait()
-            if status != _KILLED:
-                self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
+            for kills, failpoint in enumerate(failpoints, start=1):
+                self._start(name, failpoint)
+                process = self.processes[name]
+                deadline = time.monotonic() + _DEATH_SECONDS
+                while process.running() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                if process.running():
+                    return kills
+                status = process.wait()
+                if status != _KILLED:
+                    self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
+                    self._start(name)
+                    return kills
             self._start(name)
-            return 2 if status == _KILLED else 1
+            return 1 + len(failpoints)
 
     @contextmanager
     def _pulling(self, name: str) -> Iterator[None]:
