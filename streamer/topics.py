@@ -33,6 +33,8 @@ _CHANGELOG_SEGMENT_BYTES: Final = 2 * _EVENT_BATCH_BYTES
 _REQUEST_SECONDS: Final = 15.0
 # A refused login is heard of between two attempts; a slow broker has the last one.
 _METADATA_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
+# Of a process that waits: it says so soon, and looks again whether it is to stop.
+_ONE_LOOK_SECONDS: Final = (1.0, 2.0)
 _RETRY_SECONDS: Final = 0.02
 _AWAY_SECONDS: Final = 1.0
 # A partition between two leaders, or before its first: it answers a moment later.
@@ -224,15 +226,15 @@ def describe(kafka: KafkaSettings, names: Iterable[str]) -> list[TopicDescriptio
     ]
 
 
-def require(kafka: KafkaSettings, names: Iterable[str]) -> None:
-    """Return if every topic exists.
+def require(kafka: KafkaSettings, names: Iterable[str], attempt_seconds: Sequence[float] = _METADATA_SECONDS) -> None:
+    """Return if every topic exists. ``attempt_seconds``: how long each attempt waits for an answer.
 
     Raises:
         MissingTopicsError: names each missing one and what to do.
         ClusterAwayError: the cluster does not answer.
         LoginRefusedError: it refuses our user or password.
     """
-    metadata = _metadata(_Admin(kafka), kafka)
+    metadata = _metadata(_Admin(kafka), kafka, attempt_seconds)
     missing = [name for name in names if name not in metadata]
     if missing:
         raise MissingTopicsError(
@@ -251,7 +253,7 @@ def await_topics(kafka: KafkaSettings, names: Sequence[str], stop: threading.Eve
     while not stop.is_set():
         health.progress()
         try:
-            require(kafka, names)
+            require(kafka, names, _ONE_LOOK_SECONDS)
             return True
         except ClusterAwayError as error:
             log.warning("waiting_for_broker", reason=str(error))
@@ -294,8 +296,10 @@ class _Admin(AdminClient):  # type: ignore[misc]
             raise TopicError(f"the client refuses its settings ({error_text(error)}): correct kafka.security") from None
 
 
-def _metadata(admin: _Admin, kafka: KafkaSettings) -> dict[str, TopicMetadata]:
-    for attempt, seconds in enumerate(_METADATA_SECONDS):
+def _metadata(
+    admin: _Admin, kafka: KafkaSettings, attempt_seconds: Sequence[float] = _METADATA_SECONDS
+) -> dict[str, TopicMetadata]:
+    for attempt, seconds in enumerate(attempt_seconds):
         try:
             topics: dict[str, TopicMetadata] = admin.list_topics(timeout=seconds).topics
         except KafkaException as error:

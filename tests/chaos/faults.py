@@ -43,7 +43,8 @@ class KillAt:
 
 @dataclass(frozen=True)
 class KillAtEach:
-    """``kill -9`` of the process, then of each successor when it passes the next failpoint; the last successor lives."""
+    """``kill -9`` of the process, then of each successor when it passes the next failpoint; the last successor lives.
+    Each has to die there."""
 
     process: str
     visits: tuple[tuple[Failpoint, int], ...]
@@ -154,6 +155,18 @@ class Step:
 
 # The retriever takes longest to start, and a monitor's partition is given away only after six seconds.
 _VICTIMS: Final = {"assigner": 5, "indexer": 5, "monitor": 1, "retriever": 2}
+
+
+def every_failpoint() -> Iterator[Fault]:
+    """A visit to each of them; those of a switch follow one."""
+    of_a_switch = (Failpoint.LAYOUT_WRITTEN, Failpoint.LAYOUT_COMMITTED, Failpoint.JOURNAL_SENT)
+    for process in ("assigner", "indexer", "monitor", "retriever"):
+        mine = [(point, passing) for name, point, passing in FAILPOINTS if name == process]
+        for point, passing in mine:
+            if point in of_a_switch:
+                yield Switch(300)
+                yield KillAtEach(process, ((point, passing),))
+        yield KillAtEach(process, tuple((point, passing) for point, passing in mine if point not in of_a_switch))
 
 
 def script(seed: int, kills: int) -> Iterator[Step]:

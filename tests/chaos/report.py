@@ -6,8 +6,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from chaos.faults import BrokerPause, KillAt, Pause
-from chaos.world import World
+from chaos.faults import BrokerPause, KillAt, KillAtEach, Pause
+from chaos.world import Occurrence, World
 
 
 def figures(world: World, *, seed: int, seconds: float, aborted: Mapping[str, int], compared: Mapping[str, int]) -> str:
@@ -27,11 +27,7 @@ def figures(world: World, *, seed: int, seconds: float, aborted: Mapping[str, in
         else:
             times[label].append(recovery)
     kills = sum(occurrence.kills for occurrence in world.occurrences)
-    at = Counter(
-        f"{occurrence.fault.process} {occurrence.fault.failpoint}"
-        for occurrence in world.occurrences
-        if isinstance(occurrence.fault, KillAt) and occurrence.kills == 2
-    )
+    at = Counter(death for occurrence in world.occurrences for death in _deaths_at_failpoints(occurrence))
     lines = [
         f"Seed {seed}: {seconds / 60:.1f} minutes, **{kills} kills** ({at.total()} of them at a failpoint), "
         f"{len(world.occurrences)} faults, {world.producers.truth.events.total():,} events published, index on "
@@ -60,6 +56,15 @@ def figures(world: World, *, seed: int, seconds: float, aborted: Mapping[str, in
         "Deaths at failpoints: " + ", ".join(f"{name} {count}" for name, count in sorted(at.items())) + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _deaths_at_failpoints(occurrence: Occurrence) -> list[str]:
+    match occurrence.fault:
+        case KillAt(process, failpoint, _) if occurrence.kills == 2:
+            return [f"{process} {failpoint}"]
+        case KillAtEach(process, visits):
+            return [f"{process} {failpoint}" for failpoint, _ in visits]
+    return []
 
 
 def _quantile(rising: list[float], share: float) -> float:

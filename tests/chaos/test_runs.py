@@ -8,14 +8,28 @@ from pathlib import Path
 
 import pytest
 from chaos.checks import aborted_records, check_everything
-from chaos.faults import BrokerKill, ClockJump, DuplicateTail, Fault, Kill, MapFull, Step, Switch, Terminate, script
+from chaos.faults import (
+    FAILPOINTS,
+    BrokerKill,
+    ClockJump,
+    DuplicateTail,
+    Fault,
+    Kill,
+    MapFull,
+    Step,
+    Terminate,
+    every_failpoint,
+    script,
+)
 from chaos.report import figures
 from chaos.world import World
 
+from store.failpoints import Failpoint
 from store.reader import IndexReader
 from streamer.rebuild import rebuild
 
 LONG_KILLS = 200
+RECOVERY_SECONDS = 60.0
 DRAIN_SECONDS = 240.0
 
 
@@ -24,6 +38,7 @@ def run(directory: Path, bundle: Path, steps: list[Step], *, seed: int, ids: int
     with World(directory, bundle, seed=seed, ids=ids, events_per_second=events_per_second) as world:
         world.await_all(180)
         world.run(steps)
+        world.await_recovery(RECOVERY_SECONDS)
         world.drain(DRAIN_SECONDS)
         seconds = time.monotonic() - world.began
         compared = check_everything(world.settings, world.producers.truth)
@@ -35,26 +50,30 @@ def run(directory: Path, bundle: Path, steps: list[Step], *, seed: int, ids: int
         return figures(world, seed=seed, seconds=seconds, aborted=aborted, compared=compared)
 
 
-def test_short_run_of_every_kind_of_fault_leaves_exactly_what_was_published(
+def test_every_failpoint_is_in_the_list() -> None:
+    assert {point for _, point, _ in FAILPOINTS} == set(Failpoint)
+
+
+def test_short_run_of_every_failpoint_and_every_kind_of_fault_leaves_exactly_what_was_published(
     tiny_model_bundle: Path, tmp_path: Path
 ) -> None:
     faults: list[Fault] = [
+        *every_failpoint(),
         Kill("assigner"),
         DuplicateTail(500),
-        Kill("indexer"),
         MapFull(1_500),
-        Switch(300),
         ClockJump(-3_600.0, 0.5),
         BrokerKill(),
-        Kill("retriever"),
         Terminate("indexer"),
-        Kill("monitor"),
     ]
     report = run(
-        tmp_path, tiny_model_bundle, [Step(0.7, fault) for fault in faults], seed=1, ids=2_000, events_per_second=600
+        tmp_path, tiny_model_bundle, [Step(0.3, fault) for fault in faults], seed=1, ids=2_000, events_per_second=600
     )
     print(report)
-    assert "never" not in report.lower()
+    assert "Not seen to recover" not in report
+    deaths = report.split("Deaths at failpoints: ")[1]
+    assert all(f"{process} {point}" in deaths for process, point, _ in FAILPOINTS)
+    assert "started again: none" in report, "no process ended by itself"
 
 
 @pytest.mark.chaos

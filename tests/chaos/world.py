@@ -217,6 +217,7 @@ class World:
                 kills = self._kill_at(name, f"{failpoint}={passing}")
             case faults.KillAtEach(name, visits):
                 kills = self._kill_at(name, *(f"{failpoint}={passing}" for failpoint, passing in visits))
+                assert kills == 1 + len(visits), f"{name} did not die at {visits[kills - 1]}\n{self.logs()}"
             case faults.Terminate(name):
                 self._await_listening(name)
                 with self._pulling(name):
@@ -319,6 +320,14 @@ class World:
         finally:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+    def await_recovery(self, seconds: float) -> None:
+        """Wait until everything that was hurt goes on; what does not in time is told in the report."""
+        deadline = time.monotonic() + seconds
+        waiting = self.occurrences
+        while (waiting := [hurt for hurt in waiting if self.recovery(hurt) is None]) and time.monotonic() < deadline:
+            self.supervise()
+            time.sleep(0.2)
 
     # -- after the faults ----------------------------------------------------------------------------------------------
 

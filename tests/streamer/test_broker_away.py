@@ -1,18 +1,16 @@
-"""A broker of its own is killed under the assigner: it says so, waits, goes on, and stops when told to meanwhile."""
+"""A broker of its own is killed under the assigner, and away when the next one starts: both say so, wait, and go on."""
 
 from __future__ import annotations
 
 import os
 import signal
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 from item_stream import publish_updates
 from numpy.typing import NDArray
-from processes import SidstreamProcess, committed_records, free_port, wait_until
+from processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
 
 from streamer.broker import LocalBroker
 from streamer.settings import load_settings
@@ -20,7 +18,7 @@ from streamer.topics import create, topic_specs
 
 
 @pytest.mark.broker
-def test_killed_broker_comes_back_and_the_assigner_goes_on_exactly_once(
+def test_assigner_waits_for_a_broker_that_was_killed_or_is_not_there_yet_and_goes_on_exactly_once(
     tiny_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
 ) -> None:
     with LocalBroker(tmp_path / "broker") as broker:
@@ -31,11 +29,7 @@ def test_killed_broker_comes_back_and_the_assigner_goes_on_exactly_once(
         create(settings.kafka, topic_specs(settings))
 
         def is_ready() -> bool:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
-                    return bool(answer.status == 200)
-            except urllib.error.URLError:
-                return False
+            return http_get(port, "/ready")[0] == 200
 
         def assigned() -> list[bytes]:
             return sorted(record.key() for record in committed_records(settings, settings.topics.item_codes))
@@ -57,3 +51,14 @@ def test_killed_broker_comes_back_and_the_assigner_goes_on_exactly_once(
             wait_until(lambda: not is_ready(), seconds=20, what="an assigner that says that the broker is away")
             assert assigner.stop() == 0, assigner.log()
             assert "Traceback" not in assigner.log()
+
+        with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
+            wait_until(
+                lambda: "is the broker running" in http_get(port, "/ready")[1], seconds=40, what="one that says so"
+            )
+            assert http_get(port, "/live")[0] == 200
+            broker.start()
+            publish_updates(settings, tiny_embeddings, range(200, 250))
+            wait_until(lambda: len(assigned()) >= 250, seconds=40, what="50 items more", every=0.5)
+            assert assigner.stop() == 0, assigner.log()
+        assert assigned() == sorted(f"item-{number}".encode() for number in range(250))

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Message
 from item_stream import Stream, index_has_everything, publish_updates
 from numpy.typing import NDArray
-from processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
+from processes import SidstreamProcess, committed_records, free_port, wait_until
 
 from streamer import reachability, transactions
 from streamer.broker import LocalBroker
@@ -131,33 +131,6 @@ def test_loop_whose_producer_reaches_nobody_gets_a_new_one_and_does_its_events_o
         stop.set()
         thread.join()
     assert sorted(record.key() or b"" for record in written) == sorted(f"item-{n}".encode() for n in range(50))
-
-
-@pytest.mark.broker
-def test_process_that_starts_before_its_broker_waits_alive_and_says_so_and_works_once_it_is_there(
-    tiny_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
-) -> None:
-    with LocalBroker(tmp_path / "broker") as broker:
-        port = free_port()
-        settings = load_settings(
-            bundle=tiny_bundle,
-            kafka={"bootstrap_servers": broker.bootstrap_servers},
-            metrics={"port": port},
-        )
-        create(settings.kafka, topic_specs(settings))
-        publish_updates(settings, tiny_embeddings, range(50))
-        broker.stop()
-        with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
-            wait_until(
-                lambda: "is the broker running" in http_get(port, "/ready")[1],
-                seconds=60,
-                what="an assigner that says so",
-            )
-            assert http_get(port, "/live")[0] == 200
-            broker.start()
-            wait_until(lambda: http_get(port, "/ready")[0] == 200, seconds=60, what="a ready assigner")
-            assert len(committed_records(settings, settings.topics.item_codes)) == 50
-            assert assigner.stop() == 0
 
 
 @pytest.mark.broker
