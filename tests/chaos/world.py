@@ -41,7 +41,7 @@ from streamer.topics import create, topic_specs
 
 CORE: Final = ("assigner", "indexer", "monitor", "retriever")
 _DISK_BYTES: Final = 512 << 20
-_DEATH_SECONDS: Final = 90.0  # a retriever loads its model first
+_DEATH_SECONDS: Final = 45.0  # a retriever loads its model first; a layout may not come at all
 _CLOCK: Final = Path(__file__).parent / "clock"
 _KILLED: Final = -signal.SIGKILL
 
