@@ -28,6 +28,9 @@ from store.failpoints import Failpoint
 from store.reader import IndexReader
 from streamer.rebuild import rebuild
 
+# Read here: the tests run without any of our variables.
+SEEDS = [int(seed) for seed in os.environ.get("SIDSTREAM_CHAOS_SEEDS", "1,2,3").split(",")]
+REPORT = os.environ.get("SIDSTREAM_CHAOS_REPORT")
 LONG_KILLS = 200
 RECOVERY_SECONDS = 60.0
 DRAIN_SECONDS = 240.0
@@ -78,16 +81,15 @@ def test_short_run_of_every_failpoint_and_every_kind_of_fault_leaves_exactly_wha
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3_600)
-@pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("SIDSTREAM_CHAOS_SEEDS", "1,2,3").split(",")])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_long_run_of_two_hundred_kills_leaves_exactly_what_was_published(
     tiny_model_bundle: Path, tmp_path: Path, seed: int
 ) -> None:
     steps = list(script(seed, LONG_KILLS))
     report = run(tmp_path, tiny_model_bundle, steps, seed=seed, ids=8_000, events_per_second=1_000)
     print(report)
-    kept = os.environ.get("SIDSTREAM_CHAOS_REPORT")
-    if kept:
-        with Path(kept).open("a") as file:
+    if REPORT:
+        with Path(REPORT).open("a") as file:
             file.write(report + "\n")
     kills = int(report.split("**")[1].split()[0])
     aborted = int(report.split("aborted transactions in the log: ")[1].split()[0].replace(",", ""))
