@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,8 @@ from streamer.topics import create, topic_specs
 
 CORE: Final = ("assigner", "indexer", "monitor", "retriever")
 _DISK_BYTES: Final = 512 << 20
-_DEATH_SECONDS: Final = 45.0  # a retriever loads its model first; a layout may not come at all
+_DEATH_SECONDS: Final = 45.0  # of a failpoint that chance chose: a layout may not come at all
+_SURE_DEATH_SECONDS: Final = 120.0  # a retriever loads its model first
 _CLOCK: Final = Path(__file__).parent / "clock"
 _KILLED: Final = -signal.SIGKILL
 
@@ -214,9 +215,10 @@ class World:
                 self._start(name)
                 kills = 1
             case faults.KillAt(name, failpoint, passing):
-                kills = self._kill_at(name, f"{failpoint}={passing}")
+                kills = self._kill_at(name, [f"{failpoint}={passing}"], _DEATH_SECONDS)
             case faults.KillAtEach(name, visits):
-                kills = self._kill_at(name, *(f"{failpoint}={passing}" for failpoint, passing in visits))
+                armed = [f"{failpoint}={passing}" for failpoint, passing in visits]
+                kills = self._kill_at(name, armed, _SURE_DEATH_SECONDS)
                 assert kills == 1 + len(visits), f"{name} did not die at {visits[kills - 1]}\n{self.logs()}"
             case faults.Terminate(name):
                 self._await_listening(name)
@@ -271,7 +273,7 @@ class World:
 
     def _await_listening(self, name: str) -> None:
         """A process that still imports its modules hears no SIGTERM: Python's default ends it."""
-        deadline = time.monotonic() + _DEATH_SECONDS
+        deadline = time.monotonic() + _SURE_DEATH_SECONDS
         while time.monotonic() < deadline:
             self.supervise()
             with suppress(OSError):
@@ -280,15 +282,15 @@ class World:
             time.sleep(0.05)
         raise AssertionError(f"{name} does not start:\n{self.processes[name].log()}")
 
-    def _kill_at(self, name: str, *failpoints: str) -> int:
-        """Kill it, start it armed, wait until it has died there, and so on. A passing that does not come in time is not
-        waited for; how many kills there were."""
+    def _kill_at(self, name: str, failpoints: Sequence[str], seconds: float) -> int:
+        """Kill it, start it armed, wait until it has died there, and so on; how many kills there were. A passing that does
+        not come within ``seconds`` is given up."""
         with self._pulling(name):
             self._kill(name)
             for kills, failpoint in enumerate(failpoints, start=1):
                 self._start(name, failpoint)
                 process = self.processes[name]
-                deadline = time.monotonic() + _DEATH_SECONDS
+                deadline = time.monotonic() + seconds
                 while process.running() and time.monotonic() < deadline:
                     time.sleep(0.02)
                 if process.running():
