@@ -31,8 +31,12 @@ BOUND_MEBIBYTES = 2 * (3 * FETCHED_AHEAD_KIB // 1024 + FETCH_BYTES // 1024**2 + 
 
 
 @pytest.mark.parametrize(
-    ("seconds", "queries_per_second"),
-    [pytest.param(8, 200, id="short"), pytest.param(600, 400, id="ten-minutes", marks=pytest.mark.chaos)],
+    ("seconds", "updates_per_second", "queries_per_second"),
+    [
+        pytest.param(8, 10_000, 200, id="short"),
+        # As fast as they go they would fill a disk: this is 16 GiB.
+        pytest.param(600, 400, 400, id="ten-minutes", marks=pytest.mark.chaos),
+    ],
 )
 @pytest.mark.timeout(1_500)
 def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model(
@@ -42,6 +46,7 @@ def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
+    updates_per_second: int,
     queries_per_second: int,
 ) -> None:
     monkeypatch.setenv("SLOW_MODEL_SECONDS", "1.0")
@@ -70,7 +75,7 @@ def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model
         before = {name: process.peak_mebibytes for name, process in processes.items()}
         os.kill(indexer.pid, signal.SIGSTOP)
         try:
-            sent, queries = flood(settings, tiny_embeddings, seconds, queries_per_second)
+            sent, queries = flood(settings, tiny_embeddings, seconds, updates_per_second, queries_per_second)
         finally:
             os.kill(indexer.pid, signal.SIGCONT)
         wait_until(
@@ -103,9 +108,13 @@ def ask_until_answered(settings: Settings) -> list[str]:
 
 
 def flood(
-    settings: Settings, embeddings: NDArray[np.float32], seconds: float, queries_per_second: int
+    settings: Settings,
+    embeddings: NDArray[np.float32],
+    seconds: float,
+    updates_per_second: int,
+    queries_per_second: int,
 ) -> tuple[int, list[str]]:
-    """Large updates as fast as they go, more of them than may be held, and queries at their rate.
+    """Large updates, more of them than may be held, and queries, each at its rate or as fast as they go.
 
     Returns how many updates, the last of them ``flood-last``, and the queries' ids.
     """
@@ -119,7 +128,7 @@ def flood(
     asked: list[str] = []
     sent, started = 0, time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds or sent * len(PADDING) < 2 * BOUND_MEBIBYTES * 1024**2:
-        for _ in range(20):
+        for _ in range(20 if sent < elapsed * updates_per_second else 0):
             produce(
                 producer, settings.topics.item_updates, key=f"flood-{sent % 5_000}".encode(), value=values[sent % 50]
             )
@@ -128,7 +137,7 @@ def flood(
             asked.append(f"query-{len(asked)}")
             value = QUERY.encode(Query(text=f"thing {len(asked)}", history=history, limit=3))
             produce(producer, settings.topics.queries, key=asked[-1].encode(), value=value)
-        producer.poll(0)
+        producer.poll(0.001)
     last = json.dumps({"embedding": embeddings[0].tolist(), "updated_at": sent}).encode()
     produce(producer, settings.topics.item_updates, key=b"flood-last", value=last)
     assert producer.flush(60) == 0
