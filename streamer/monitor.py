@@ -26,7 +26,6 @@ from streamer.evaluation import Evaluator, Memory, Outcome
 from streamer.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
 from streamer.health import Health, Part
 from streamer.journal import Journal, JournalUnavailable
-from streamer.kafka import FatalKafkaError
 from streamer.metrics import EVENTS, LAG_RECORDS, LAYOUT_GENERATION
 from streamer.monitor_metrics import (
     BAD_COUNTS,
@@ -43,7 +42,7 @@ from streamer.process import run_process
 from streamer.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.rolling_window import LiveCensus, TokenState, WindowShape, apply_count, decode_state, encode_state
 from streamer.settings import Settings
-from streamer.topics import MONITOR_TABLE, MissingTopicsError, TopicError, monitor_changelog, require
+from streamer.topics import MONITOR_TABLE, await_topics, monitor_changelog
 
 log = structlog.get_logger(__name__)
 
@@ -324,15 +323,10 @@ def monitor_until_stopped(
         FatalKafkaError: the broker refuses, or another monitor took over.
     """
     health.set_ready(Part.START)
-    while not stop.is_set():
-        health.progress()
+    while await_topics(settings.kafka, _topics(settings), stop, health):
         try:
-            with health.working("a look at the topics"):
-                _require_topics(settings)
             asyncio.run(_run(settings, layout, baseline, stop, health))
-        except (MissingTopicsError, FatalKafkaError):
-            raise
-        except (*PASSING_ERRORS, TopicError) as error:
+        except PASSING_ERRORS as error:
             # Whatever was not acknowledged comes again: a new app starts from the topics.
             log.warning("monitor_starts_again", reason=f"{type(error).__name__}: {error}")
             health.set_unready(Part.BROKER, str(error))
@@ -350,15 +344,7 @@ def run_monitor(settings: Settings) -> None:
     run_process(PROCESS, settings, work)
 
 
-def _require_topics(settings: Settings) -> None:
+def _topics(settings: Settings) -> list[str]:
     topics = settings.topics
-    require(
-        settings.kafka,
-        [
-            topics.token_counts,
-            topics.layouts,
-            topics.alerts,
-            topics.drift,
-            monitor_changelog(settings.monitor.app_id, MONITOR_TABLE),
-        ],
-    )
+    changelog = monitor_changelog(settings.monitor.app_id, MONITOR_TABLE)
+    return [topics.token_counts, topics.layouts, topics.alerts, topics.drift, changelog]

@@ -367,7 +367,7 @@ class TransactionalLoop:
 
     def _retrying(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Repeat the same call while its error is retriable (KIP-98's three kinds of error), and the cluster is away."""
-        guard = CutOffGuard(self._kafka)
+        guard: CutOffGuard | None = None
         while True:
             try:
                 # An attempt that does not return at all (librdkafka issue 5456) is a reason to start anew; attempts that fail
@@ -383,6 +383,7 @@ class TransactionalLoop:
                     raise FatalKafkaError(self._fatal_text(error)) from error
                 log.warning("kafka_call_repeated", call=getattr(call, "__name__", "call"), reason=error_text(error))
                 self._health.set_unready(Part.BROKER, error_text(error))
+                guard = guard or CutOffGuard(self._kafka)
                 guard.fails()
                 if self._stop.wait(RETRY_SECONDS):
                     raise _Stopped from error

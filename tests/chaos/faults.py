@@ -34,20 +34,12 @@ class Kill:
 
 @dataclass(frozen=True)
 class KillAt:
-    """``kill -9`` of the process, and of its successor when it passes a failpoint for the ``passing``-th time."""
-
-    process: str
-    failpoint: Failpoint
-    passing: int
-
-
-@dataclass(frozen=True)
-class KillAtEach:
-    """``kill -9`` of the process, then of each successor when it passes the next failpoint; the last successor lives.
-    Each has to die there."""
+    """``kill -9`` of the process, then of each successor when it passes its failpoint for so-many-th time; the last
+    successor lives. ``sure``: each has to die there; otherwise a passing that does not come soon is given up."""
 
     process: str
     visits: tuple[tuple[Failpoint, int], ...]
+    sure: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,6 @@ class ClockJump:
 Fault: TypeAlias = (
     Kill
     | KillAt
-    | KillAtEach
     | Terminate
     | Pause
     | AddWorker
@@ -165,8 +156,9 @@ def every_failpoint() -> Iterator[Fault]:
         for point, passing in mine:
             if point in of_a_switch:
                 yield Switch(300)
-                yield KillAtEach(process, ((point, passing),))
-        yield KillAtEach(process, tuple((point, passing) for point, passing in mine if point not in of_a_switch))
+                yield KillAt(process, ((point, passing),), sure=True)
+        others = tuple((point, passing) for point, passing in mine if point not in of_a_switch)
+        yield KillAt(process, others, sure=True)
 
 
 def script(seed: int, kills: int) -> Iterator[Step]:
@@ -194,7 +186,7 @@ def script(seed: int, kills: int) -> Iterator[Step]:
                     yield Step(0.2, Switch(400))  # there must be a switch to be in the middle of
                 elif process in ("assigner", "indexer"):
                     passing += dice.choice([0, 0, 1, 3])
-                yield Step(dice.uniform(0.3, 2.0), KillAt(process, point, passing))
+                yield Step(dice.uniform(0.3, 2.0), KillAt(process, ((point, passing),)))
                 done += 2
             else:
                 yield Step(dice.uniform(0.3, 2.5), Kill(victim))

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from chaos.faults import BrokerPause, KillAt, KillAtEach, Pause
+from chaos.faults import BrokerPause, KillAt, Pause
 from chaos.world import Occurrence, World
 
 
@@ -60,10 +60,8 @@ def figures(world: World, *, seed: int, seconds: float, aborted: Mapping[str, in
 
 def _deaths_at_failpoints(occurrence: Occurrence) -> list[str]:
     match occurrence.fault:
-        case KillAt(process, failpoint, _) if occurrence.kills == 2:
-            return [f"{process} {failpoint}"]
-        case KillAtEach(process, visits):
-            return [f"{process} {failpoint}" for failpoint, _ in visits]
+        case KillAt(process, visits):  # the first kill is at no failpoint
+            return [f"{process} {failpoint}" for failpoint, _ in visits[: occurrence.kills - 1]]
     return []
 
 

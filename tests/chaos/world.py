@@ -7,40 +7,34 @@ with its status and last log lines; every fault's recovery is timed by what a us
 from __future__ import annotations
 
 import os
-import resource
-import shutil
 import signal
 import socket
-import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from chaos import faults
+from chaos.disk import small_disk
 from chaos.faults import Fault, Step
-from chaos.producers import PROBE, Producers
-from confluent_kafka import Consumer, TopicPartition
+from chaos.producers import Producers
+from chaos.watches import Watches
 from processes import SidstreamProcess, free_port
 
 from models.bundle import Bundle
 from models.codebook import Codebook
 from models.errors import SidstreamError
-from store.failpoints import FAILPOINT_VARIABLE
-from store.reader import IndexReader
+from store.failpoints import FAILPOINT_VARIABLE, Failpoint
 from streamer.broker import LocalBroker
-from streamer.kafka import consumer_configuration, drain
 from streamer.settings import Settings, load_settings
 from streamer.status import read_status
 from streamer.topics import create, topic_specs
 
 CORE: Final = ("assigner", "indexer", "monitor", "retriever")
-_DISK_BYTES: Final = 512 << 20
 _DEATH_SECONDS: Final = 45.0  # of a failpoint that chance chose: a layout may not come at all
 _SURE_DEATH_SECONDS: Final = 120.0  # a retriever loads its model first
 _CLOCK: Final = Path(__file__).parent / "clock"
@@ -54,17 +48,6 @@ class Occurrence:
     fault: Fault
     at: float
     kills: int
-
-
-@dataclass
-class Watch:
-    """When which progress was seen: (when, up to what moment of publishing everything was there)."""
-
-    seen: list[tuple[float, float]] = field(default_factory=list)
-
-    def recovery(self, at: float) -> float | None:
-        """Seconds from ``at`` until something published after it was there."""
-        return next((when - at for when, published in self.seen if published >= at), None)
 
 
 class World:
@@ -86,15 +69,11 @@ class World:
         self._load = (ids, events_per_second, queries_per_second)
         self._stack = ExitStack()
         self._clock = directory / "clock-offset"
-        self._stop = threading.Event()
-        self._lock = threading.RLock()
         self.occurrences: list[Occurrence] = []
         self.ended_by_themselves: list[tuple[str, int, str]] = []
         self.starts: Counter[str] = Counter()
         self.processes: dict[str, SidstreamProcess] = {}
-        self.items_seen, self.answers_seen, self.drift_seen = Watch(), Watch(), Watch()
         self._ports: dict[str, int] = {}
-        self._pulled: set[str] = set()  # processes that are stopped, or die, on purpose just now
         self.began = 0.0
 
     def __enter__(self) -> Self:
@@ -117,9 +96,9 @@ class World:
                 events_per_second=events,
                 queries_per_second=queries,
             )
-            stack.callback(self._stop.set)
-            for work in (self._watch_items, self._watch_answers, self._watch_drift):
-                threading.Thread(target=work, daemon=True).start()
+            self.seen = Watches(self.settings, self.producers)
+            stack.callback(self.seen.stop)
+            self.seen.start()
             self.began = time.monotonic()
             self.producers.start()
             self._stack = stack.pop_all()
@@ -166,14 +145,13 @@ class World:
 
     def supervise(self) -> None:
         """Start again what has ended by itself, and remember it."""
-        with self._lock:
-            for name, process in self.processes.items():
-                if name not in self._pulled and not process.running():
-                    status = process.wait()
-                    # A failpoint that was armed for later has been passed now.
-                    if status != _KILLED:
-                        self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
-                    self._start(name)
+        for name, process in self.processes.items():
+            if not process.running():
+                status = process.wait()
+                # A failpoint that was armed for later has been passed now.
+                if status != _KILLED:
+                    self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
+                self._start(name)
 
     def _end_processes(self) -> None:
         for process in self.processes.values():
@@ -191,7 +169,7 @@ class World:
     def await_all(self, seconds: float) -> None:
         """Wait until items, answers and drift were seen once."""
         deadline = time.monotonic() + seconds
-        while not (self.items_seen.seen and self.answers_seen.seen and self.drift_seen.seen):
+        while not self.seen.everything:
             self.supervise()
             assert time.monotonic() < deadline, f"not everything runs after {seconds:g} s:\n{self.logs()}"
             time.sleep(0.1)
@@ -216,20 +194,16 @@ class World:
                 self._kill(name)
                 self._start(name)
                 kills = 1
-            case faults.KillAt(name, failpoint, passing):
-                kills = self._kill_at(name, [f"{failpoint}={passing}"], _DEATH_SECONDS)
-            case faults.KillAtEach(name, visits):
-                armed = [f"{failpoint}={passing}" for failpoint, passing in visits]
-                kills = self._kill_at(name, armed, _SURE_DEATH_SECONDS)
-                assert kills == 1 + len(visits), f"{name} did not die at {visits[kills - 1]}\n{self.logs()}"
+            case faults.KillAt(name, visits, sure):
+                kills = self._kill_at(name, visits, _SURE_DEATH_SECONDS if sure else _DEATH_SECONDS)
+                assert kills > len(visits) or not sure, f"{name} did not die at {visits[kills - 1]}\n{self.logs()}"
             case faults.Terminate(name):
                 self._await_listening(name)
-                with self._pulling(name):
-                    status = self.processes[name].stop()
-                    assert status == 0, f"{name} ended with status {status}:\n{self.processes[name].log()}"
-                    self._start(name)
+                status = self.processes[name].stop()
+                assert status == 0, f"{name} ended with status {status}:\n{self.processes[name].log()}"
+                self._start(name)
             case faults.Pause(name, seconds):
-                with self._pulling(name), self._stopped(self.processes[name].pid):
+                with self._stopped(self.processes[name].pid):
                     time.sleep(seconds)
             case faults.AddWorker(command):
                 if (name := f"{command}-2") not in self.processes:
@@ -254,7 +228,7 @@ class World:
             case faults.MapFull(items):
                 self.producers.fill(items)
             case faults.DiskFull(seconds):
-                with self._pulling("indexer"), self.disk.full(self.processes["indexer"].pid):
+                with self.disk.full(self.processes["indexer"].pid):
                     time.sleep(seconds)
             case faults.Switch(items):
                 self.producers.crowd(items)
@@ -284,36 +258,21 @@ class World:
             time.sleep(0.05)
         raise AssertionError(f"{name} does not start:\n{self.processes[name].log()}")
 
-    def _kill_at(self, name: str, failpoints: Sequence[str], seconds: float) -> int:
+    def _kill_at(self, name: str, visits: Sequence[tuple[Failpoint, int]], seconds: float) -> int:
         """Kill it, start it armed, wait until it has died there, and so on; how many kills there were. A passing that does
         not come within ``seconds`` is given up."""
-        with self._pulling(name):
-            self._kill(name)
-            for kills, failpoint in enumerate(failpoints, start=1):
-                self._start(name, failpoint)
-                process = self.processes[name]
-                deadline = time.monotonic() + seconds
-                while process.running() and time.monotonic() < deadline:
-                    time.sleep(0.02)
-                if process.running():
-                    return kills
-                status = process.wait()
-                if status != _KILLED:
-                    self.ended_by_themselves.append((name, status, process.log()[-1_500:]))
-                    self._start(name)
-                    return kills
-            self._start(name)
-            return 1 + len(failpoints)
-
-    @contextmanager
-    def _pulling(self, name: str) -> Iterator[None]:
-        with self._lock:
-            self._pulled.add(name)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._pulled.discard(name)
+        self._kill(name)
+        for kills, (failpoint, passing) in enumerate(visits, start=1):
+            self._start(name, f"{failpoint}={passing}")
+            process = self.processes[name]
+            deadline = time.monotonic() + seconds
+            while process.running() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            # One that lives on, or ended by itself, is for ``supervise``.
+            if process.running() or process.wait() != _KILLED:
+                return kills
+        self._start(name)
+        return 1 + len(visits)
 
     @contextmanager
     def _stopped(self, pid: int) -> Iterator[None]:
@@ -360,53 +319,15 @@ class World:
         name = getattr(occurrence.fault, "process", "")
         match occurrence.fault:
             case faults.BrokerKill() | faults.BrokerPause() | faults.ClockJump():
-                watches = [self.items_seen, self.answers_seen]
+                watches = [self.seen.items, self.seen.answers]
             case _ if name == "retriever":
-                watches = [self.answers_seen]
+                watches = [self.seen.answers]
             case _ if name == "monitor":
-                watches = [self.drift_seen]
+                watches = [self.seen.drift]
             case _:
-                watches = [self.items_seen]
+                watches = [self.seen.items]
         found = [watch.recovery(occurrence.at) for watch in watches]
         return None if None in found else max(seconds for seconds in found if seconds is not None)
-
-    def _watch_items(self) -> None:
-        probes = [f"{PROBE}-{partition}".encode() for partition in range(self.settings.topics.partitions)]
-        seen = 0
-        while not self._stop.wait(0.02):
-            try:
-                with IndexReader(self.settings.index) as reader:
-                    while not self._stop.wait(0.02):
-                        with reader.snapshot() as snapshot:
-                            found = snapshot.find(probes)
-                        row = min(item.updated_at if item else 0 for item in found)
-                        now, published = time.monotonic(), self.producers.probes
-                        while seen < len(published) and published[seen][1] <= row:
-                            seen += 1
-                        if seen:
-                            self.items_seen.seen.append((now, published[seen - 1][0]))
-            except SidstreamError:
-                continue  # there is none yet
-
-    def _watch_answers(self) -> None:
-        for record in self._follow(self.settings.topics.results, committed=True):
-            asked = self.producers.asked_at.get((record.key() or b"").decode("utf-8", "replace"))
-            if asked is not None:
-                self.answers_seen.seen.append((time.monotonic(), asked))
-
-    def _watch_drift(self) -> None:
-        for _ in self._follow(self.settings.topics.drift, committed=True):
-            now = time.monotonic()
-            self.drift_seen.seen.append((now, now))
-
-    def _follow(self, topic: str, *, committed: bool) -> Iterator[object]:
-        configuration = consumer_configuration(self.settings.kafka, group="chaos-watch")
-        consumer = Consumer(configuration | {"isolation.level": "read_committed" if committed else "read_uncommitted"})
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
-        while not self._stop.is_set():
-            yield from drain(consumer, 500, 0.1)
-        consumer.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -415,47 +336,3 @@ class World:
             with suppress(BaseException):
                 self.producers.stop()
         self._stack.close()
-
-
-class SmallDisk:
-    """A small file system of its own where we may mount one, else a limit on the size of files; both can be full."""
-
-    def __init__(self, path: Path, mounted: bool) -> None:
-        self.path = path
-        self.mounted = mounted
-
-    @contextmanager
-    def full(self, pid: int) -> Iterator[None]:
-        """No room for the process ``pid`` within the block."""
-        if not self.mounted:
-            size = (self.path / "index" / "data.mdb").stat().st_size
-            with suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-            try:
-                yield
-            finally:
-                with suppress(ProcessLookupError):
-                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            return
-        ballast = self.path / "ballast"
-        try:
-            with ballast.open("wb") as file, suppress(OSError):
-                while True:
-                    file.write(bytes(1 << 20))
-                    file.flush()
-            yield
-        finally:
-            ballast.unlink()
-
-
-@contextmanager
-def small_disk(path: Path) -> Iterator[SmallDisk]:
-    """A directory for the index, on a tmpfs of half a gigabyte if this user may mount one."""
-    path.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(path)]
-    mounted = shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
-    try:
-        yield SmallDisk(path, mounted)
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(path)], check=False)
