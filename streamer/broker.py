@@ -25,7 +25,7 @@ import structlog
 
 from models.errors import SidstreamError
 from streamer import broker_guard, kafka_distribution
-from streamer.broker_configuration import broker_properties, logging_properties
+from streamer.broker_configuration import broker_properties, controller_properties, logging_properties
 from streamer.broker_security import BrokerSecurity
 from streamer.kafka_distribution import FetchProgress
 
@@ -37,6 +37,11 @@ STOP_SECONDS: Final = 30.0
 _LOCK_SECONDS: Final = 20.0  # the broker of a killed process ends within the guard's grace
 _PORT_ATTEMPTS: Final = 3  # a free port may be taken by another process before the broker has it
 _LOG_LINES_SHOWN: Final = 12
+_CLEAN_SHUTDOWN_FILE: Final = ".kafka_cleanshutdown"
+_ACTIVE_SIGN: Final = "Becoming the active controller"
+_FENCED_SIGN: Final = "Fencing broker 1 "
+_ACTIVE_SECONDS: Final = 45.0  # 1.5 s usually
+_FENCE_SECONDS: Final = 5.0  # .6 s usually
 _PORT_TAKEN_SIGNS: Final = ("Address already in use", "BindException")
 
 
@@ -152,6 +157,13 @@ class LocalBroker:
 
     def stop(self) -> None:
         """Stop cleanly and let go of the directory; does nothing when it does not run."""
+        self._stop_process()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough while a forked child holds a copy
+            lock.close()
+
+    def _stop_process(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -164,10 +176,6 @@ class LocalBroker:
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.wait()  # it ends with the broker
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough while a forked child holds a copy
-            lock.close()
 
     def kill(self) -> None:
         """SIGKILL, from any thread; the directory is let go of when this process ends. The broker recovers at its next start."""
@@ -230,9 +238,10 @@ class LocalBroker:
                 _refuse_taken_port(port)
             self._ports = ports
             self._write_configuration(ports)
-            self._format(java, ports)
-            self._spawn(java)
             try:
+                if not self._format(java, ports) and self._ended_uncleanly():
+                    self._fence_the_dead(java, ports)
+                self._spawn(java, "server.properties")
                 self._await_readiness()
                 return
             except BrokerError as error:
@@ -264,11 +273,14 @@ class LocalBroker:
                 f"the broker cannot write to {self.directory}: {error.strerror}; free some space"
             ) from None
 
-    def _format(self, java: list[str], ports: tuple[int, ...]) -> None:
-        """Give a new directory its cluster id, under another name first: a half-formatted one never counts."""
+    def _format(self, java: list[str], ports: tuple[int, ...]) -> bool:
+        """Give a new directory its cluster id, under another name first: a half-formatted one never counts.
+
+        Whether it was new.
+        """
         data, fresh = self.directory / "data", self.directory / "data.new"
         if data.is_dir():
-            return
+            return False
         shutil.rmtree(fresh, ignore_errors=True)
         configuration = self.directory / "format.properties"
         security = self._security
@@ -291,14 +303,41 @@ class LocalBroker:
             )
         configuration.unlink()
         fresh.rename(data)
+        return True
 
-    def _spawn(self, java: list[str]) -> None:
+    def _ended_uncleanly(self) -> bool:
+        return not (self.directory / "data" / _CLEAN_SHUTDOWN_FILE).exists()
+
+    def _fence_the_dead(self, java: list[str], ports: tuple[int, ...]) -> None:
+        """Let the controller alone notice that the broker which was killed is dead, before a new one is started.
+
+        Else the new one, not registered while the dead one's session lasts (9 s), already leads what the dead one led,
+        finds the transactions that were committed but had no markers yet, cannot send them, and, when the session ends
+        and no partition has a leader, takes the partitions for deleted: Kafka 4.3 then calls the transaction complete,
+        without a marker. A commit that was acknowledged would be lost (docs/reliability.md).
+        """
+        properties = controller_properties(_HOST, ports, data=self.directory / "data", security=self._security)
+        (self.directory / "controller.properties").write_text(properties, "utf-8")
+        self._spawn(java, "controller.properties")
+        give_up, active = time.monotonic() + _ACTIVE_SECONDS, False
+        while _FENCED_SIGN not in (said := _said(self.log_file, self._earlier_log_bytes)):
+            if not active and _ACTIVE_SIGN in said:
+                # None is to be fenced if it died before it was registered.
+                active, give_up = True, time.monotonic() + _FENCE_SECONDS
+            self._check_process()
+            if time.monotonic() > give_up:
+                log.warning("dead_broker_not_fenced", controller_active=active, log_file=str(self.log_file))
+                break
+            time.sleep(0.05)
+        self._stop_process()
+
+    def _spawn(self, java: list[str], configuration: str) -> None:
         assert self._lock is not None
         command = [
             *java[:1], f"-Xmx{self._heap}", "-Xshare:auto", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
             "-Djava.awt.headless=true", *java[1:],
             f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}",
-            "kafka.Kafka", str(self.directory / "server.properties"),
+            "kafka.Kafka", str(self.directory / configuration),
         ]  # fmt: skip
         self._earlier_log_bytes = self.log_file.stat().st_size if self.log_file.is_file() else 0
         with self._jvm_log_file.open("ab") as output:
@@ -349,11 +388,14 @@ class LocalBroker:
         producer.begin_transaction()
         producer.abort_transaction(10)
 
-    def _check_alive(self, give_up: float, complaint: str) -> None:
+    def _check_process(self) -> None:
         assert self._process is not None
         status = self._process.poll()
         if status is not None:
             raise self._died(status)
+
+    def _check_alive(self, give_up: float, complaint: str) -> None:
+        self._check_process()
         if time.monotonic() > give_up:
             raise BrokerError(
                 f"the broker on {self.directory} is not ready after {_START_SECONDS:.0f} s ({complaint}); "
@@ -370,15 +412,20 @@ class LocalBroker:
     def _last_log_lines(self) -> str:
         lines: list[str] = []
         for path, earlier in ((self.log_file, self._earlier_log_bytes), (self._jvm_log_file, 0)):
-            if path.is_file():
-                content = path.read_bytes()
-                # A file that was rolled since holds nothing from before this start.
-                this_start = content[earlier:] if len(content) >= earlier else content
-                tail = this_start[-100_000:].decode("utf-8", "replace").splitlines()
-                # What failed is said before the stack trace and the shutdown's chatter.
-                telling = [line for line in tail if " ERROR " in line or " FATAL " in line or "Exception" in line]
-                lines += (telling or tail)[-_LOG_LINES_SHOWN:]
+            tail = _said(path, earlier)[-100_000:].splitlines()
+            # What failed is said before the stack trace and the shutdown's chatter.
+            telling = [line for line in tail if " ERROR " in line or " FATAL " in line or "Exception" in line]
+            lines += (telling or tail)[-_LOG_LINES_SHOWN:]
         return "\n".join(f"  {line}" for line in lines)
+
+
+def _said(log_file: Path, earlier_bytes: int) -> str:
+    """What a log has beyond its first ``earlier_bytes``; all of it if it was rolled since."""
+    try:
+        content = log_file.read_bytes()
+    except FileNotFoundError:
+        return ""
+    return (content[earlier_bytes:] if len(content) >= earlier_bytes else content).decode("utf-8", "replace")
 
 
 def _is_alive(pid: str) -> bool:

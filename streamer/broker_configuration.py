@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,8 @@ from streamer.broker_security import BrokerSecurity
 
 # Events up to 2 MiB, and as dead letters the same with their headers (streamer.kafka.MESSAGE_MAXIMUM_BYTES).
 MAXIMUM_BATCH_BYTES: Final = 2 * 1024 * 1024 + 128 * 1024
+# Of a controller that is started for nothing else than to notice a death that is known already.
+SESSION_MS: Final = 500
 
 
 def broker_properties(host: str, ports: Sequence[int], *, data: Path, security: BrokerSecurity | None = None) -> str:
@@ -18,6 +20,25 @@ def broker_properties(host: str, ports: Sequence[int], *, data: Path, security: 
     ``ports``: of the clients' listener and of the controller's; with ``security`` also of the broker's own, as its
     transaction coordinator writes markers through a listener.
     """
+    return _written(_properties(host, ports, data, security))
+
+
+def controller_properties(
+    host: str, ports: Sequence[int], *, data: Path, security: BrokerSecurity | None = None
+) -> str:
+    """Those of the same node's controller without its broker, which it takes for dead after ``SESSION_MS``."""
+    properties = _properties(host, ports, data, security)
+    del properties["advertised.listeners"], properties["inter.broker.listener.name"]
+    properties |= {
+        "process.roles": "controller",
+        "listeners": f"CONTROLLER://{host}:{ports[1]}",
+        "broker.session.timeout.ms": SESSION_MS,
+        "broker.heartbeat.interval.ms": SESSION_MS // 2,
+    }
+    return _written(properties)
+
+
+def _properties(host: str, ports: Sequence[int], data: Path, security: BrokerSecurity | None) -> dict[str, object]:
     names = ["BROKER", "CONTROLLER"] if security is None else ["BROKER", "CONTROLLER", "INTERNAL"]
     listeners = [f"{name}://{host}:{port}" for name, port in zip(names, ports, strict=True)]
     protocols = dict.fromkeys(names, "PLAINTEXT") if security is None else dict.fromkeys(names, "SSL")
@@ -54,6 +75,10 @@ def broker_properties(host: str, ports: Sequence[int], *, data: Path, security: 
     }
     if security is not None:
         properties |= security.broker_properties("BROKER", "CONTROLLER", "INTERNAL")
+    return properties
+
+
+def _written(properties: Mapping[str, object]) -> str:
     return "".join(f"{name}={_escaped(str(value))}\n" for name, value in properties.items())
 
 

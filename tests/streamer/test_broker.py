@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,12 +175,61 @@ def test_broker_ends_when_its_starter_is_killed_and_the_directory_is_free_again(
         os.kill(int(java), 0)
 
 
+def test_every_commit_that_was_acknowledged_before_a_kill_is_one_after_the_restart(stopped: LocalBroker) -> None:
+    """Without the guard of ``_fence_the_dead`` some of six producers' commits are gone, every time."""
+    stopped.start()
+    servers, names = stopped.bootstrap_servers, [f"producer-{number}" for number in range(6)]
+    create(KafkaSettings(bootstrap_servers=servers), [TopicSpec("killed", 1, 1)])
+    producers = [transactional_producer(servers, name) for name in names]
+    acknowledged: set[bytes] = set()
+
+    def commit_until_the_end(name: str, producer: Producer) -> None:
+        for number in itertools.count():
+            value = f"{name}-{number}".encode()
+            try:
+                producer.begin_transaction()
+                producer.produce("killed", value)
+                producer.commit_transaction(1.0)
+            except KafkaException:
+                return
+            acknowledged.add(value)
+
+    threads = [threading.Thread(target=commit_until_the_end, args=pair) for pair in zip(names, producers, strict=True)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.5)
+    os.kill(stopped.pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert len(acknowledged) > 6
+    stopped.start()
+    for name in names:
+        transactional_producer(servers, name)  # whatever its predecessor had open ends
+    assert acknowledged - set(read_all(servers, "killed", isolation="read_committed")) == set()
+
+
+def test_broker_that_died_before_it_was_registered_is_started_again(
+    stopped: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise BrokerError("killed after the format")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stopped, "_spawn", die)
+        with pytest.raises(BrokerError, match="killed after the format"):
+            stopped.start()
+    monkeypatch.setattr("streamer.broker._FENCE_SECONDS", 1.0)
+    stopped.start()
+    assert stopped.running
+
+
 def test_death_at_the_start_shows_the_log_and_leaves_the_directory_free(
     stopped: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = "process.roles=broker,controller\nnode.id=-7\n"
     monkeypatch.setattr("streamer.broker.broker_properties", lambda *_, **__: broken)
-    (stopped.directory / "data").mkdir(parents=True)  # as if it had been formatted
+    (stopped.directory / "data").mkdir(parents=True)  # as if it had been formatted, and stopped
+    (stopped.directory / "data" / ".kafka_cleanshutdown").touch()
     with pytest.raises(BrokerError, match=r"died \(exit status 1\)[^\n]*kafka.log[^\n]*\n(.*\n)*.*node.id") as death:
         stopped.start()
     assert str(stopped.log_file) in str(death.value)
