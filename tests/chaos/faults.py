@@ -34,12 +34,14 @@ class Kill:
 
 @dataclass(frozen=True)
 class KillAt:
-    """``kill -9`` of the process, then of each successor when it passes its failpoint for so-many-th time; the last
-    successor lives. ``sure``: each has to die there; otherwise a passing that does not come soon is given up."""
+    """``kill -9`` of the process, then of each successor when it passes its failpoint for the so-many-th time; the last
+    successor lives. ``sure``: each has to die there; otherwise a passing that does not come soon is given up.
+    ``meanwhile``: the script goes on."""
 
     process: str
     visits: tuple[tuple[Failpoint, int], ...]
     sure: bool = False
+    meanwhile: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,16 +151,16 @@ _VICTIMS: Final = {"assigner": 5, "indexer": 5, "monitor": 1, "retriever": 2}
 
 
 def every_failpoint() -> Iterator[Fault]:
-    """A visit to each of them; those of a switch follow one."""
+    """A visit to each of them; those of a switch follow one. Retriever and monitor start slowly: they go meanwhile."""
     of_a_switch = (Failpoint.LAYOUT_WRITTEN, Failpoint.LAYOUT_COMMITTED, Failpoint.JOURNAL_SENT)
-    for process in ("assigner", "indexer", "monitor", "retriever"):
+    for process in ("retriever", "assigner", "indexer", "monitor"):
         mine = [(point, passing) for name, point, passing in FAILPOINTS if name == process]
         for point, passing in mine:
             if point in of_a_switch:
                 yield Switch(300)
                 yield KillAt(process, ((point, passing),), sure=True)
         others = tuple((point, passing) for point, passing in mine if point not in of_a_switch)
-        yield KillAt(process, others, sure=True)
+        yield KillAt(process, others, sure=True, meanwhile=process in ("retriever", "monitor"))
 
 
 def script(seed: int, kills: int) -> Iterator[Step]:

@@ -46,7 +46,7 @@ def figures(world: World, *, seed: int, seconds: float, aborted: Mapping[str, in
         lines.append(f"| {label} | {counts[label]} | {' | '.join(cells)} |")
     if never.total():
         lines += ["", f"Not seen to recover before the next event came in time: {dict(never)}."]
-    alone = Counter((name, status) for name, status, _ in world.ended_by_themselves)
+    alone = Counter((name, status) for name, status, _ in world.supervisor.ended_by_themselves)
     lines += [
         "",
         "Processes that ended by themselves and were started again: "

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from chaos.checks import aborted_records, check_everything
 from chaos.faults import (
     FAILPOINTS,
+    AddWorker,
     BrokerKill,
+    BrokerPause,
     ClockJump,
+    DiskFull,
     DuplicateTail,
     Fault,
     Kill,
     MapFull,
+    Pause,
+    RemoveWorker,
     Step,
     Terminate,
     every_failpoint,
@@ -45,7 +51,7 @@ def run(directory: Path, bundle: Path, steps: list[Step], *, seed: int, ids: int
         world.drain(DRAIN_SECONDS)
         seconds = time.monotonic() - world.began
         compared = check_everything(world.settings, world.producers.truth)
-        world.stop_processes()
+        world.supervisor.terminate_all()
         aborted = aborted_records(world.settings)
         rebuilt = rebuild(world.settings, directory / "rebuilt")
         with IndexReader(world.settings.index) as reader, reader.snapshot() as snapshot:
@@ -62,13 +68,19 @@ def test_short_run_of_every_failpoint_and_every_kind_of_fault_leaves_exactly_wha
 ) -> None:
     faults: list[Fault] = [
         *every_failpoint(),
-        Kill("assigner"),
+        AddWorker("assigner"),
         DuplicateTail(500),
         MapFull(1_500),
+        DiskFull(0.5),
         ClockJump(-3_600.0, 0.5),
+        Kill("assigner"),
+        RemoveWorker("assigner"),
+        Pause("indexer", 1.0),
+        BrokerPause(5.0),
         BrokerKill(),
         Terminate("indexer"),
     ]
+    assert {type(fault) for fault in faults} == set(get_args(Fault))
     report = run(
         tmp_path, tiny_model_bundle, [Step(0.3, fault) for fault in faults], seed=1, ids=2_000, events_per_second=600
     )
