@@ -76,7 +76,7 @@ def test_short_run_of_every_failpoint_and_every_kind_of_fault_leaves_exactly_wha
         Kill("assigner"),
         RemoveWorker("assigner"),
         Pause("indexer", 1.0),
-        BrokerPause(5.0),
+        BrokerPause(8.0),
         BrokerKill(),
         Terminate("indexer"),
     ]
