@@ -35,10 +35,10 @@ class SmallDisk:
             return
         ballast = self.path / "ballast"
         try:
-            with ballast.open("wb") as file, suppress(OSError):
+            # Unbuffered: what did not fit would be written again by close, outside of what is suppressed.
+            with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(1 << 20))
-                    file.flush()
             yield
         finally:
             ballast.unlink()

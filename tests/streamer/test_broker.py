@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from typer.testing import CliRunner
 
 from streamer.broker import BrokerError, DirectoryInUseError, LocalBroker, PortTakenError
@@ -175,12 +176,13 @@ def test_broker_ends_when_its_starter_is_killed_and_the_directory_is_free_again(
         os.kill(int(java), 0)
 
 
-def test_every_commit_that_was_acknowledged_before_a_kill_is_one_after_the_restart(stopped: LocalBroker) -> None:
-    """Without the guard of ``_fence_the_dead`` some of six producers' commits are gone, every time."""
+def test_every_transaction_that_a_kill_interrupts_is_ended_after_the_restart_and_no_acknowledged_one_is_lost(
+    stopped: LocalBroker,
+) -> None:
+    """Without the guard of ``_fence_the_dead`` every kill of six committing producers leaves a transaction open."""
     stopped.start()
     servers, names = stopped.bootstrap_servers, [f"producer-{number}" for number in range(6)]
     create(KafkaSettings(bootstrap_servers=servers), [TopicSpec("killed", 1, 1)])
-    producers = [transactional_producer(servers, name) for name in names]
     acknowledged: set[bytes] = set()
 
     def commit_until_the_end(name: str, producer: Producer) -> None:
@@ -194,7 +196,10 @@ def test_every_commit_that_was_acknowledged_before_a_kill_is_one_after_the_resta
                 return
             acknowledged.add(value)
 
-    threads = [threading.Thread(target=commit_until_the_end, args=pair) for pair in zip(names, producers, strict=True)]
+    threads = [
+        threading.Thread(target=commit_until_the_end, args=(name, transactional_producer(servers, name)))
+        for name in names
+    ]
     for thread in threads:
         thread.start()
     time.sleep(1.5)
@@ -204,7 +209,14 @@ def test_every_commit_that_was_acknowledged_before_a_kill_is_one_after_the_resta
     assert len(acknowledged) > 6
     stopped.start()
     for name in names:
-        transactional_producer(servers, name)  # whatever its predecessor had open ends
+        transactional_producer(servers, name)  # whatever its predecessor had not committed is aborted
+    partition = TopicPartition("killed", 0)
+    admin = AdminClient({"bootstrap.servers": servers})
+    stable, end = (
+        admin.list_offsets({partition: OffsetSpec.latest()}, isolation_level=isolation)[partition].result().offset
+        for isolation in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+    )
+    assert stable == end, "a transaction is open for ever"
     assert acknowledged - set(read_all(servers, "killed", isolation="read_committed")) == set()
 
 
