@@ -70,6 +70,9 @@ class _Rarely(logging.Filter):
 for _name in ("", ".conn", ".cluster", ".consumer.fetcher", ".consumer.group_coordinator", ".producer.sender"):
     logging.getLogger(f"aiokafka{_name}").addFilter(_Rarely())
 
+# A broker that has just started may tell of no topics yet. Faust then assigns nothing, and such a monitor takes itself for a
+# standby until the metadata are asked for again: in aiokafka after five minutes.
+_METADATA_AGE_MS: Final = 5_000
 # What a broker that goes away can end an app with; a new app will do.
 PASSING_ERRORS: Final = (KafkaError, FaustError, OSError, asyncio.TimeoutError)
 
@@ -205,6 +208,7 @@ def new_app(settings: Settings, data_directory: Path) -> MonitorApp:
         broker_heartbeat_interval=2.0,
         broker_commit_interval=1.0,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=_METADATA_AGE_MS,
         datadir=data_directory,
         store="memory://",
         table_standby_replicas=1,

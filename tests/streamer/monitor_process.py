@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from models.layout import Layout
+from streamer import monitor
 from streamer.health import Health
-from streamer.monitor import monitor_until_stopped
 from streamer.process import run_process
 from streamer.settings import load_settings
 
@@ -22,8 +22,11 @@ def main() -> None:
     layout = Layout.from_dict(arguments["layout"])
     baseline = np.array(arguments["baseline"], dtype=np.int64)
 
+    if not arguments["awaits_topics"]:  # as if they had been there a moment ago
+        monitor.await_topics = lambda _kafka, _names, stop, _health: not stop.is_set()
+
     def work(stop: threading.Event, health: Health) -> None:
-        monitor_until_stopped(settings, layout, baseline, stop, health)
+        monitor.monitor_until_stopped(settings, layout, baseline, stop, health)
 
     run_process("monitor", settings, work)
 

@@ -25,6 +25,7 @@ from models.layout import Layout
 from streamer.kafka import consumer_configuration, producer_configuration
 from streamer.records import ALERT, DRIFT, LAYOUT, TOKEN_COUNT, Codec, TokenCount, token_count_key
 from streamer.settings import Settings
+from streamer.topics import create, topic_specs
 
 LAYERS, SIZE = 3, 20
 LAYOUT_OF_BUNDLE = Layout(generation=1, codebook_id="abc", layers=LAYERS, size=SIZE, head_tokens=(0, 1))
@@ -38,7 +39,7 @@ WAIT_SECONDS = 60.0
 class Process:
     """A monitor in a process of its own, which can be killed and started again."""
 
-    def __init__(self, settings: Settings, log: Path) -> None:
+    def __init__(self, settings: Settings, log: Path, *, awaits_topics: bool = True) -> None:
         self.web, self.metrics = free_port(), free_port()
         self._log = log
         self._arguments = json.dumps(
@@ -61,6 +62,7 @@ class Process:
                 },
                 "layout": LAYOUT_OF_BUNDLE.to_dict(),
                 "baseline": BASELINE.tolist(),
+                "awaits_topics": awaits_topics,
             }
         )
         self.child: subprocess.Popen[bytes] | None = None
@@ -304,6 +306,21 @@ def test_second_monitor_stands_by_and_takes_over(pipeline_settings: Settings, tm
         for process in (first, second):
             if process.child is not None and process.child.poll() is None:
                 process.kill()
+
+
+def test_monitor_that_was_told_of_no_topics_by_a_broker_takes_the_counts_soon_after_they_are_there(
+    broker_settings: Settings, tmp_path: Path
+) -> None:
+    monitor = Process(broker_settings, tmp_path / "monitor.log", awaits_topics=False)
+    monitor.start()
+    try:
+        until(lambda: "Ignoring missing topic" in monitor.log, "an assignment of nothing", monitor)
+        create(broker_settings.kafka, topic_specs(broker_settings))
+        indexer = Indexer(broker_settings)
+        indexer.publish()
+        until(lambda: monitor.counts() == (indexer.as_of, indexer.truth.tolist()), "its counts", monitor)
+    finally:
+        assert monitor.kill(signal.SIGTERM) == 0, monitor.log
 
 
 def test_no_credentials_without_security() -> None:
