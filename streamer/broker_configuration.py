@@ -11,7 +11,7 @@ from streamer.broker_security import BrokerSecurity
 # Events up to 2 MiB, and as dead letters the same with their headers (streamer.kafka.MESSAGE_MAXIMUM_BYTES).
 MAXIMUM_BATCH_BYTES: Final = 2 * 1024 * 1024 + 128 * 1024
 # Of a controller that is started for nothing else than to notice a death that is known already.
-SESSION_MS: Final = 500
+_SESSION_MS: Final = 500
 
 
 def broker_properties(host: str, ports: Sequence[int], *, data: Path, security: BrokerSecurity | None = None) -> str:
@@ -26,14 +26,14 @@ def broker_properties(host: str, ports: Sequence[int], *, data: Path, security: 
 def controller_properties(
     host: str, ports: Sequence[int], *, data: Path, security: BrokerSecurity | None = None
 ) -> str:
-    """Those of the same node's controller without its broker, which it takes for dead after ``SESSION_MS``."""
+    """Those of the same node's controller without its broker, which it takes for dead after half a second."""
     properties = _properties(host, ports, data, security)
     del properties["advertised.listeners"], properties["inter.broker.listener.name"]
     properties |= {
         "process.roles": "controller",
         "listeners": f"CONTROLLER://{host}:{ports[1]}",
-        "broker.session.timeout.ms": SESSION_MS,
-        "broker.heartbeat.interval.ms": SESSION_MS // 2,
+        "broker.session.timeout.ms": _SESSION_MS,
+        "broker.heartbeat.interval.ms": _SESSION_MS // 2,
     }
     return _written(properties)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,7 +42,6 @@ class Supervisor:
         self._visits: dict[str, _Visits] = {}
         self._ports: dict[str, int] = {}
         self.processes: dict[str, SidstreamProcess] = {}
-        self.starts: Counter[str] = Counter()
         self.ended_by_themselves: list[tuple[str, int, str]] = []
 
     def add(self, name: str, process: SidstreamProcess, port: int) -> None:
@@ -125,7 +124,6 @@ class Supervisor:
             failpoint = f"{point}={passing}"
             visits.give_up = time.monotonic() + (_SURE_DEATH_SECONDS if visits.fault.sure else _DEATH_SECONDS)
         self.processes[name].start({FAILPOINT_VARIABLE: failpoint})
-        self.starts[name] += 1
 
     def _end_visits(self, name: str) -> None:
         visits = self._visits.pop(name, None)
