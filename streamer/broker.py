@@ -238,8 +238,10 @@ class LocalBroker:
                 _refuse_taken_port(port)
             self._ports = ports
             self._write_configuration(ports)
+            killed = self._was_killed()
+            self._format(java, ports)
             try:
-                if not self._format(java, ports) and self._ended_uncleanly():
+                if killed:
                     self._fence_the_dead(java, ports)
                 self._spawn(java, "server.properties")
                 self._await_readiness()
@@ -273,14 +275,11 @@ class LocalBroker:
                 f"the broker cannot write to {self.directory}: {error.strerror}; free some space"
             ) from None
 
-    def _format(self, java: list[str], ports: tuple[int, ...]) -> bool:
-        """Give a new directory its cluster id, under another name first: a half-formatted one never counts.
-
-        Whether it was new.
-        """
+    def _format(self, java: list[str], ports: tuple[int, ...]) -> None:
+        """Give a new directory its cluster id, under another name first: a half-formatted one never counts."""
         data, fresh = self.directory / "data", self.directory / "data.new"
         if data.is_dir():
-            return False
+            return
         shutil.rmtree(fresh, ignore_errors=True)
         configuration = self.directory / "format.properties"
         security = self._security
@@ -303,10 +302,10 @@ class LocalBroker:
             )
         configuration.unlink()
         fresh.rename(data)
-        return True
 
-    def _ended_uncleanly(self) -> bool:
-        return not (self.directory / "data" / _CLEAN_SHUTDOWN_FILE).exists()
+    def _was_killed(self) -> bool:
+        data = self.directory / "data"
+        return data.is_dir() and not (data / _CLEAN_SHUTDOWN_FILE).exists()
 
     def _fence_the_dead(self, java: list[str], ports: tuple[int, ...]) -> None:
         """Let the controller alone notice that the broker which was killed is dead, before a new one is started.
@@ -422,10 +421,14 @@ class LocalBroker:
 def _said(log_file: Path, earlier_bytes: int) -> str:
     """What a log has beyond its first ``earlier_bytes``; all of it if it was rolled since."""
     try:
-        content = log_file.read_bytes()
+        with log_file.open("rb") as file:
+            if file.seek(0, os.SEEK_END) >= earlier_bytes:
+                file.seek(earlier_bytes)
+            else:
+                file.seek(0)
+            return file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-    return (content[earlier_bytes:] if len(content) >= earlier_bytes else content).decode("utf-8", "replace")
 
 
 def _is_alive(pid: str) -> bool:
