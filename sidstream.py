@@ -18,11 +18,11 @@ import demo.commands
 import models.commands
 import models.tower_commands
 import retriever.commands
-import streamer.broker_commands
-import streamer.commands
-import streamer.dead_letter_commands
-import streamer.monitor_commands
-import streamer.operations_commands
+import streamer.commands.broker
+import streamer.commands.dead_letters
+import streamer.commands.monitor
+import streamer.commands.operations
+import streamer.commands.pipeline
 import study.commands
 from models.errors import SidstreamError
 
@@ -58,24 +58,29 @@ def settings(
 
 
 COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
-    "Start here": [demo.commands.demo, streamer.commands.up, retriever.commands.ask, streamer.commands.status],
+    "Start here": [
+        demo.commands.demo,
+        streamer.commands.pipeline.up,
+        retriever.commands.ask,
+        streamer.commands.pipeline.status,
+    ],
     "Prepare": [
-        streamer.broker_commands.broker,
+        streamer.commands.broker.broker,
         models.tower_commands.towers,
         models.commands.fit,
         models.commands.train,
     ],
-    "Feed and watch": [streamer.commands.publish, streamer.monitor_commands.alerts],
+    "Feed and watch": [streamer.commands.pipeline.publish, streamer.commands.monitor.alerts],
     "On call": [
-        streamer.operations_commands.verify,
-        streamer.operations_commands.rebuild,
-        streamer.operations_commands.backup,
-        streamer.operations_commands.restore,
+        streamer.commands.operations.verify,
+        streamer.commands.operations.rebuild,
+        streamer.commands.operations.backup,
+        streamer.commands.operations.restore,
     ],
     "Processes, one by one": [
-        streamer.commands.assigner,
-        streamer.commands.indexer,
-        streamer.monitor_commands.monitor,
+        streamer.commands.pipeline.assigner,
+        streamer.commands.pipeline.indexer,
+        streamer.commands.monitor.monitor,
         retriever.commands.retriever,
     ],
     "Research": [study.commands.study],
@@ -83,8 +88,8 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
 for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
-app.add_typer(streamer.broker_commands.topics, name="topics", rich_help_panel="Prepare")
-app.add_typer(streamer.dead_letter_commands.dlq, name="dlq", rich_help_panel="On call")
+app.add_typer(streamer.commands.broker.topics, name="topics", rich_help_panel="Prepare")
+app.add_typer(streamer.commands.dead_letters.dlq, name="dlq", rich_help_panel="On call")
 
 
 def main() -> None:

@@ -47,13 +47,15 @@ from models.census import count_tokens
 from models.codebook import fit_residual_kmeans
 from models.layout import Layout
 from store.reader import IndexReader
-from streamer.broker import LocalBroker
-from streamer.freshness import FreshnessProbe
-from streamer.kafka import consumer_configuration, drain, produce, producer_configuration
-from streamer.publisher import ItemPublisher
-from streamer.records import ITEM_UPDATE, ItemUpdate
+from streamer.client.freshness_probe import FreshnessProbe
+from streamer.client.publisher import ItemPublisher
+from streamer.events.records import ITEM_UPDATE, ItemUpdate
+from streamer.events.topics import TopicSpec, topic_specs
+from streamer.kafka.admin import create
+from streamer.kafka.clients import consumer_configuration, producer_configuration
+from streamer.kafka.gather import drain, produce
+from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, load_settings
-from streamer.topics import TopicSpec, create, topic_specs
 
 DIMENSION, LAYERS, SIZE = 384, 3, 256
 TARGET_ITEMS_PER_SECOND: Final = 40_000

@@ -7,8 +7,9 @@ from typing import Self
 
 from confluent_kafka import Consumer, TopicPartition
 
-from streamer.kafka import consumer_configuration, drain
-from streamer.records import ALERT, Alert
+from streamer.events.records import ALERT, Alert
+from streamer.kafka.clients import consumer_configuration
+from streamer.kafka.gather import drain
 from streamer.settings import Settings
 
 _CONNECT_SECONDS = 10.0

@@ -26,9 +26,9 @@ def demo(
     from demo.preparation import head_size
     from demo.shop import own_shop, shop_of
     from demo.story import Story
-    from streamer.broker_commands import fetch_progress
-    from streamer.logs import configure_logging
-    from streamer.pipeline import Pipeline
+    from streamer.commands.broker import fetch_progress
+    from streamer.local.up import Pipeline
+    from streamer.process.logs import configure_logging
 
     started = time.monotonic()
     console = Console()

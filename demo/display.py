@@ -19,7 +19,7 @@ from demo.live_queries import LiveQueries
 from demo.shop import Fad
 from models.census import measure_layer
 from models.layout import HEAD_LAYER_INDEX, Layout
-from streamer.records import Alert
+from streamer.events.records import Alert
 
 _BAR: Final = 24
 _SEVERITY_STYLES: Final = {"info": "cyan", "warning": "yellow", "critical": "bold red"}

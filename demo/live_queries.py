@@ -12,7 +12,7 @@ import numpy as np
 
 from models.errors import SidstreamError
 from retriever.client import Client
-from streamer.records import Answer, Query
+from streamer.events.records import Answer, Query
 from streamer.settings import Settings
 
 _PAUSE_SECONDS: Final = 0.15

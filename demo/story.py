@@ -30,10 +30,10 @@ from models.onnx_encoder import OnnxEncoder
 from retriever.client import Client
 from store.errors import IndexMissingError
 from store.reader import IndexReader
-from streamer.freshness import FreshnessProbe
-from streamer.pipeline import Pipeline
-from streamer.publisher import ItemPublisher, publish_items
-from streamer.records import Answer, Query
+from streamer.client.freshness_probe import FreshnessProbe
+from streamer.client.publisher import ItemPublisher, publish_items
+from streamer.events.records import Answer, Query
+from streamer.local.up import Pipeline
 from streamer.settings import Settings
 
 LATE_PER_SECOND: Final = 500

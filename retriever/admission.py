@@ -14,8 +14,8 @@ from typing import Final
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from models.catalogue import MAXIMUM_ID_BYTES
-from streamer.intake import EventError, checked_id, decode_event, within
-from streamer.records import QUERY, Query
+from streamer.events.intake import EventError, checked_id, decode_event, within
+from streamer.events.records import QUERY, Query
 from streamer.settings import RetrieverSettings
 
 # A user who is not among the last so many starts with a full bucket: some 4 MB at the most.

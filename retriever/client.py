@@ -15,11 +15,13 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from models.errors import SidstreamError
-from streamer.cloudevents import cloud_event_headers
-from streamer.kafka import consumer_configuration, drain, error_text, produce, producer_configuration
-from streamer.records import ANSWER, QUERY, Answer, Query
+from streamer.events.cloudevents import cloud_event_headers
+from streamer.events.records import ANSWER, QUERY, Answer, Query
+from streamer.kafka.admin import require
+from streamer.kafka.clients import consumer_configuration, producer_configuration
+from streamer.kafka.errors import error_text
+from streamer.kafka.gather import drain, produce
 from streamer.settings import Settings
-from streamer.topics import require
 
 _CONNECT_SECONDS: Final = 10.0
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streamer.records import Answer
+from streamer.events.records import Answer
 from streamer.settings import load_settings
 
 

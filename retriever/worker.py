@@ -39,16 +39,17 @@ from retriever.ranking import (
 from store.encoding import StoredItem
 from store.reader import IndexReader, Snapshot
 from store.trie_view import TrieView
-from streamer.cloudevents import cloud_event_headers
-from streamer.dead_letters import Outgoing, Rejection, dead_letter
-from streamer.health import Health, Part
-from streamer.intake import EventError
-from streamer.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
-from streamer.process import run_process
-from streamer.records import ANSWER, Answer, AnswerError, AnswerItem, Query
+from streamer.events.cloudevents import cloud_event_headers
+from streamer.events.dead_letter import Rejection, dead_letter
+from streamer.events.intake import EventError
+from streamer.events.outgoing import Outgoing
+from streamer.events.records import ANSWER, Answer, AnswerError, AnswerItem, Query
+from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
+from streamer.kafka.admin import await_topics
+from streamer.process.health import Health, Part
+from streamer.process.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
+from streamer.process.run import run_process
 from streamer.settings import RetrieverSettings, Settings
-from streamer.topics import await_topics
-from streamer.transactions import LoopSettings, TransactionalLoop
 
 log = structlog.get_logger(__name__)
 

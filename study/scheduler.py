@@ -103,7 +103,7 @@ def _one(
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from streamer.logs import configure_logging
+    from streamer.process.logs import configure_logging
     from streamer.settings import LoggingSettings
 
     configure_logging(LoggingSettings(level="warning"), process="study")

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streamer.broker import LocalBroker
+from streamer.events.topics import topic_specs
+from streamer.kafka.admin import create
+from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, load_settings
-from streamer.topics import create, topic_specs
 
 _SHARED_DATA = Path(os.environ.get("SIDSTREAM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from store.errors import IndexMissingError
 from store.reader import IndexReader
-from streamer.kafka import produce, producer_configuration
-from streamer.records import ITEM_UPDATE, ItemUpdate
+from streamer.events.records import ITEM_UPDATE, ItemUpdate
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.gather import produce
 from streamer.settings import Settings
 
 

@@ -18,8 +18,9 @@ from typing import Self
 import tomli_w
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from streamer.kafka import consumer_configuration, drain
-from streamer.process import SUPERVISOR_VARIABLE
+from streamer.kafka.clients import consumer_configuration
+from streamer.kafka.gather import drain
+from streamer.process.run import SUPERVISOR_VARIABLE
 from streamer.settings import Settings
 
 

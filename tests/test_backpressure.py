@@ -19,11 +19,13 @@ from processes import SidstreamProcess, committed_records, wait_until
 
 from store.errors import IndexMissingError
 from store.reader import IndexReader
-from streamer.broker import LocalBroker
-from streamer.kafka import FETCH_BYTES, FETCHED_AHEAD_KIB, UNSENT_KIB, produce, producer_configuration
-from streamer.records import ANSWER, QUERY, Query
+from streamer.events.records import ANSWER, QUERY, Query
+from streamer.events.topics import topic_specs
+from streamer.kafka.admin import create
+from streamer.kafka.clients import FETCH_BYTES, FETCHED_AHEAD_KIB, UNSENT_KIB, producer_configuration
+from streamer.kafka.gather import produce
+from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, load_settings
-from streamer.topics import create, topic_specs
 
 PADDING = "x" * 65_536  # of an event; a query's is its history
 # Two batches of what was fetched, the queue, one fetch, what is not sent yet; and as much again for Python's copies.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from processes import wait_until
 
 from models.catalogue import Catalogue, CatalogueItem
-from streamer.broker import LocalBroker
+from streamer.local.broker import LocalBroker
 
 
 def command(*arguments: str, environment: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:

@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 import yaml
 
-from streamer.broker_configuration import broker_properties
-from streamer.kafka_distribution import KAFKA_VERSION
+from streamer.local.broker_properties import broker_properties
+from streamer.local.kafka_distribution import KAFKA_VERSION
 from streamer.settings import load_settings
 
 ROOT = Path(__file__).parents[1]

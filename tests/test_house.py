@@ -36,7 +36,10 @@ def test_imports_run_one_way(part: str) -> None:
 @pytest.mark.parametrize(
     ("modules", "allowed"),
     [
-        ("streamer.assigner, streamer.indexer, streamer.publisher, streamer.status", set()),
+        (
+            "streamer.assigner.process, streamer.indexer.process, streamer.client.publisher, streamer.operations.status",
+            set(),
+        ),
         ("retriever.client", set()),
         ("sidstream", set()),
         ("retriever.worker", {"torch", "transformers"}),

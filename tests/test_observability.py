@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 import retriever.metrics
-import streamer.indexer_metrics
-import streamer.metrics
-import streamer.monitor_metrics
+import streamer.indexer.metrics
+import streamer.monitor.metrics
+import streamer.process.metrics
 
 ROOT = Path(__file__).parents[1]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -28,7 +28,7 @@ RULE_TESTS = PROMETHEUS / "sidstream.tests.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "sidstream.json"
 PROCESSES = {"assigner", "indexer", "monitor", "retriever"}
 
-_MODULES = (streamer.metrics, streamer.indexer_metrics, streamer.monitor_metrics, retriever.metrics)
+_MODULES = (streamer.process.metrics, streamer.indexer.metrics, streamer.monitor.metrics, retriever.metrics)
 _SERIES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 # Of the Prometheus client itself, and of the scrape.
 _FOREIGN = {
@@ -113,11 +113,11 @@ def test_names_end_in_base_units_and_labels_are_few() -> None:
 
 
 def test_class_of_dead_letters_and_outcomes_stays_bounded_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.metrics._classes", set())
-    seen = {streamer.metrics.bounded_class(f"Error{number}") for number in range(1_000)}
+    monkeypatch.setattr("streamer.process.metrics._classes", set())
+    seen = {streamer.process.metrics.bounded_class(f"Error{number}") for number in range(1_000)}
     assert len(seen) == 33
-    assert streamer.metrics.bounded_class("Error1") == "Error1"
-    assert streamer.metrics.bounded_class("Error999") == "Other"
+    assert streamer.process.metrics.bounded_class("Error1") == "Error1"
+    assert streamer.process.metrics.bounded_class("Error999") == "Other"
 
 
 def test_every_alert_has_severity_summary_description_a_unit_test_and_a_section_in_the_runbook() -> None:

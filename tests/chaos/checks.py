@@ -17,10 +17,20 @@ from models.bundle import Bundle
 from models.census import count_tokens
 from models.onnx_encoder import OnnxEncoder
 from store.reader import IndexReader, Snapshot
-from streamer.records import ALERT, ANSWER, DRIFT, ITEM_CODES, LAYOUT, TOKEN_COUNT, Answer, TokenCount, token_count_key
-from streamer.rolling_window import decode_state
+from streamer.events.records import (
+    ALERT,
+    ANSWER,
+    DRIFT,
+    ITEM_CODES,
+    LAYOUT,
+    TOKEN_COUNT,
+    Answer,
+    TokenCount,
+    token_count_key,
+)
+from streamer.events.topics import MONITOR_TABLE, monitor_changelog
+from streamer.monitor.token_state import decode_state
 from streamer.settings import Settings
-from streamer.topics import MONITOR_TABLE, monitor_changelog
 
 _TRANSACTIONAL: Final = (
     "item_codes",
@@ -144,7 +154,7 @@ def aborted_records(settings: Settings) -> dict[str, int]:
 
 def rebuilt_digest(settings: Settings, directory: Path) -> str:
     """Digest of an index that is rebuilt from the topics."""
-    from streamer.rebuild import rebuild
+    from streamer.indexer.rebuild import rebuild
 
     return rebuild(settings, directory).digest
 

@@ -18,8 +18,9 @@ from confluent_kafka import KafkaError, Message, Producer
 from numpy.typing import NDArray
 
 from models.codebook import Codebook
-from streamer.kafka import produce, producer_configuration
-from streamer.records import ITEM_UPDATE, QUERY, ItemUpdate, Query
+from streamer.events.records import ITEM_UPDATE, QUERY, ItemUpdate, Query
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.gather import produce
 from streamer.settings import Settings
 
 PROBE: Final = "probe"

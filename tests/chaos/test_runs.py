@@ -32,7 +32,7 @@ from chaos.world import World
 
 from store.failpoints import Failpoint
 from store.reader import IndexReader
-from streamer.rebuild import rebuild
+from streamer.indexer.rebuild import rebuild
 
 # Read here: the tests run without any of our variables.
 SEEDS = [int(seed) for seed in os.environ.get("SIDSTREAM_CHAOS_SEEDS", "1,2,3").split(",")]

@@ -12,7 +12,8 @@ from confluent_kafka import Consumer, TopicPartition
 
 from models.errors import SidstreamError
 from store.reader import IndexReader
-from streamer.kafka import consumer_configuration, drain
+from streamer.kafka.clients import consumer_configuration
+from streamer.kafka.gather import drain
 from streamer.settings import Settings
 
 

@@ -27,10 +27,11 @@ from processes import SidstreamProcess, free_port
 from models.bundle import Bundle
 from models.codebook import Codebook
 from models.errors import SidstreamError
-from streamer.broker import LocalBroker
+from streamer.events.topics import topic_specs
+from streamer.kafka.admin import create
+from streamer.local.broker import LocalBroker
+from streamer.operations.status import read_status
 from streamer.settings import Settings, load_settings
-from streamer.status import read_status
-from streamer.topics import create, topic_specs
 
 CORE: Final = ("assigner", "indexer", "monitor", "retriever")
 _CLOCK: Final = Path(__file__).parent / "clock"

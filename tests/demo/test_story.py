@@ -13,8 +13,8 @@ from demo.display import summary
 from demo.preparation import head_size
 from demo.shop import own_shop
 from demo.story import Story
-from streamer.broker import LocalBroker
-from streamer.pipeline import Pipeline
+from streamer.local.broker import LocalBroker
+from streamer.local.up import Pipeline
 
 
 def test_story_streams_answers_changes_deletes_and_reshortens_live_while_every_query_is_answered(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retriever.admission import Admission, QueryRefused, UserRates
-from streamer.intake import EventError
+from streamer.events.intake import EventError
 from streamer.settings import RetrieverSettings
 
 NOW = 1_800_000_000.0  # seconds since the epoch

@@ -23,11 +23,12 @@ from retriever.metrics import QUERY_SECONDS
 from retriever.worker import AnswerBatch
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
-from streamer.health import Health
-from streamer.kafka import produce, producer_configuration
-from streamer.records import ANSWER, QUERY, Answer, Query
+from streamer.events.records import ANSWER, QUERY, Answer, Query
+from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.gather import produce
+from streamer.process.health import Health
 from streamer.settings import Settings
-from streamer.transactions import LoopSettings, TransactionalLoop
 
 LATE = 6_000
 IN_TIME = 40

@@ -21,7 +21,7 @@ from models.language_model import load_language_model
 from retriever.worker import AnswerBatch
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
-from streamer.records import ANSWER
+from streamer.events.records import ANSWER
 from streamer.settings import RetrieverSettings
 
 INPUTS = 200  # an example

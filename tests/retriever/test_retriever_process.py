@@ -14,9 +14,10 @@ from processes import SidstreamProcess, committed_records, wait_until
 from retriever.client import Client
 from store.errors import IndexMissingError
 from store.reader import IndexReader
-from streamer.kafka import produce, producer_configuration
-from streamer.publisher import ItemPublisher
-from streamer.records import ANSWER, QUERY, Query
+from streamer.client.publisher import ItemPublisher
+from streamer.events.records import ANSWER, QUERY, Query
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.gather import produce
 from streamer.settings import Settings
 
 QUERIES = 240

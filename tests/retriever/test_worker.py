@@ -30,7 +30,7 @@ from store.errors import IndexMismatchError
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
-from streamer.records import ANSWER, QUERY, Answer, AnswerItem, Query
+from streamer.events.records import ANSWER, QUERY, Answer, AnswerItem, Query
 from streamer.settings import RetrieverSettings
 
 LIVE = 300

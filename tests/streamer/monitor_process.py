@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from models.layout import Layout
-from streamer import monitor
-from streamer.health import Health
-from streamer.process import run_process
+from streamer.monitor import process as monitor
+from streamer.process.health import Health
+from streamer.process.run import run_process
 from streamer.settings import load_settings
 
 

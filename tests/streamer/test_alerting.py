@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from models.layout import Layout
-from streamer import alerting
-from streamer.alerting import Condition, after, step
-from streamer.evaluation import Evaluator, Memory
-from streamer.layout_policy import Situation
-from streamer.records import Alert, LayoutRecord
+from streamer.events.records import Alert, LayoutRecord
+from streamer.monitor import conditions
+from streamer.monitor.alerts import after, step
+from streamer.monitor.conditions import Condition
+from streamer.monitor.layout_policy import Situation
+from streamer.monitor.look import Evaluator, Memory
 from streamer.settings import MonitorSettings
 
 NOW = 1_700_000_000_000
@@ -93,7 +94,7 @@ def even(n: int = 100) -> np.ndarray[Any, Any]:
 def test_fad_of_near_identical_products_is_head_growth_with_its_figures() -> None:
     counts = even()
     counts[17] = 512
-    (found,) = alerting.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 412}))
+    (found,) = conditions.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 412}))
     assert found.key == "head-growth:abc:2:17"
     assert found.ratio > SETTINGS.critical_factor
     assert found.figures["growth"] == 412
@@ -105,29 +106,29 @@ def test_catalogue_that_grows_evenly_is_no_head_growth() -> None:
     counts = even(200)
     counts[0] = 2_000
     growth = {token: 100 for token in range(1, SIZE)} | {0: 1_000}
-    assert alerting.head_growth(SETTINGS, LAYOUT, situation(counts, growth)) == []
+    assert conditions.head_growth(SETTINGS, LAYOUT, situation(counts, growth)) == []
 
 
 def test_index_that_is_being_filled_is_no_head_growth() -> None:
     counts = even(10)
     counts[17] = 512
-    assert alerting.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 512})) == []
+    assert conditions.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 512})) == []
     counts = even()
     counts[17] = 512
-    assert alerting.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 412}, baseline=50_000)) == []
+    assert conditions.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 412}, baseline=50_000)) == []
 
 
 def test_growth_of_a_handful_of_items_is_not_told() -> None:
     counts = even(30)
     counts[17] = 90
-    assert [c for c in alerting.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 45})) if c.ratio >= 1] == []
+    assert [c for c in conditions.head_growth(SETTINGS, LAYOUT, situation(counts, {17: 45})) if c.ratio >= 1] == []
 
 
 def test_small_share_of_a_large_catalogue_is_told_when_it_takes_the_traffic() -> None:
     counts = even(20_000)
     counts[17] = 60_000
     quiet = {token: 5 for token in range(SIZE)}
-    (found,) = alerting.head_growth(SETTINGS, LAYOUT, situation(counts, quiet | {17: 2_000}))
+    (found,) = conditions.head_growth(SETTINGS, LAYOUT, situation(counts, quiet | {17: 2_000}))
     assert found.ratio == pytest.approx(0.87 / 0.25, rel=0.05)
 
 
@@ -135,8 +136,12 @@ def test_drift_names_layer_metric_and_both_values() -> None:
     baseline = np.stack([even()] * 3)
     crowded = baseline.copy()
     crowded[1, 17] = 4_000
-    found = alerting.drift(
-        SETTINGS, "abc", alerting.measure(crowded), alerting.measure(baseline + np.arange(SIZE)), baseline_items=5_000
+    found = conditions.drift(
+        SETTINGS,
+        "abc",
+        conditions.measure(crowded),
+        conditions.measure(baseline + np.arange(SIZE)),
+        baseline_items=5_000,
     )
     keys = {c.key for c in found}
     assert {"drift:abc:2:entropy", "drift:abc:2:gini", "drift:abc:2:head_share"} <= keys
@@ -150,10 +155,10 @@ def test_drift_waits_until_half_of_the_baseline_is_there() -> None:
     baseline = np.stack([even(1_000)] * 3)
     partial = np.zeros_like(baseline)
     partial[:, 17] = 24_999
-    measures = alerting.measure(baseline)
-    assert alerting.drift(SETTINGS, "abc", alerting.measure(partial), measures, baseline_items=50_000) == []
+    measures = conditions.measure(baseline)
+    assert conditions.drift(SETTINGS, "abc", conditions.measure(partial), measures, baseline_items=50_000) == []
     partial[:, 17] = 25_000
-    assert alerting.drift(SETTINGS, "abc", alerting.measure(partial), measures, baseline_items=50_000) != []
+    assert conditions.drift(SETTINGS, "abc", conditions.measure(partial), measures, baseline_items=50_000) != []
 
 
 class Story:

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streamer.assigner import AssignBatch
-from streamer.dead_letters import VERBATIM_MAXIMUM_BYTES, Outgoing
-from streamer.records import ITEM_CODES, ItemCodes
+from streamer.assigner.assign_batch import AssignBatch
+from streamer.events.dead_letter import VERBATIM_MAXIMUM_BYTES
+from streamer.events.outgoing import Outgoing
+from streamer.events.records import ITEM_CODES, ItemCodes
 from streamer.settings import AssignerSettings
 
 DIMENSION = 4

@@ -18,9 +18,10 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from typer.testing import CliRunner
 
-from streamer.broker import BrokerError, DirectoryInUseError, LocalBroker, PortTakenError
+from streamer.events.topics import TopicSpec
+from streamer.kafka.admin import create, describe
+from streamer.local.broker import BrokerError, DirectoryInUseError, LocalBroker, PortTakenError
 from streamer.settings import KafkaSettings, Settings
-from streamer.topics import TopicSpec, create, describe
 
 RECORDS_A_TRANSACTION = 100
 
@@ -151,7 +152,7 @@ def test_given_port_is_used_and_data_survives_a_restart(stopped: LocalBroker, tm
 def test_broker_ends_when_its_starter_is_killed_and_the_directory_is_free_again(stopped: LocalBroker) -> None:
     script = (
         "import sys, time, pathlib, threading\n"
-        "from streamer.broker import LocalBroker\n"
+        "from streamer.local.broker import LocalBroker\n"
         "broker = LocalBroker(pathlib.Path(sys.argv[1]))\n"
         # A thread of its own, which ends: the broker's life must hang on the process and not on that thread.
         "thread = threading.Thread(target=broker.start); thread.start(); thread.join()\n"
@@ -231,7 +232,7 @@ def test_broker_that_died_before_it_was_registered_is_started_again(
         patched.setattr(stopped, "_spawn", die)
         with pytest.raises(BrokerError, match="killed after the format"):
             stopped.start()
-    monkeypatch.setattr("streamer.broker._FENCE_SECONDS", 1.0)
+    monkeypatch.setattr("streamer.local.broker._FENCE_SECONDS", 1.0)
     stopped.start()
     assert stopped.running
 
@@ -240,7 +241,7 @@ def test_death_at_the_start_shows_the_log_and_leaves_the_directory_free(
     stopped: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = "process.roles=broker,controller\nnode.id=-7\n"
-    monkeypatch.setattr("streamer.broker.broker_properties", lambda *_, **__: broken)
+    monkeypatch.setattr("streamer.local.broker.broker_properties", lambda *_, **__: broken)
     (stopped.directory / "data").mkdir(parents=True)  # as if it had been formatted, and stopped
     (stopped.directory / "data" / ".kafka_cleanshutdown").touch()
     with pytest.raises(BrokerError, match=r"died \(exit status 1\)[^\n]*kafka.log[^\n]*\n(.*\n)*.*node.id") as death:
@@ -277,7 +278,7 @@ def test_free_port_that_another_process_takes_meanwhile_is_given_up_for_another(
         stolen = int(thief.getsockname()[1])
         choices = iter([(stolen, stopped._choose_ports()[1]), stopped._choose_ports()])
         monkeypatch.setattr(stopped, "_choose_ports", lambda: next(choices))
-        monkeypatch.setattr("streamer.broker._refuse_taken_port", lambda _: None)
+        monkeypatch.setattr("streamer.local.broker._refuse_taken_port", lambda _: None)
         stopped.start()
     assert stopped.running
     assert stopped.bootstrap_servers != f"127.0.0.1:{stolen}"
@@ -312,7 +313,7 @@ def test_filled_cache_starts_a_broker_offline(
 
 
 def test_topics_commands_create_then_describe(broker_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamer import broker_commands
+    from streamer.commands import broker as broker_commands
 
     monkeypatch.setattr(broker_commands, "load_settings", lambda: broker_settings)
     monkeypatch.setattr(broker_commands, "configure_logging", lambda *_, **__: None)  # it would outlive the test
@@ -328,7 +329,7 @@ def test_topics_commands_create_then_describe(broker_settings: Settings, monkeyp
 
 
 def test_broker_command_announces_itself_and_stops_on_sigterm(tmp_path: Path) -> None:
-    script = "import typer; from streamer.broker_commands import broker; typer.run(broker)"
+    script = "import typer; from streamer.commands.broker import broker; typer.run(broker)"
     process = subprocess.Popen(
         [sys.executable, "-c", script, "--directory", str(tmp_path / "broker"), "--port", "0"],
         stderr=subprocess.PIPE,

@@ -12,9 +12,10 @@ from item_stream import publish_updates
 from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
 
-from streamer.broker import LocalBroker
+from streamer.events.topics import topic_specs
+from streamer.kafka.admin import create
+from streamer.local.broker import LocalBroker
 from streamer.settings import load_settings
-from streamer.topics import create, topic_specs
 
 
 @pytest.mark.broker

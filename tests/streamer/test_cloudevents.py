@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streamer.cloudevents import CloudEventError, cloud_event_headers, event_time
+from streamer.events.cloudevents import CloudEventError, cloud_event_headers, event_time
 
 
 @given(st.integers(min_value=0, max_value=4_102_444_800_000))

@@ -17,13 +17,13 @@ from confluent_kafka import Message, Producer
 from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, wait_until
 
-from streamer.dead_letter_reading import REPLAYED_HEADER, DeadLetter, Place, find_letters, read_letters
-from streamer.dead_letters import Rejection, dead_letter
-from streamer.kafka import producer_configuration
-from streamer.log_reading import end_reader, watermarks
-from streamer.publisher import ItemPublisher
-from streamer.replay import Replay, ReplayError, ReplayOutcome
-from streamer.replay_plan import Choice
+from streamer.client.publisher import ItemPublisher
+from streamer.dead_letters.plan import Choice
+from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, find_letters, read_letters
+from streamer.dead_letters.replay import Replay, ReplayError, ReplayOutcome
+from streamer.events.dead_letter import Rejection, dead_letter
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.read_to_end import end_reader, watermarks
 from streamer.settings import Settings
 
 DAY_MS = 86_400_000

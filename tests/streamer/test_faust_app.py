@@ -1,4 +1,4 @@
-"""What streamer.faust_app changes in Faust, against Faust's own code and without a broker."""
+"""What streamer.monitor.faust_app changes in Faust, against Faust's own code and without a broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from faust.types.tuples import TP
 
-from streamer.faust_app import MonitorApp, new_app
+from streamer.monitor.faust_app import MonitorApp, new_app
 from streamer.settings import load_settings
 
 COUNTS = TP("token-counts", 0)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.errors import SidstreamError
 from store.index import IndexWriter
-from streamer.assigner import AssignBatch
-from streamer.codes_intake import codes_batch
-from streamer.health import Health
-from streamer.indexer import Indexer
-from streamer.monitor import checked_count
-from streamer.records import ITEM_CODES
-from streamer.rolling_window import WindowShape, apply_count, decode_state, encode_state
+from streamer.assigner.assign_batch import AssignBatch
+from streamer.events.records import ITEM_CODES
+from streamer.indexer.codes import codes_batch
+from streamer.indexer.process import Indexer
+from streamer.monitor.agent import checked_count
+from streamer.monitor.token_state import WindowShape, apply_count, decode_state, encode_state
+from streamer.process.health import Health
 from streamer.settings import AssignerSettings, load_settings
 
 DIMENSION = 4

@@ -10,7 +10,8 @@ import pytest
 from processes import free_port, http_get
 
 from models.errors import SidstreamError
-from streamer.health import Health, HealthServer, Part
+from streamer.process.health import Health, Part
+from streamer.process.health_server import HealthServer
 from streamer.settings import MetricsSettings
 
 

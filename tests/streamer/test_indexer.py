@@ -16,10 +16,10 @@ from prometheus_client import REGISTRY
 from models.bundle import Bundle
 from models.layout import Layout
 from store.index import CodesBatch, IndexWriter
-from streamer.health import Health
-from streamer.indexer import Indexer, IndexerError
-from streamer.kafka import producer_configuration
-from streamer.records import ITEM_CODES, ItemCodes
+from streamer.events.records import ITEM_CODES, ItemCodes
+from streamer.indexer.process import Indexer, IndexerError
+from streamer.kafka.clients import producer_configuration
+from streamer.process.health import Health
 from streamer.settings import Settings
 
 DAY = 86_400
@@ -127,7 +127,7 @@ def test_idle_index_is_dated_anew_so_that_it_is_not_taken_for_a_stale_one(
     clock: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streamer.indexer._LIFE_SIGN_SECONDS", 0.2)
+    monkeypatch.setattr("streamer.indexer.process._LIFE_SIGN_SECONDS", 0.2)
     writer.apply(one_item(layout), {(pipeline_settings.topics.item_codes, 0): 0})
     clock[0] += 3 * DAY
     stop, health = threading.Event(), Health()

@@ -8,9 +8,10 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from prometheus_client import REGISTRY
 
-from streamer.health import Health, Part
-from streamer.input_progress import InputProgress
-from streamer.kafka import consumer_configuration, drain, producer_configuration
+from streamer.kafka.clients import consumer_configuration, producer_configuration
+from streamer.kafka.gather import drain
+from streamer.kafka.input_progress import InputProgress
+from streamer.process.health import Health, Part
 from streamer.settings import Settings
 
 ENDS = {("codes", 0): 100, ("codes", 1): 50}

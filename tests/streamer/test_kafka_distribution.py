@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from streamer import kafka_distribution
-from streamer.kafka_distribution import DistributionError, Jar, ensure_jars, find_java, pinned_jars
+from streamer.local import kafka_distribution
+from streamer.local.kafka_distribution import DistributionError, Jar, ensure_jars, find_java, pinned_jars
 
 
 def await_true(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models.layout import Layout
-from streamer.layout_policy import Situation, head_size, items_needed, propose_layout
-from streamer.records import LayoutRecord
+from streamer.events.records import LayoutRecord
+from streamer.monitor.layout_policy import Situation, head_size, items_needed, propose_layout
 from streamer.settings import MonitorSettings
 
 SIZE = 20

@@ -7,8 +7,8 @@ import time
 from confluent_kafka import Message
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 
-from streamer.health import Health, Part
-from streamer.metrics import describe_process, observe_ages
+from streamer.process.health import Health, Part
+from streamer.process.metrics import describe_process, observe_ages
 
 
 def records(count: int, *, seconds_ago: float, kind: int = 1) -> list[Message]:

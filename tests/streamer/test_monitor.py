@@ -22,10 +22,11 @@ from processes import free_port
 
 from models.errors import SidstreamError
 from models.layout import Layout
-from streamer.kafka import consumer_configuration, producer_configuration
-from streamer.records import ALERT, DRIFT, LAYOUT, TOKEN_COUNT, Codec, TokenCount, token_count_key
+from streamer.events.records import ALERT, DRIFT, LAYOUT, TOKEN_COUNT, Codec, TokenCount, token_count_key
+from streamer.events.topics import topic_specs
+from streamer.kafka.admin import create
+from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
-from streamer.topics import create, topic_specs
 
 LAYERS, SIZE = 3, 20
 LAYOUT_OF_BUNDLE = Layout(generation=1, codebook_id="abc", layers=LAYERS, size=SIZE, head_tokens=(0, 1))
@@ -324,7 +325,7 @@ def test_monitor_that_was_told_of_no_topics_by_a_broker_takes_the_counts_soon_af
 
 
 def test_no_credentials_without_security() -> None:
-    from streamer.faust_app import credentials
+    from streamer.monitor.faust_app import credentials
 
     assert credentials({}) is None
     assert credentials({"security.protocol": "PLAINTEXT"}) is None
@@ -332,7 +333,7 @@ def test_no_credentials_without_security() -> None:
 
 @pytest.mark.parametrize("name", ["sasl.mechanism", "sasl.mechanisms"])
 def test_sasl_of_librdkafka_becomes_fausts(name: str) -> None:
-    from streamer.faust_app import credentials
+    from streamer.monitor.faust_app import credentials
 
     found = credentials(
         {"security.protocol": "sasl_ssl", name: "SCRAM-SHA-512", "sasl.username": "u", "sasl.password": "p"}
@@ -347,7 +348,7 @@ def test_sasl_of_librdkafka_becomes_fausts(name: str) -> None:
 
 
 def test_tls_verification_follows_librdkafkas_switches() -> None:
-    from streamer.faust_app import credentials
+    from streamer.monitor.faust_app import credentials
 
     strict = credentials({"security.protocol": "ssl"})
     assert strict is not None
@@ -368,7 +369,7 @@ def test_tls_verification_follows_librdkafkas_switches() -> None:
     ],
 )
 def test_security_that_cannot_work_says_what_to_do(properties: dict[str, str], message: str) -> None:
-    from streamer.faust_app import credentials
+    from streamer.monitor.faust_app import credentials
 
     with pytest.raises(SidstreamError, match=message):
         credentials(properties)

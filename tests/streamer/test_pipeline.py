@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import pytest
 
-from streamer.broker import BrokerError
-from streamer.pipeline import Pipeline
+from streamer.local.broker import BrokerError
+from streamer.local.supervisor import Supervisor
+from streamer.local.up import Pipeline
 from streamer.settings import load_settings
-from streamer.supervisor import Supervisor
 
 
 class DyingBroker:
@@ -48,8 +48,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mapping[str, str]]:
         environments[name] = environment or {}
 
     monkeypatch.setattr(Supervisor, "start", start)
-    monkeypatch.setattr("streamer.pipeline.create", lambda _kafka, _specs: None)
-    monkeypatch.setattr("streamer.pipeline.LocalBroker", DyingBroker)
+    monkeypatch.setattr("streamer.local.up.create", lambda _kafka, _specs: None)
+    monkeypatch.setattr("streamer.local.up.LocalBroker", DyingBroker)
     monkeypatch.setattr(DyingBroker, "starts", 0)
     return environments
 

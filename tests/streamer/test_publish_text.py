@@ -17,8 +17,8 @@ from models.errors import SidstreamError
 from models.onnx_encoder import OnnxEncoder
 from models.text_encoder import TextEncoderError, Towers
 from sidstream import app
-from streamer.publisher import ItemPublisher, PublishError, publish_texts
-from streamer.records import ITEM_CODES, ITEM_UPDATE
+from streamer.client.publisher import ItemPublisher, PublishError, publish_texts
+from streamer.events.records import ITEM_CODES, ITEM_UPDATE
 from streamer.settings import Settings
 
 pytest.importorskip("torch")

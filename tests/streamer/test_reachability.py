@@ -17,16 +17,18 @@ from item_stream import Stream, index_has_everything, publish_updates
 from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, free_port, wait_until
 
-from streamer import reachability, transactions
-from streamer.broker import LocalBroker
-from streamer.dead_letters import Outgoing
-from streamer.health import Health
-from streamer.kafka import producer_configuration
-from streamer.metrics import FRESHNESS_SECONDS
-from streamer.reachability import ClientCutOffError, CutOffGuard, cluster_answers
+from streamer.events.outgoing import Outgoing
+from streamer.events.topics import topic_specs
+from streamer.exactly_once import loop as transactions
+from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
+from streamer.kafka import reachability
+from streamer.kafka.admin import create
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.reachability import ClientCutOffError, CutOffGuard, cluster_answers
+from streamer.local.broker import LocalBroker
+from streamer.process.health import Health
+from streamer.process.metrics import FRESHNESS_SECONDS
 from streamer.settings import KafkaSettings, Settings, load_settings
-from streamer.topics import create, topic_specs
-from streamer.transactions import LoopSettings, TransactionalLoop
 
 HASTY = Path(__file__).parent / "hasty"
 

@@ -23,17 +23,17 @@ from models.layout import Layout
 from store.errors import IndexMissingError
 from store.index import IndexWriter
 from store.reader import IndexReader
-from streamer.codes_intake import IndexerError, codes_batch
-from streamer.examination import examine
-from streamer.health import Health
-from streamer.indexer import Indexer
-from streamer.kafka import producer_configuration
-from streamer.log_reading import Span, end_reader, read_spans, whole_topics
-from streamer.publisher import ItemPublisher
-from streamer.rebuild import RebuildError, rebuild
-from streamer.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord
+from streamer.client.publisher import ItemPublisher
+from streamer.client.read_your_writes import await_indexed
+from streamer.events.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord
+from streamer.indexer.codes import IndexerError, codes_batch
+from streamer.indexer.process import Indexer
+from streamer.indexer.rebuild import RebuildError, rebuild
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topics
+from streamer.operations.verify import examine
+from streamer.process.health import Health
 from streamer.settings import Settings
-from streamer.waiting import await_indexed
 
 
 @pytest.fixture

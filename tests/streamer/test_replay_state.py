@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.dead_letter_reading import DeadLetterError, Place
-from streamer.replay_state import MAXIMUM_METADATA_BYTES, ReplayState, ReplayStateError
-from streamer.terminal import ascii_json, pretty, printable, printable_bytes
+from streamer.commands.terminal import ascii_json, pretty, printable, printable_bytes
+from streamer.dead_letters.progress import MAXIMUM_METADATA_BYTES, ReplayState, ReplayStateError
+from streamer.dead_letters.reading import DeadLetterError, Place
 
 
 @given(st.integers(0, 5_000), st.sets(st.integers(0, 4_999), max_size=400))

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from streamer.records import TokenCount
-from streamer.rolling_window import (
+from streamer.events.records import TokenCount
+from streamer.monitor.token_state import (
     LiveCensus,
     TokenState,
     WindowShape,

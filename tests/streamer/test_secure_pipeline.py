@@ -28,15 +28,16 @@ from processes import SidstreamProcess, committed_records, wait_until
 from models.errors import SidstreamError
 from retriever.client import Client
 from store.reader import IndexReader
-from streamer.broker import LocalBroker
-from streamer.broker_security import BrokerSecurity
-from streamer.faust_app import check_login, credentials
-from streamer.kafka import LoginRefusedError
-from streamer.publisher import ItemPublisher
-from streamer.records import TOKEN_COUNT
-from streamer.rolling_window import decode_state
+from streamer.client.publisher import ItemPublisher
+from streamer.events.records import TOKEN_COUNT
+from streamer.events.topics import topic_specs
+from streamer.kafka.admin import create, require
+from streamer.kafka.errors import LoginRefusedError
+from streamer.local.broker import LocalBroker
+from streamer.local.broker_security import BrokerSecurity
+from streamer.monitor.faust_app import check_login, credentials
+from streamer.monitor.token_state import decode_state
 from streamer.settings import KafkaSettings, Settings, load_settings
-from streamer.topics import create, require, topic_specs
 
 pytestmark = pytest.mark.broker
 USER = "pipeline"

@@ -19,10 +19,11 @@ from processes import SidstreamProcess, committed_records, free_port, http_get, 
 from models.bundle import Bundle
 from models.onnx_encoder import OnnxEncoder
 from store.reader import IndexReader
-from streamer.broker import LocalBroker
+from streamer.events.topics import topic_specs
+from streamer.kafka.admin import create
+from streamer.local.broker import LocalBroker
+from streamer.process.shutdown import STUCK_STATUS
 from streamer.settings import MetricsSettings, Settings, load_settings
-from streamer.shutdown import STUCK_STATUS
-from streamer.topics import create, topic_specs
 
 PROCESSES = ("retriever", "monitor", "indexer", "assigner")
 
@@ -178,7 +179,7 @@ def blind_process(call: str, deadline: float, port: int) -> subprocess.Popen[str
     code = f"""
 import time
 from confluent_kafka import Consumer
-from streamer.process import run_process
+from streamer.process.run import run_process
 from streamer.settings import load_settings
 
 class Hangs:

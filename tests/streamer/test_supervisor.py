@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import wait_until
 
-from streamer.supervisor import Supervisor
+from streamer.local.supervisor import Supervisor
 
 # Writes when it was asked to end; `deaf` goes on for ever.
 CHILD = """
@@ -41,7 +41,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Supervisor:
         return original([sys.executable, "-c", CHILD, command[-1], str(tmp_path / "order")], **arguments)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(subprocess, "Popen", small)
-    monkeypatch.setattr("streamer.supervisor.KILL_MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr("streamer.local.supervisor.KILL_MARGIN_SECONDS", 0.5)
     return Supervisor({}, None, shutdown_seconds=2.0)
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import Producer
 
-from streamer.settings import KafkaSettings, Settings, load_settings
-from streamer.topics import (
+from streamer.events.topics import TopicSpec, topic_specs
+from streamer.kafka.admin import (
     ClusterAwayError,
     MissingTopicsError,
     TopicError,
     TopicMismatchError,
-    TopicSpec,
     create,
     describe,
     require,
-    topic_specs,
 )
+from streamer.settings import KafkaSettings, Settings, load_settings
 
 
 def test_queries_are_dated_by_the_broker() -> None:

@@ -13,12 +13,13 @@ from item_stream import publish_updates
 from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, wait_until
 
-from streamer.dead_letters import Outgoing
-from streamer.health import Health
-from streamer.kafka import consumer_configuration, produce, producer_configuration
-from streamer.metrics import FRESHNESS_SECONDS
+from streamer.events.outgoing import Outgoing
+from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
+from streamer.kafka.clients import consumer_configuration, producer_configuration
+from streamer.kafka.gather import produce
+from streamer.process.health import Health
+from streamer.process.metrics import FRESHNESS_SECONDS
 from streamer.settings import Settings
-from streamer.transactions import LoopSettings, TransactionalLoop
 
 
 def test_consumer_whose_static_membership_was_taken_is_replaced_and_events_stay_exactly_once(

@@ -17,11 +17,11 @@ from models.bundle import Bundle
 from models.layout import Layout
 from store.index import IndexWriter
 from store.reader import IndexReader
-from streamer.codes_intake import codes_batch
-from streamer.kafka import consumer_configuration, producer_configuration
-from streamer.publisher import ItemPublisher
+from streamer.client.publisher import ItemPublisher
+from streamer.client.read_your_writes import NotIndexedError, await_indexed
+from streamer.indexer.codes import codes_batch
+from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
-from streamer.waiting import NotIndexedError, await_indexed
 
 
 @pytest.fixture

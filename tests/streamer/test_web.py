@@ -12,12 +12,13 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from models.layout import Layout
-from streamer.health import Health, HealthServer
-from streamer.monitor import build_app
+from streamer.monitor.process import build_app
+from streamer.process.health import Health
+from streamer.process.health_server import HealthServer
+from streamer.process.http_headers import HEADERS, page_headers
 from streamer.settings import MetricsSettings, load_settings
-from streamer.web import HEADERS, page_headers
 
-PAGE = (Path(__file__).parents[2] / "streamer" / "data" / "dashboard.html").read_text()
+PAGE = (Path(__file__).parents[2] / "streamer" / "monitor" / "dashboard.html").read_text()
 
 
 def test_everything_binds_to_loopback_and_the_dashboard_is_off_unless_asked_for() -> None:

@@ -1,0 +1,1 @@
+"""Item updates → codes, exactly once."""

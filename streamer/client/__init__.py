@@ -1,0 +1,1 @@
+"""What a producer of item updates imports."""

@@ -1,0 +1,184 @@
+"""What a producer does: item updates and deletions onto ``item-updates``. Any Kafka client can do the same.
+
+The key is the item id and Java's partitioner places it, so every producer sends one item's events to one partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+from confluent_kafka import KafkaError, Message, Producer
+from numpy.typing import NDArray
+
+from models.catalogue import CatalogueItem
+from models.errors import SidstreamError
+from streamer.events.records import ITEM_UPDATE, ItemUpdate
+from streamer.kafka.admin import require
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.gather import produce
+from streamer.settings import Settings
+
+if TYPE_CHECKING:  # whoever publishes embeddings of his own needs no ONNX Runtime
+    from models.text_encoder import TextEncoder
+
+_POLL_EVERY: Final = 1_000
+_FLUSH_SECONDS: Final = 30.0
+
+
+class PublishError(SidstreamError):
+    """Some events did not reach the broker; the message says how many and why."""
+
+
+class ItemPublisher:
+    """Publishes item updates; leaving the ``with`` block means that the broker has them all.
+
+    >>> with ItemPublisher(settings) as publisher:  # doctest: +SKIP
+    ...     publisher.update("sku-1", embedding, title="Glass kettle")
+    ...     publisher.delete("sku-2")
+
+    encoder: an item tower, for ``update_from_text``; the text alone is then enough:
+
+    >>> encoder = Towers.open(".sidstream/towers").item_encoder()  # doctest: +SKIP
+    >>> with ItemPublisher(settings, encoder) as publisher:  # doctest: +SKIP
+    ...     publisher.update_from_text([CatalogueItem(id="sku-1", title="Glass kettle", brand="Alta")])
+    """
+
+    def __init__(self, settings: Settings, encoder: TextEncoder | None = None) -> None:
+        self._encoder = encoder
+        require(settings.kafka, [settings.topics.item_updates])
+        self._topic = settings.topics.item_updates
+        self._producer = Producer(producer_configuration(settings.kafka))
+        self._sent = 0
+        self._failures: list[str] = []
+        self._delivered: dict[int, int] = {}
+
+    @property
+    def delivered(self) -> dict[int, int]:
+        """What the broker has: the offset after the last event of each partition, for ``waiting.await_indexed``."""
+        return dict(self._delivered)
+
+    def update(
+        self,
+        item_id: str,
+        embedding: NDArray[np.float32] | NDArray[np.float16],
+        *,
+        title: str = "",
+        weight: float = 1.0,
+        updated_at: int | None = None,
+    ) -> None:
+        """One item's full state. ``embedding``: (D,) float32 or float16; ``updated_at``: milliseconds since the epoch."""
+        if embedding.dtype not in (np.float32, np.float16):
+            raise PublishError(f"the embedding of {item_id!r} is {embedding.dtype}: convert it to float32 or float16")
+        little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
+        update = ItemUpdate(embedding=little_endian.tobytes(), title=title, weight=weight, updated_at=updated_at)
+        self._send(item_id, ITEM_UPDATE.encode(update))
+
+    def update_from_text(self, items: Sequence[CatalogueItem]) -> None:
+        """Several items' full state, each with the embedding of its text.
+
+        Raises:
+            TextEncoderError: an item has no text; none of ``items`` is sent.
+        """
+        if self._encoder is None:
+            raise PublishError(
+                "the publisher has no item tower: give ItemPublisher the encoder of Towers.item_encoder()"
+            )
+        for item, embedding in zip(items, self._encoder.encode_items(items), strict=True):
+            self.update(item.id, embedding, title=item.title, weight=item.weight)
+
+    def delete(self, item_id: str) -> None:
+        """A tombstone: the item leaves index and results."""
+        self._send(item_id, None)
+
+    def poll(self) -> None:
+        """Serve the client between events that come slowly."""
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Wait until the broker has everything.
+
+        Raises:
+            PublishError: some events were refused or timed out.
+        """
+        left = self._producer.flush(_FLUSH_SECONDS)
+        if left or self._failures:
+            why = f": {self._failures[0]}" if self._failures else " within 30 s: is the broker there?"
+            raise PublishError(f"{left + len(self._failures)} of {self._sent} events did not reach the broker{why}")
+
+    def _send(self, item_id: str, value: bytes | None) -> None:
+        produce(self._producer, self._topic, key=item_id.encode(), value=value, on_delivery=self._on_delivery)
+        self._sent += 1
+        if self._sent % _POLL_EVERY == 0:
+            self._producer.poll(0)
+
+    def _on_delivery(self, error: KafkaError | None, record: Message) -> None:
+        if error is not None:
+            self._failures.append(f"{(record.key() or b'').decode()}: {error.str()}")
+            return
+        partition, following = record.partition(), record.offset() + 1
+        if following > self._delivered.get(partition, 0):
+            self._delivered[partition] = following
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.flush()
+
+
+def publish_items(
+    settings: Settings,
+    items: Sequence[CatalogueItem],
+    embeddings: NDArray[np.float32],
+    *,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> dict[int, int]:
+    """Publish a catalogue's items, row i of ``embeddings`` (N, D) with ``items[i]``; ``advance`` hears of each thousand.
+
+    What was delivered, as ``ItemPublisher.delivered`` says it.
+    """
+    with ItemPublisher(settings) as publisher:
+        for row, item in enumerate(items):
+            publisher.update(item.id, embeddings[row], title=item.title, weight=item.weight)
+            if (row + 1) % _POLL_EVERY == 0:
+                advance(_POLL_EVERY)
+        advance(len(items) % _POLL_EVERY)
+    return publisher.delivered
+
+
+def publish_texts(
+    settings: Settings,
+    items: Sequence[CatalogueItem],
+    encoder: TextEncoder,
+    *,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> dict[int, int]:
+    """Publish items with the embeddings of their texts; ``advance`` hears of each thousand. Nothing is sent if an item
+    has no text. What was delivered, as ``ItemPublisher.delivered`` says it.
+    """
+    from models.text_encoder import require_text
+
+    require_text(items)
+    with ItemPublisher(settings, encoder) as publisher:
+        for start in range(0, len(items), _POLL_EVERY):
+            block = items[start : start + _POLL_EVERY]
+            publisher.update_from_text(block)
+            advance(len(block))
+    return publisher.delivered
+
+
+def publish_deletions(
+    settings: Settings, items: Sequence[CatalogueItem], *, advance: Callable[[int], None] = lambda _count: None
+) -> dict[int, int]:
+    """Publish tombstones of these items; ``advance`` hears of all of them at the end. What was delivered."""
+    with ItemPublisher(settings) as publisher:
+        for item in items:
+            publisher.delete(item.id)
+    advance(len(items))
+    return publisher.delivered

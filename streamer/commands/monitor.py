@@ -1,0 +1,124 @@
+"""Commands of the monitor: the process itself, and its alerts for a person to read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from streamer.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from streamer.events.records import Alert
+
+_COLOURS: Final = {"info": "cyan", "warning": "yellow", "critical": "red"}
+_WAIT_SECONDS: Final = 0.5
+
+
+def monitor() -> None:
+    """Run the monitor: counts → layouts, alerts, drift. One is active; further ones stand by."""
+    from streamer.monitor.process import run_monitor
+
+    run_monitor(load_settings())
+
+
+def alerts(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing alerts as they fire and clear.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as on the topic.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+) -> None:
+    """Show the alerts that fire now; with --follow, every change from then on."""
+    settings = load_settings()
+    console = Console()
+    newest: dict[str, Alert] = {}
+    following = False
+    try:
+        for alert in _read(settings, follow=follow):
+            if alert is None:  # everything that was there has been read
+                _show(console, newest, json=json, everything=everything, follow=follow)
+                following = True
+            elif following:
+                _show_one(console, alert, json=json)
+            else:
+                newest[alert.key] = alert
+    except KeyboardInterrupt:
+        return
+
+
+def _read(settings: Settings, *, follow: bool) -> Iterator[Alert | None]:
+    """Every alert on the topic, then ``None``, then, if followed, those that come."""
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+    from msgspec import DecodeError
+
+    from streamer.events.records import ALERT
+    from streamer.kafka.admin import require
+    from streamer.kafka.clients import consumer_configuration
+
+    topic = settings.topics.alerts
+    require(settings.kafka, [topic])
+    consumer = Consumer(
+        consumer_configuration(settings.kafka, group=f"{topic}-reader", enable_partition_eof=True)  # offsets unused
+    )
+    consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+    at_end = False
+    try:
+        while True:
+            message = consumer.poll(_WAIT_SECONDS)
+            if message is None:
+                continue
+            if (error := message.error()) is not None:
+                if error.code() == KafkaError._PARTITION_EOF and not at_end:
+                    at_end = True
+                    yield None
+                    if not follow:
+                        return
+                continue
+            if (value := message.value()) is not None:
+                try:
+                    yield ALERT.decode(value)
+                except DecodeError:
+                    print(f"{topic} at offset {message.offset()} holds no alert: skipped", file=sys.stderr)
+    finally:
+        consumer.close()
+
+
+def _show(console: Console, newest: dict[str, Alert], *, json: bool, everything: bool, follow: bool) -> None:
+    shown = sorted(
+        (alert for alert in newest.values() if everything or alert.state == "firing"), key=lambda alert: alert.at
+    )
+    if json:
+        for alert in shown:
+            _show_one(console, alert, json=True)
+        return
+    if not shown:
+        console.print("[green]✓[/] no alert fires" + (", waiting for one …" if follow else ""))
+        return
+    for alert in shown:
+        _show_one(console, alert, json=False)
+
+
+def _show_one(console: Console, alert: Alert, *, json: bool) -> None:
+    if json:
+        from streamer.events.records import ALERT
+
+        print(ALERT.encode(alert).decode(), flush=True)
+        return
+    console.print(
+        f"[dim]{_time(alert.at)}[/] {_severity(alert)} [bold]{escape(alert.summary)}[/]\n"
+        f"         {escape(alert.cause)} [dim]({escape(alert.key)}, layout {alert.generation})[/]"
+    )
+
+
+def _severity(alert: Alert) -> str:
+    if alert.state == "resolved":
+        return "[green]✓ over[/]"
+    return f"[{_COLOURS[alert.severity]}]● {alert.severity}[/]"
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%H:%M:%S")

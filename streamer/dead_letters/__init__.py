@@ -1,0 +1,1 @@
+"""Dead letters as a person meets them: reading, choosing, replaying each exactly once."""

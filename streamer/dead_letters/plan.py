@@ -1,0 +1,193 @@
+"""Which dead letters a replay sends again, and why it leaves the others: decided before anything is sent.
+
+What must hold: an item never falls back to an older state. A letter is the state that an item had when it was refused;
+what the topic holds for its key since then is newer, be it an update or a deletion, and a replay would overwrite it. So:
+
+* the age of a record is its offset; of a replayed one the offset that its original had (``dlq.replayed.offset``);
+* a letter is out of date if its partition holds a younger record of its key that was not refused itself;
+* older than tombstones stay, it may be out of date and nobody can tell.
+
+Letters of one key are replayed in their order: younger ones that are letters themselves put nothing out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import Consumer, Message
+
+from streamer.dead_letters.progress import ReplayState
+from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, Source, dead_letter_topics, read_record
+from streamer.events.topics import TOMBSTONE_RETENTION_MS
+from streamer.kafka.read_to_end import Partition, Span, partitions_of, read_spans, watermarks
+from streamer.settings import Settings
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person asked for. ``kinds``, ``places``: all if empty; ``limit``: the oldest so many."""
+
+    kinds: frozenset[str] = frozenset()
+    places: tuple[Place, ...] = ()
+    limit: int | None = None
+    again: bool = False
+    overwrite: bool = False
+
+    def wants(self, letter: Letter) -> bool:
+        if self.kinds and letter.kind not in self.kinds:
+            return False
+        return not self.places or any(letter.is_at(place) for place in self.places)
+
+
+@dataclass(frozen=True)
+class Letter(DeadLetter):
+    """A dead letter without what makes it large: headers are ours alone, and there is no value."""
+
+    age: int = -1
+
+    @classmethod
+    def without_content(cls, letter: DeadLetter) -> Letter:
+        facts = {**vars(letter), "value": None, "headers": ()}
+        return cls(**facts, age=_age(letter.headers, letter.source.offset) if letter.source is not None else -1)
+
+
+@dataclass
+class ReplayPlan:
+    """Letters to send, oldest first within a partition; letters that stay, with the reason; and all that is not done.
+
+    ``pending``: offsets of the letters that are not done, those to send among them; ``ends``: how far the letters go.
+    """
+
+    chosen: list[Letter] = field(default_factory=list)
+    skipped: list[tuple[Letter, str]] = field(default_factory=list)
+    pending: dict[Partition, set[int]] = field(default_factory=dict)
+    ends: dict[Partition, int] = field(default_factory=dict)
+    done_before: int = 0
+
+
+def make_plan(
+    settings: Settings,
+    consumer: Consumer,
+    spans: Mapping[Partition, Span],
+    states: Mapping[Partition, ReplayState],
+    choice: Choice,
+    *,
+    now_ms: int,
+) -> ReplayPlan:
+    """Read the letters of ``spans``, and of their source topics what has come since, and decide."""
+    plan = ReplayPlan(ends={at: max(span.end, states[at].scanned) for at, span in spans.items()})
+    plan.pending = {at: set() for at in spans}
+    wanted: list[Letter] = []
+    refused: set[tuple[str, int, int]] = set()
+    for reading in read_spans(consumer, spans, size=100):
+        for record in reading.records:
+            letter = Letter.without_content(DeadLetter.of(record))
+            if (source := letter.source) is not None:
+                refused.add((source.topic, source.partition, source.offset))
+            at = (letter.topic, letter.partition)
+            asked = choice.wants(letter)
+            done = states[at].was_replayed(letter.offset)
+            if not done or (asked and choice.again):
+                plan.pending[at].add(letter.offset)
+            if asked and done and not choice.again:
+                plan.done_before += 1
+            elif asked:
+                wanted.append(letter)
+    _decide(settings, consumer, plan, wanted, refused, choice, now_ms)
+    return plan
+
+
+def _decide(
+    settings: Settings,
+    consumer: Consumer,
+    plan: ReplayPlan,
+    wanted: Sequence[Letter],
+    refused: Collection[tuple[str, int, int]],
+    choice: Choice,
+    now_ms: int,
+) -> None:
+    known = dead_letter_topics(settings)
+    numbers = {known[topic]: set(partitions_of(consumer, known[topic])) for topic in {one.topic for one in wanted}}
+    possible: list[tuple[Letter, Source]] = []
+    for letter in wanted:
+        source = letter.source
+        if source is None:
+            plan.skipped.append((letter, "no sidstream process wrote it: where it came from is not known"))
+        elif source.topic != known[letter.topic]:
+            plan.skipped.append((letter, f"it names {source.topic} as its source, and not {known[letter.topic]}"))
+        elif source.partition not in numbers[source.topic]:
+            plan.skipped.append((letter, f"{source.topic} has no partition {source.partition} any more"))
+        else:
+            possible.append((letter, source))
+
+    items = settings.topics.item_updates
+    judged = [(one, source) for one, source in possible if source.topic == items and one.key and not choice.overwrite]
+    newest = _newest(consumer, judged, refused)
+    for letter, source in possible:
+        reason = ""
+        if source.topic == items and letter.key and not choice.overwrite:
+            reason = _out_of_date(letter, source, newest, now_ms)
+        if not reason and letter.omitted and original_of(consumer, letter) is None:
+            reason = f"{letter.omitted.split(':')[0]} was left out, and {source.topic} no longer has the original"
+        if not reason and choice.limit is not None and len(plan.chosen) >= choice.limit:
+            continue
+        if reason:
+            plan.skipped.append((letter, reason))
+        else:
+            plan.chosen.append(letter)
+
+
+def _out_of_date(letter: Letter, source: Source, newest: Mapping[tuple[int, bytes], int], now_ms: int) -> str:
+    younger = newest.get((source.partition, letter.key or b""), -1)
+    if younger > letter.age:
+        return f"out of date: {source.topic}/{source.partition} has a newer event of this item at offset {younger}"
+    age_ms = now_ms - min(source.timestamp, letter.timestamp)
+    if age_ms > TOMBSTONE_RETENTION_MS:
+        return f"{age_ms / _DAY_MS:.0f} days old: a deletion since then may have been compacted away, so it may be out of date"
+    return ""
+
+
+def _newest(
+    consumer: Consumer, letters: Sequence[tuple[Letter, Source]], refused: Collection[tuple[str, int, int]]
+) -> dict[tuple[int, bytes], int]:
+    """The greatest age of a record that was not refused, by partition and key, among the keys of ``letters``."""
+    first: dict[Partition, int] = {}
+    newest: dict[tuple[int, bytes], int] = {}
+    for letter, source in letters:
+        at = (source.topic, source.partition)
+        first[at] = min(first.get(at, letter.age + 1), letter.age + 1)
+        newest[source.partition, letter.key or b""] = -1
+    spans = {}
+    for (topic, partition), offset in first.items():
+        low, end = watermarks(consumer, topic, partition)
+        spans[topic, partition] = Span(max(low, offset), end)
+    for reading in read_spans(consumer, spans):
+        for record in reading.records:
+            known = newest.get((record.partition(), record.key() or b""))
+            if known is None or (record.topic(), record.partition(), record.offset()) in refused:
+                continue
+            newest[record.partition(), record.key() or b""] = max(known, _age(record.headers() or (), record.offset()))
+    return newest
+
+
+def _age(headers: Sequence[tuple[str, bytes | None]], offset: int) -> int:
+    """The offset that the original had; a header that cannot be true counts for nothing."""
+    for name, content in headers:
+        if name == REPLAYED_HEADER and content is not None and content.isdigit() and len(content) < 19:
+            return min(int(content), offset)
+    return offset
+
+
+def original_of(consumer: Consumer, letter: DeadLetter) -> Message | None:
+    """The event that was too large to be a letter as a whole, from where it came, if it is still there."""
+    source = letter.source
+    if source is None:
+        return None
+    record = read_record(consumer, source.topic, source.partition, source.offset)
+    # Of a topic that was made anew, another record lies at this offset.
+    if record is None or record.timestamp()[1] != source.timestamp:
+        return None
+    return record if "of key" in letter.omitted or record.key() == letter.key else None

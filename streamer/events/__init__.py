@@ -1,0 +1,1 @@
+"""What is on the wire; no client and no clock."""

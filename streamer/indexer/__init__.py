@@ -1,0 +1,1 @@
+"""Codes and layouts → LMDB, exactly once; absolute counts → the monitor."""

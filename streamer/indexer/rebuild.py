@@ -1,0 +1,149 @@
+"""A fresh index out of the topics: all of ``item-codes`` and ``layouts`` up to the ends that they had at the start.
+
+What must hold: it is what the indexer would have made, offsets included, so that an indexer goes on from it; a rebuild that
+does not come to its end leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from confluent_kafka import Consumer
+
+from models.bundle import Bundle
+from models.errors import SidstreamError
+from models.layout import Layout
+from store.backup import has_index
+from store.environment import DATA_FILE
+from store.index import IndexWriter
+from store.writer_lock import LOCK_FILE, writer_of
+from streamer.events.layouts import layout_of
+from streamer.indexer.codes import codes_batch, layout_record
+from streamer.kafka.admin import require
+from streamer.kafka.read_to_end import Reading, Span, end_reader, read_spans, whole_topics
+from streamer.settings import Settings
+
+# Larger batches gain little more, and hold some hundred bytes a record in memory.
+_BATCH_RECORDS: Final = 50_000
+
+
+class RebuildError(SidstreamError):
+    """There is no room for a fresh index; nothing was changed."""
+
+
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished rebuild; ``position``: the next offset per ``topic/partition``, ``records``: those that were read."""
+
+    index: str
+    items: int
+    records: int
+    seconds: float
+    generation: int | None
+    position: dict[str, int]
+    digest: str
+
+
+def require_room(directory: Path) -> None:
+    """Return if a fresh index may be made in ``directory``.
+
+    Raises:
+        RebuildError: a writer runs on it, or it holds something.
+    """
+    if writer := writer_of(directory):
+        raise RebuildError(
+            f"the indexer (process {writer}) writes {directory}: build the fresh index beside it with --into DIR, and put it "
+            "in its place afterwards"
+        )
+    if has_index(directory):
+        raise RebuildError(
+            f"{directory} is not empty and is left as it is: build into another directory with --into DIR, or move this "
+            "one away first"
+        )
+
+
+def rebuild(
+    settings: Settings, into: Path, *, progress: Callable[[int, int], None] = lambda _done, _all: None
+) -> Rebuilt:
+    """Build the index of the settings' bundle and topics in the empty directory ``into``.
+
+    ``progress`` hears how many offsets of how many are done. Position and content are those of an indexer that has read as
+    far; where a topic ends in something that is no record, the position is the end itself.
+
+    Raises:
+        RebuildError: ``into`` is in use or not empty.
+        IndexerError: a record that does not belong to the bundle.
+    """
+    require_room(into)
+    layout = Bundle.open(settings.bundle).layout
+    topics = (settings.topics.item_codes, settings.topics.layouts)
+    require(settings.kafka, topics)
+    started = time.monotonic()
+    consumer = end_reader(settings, "rebuild", queued_min_messages=2 * _BATCH_RECORDS)
+    made = not into.exists()
+    try:
+        spans = whole_topics(consumer, topics)
+        with IndexWriter.open(into, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size) as writer:
+            try:
+                records = _fill(writer, layout, consumer, spans, settings.topics.item_codes, progress)
+                with writer.snapshot() as snapshot:
+                    live = snapshot.live_layout()
+                    return Rebuilt(
+                        index=str(into),
+                        items=snapshot.item_count,
+                        records=records,
+                        seconds=time.monotonic() - started,
+                        generation=live.generation if live is not None else None,
+                        position={f"{topic}/{number}": at for (topic, number), at in snapshot.position.items()},
+                        digest=snapshot.digest(),
+                    )
+            except BaseException:
+                _remove(into, made)
+                raise
+    finally:
+        consumer.close()
+
+
+def _fill(
+    writer: IndexWriter,
+    layout: Layout,
+    consumer: Consumer,
+    spans: dict[tuple[str, int], Span],
+    codes_topic: str,
+    progress: Callable[[int, int], None],
+) -> int:
+    """How many records there were."""
+    writer.put_layout(layout, {})
+    positions = {at: span.first for at, span in spans.items()}
+    total, records = sum(map(len, spans.values())), 0
+    progress(0, total)
+    for reading in read_spans(consumer, spans, size=_BATCH_RECORDS):
+        _apply(writer, layout, reading, codes_topic)
+        positions |= reading.positions
+        records += len(reading.records)
+        progress(sum(positions[at] - span.first for at, span in spans.items()), total)
+    # Of a partition that holds no record any more, too: counts carry the sum of positions, and it must not fall.
+    writer.apply(codes_batch([], layout), positions)
+    return records
+
+
+def _apply(writer: IndexWriter, layout: Layout, reading: Reading, codes_topic: str) -> None:
+    for record in reading.records:
+        if record.topic() != codes_topic and (issued := layout_record(record, layout.codebook_id)) is not None:
+            writer.put_layout(layout_of(issued), {})
+    writer.apply(
+        codes_batch([record for record in reading.records if record.topic() == codes_topic], layout), reading.positions
+    )
+
+
+def _remove(directory: Path, made: bool) -> None:
+    """What this rebuild has made, and nothing else."""
+    for name in (DATA_FILE, "lock.mdb", LOCK_FILE):
+        (directory / name).unlink(missing_ok=True)
+    if made:
+        with contextlib.suppress(OSError):
+            directory.rmdir()

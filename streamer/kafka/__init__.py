@@ -1,0 +1,1 @@
+"""The Kafka clients: configuration, errors, gathering, reading to the end, topics."""

@@ -1,0 +1,281 @@
+"""The topics: their shapes from the settings, made by us with explicit policies, never altered behind anyone's back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType, TopicMetadata
+
+from models.errors import SidstreamError
+from streamer.events.topics import TopicSpec
+from streamer.kafka.clients import ErrorListener, client_configuration
+from streamer.kafka.errors import LoginRefusedError, error_text
+from streamer.process.health import Health, Part
+from streamer.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+_REQUEST_SECONDS: Final = 15.0
+# A refused login is heard of between two attempts; a slow broker has the last one.
+_METADATA_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
+# Of a process that waits: it says so soon, and looks again whether it is to stop.
+_ONE_LOOK_SECONDS: Final = (1.0, 2.0)
+_RETRY_SECONDS: Final = 0.02
+_AWAY_SECONDS: Final = 1.0
+# A partition between two leaders, or before its first: it answers a moment later.
+_PASSING: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+    }
+)
+
+
+class TopicError(SidstreamError):
+    """The cluster refuses or cannot be asked about topics."""
+
+
+class TopicMismatchError(TopicError):
+    """A topic exists with another shape than the settings say."""
+
+
+class ClusterAwayError(TopicError):
+    """No broker answers: it does not run, or the settings name another place."""
+
+
+class MissingTopicsError(TopicError):
+    """Topics that a process needs do not exist. A consumer of a missing topic would wait in silence for ever."""
+
+
+@dataclass(frozen=True)
+class TopicDescription:
+    """A topic as the cluster has it. ``offsets``: (first, next) offset of each partition."""
+
+    name: str
+    partitions: int
+    replication: int
+    cleanup_policy: str
+    offsets: tuple[tuple[int, int], ...]
+
+    @property
+    def records(self) -> int:
+        """Offsets in the log: at most this many records, as compaction and transaction markers leave gaps."""
+        return sum(next_offset - first for first, next_offset in self.offsets)
+
+
+@dataclass(frozen=True)
+class CreationOutcome:
+    """Names of the topics that were made, and of those that were there in the same shape."""
+
+    created: tuple[str, ...]
+    existing: tuple[str, ...]
+
+
+def create(kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> CreationOutcome:
+    """Create the topics that are not there; all existing ones are compared before the first is created.
+
+    Raises:
+        TopicMismatchError: an existing topic has other partitions, replication or cleanup policy; nothing is altered.
+        TopicError: the cluster refuses, or does not answer.
+    """
+    admin = _Admin(kafka)
+    existing = _refuse_mismatches(admin, kafka, specs)
+    missing = [spec for spec in specs if spec.name not in existing]
+    new = [NewTopic(spec.name, spec.partitions, spec.replication, config=dict(spec.config)) for spec in missing]
+    lost_race = []
+    for name, future in (admin.create_topics(new, operation_timeout=_REQUEST_SECONDS) if new else {}).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicError(
+                    f"topic {name} cannot be created on {kafka.bootstrap_servers}: {error_text(error)}"
+                ) from None
+            lost_race.append(name)
+    if lost_race:
+        _refuse_mismatches(admin, kafka, [spec for spec in missing if spec.name in lost_race])
+    created = tuple(spec.name for spec in missing if spec.name not in lost_race)
+    if created:
+        _await_visible(admin, kafka, created)
+        log.info("topics_created", topics=created)
+    return CreationOutcome(created, tuple(spec.name for spec in specs if spec.name not in created))
+
+
+def _await_visible(admin: _Admin, kafka: KafkaSettings, names: Sequence[str]) -> None:
+    """The controller answers before every broker knows of a new topic; a client that asks at once would miss it."""
+    give_up = time.monotonic() + _REQUEST_SECONDS
+    while not (metadata := _metadata(admin, kafka)).keys() >= set(names):
+        if time.monotonic() > give_up:
+            raise TopicError(
+                f"{kafka.bootstrap_servers} does not list its new topics after {_REQUEST_SECONDS:.0f} s: try again"
+            )
+        time.sleep(_RETRY_SECONDS)
+    # A partition is listed a moment before its leader serves it.
+    _offsets(
+        admin, kafka, [(name, number) for name in names for number in metadata[name].partitions], OffsetSpec.latest()
+    )
+
+
+def describe(kafka: KafkaSettings, names: Iterable[str]) -> list[TopicDescription]:
+    """The topics among ``names`` that exist, in this order.
+
+    Raises:
+        TopicError: the cluster refuses, or does not answer.
+    """
+    admin = _Admin(kafka)
+    metadata = _metadata(admin, kafka)
+    present = [metadata[name] for name in names if name in metadata]
+    policies = _cleanup_policies(admin, kafka, [topic.topic for topic in present])
+    partitions = [(topic.topic, number) for topic in present for number in sorted(topic.partitions)]
+    first = _offsets(admin, kafka, partitions, OffsetSpec.earliest())
+    following = _offsets(admin, kafka, partitions, OffsetSpec.latest())
+    return [
+        TopicDescription(
+            name=topic.topic,
+            partitions=len(topic.partitions),
+            replication=_replication(topic),
+            cleanup_policy=policies[topic.topic],
+            offsets=tuple(
+                (first[topic.topic, number], following[topic.topic, number]) for number in sorted(topic.partitions)
+            ),
+        )
+        for topic in present
+    ]
+
+
+def require(kafka: KafkaSettings, names: Iterable[str], attempt_seconds: Sequence[float] = _METADATA_SECONDS) -> None:
+    """Return if every topic exists. ``attempt_seconds``: how long each attempt waits for an answer.
+
+    Raises:
+        MissingTopicsError: names each missing one and what to do.
+        ClusterAwayError: the cluster does not answer.
+        LoginRefusedError: it refuses our user or password.
+    """
+    metadata = _metadata(_Admin(kafka), kafka, attempt_seconds)
+    missing = [name for name in names if name not in metadata]
+    if missing:
+        raise MissingTopicsError(
+            f"{kafka.bootstrap_servers} has no topic {', '.join(missing)}: run `sidstream topics create` "
+            "(or correct topics.* in the settings)"
+        )
+
+
+def await_topics(kafka: KafkaSettings, names: Sequence[str], stop: threading.Event, health: Health) -> bool:
+    """``require`` for a process: a cluster that is away is waited for; ``False`` when ``stop`` was set first.
+
+    Raises:
+        MissingTopicsError: names each missing one and what to do.
+        LoginRefusedError: the cluster refuses our user or password.
+    """
+    while not stop.is_set():
+        health.progress()
+        try:
+            require(kafka, names, _ONE_LOOK_SECONDS)
+            return True
+        except ClusterAwayError as error:
+            log.warning("waiting_for_broker", reason=str(error))
+            health.set_unready(Part.BROKER, str(error))
+            stop.wait(_AWAY_SECONDS)
+    return False
+
+
+def _refuse_mismatches(admin: _Admin, kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> set[str]:
+    """Names of the specs that exist, all of them in the right shape."""
+    metadata = _metadata(admin, kafka)
+    existing = [spec for spec in specs if spec.name in metadata]
+    policies = _cleanup_policies(admin, kafka, [spec.name for spec in existing])
+    faults = []
+    for spec in existing:
+        topic = metadata[spec.name]
+        if len(topic.partitions) != spec.partitions:
+            faults.append(f"{spec.name} has {len(topic.partitions)} partitions instead of {spec.partitions}")
+        if _replication(topic) != spec.replication:
+            faults.append(f"{spec.name} has {_replication(topic)} replicas instead of {spec.replication}")
+        if set(policies[spec.name].split(",")) != set(spec.cleanup_policy.split(",")):
+            faults.append(f"{spec.name} has cleanup.policy={policies[spec.name]} instead of {spec.cleanup_policy}")
+    if faults:
+        raise TopicMismatchError(
+            f"topics on {kafka.bootstrap_servers} have another shape than the settings; nothing was changed. "
+            "Correct topics.* in the settings, or alter or delete these topics yourself:\n  " + "\n  ".join(faults)
+        )
+    return {spec.name for spec in existing}
+
+
+class _Admin(AdminClient):  # type: ignore[misc]
+    """An admin client that tells what it heard of a refused login."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        configuration = client_configuration(kafka)
+        self.errors: ErrorListener = configuration["error_cb"]
+        try:
+            super().__init__(configuration)
+        except KafkaException as error:
+            raise TopicError(f"the client refuses its settings ({error_text(error)}): correct kafka.security") from None
+
+
+def _metadata(
+    admin: _Admin, kafka: KafkaSettings, attempt_seconds: Sequence[float] = _METADATA_SECONDS
+) -> dict[str, TopicMetadata]:
+    for attempt, seconds in enumerate(attempt_seconds):
+        try:
+            topics: dict[str, TopicMetadata] = admin.list_topics(timeout=seconds).topics
+        except KafkaException as error:
+            reason = error_text(error)
+        else:
+            return topics
+        admin.poll(0)  # what the client heard meanwhile
+        # A broker that goes away during the handshake looks the same, once.
+        if attempt and admin.errors.refusal is not None:
+            raise LoginRefusedError(kafka, admin.errors.refusal)
+    raise ClusterAwayError(
+        f"{kafka.bootstrap_servers} does not tell its topics ({reason}): is the broker running "
+        "(`sidstream up` or `sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
+    )
+
+
+def _replication(topic: TopicMetadata) -> int:
+    return min((len(partition.replicas) for partition in topic.partitions.values()), default=0)
+
+
+def _cleanup_policies(admin: _Admin, kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
+    if not names:
+        return {}
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    answers = admin.describe_configs(resources, request_timeout=_REQUEST_SECONDS)
+    return {resource.name: str(_answer(future, kafka)["cleanup.policy"].value) for resource, future in answers.items()}
+
+
+def _offsets(
+    admin: _Admin, kafka: KafkaSettings, partitions: Sequence[tuple[str, int]], spec: OffsetSpec
+) -> dict[tuple[str, int], int]:
+    if not partitions:
+        return {}
+    wanted = {TopicPartition(topic, number): spec for topic, number in partitions}
+    give_up = time.monotonic() + _REQUEST_SECONDS
+    while True:
+        answers = admin.list_offsets(
+            wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_SECONDS
+        )
+        try:
+            return {(key.topic, key.partition): int(_answer(future, kafka).offset) for key, future in answers.items()}
+        except TopicError as error:
+            cause = error.__cause__
+            passing = isinstance(cause, KafkaException) and cause.args[0].code() in _PASSING
+            if not passing or time.monotonic() > give_up:
+                raise
+        time.sleep(_RETRY_SECONDS)
+
+
+def _answer(future: Any, kafka: KafkaSettings) -> Any:
+    try:
+        return future.result()
+    except KafkaException as error:
+        raise TopicError(f"{kafka.bootstrap_servers} refuses to describe its topics: {error_text(error)}") from error

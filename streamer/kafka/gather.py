@@ -1,0 +1,65 @@
+"""A batch of whatever waits, and sending that waits for room; both tell the client's news from records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+
+from streamer.kafka.clients import log
+from streamer.kafka.errors import PASSING_CODES, ConsumerBrokenError, FatalKafkaError, error_text
+
+
+def drain(
+    consumer: Consumer, maximum: int, wait_seconds: float, on_end: Callable[[Message], None] | None = None
+) -> list[Message]:
+    """Whatever waits, at most ``maximum`` records; waits only while there is nothing.
+
+    ``consume(n, timeout)`` would wait for the whole timeout at low rates: p50 146 → 17 ms (design § 11).
+    ``on_end`` hears of every partition whose end was reached, if the consumer has ``enable.partition.eof``.
+
+    Raises:
+        FatalKafkaError: the broker refuses the subscription (authorisation, unknown topic).
+    """
+    records: list[Message] = consumer.consume(maximum, 0)
+    if not records:
+        first = consumer.poll(wait_seconds)
+        if first is None:
+            return []
+        records = [first, *consumer.consume(maximum - 1, 0)] if maximum > 1 else [first]
+    if any(record.error() is not None for record in records):
+        records = [record for record in records if not _is_event(record, on_end)]
+    return records
+
+
+def _is_event(record: Message, on_end: Callable[[Message], None] | None) -> bool:
+    """Whether this is news of the client instead of a record."""
+    error = record.error()
+    if error is None:
+        return False
+    if error.code() == KafkaError._PARTITION_EOF:
+        if on_end is not None:
+            on_end(record)
+        return True
+    if error.retriable() or error.code() in PASSING_CODES:
+        log.warning("consumer_waits", code=error.name(), message=error.str())
+        return True
+    kind = ConsumerBrokenError if error.code() == KafkaError._FATAL else FatalKafkaError
+    raise kind(f"cannot consume {record.topic() or 'the subscription'}: {error.str()} ({error.name()})")
+
+
+def produce(producer: Producer, topic: str, **record: Any) -> None:
+    """``Producer.produce`` that waits when the local queue is full instead of failing.
+
+    Raises:
+        FatalKafkaError: the record is too large, or the client is broken.
+    """
+    while True:
+        try:
+            producer.produce(topic, **record)
+            return
+        except BufferError:
+            producer.poll(0.05)
+        except KafkaException as error:
+            raise FatalKafkaError(f"cannot send a record to {topic}: {error_text(error)}") from error

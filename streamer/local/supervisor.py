@@ -1,0 +1,150 @@
+"""Runs several processes on one machine as one: starts them, restarts what dies, ends all of them together.
+
+A child that dies is started again after a pause that doubles up to half a minute; one that keeps dying soon after its start
+is given up, and with it everything. The children share our process group's terminal but not its Ctrl-C: we pass it on
+as SIGTERM, in the reverse order of starting: retriever, monitor, indexer, assigner. Whoever is down the stream hears it first,
+so that none begins another batch of what its predecessor commits while it ends; the retriever, whose batch takes longest
+and whose askers wait, has the whole time. Nobody needs anybody else to end well, as what is left over waits in the topics:
+so all end at once within one deadline instead of one after the other. All of them need the broker to commit: it goes last.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+import structlog
+
+from models.errors import SidstreamError
+from streamer.process.run import SUPERVISOR_VARIABLE
+
+log = structlog.get_logger(__name__)
+
+# A child that is stuck ends itself when its own deadline has passed, and logs in what; SIGKILL is for one that cannot.
+KILL_MARGIN_SECONDS: Final = 5.0
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+_SETTLED_SECONDS: Final = 20.0
+_MAXIMUM_EARLY_DEATHS: Final = 5
+
+
+class SupervisorError(SidstreamError):
+    """A process keeps dying; the message names it and where its log is."""
+
+
+@dataclass(slots=True)
+class _Child:
+    name: str
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    early_deaths: int = 0
+
+
+@dataclass
+class Supervisor:
+    """Child processes by name, each ``sidstream <arguments>`` in a new session, logging to ``<log_directory>/<name>.log``.
+
+    ``log_directory`` None leaves their log lines on our standard error. ``shutdown_seconds``: the children's own deadline.
+    """
+
+    environment: Mapping[str, str]
+    log_directory: Path | None = None
+    shutdown_seconds: float = 20.0
+    _children: dict[str, _Child] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: bool = False
+
+    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start a process and keep it running; ``environment`` adds to that of all."""
+        with self._lock:
+            child = self._children[name] = _Child(name, arguments, environment or {})
+            self._spawn(child)
+
+    def pid(self, name: str) -> int | None:
+        """The process id of a child that runs."""
+        process = self._children[name].process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def check(self) -> None:
+        """Restart what has died; call it a few times a second.
+
+        Raises:
+            SupervisorError: a process died five times soon after its start.
+        """
+        with self._lock:
+            now = time.monotonic()
+            for child in self._children.values():
+                if child.process is not None and (code := child.process.poll()) is not None:
+                    child.process = None
+                    child.early_deaths = child.early_deaths + 1 if now - child.started_at < _SETTLED_SECONDS else 0
+                    if child.early_deaths >= _MAXIMUM_EARLY_DEATHS:
+                        raise SupervisorError(
+                            f"{child.name} died {child.early_deaths} times soon after its start (exit status {code})"
+                            f"{self._where(child.name)}"
+                        )
+                    pause = min(_FIRST_PAUSE_SECONDS * 2**child.early_deaths, _LONGEST_PAUSE_SECONDS)
+                    child.restart_at = now + pause
+                    log.warning("process_died", name=child.name, exit_status=code, restart_in_s=round(pause, 1))
+                if child.process is None and now >= child.restart_at:
+                    self._spawn(child)
+
+    def stop(self) -> None:
+        """SIGTERM in reverse order of starting, then wait; SIGKILL for what outlives its deadline."""
+        with self._lock:
+            running = [child for child in reversed(self._children.values()) if child.process is not None]
+            for child in running:
+                assert child.process is not None
+                if child.process.poll() is None:
+                    child.process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + self.shutdown_seconds + KILL_MARGIN_SECONDS
+            for child in running:
+                assert child.process is not None
+                try:
+                    child.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    log.warning("process_killed", name=child.name)
+                    child.process.kill()
+                    child.process.wait()
+            self._children.clear()
+
+    def kill(self) -> None:
+        """SIGKILL to all, at once and from any thread, whoever else waits for them; starts none again."""
+        self._ended = True
+        for child in list(self._children.values()):
+            if (process := child.process) is not None:
+                process.kill()
+
+    def _spawn(self, child: _Child) -> None:
+        if self._ended:
+            return
+        output: IO[bytes] | None = None
+        if self.log_directory is not None:
+            self.log_directory.mkdir(parents=True, exist_ok=True)
+            output = (self.log_directory / f"{child.name}.log").open("ab")
+        try:
+            child.process = subprocess.Popen(
+                [sys.executable, "-m", "sidstream", *child.arguments],
+                env={**os.environ, **self.environment, **child.environment, SUPERVISOR_VARIABLE: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        finally:
+            if output is not None:
+                output.close()
+        child.started_at = time.monotonic()
+
+    def _where(self, name: str) -> str:
+        return f"; its log: {self.log_directory / name}.log" if self.log_directory is not None else ""

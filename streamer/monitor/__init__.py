@@ -1,0 +1,1 @@
+"""Absolute counts → layouts, alerts and drift: a Faust app around pure judgement."""

@@ -1,0 +1,116 @@
+"""The monitor: absolute counts in, layouts, alerts and drift out. A Faust app around pure judgement.
+
+What must hold: an event changes the table or nothing, however often it comes; the timer publishes before it remembers; only
+the monitor that holds the partition and the journal publishes. Consequently ``kill -9`` at any point loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.layout import Layout
+from streamer.events.topics import MONITOR_TABLE, monitor_changelog
+from streamer.kafka.admin import await_topics
+from streamer.monitor import dashboard
+from streamer.monitor.agent import PROCESS, Monitor, log
+from streamer.monitor.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
+from streamer.process.health import Health, Part
+from streamer.process.run import run_process
+from streamer.settings import Settings
+
+_POLL_SECONDS: Final = 0.1
+_RETRY_SECONDS: Final = 1.0
+
+
+def build_app(
+    settings: Settings,
+    layout: Layout,
+    baseline_census: NDArray[np.int64],
+    *,
+    data_directory: Path,
+    health: Health | None = None,
+) -> tuple[MonitorApp, Monitor]:
+    """The Faust app and the monitor inside it, not connected yet. ``baseline_census``: int64 (L, M) of the bundle."""
+    app = new_app(settings, data_directory)
+    monitor = Monitor(settings, layout, baseline_census, app, health or Health())
+    source = app.topic(
+        settings.topics.token_counts,
+        schema=raw_schema(),
+        partitions=1,
+        allow_empty=True,  # a tombstone is no count, but no reason to fall over either
+    )
+    app.agent(source, name="follow", concurrency=1)(monitor.follow)
+    app.timer(settings.monitor.interval_seconds, name="look")(monitor.look)
+    if settings.monitor.web_port:
+        dashboard.add_pages(app, monitor)
+    return app, monitor
+
+
+async def _run(
+    settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
+) -> None:
+    await check_login(settings.kafka)
+    with tempfile.TemporaryDirectory(prefix="sidstream-monitor-") as folder:
+        app, monitor = build_app(settings, layout, baseline, data_directory=Path(folder), health=health)
+        health.set_unready(Part.INPUT, "the table of counts is being recovered")
+        starting = asyncio.ensure_future(app.start())
+        try:
+            while not stop.is_set() and not app.should_stop and app.crash_reason is None:
+                if starting.done():
+                    starting.result()
+                if monitor.looks:
+                    health.progress()
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            health.set_unready(Part.INPUT, "the monitor's app is not running")
+            await app.stop()
+            monitor.close()
+            if not starting.done():
+                starting.cancel()
+        if app.crash_reason is not None:
+            raise app.crash_reason
+
+
+def monitor_until_stopped(
+    settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
+) -> None:
+    """Run monitors one after the other until ``stop`` is set: a broker that goes away is waited for.
+
+    Raises:
+        MissingTopicsError: a topic is not there.
+        FatalKafkaError: the broker refuses, or another monitor took over.
+    """
+    health.set_ready(Part.START)
+    while await_topics(settings.kafka, _topics(settings), stop, health):
+        try:
+            asyncio.run(_run(settings, layout, baseline, stop, health))
+        except PASSING_ERRORS as error:
+            # Whatever was not acknowledged comes again: a new app starts from the topics.
+            log.warning("monitor_starts_again", reason=f"{type(error).__name__}: {error}")
+            health.set_unready(Part.BROKER, str(error))
+            stop.wait(_RETRY_SECONDS)
+
+
+def run_monitor(settings: Settings) -> None:
+    """Run the process until it is told to stop."""
+
+    def work(stop: threading.Event, health: Health) -> None:
+        bundle = Bundle.open(settings.bundle)
+        baseline = np.array(bundle.manifest.census, dtype=np.int64)
+        monitor_until_stopped(settings, bundle.layout, baseline, stop, health)
+
+    run_process(PROCESS, settings, work)
+
+
+def _topics(settings: Settings) -> list[str]:
+    topics = settings.topics
+    changelog = monitor_changelog(settings.monitor.app_id, MONITOR_TABLE)
+    return [topics.token_counts, topics.layouts, topics.alerts, topics.drift, changelog]

@@ -1,0 +1,121 @@
+"""What the monitor remembers of a token: its newest absolute count, and its net change in a rolling window.
+
+Nothing is incremented on an event: a count replaces an older one, and the difference goes into the window's bucket of the
+event's own time. The same event again, or an older one, changes nothing, so redelivery is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.layout import HEAD_LAYER_INDEX
+from streamer.events.records import TokenCount
+
+Bucket = tuple[int, int]  # start in milliseconds since the epoch, net change of the count
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """``buckets`` buckets of ``bucket_ms`` milliseconds each."""
+
+    bucket_ms: int
+    buckets: int
+
+    @classmethod
+    def of(cls, bucket_seconds: float, buckets: int) -> WindowShape:
+        return cls(max(1, round(bucket_seconds * 1000)), buckets)
+
+    @property
+    def seconds(self) -> float:
+        return self.bucket_ms * self.buckets / 1000
+
+    def first_start(self, now: int) -> int:
+        """Start of the oldest bucket of the window that ends with the bucket of ``now``."""
+        return now - now % self.bucket_ms - (self.buckets - 1) * self.bucket_ms
+
+
+class TokenState(msgspec.Struct, frozen=True):
+    """A value of the table ``token_counts``: count ``n``, the ``as_of`` that it is of, and the buckets, oldest first."""
+
+    n: int
+    as_of: int
+    window: tuple[Bucket, ...] = ()
+
+
+_DECODER: Final = msgspec.json.Decoder(TokenState)
+encode_state: Final = msgspec.json.encode  # JSON: a person can read the changelog with a console consumer
+decode_state: Final = _DECODER.decode
+
+
+def apply_count(state: TokenState | None, count: TokenCount, at: int, shape: WindowShape) -> TokenState | None:
+    """The token's next state, or ``None`` when ``count`` is not newer than ``state``.
+
+    ``at``: the event's time in milliseconds. A token without a state counts as zero items until then.
+    """
+    if state is None:
+        state = TokenState(n=0, as_of=-1)
+    if count.as_of <= state.as_of:
+        return None
+    return TokenState(count.n, count.as_of, _add(state.window, count.n - state.n, at, shape))
+
+
+def growth_in(window: Iterable[Bucket], now: int, shape: WindowShape) -> int:
+    """Net change in the window that ends ``now``."""
+    first = shape.first_start(now)
+    return sum(change for start, change in window if start >= first)
+
+
+def _add(window: tuple[Bucket, ...], change: int, at: int, shape: WindowShape) -> tuple[Bucket, ...]:
+    start = at - at % shape.bucket_ms
+    buckets = dict(window)
+    if change:
+        buckets[start] = buckets.get(start, 0) + change
+    newest = max(buckets, default=start)
+    first = shape.first_start(max(newest, at))
+    return tuple((begin, net) for begin, net in sorted(buckets.items()) if begin >= first and net)
+
+
+class LiveCensus:
+    """Counts of one codebook as an array beside the table, so that a timer need not touch the table's every entry.
+
+    ``counts``: int64 (L, M). It holds nothing that the table does not: after a recovery it is filled from it anew.
+    """
+
+    def __init__(self, layers: int, size: int, shape: WindowShape) -> None:
+        self.counts: NDArray[np.int64] = np.zeros((layers, size), dtype=np.int64)
+        self.as_of = -1
+        self._shape = shape
+        self._windows: dict[int, tuple[Bucket, ...]] = {}
+
+    def put(self, layer_index: int, token: int, state: TokenState) -> None:
+        self.counts[layer_index, token] = state.n
+        self.as_of = max(self.as_of, state.as_of)
+        if layer_index == HEAD_LAYER_INDEX:
+            if state.window:
+                self._windows[token] = state.window
+            else:
+                self._windows.pop(token, None)
+
+    def growth(self, now: int) -> NDArray[np.int64]:
+        """int64 (M,): net change of each layer-2 token in the window that ends ``now``."""
+        result = np.zeros(self.counts.shape[1], dtype=np.int64)
+        first = self._shape.first_start(now)
+        stale = []
+        for token, window in self._windows.items():
+            result[token] = growth_in(window, now, self._shape)
+            if window[-1][0] < first:
+                stale.append(token)
+        for token in stale:
+            del self._windows[token]
+        return result
+
+    def clear(self) -> None:
+        self.counts[:] = 0
+        self.as_of = -1
+        self._windows.clear()

@@ -1,0 +1,123 @@
+"""Whether a process is alive and whether it is ready, with the reason when it is not; over HTTP as ``/live`` and ``/ready``.
+
+Alive: its loop has turned a moment ago, or a call that may take long has not taken too long. Who is not alive is to be
+restarted. Ready: its model is loaded, its store open, its input read as far as it went at the start, the broker answers,
+and its loop turns. Who is not ready gets well by waiting: a broker that is away must never make a process look dead.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from streamer.settings import MetricsSettings
+
+
+class Part(StrEnum):
+    """What must be well for a process to be ready, in the order in which the reasons are told."""
+
+    STOPPING = "stopping"
+    START = "start"
+    """Bundle and model loaded, store open."""
+    BROKER = "broker"
+    """It answered when it was last asked."""
+    INDEX = "index"
+    """The index that the indexer of this host makes is there."""
+    INPUT = "input"
+    """Everything that was on the topics at the start is read."""
+
+
+class Health:
+    """Set by the loop, read by the HTTP server; thread-safe. Unready until start, broker and input were said to be well."""
+
+    def __init__(self, settings: MetricsSettings | None = None) -> None:
+        settings = settings or MetricsSettings()
+        self._stalled_seconds = settings.stalled_seconds
+        self._slow_seconds = settings.slow_seconds
+        self._lock = threading.Lock()
+        self._reasons: dict[Part, str] = {
+            Part.START: "starting",
+            Part.BROKER: "the broker has not answered yet",
+            Part.INPUT: "nothing is read yet",
+        }
+        self._turned_at = time.monotonic()
+        # A start is a long call like any other: a model is loaded, an index checked.
+        self._in_hand: dict[object, tuple[str, float]] = {Part.START: ("the start", self._turned_at)}
+
+    @property
+    def ready(self) -> bool:
+        return self.reason is None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the process is not ready, in sentences; ``None`` when it is."""
+        with self._lock:
+            reasons = [self._reasons[part] for part in Part if part in self._reasons]
+        if (stalled := self.stalled) is not None:
+            reasons.append(stalled)
+        return "; ".join(reasons) or None
+
+    @property
+    def stalled(self) -> str | None:
+        """Why the process is not alive, in a sentence; ``None`` when it is."""
+        now = time.monotonic()
+        with self._lock:
+            oldest = min(self._in_hand.values(), key=lambda call: call[1], default=None)
+            silent = now - self._turned_at
+        if oldest is not None:
+            what, since = oldest
+            if now - since > self._slow_seconds:
+                return f"{what} has taken {now - since:.0f} s; metrics.slow_seconds allows {self._slow_seconds:g}"
+        elif silent > self._stalled_seconds:
+            return (
+                f"the loop has not turned for {silent:.0f} s; metrics.stalled_seconds allows {self._stalled_seconds:g}"
+            )
+        return None
+
+    def is_well(self, part: Part) -> bool:
+        """Whether nothing is known against this part."""
+        return part not in self._reasons
+
+    def set_ready(self, part: Part) -> None:
+        """This part is well again; the end of the start begins the watch over the loop."""
+        if part not in self._reasons:
+            return
+        with self._lock:
+            self._reasons.pop(part, None)
+            if part is Part.START:
+                self._in_hand.pop(Part.START, None)
+                self._turned_at = time.monotonic()
+
+    def set_unready(self, part: Part, reason: str) -> None:
+        """``reason``: a sentence for a person."""
+        with self._lock:
+            self._reasons[part] = reason
+
+    def progress(self) -> None:
+        """The loop turns, or the start goes on; call it every turn, with or without anything to do."""
+        self._turned_at = time.monotonic()
+        if Part.START in self._in_hand:
+            with self._lock:
+                self._in_hand[Part.START] = ("the start", self._turned_at)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """A call that may rightly take longer than a turn: decoding a batch, one attempt at a commit, a large LMDB batch."""
+        token = object()
+        with self._lock:
+            self._in_hand[token] = (what, time.monotonic())
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._in_hand[token]
+                self._turned_at = time.monotonic()
+
+    def doing(self) -> list[str]:
+        """The long calls that are in hand, each with its seconds: what a process that does not end is stuck in."""
+        now = time.monotonic()
+        with self._lock:
+            return [f"{what} for {now - since:.1f} s" for what, since in self._in_hand.values()]

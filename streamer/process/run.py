@@ -1,0 +1,69 @@
+"""What every long-running process shares: logging, health over HTTP, signals, and an end when its supervisor has died."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from streamer.process.health import Health
+from streamer.process.health_server import HealthServer
+from streamer.process.logs import configure_logging
+from streamer.process.metrics import describe_process
+from streamer.process.shutdown import Shutdown
+from streamer.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# The process id of a supervisor; a child that finds itself adopted by another process ends as on SIGTERM.
+SUPERVISOR_VARIABLE: Final = "SIDSTREAM_SUPERVISOR_PID"
+_WATCH_SECONDS: Final = 1.0
+
+
+def run_process(name: str, settings: Settings, work: Callable[[threading.Event, Health], None]) -> None:
+    """Run ``work(stop, health)`` until it returns.
+
+    SIGTERM and SIGINT begin the end: not ready; ``stop`` is set, upon which ``work`` finishes or aborts the batch in
+    hand, sends what it still has to tell and closes its store; the HTTP server goes last. After ``shutdown_seconds``, or
+    on a second signal, the process ends at once.
+    """
+    configure_logging(settings.logging, process=name)
+    stop, health = threading.Event(), Health(settings.metrics)
+    shutdown = Shutdown(stop, deadline_seconds=settings.shutdown_seconds, health=health)
+    shutdown.listen()
+    if supervisor := os.environ.get(SUPERVISOR_VARIABLE):
+        watching = threading.Thread(
+            target=_watch, args=(int(supervisor), shutdown), name="supervisor-watch", daemon=True
+        )
+        watching.start()
+    describe_process(name, health)
+    server = HealthServer(settings.metrics, health)
+    log.info("starting", broker=settings.kafka.bootstrap_servers)
+    try:
+        work(stop, health)
+    finally:
+        server.close()
+    log.info("stopped")
+
+
+def collect_garbage_rarely() -> None:
+    """For a process of large batches, once it is set up: what lives now is never scanned again, what comes rarely.
+
+    A batch makes tens of thousands of objects and not one cycle; the default looks for cycles every 700 of them,
+    which cost 3-11 % of the assigner's processor time and 16 % of the indexer's.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
+def _watch(supervisor: int, shutdown: Shutdown) -> None:
+    """A supervisor that was killed cannot end its children."""
+    while os.getppid() == supervisor:
+        time.sleep(_WATCH_SECONDS)
+    shutdown.request(reason="the supervisor has died")
