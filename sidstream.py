@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 import demo.commands
-import models.commands
-import models.tower_commands
+import models.commands.fit_and_train
+import models.commands.towers
 import retriever.commands
 import streamer.commands.broker
 import streamer.commands.dead_letters
@@ -66,9 +66,9 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
     ],
     "Prepare": [
         streamer.commands.broker.broker,
-        models.tower_commands.towers,
-        models.commands.fit,
-        models.commands.train,
+        models.commands.towers.towers,
+        models.commands.fit_and_train.fit,
+        models.commands.fit_and_train.train,
     ],
     "Feed and watch": [streamer.commands.pipeline.publish, streamer.commands.monitor.alerts],
     "On call": [

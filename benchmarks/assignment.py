@@ -34,8 +34,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from models.codebook import Codebook
-from models.onnx_encoder import OnnxEncoder, export_onnx
+from models.codebooks.codebook import Codebook
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.codebooks.onnx_export import export_onnx
 
 LAYERS, DIMENSION = 3, 384
 ITEMS_BY_SIZE = {256: 100_000, 1024: 25_000, 4096: 6_400}

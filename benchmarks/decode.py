@@ -26,9 +26,10 @@ import torch
 import transformers
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from models.language_model import small_causal_lm
-from models.layout import Layout, top_k
-from models.vocabulary import SidVocabulary
+from models.language.language_model import small_causal_lm
+from models.sids.head_tokens import top_k
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
 from retriever.beam_search import beam_search
 from retriever.forward_passes import SharedPromptPasses
 from retriever.marginal_search import marginal_beam_search

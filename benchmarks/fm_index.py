@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from benchmarks.fm_structure import DynamicFmIndex, FmIndex, transform, wavelet_package
 from benchmarks.reporting import Result, benchmark_arguments, report
-from models.layout import Layout, top_k
+from models.sids.head_tokens import top_k
+from models.sids.layout import Layout
 from retriever.search_parts import Level, ranges, trie_levels
 from store.encoding import TrieEncoding
 from store.index import CodesBatch, IndexWriter

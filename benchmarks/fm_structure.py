@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import Layout
+from models.sids.layout import Layout
 
 wavelet_package: Any = import_module("wavelet_matrix") if find_spec("wavelet_matrix") else None
 

@@ -42,10 +42,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from models.bundle import create_bundle
-from models.census import count_tokens
-from models.codebook import fit_residual_kmeans
-from models.layout import Layout
+from models.bundles.bundle import create_bundle
+from models.codebooks.codebook import fit_residual_kmeans
+from models.sids.census import count_tokens
+from models.sids.layout import Layout
 from store.reader import IndexReader
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher

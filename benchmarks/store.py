@@ -19,7 +19,8 @@ import lmdb
 import numpy as np
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from models.layout import Layout, top_k
+from models.sids.head_tokens import top_k
+from models.sids.layout import Layout
 from store.encoding import ItemEncoding, TrieEncoding, first_token_keys, number_keys
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader

@@ -17,8 +17,8 @@ from rich.text import Text
 from demo.figures import Figures
 from demo.live_queries import LiveQueries
 from demo.shop import Fad
-from models.census import measure_layer
-from models.layout import HEAD_LAYER_INDEX, Layout
+from models.sids.census import measure_layer
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from streamer.events.records import Alert
 
 _BAR: Final = 24

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from demo.shop import Shop
-from models.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle
-from models.bundle import Bundle
-from models.prompts import PromptSettings
-from models.training import TrainingSettings
+from models.bundles.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle
+from models.bundles.bundle import Bundle
+from models.language.prompts import PromptSettings
+from models.training.fine_tuning import TrainingSettings
 
 HEAD_SHARE_OF_TOKENS: Final = 0.1  # top@K with K = 10 % of M
 LAYER2_DROPOUT: Final = 0.3

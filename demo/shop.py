@@ -20,8 +20,8 @@ from demo.product_catalogue import DEFAULT_PRODUCTS, demo_catalogue
 from demo.shoppers import DemonstrationQuery, demonstration_queries
 from demo.text_embedding import TextEmbedder
 from models.catalogue import Catalogue, CatalogueItem
-from models.example_queries import examples_from_catalogue
-from models.training_examples import TrainingExample
+from models.training.example_queries import examples_from_catalogue
+from models.training.examples import TrainingExample
 
 FAD_SIZE: Final = 1_000
 _LATE_SHARE: Final = 8  # every eighth product arrives after the model was trained

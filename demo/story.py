@@ -21,12 +21,12 @@ from demo.figures import Figures
 from demo.live_queries import LiveQueries
 from demo.preparation import Trained, fit, head_size, train
 from demo.shop import Fad, Shop, choose_fad
-from models.building import Fitted
+from models.bundles.building import Fitted
 from models.catalogue import CatalogueItem
-from models.census import gini
+from models.codebooks.onnx_encoder import OnnxEncoder
 from models.errors import SidstreamError
-from models.layout import HEAD_LAYER_INDEX, Layout
-from models.onnx_encoder import OnnxEncoder
+from models.sids.census import gini
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from retriever.client import Client
 from store.errors import IndexMissingError
 from store.reader import IndexReader

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.vocabulary import SidVocabulary
+from models.sids.vocabulary import SidVocabulary
 from retriever.forward_passes import ForwardPasses, forward_passes
 from retriever.search_parts import (
     Normaliser,

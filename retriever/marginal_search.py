@@ -27,8 +27,8 @@ import numpy.typing as npt
 import torch
 
 from models.errors import SidstreamError
-from models.layout import HEAD_LAYER_INDEX, PADDING, Layout
-from models.vocabulary import SidVocabulary
+from models.sids.layout import HEAD_LAYER_INDEX, PADDING, Layout
+from models.sids.vocabulary import SidVocabulary
 from retriever.beam_search import beam_search
 from retriever.forward_passes import forward_passes
 from retriever.readings import Hypotheses, ModelPaths, Readings, appended, bounds_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
 from store.encoding import StoredItem
 
 if TYPE_CHECKING:

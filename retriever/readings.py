@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.layout import PADDING
-from models.vocabulary import SidVocabulary
+from models.sids.layout import PADDING
+from models.sids.vocabulary import SidVocabulary
 from retriever.forward_passes import ForwardPasses
 from retriever.search_parts import Normaliser, feed, log_probabilities, places_of, ranges
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from models.errors import SidstreamError
-from models.vocabulary import SidVocabulary
+from models.sids.vocabulary import SidVocabulary
 from retriever.forward_passes import ForwardPasses
 from store.trie_view import SidPaths
 

@@ -17,12 +17,12 @@ import msgspec
 import structlog
 from confluent_kafka import Message
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from models.catalogue import MAXIMUM_ID_BYTES
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
-from models.layout import Layout
-from models.prompts import PromptBuilder
+from models.language.prompts import PromptBuilder
+from models.sids.layout import Layout
 from retriever.admission import Admission, QueryRefused
 from retriever.beam_search import ScoredSid, beam_search
 from retriever.marginal_search import marginal_beam_search
@@ -278,7 +278,7 @@ def run_retriever(settings: Settings) -> None:
     def work(stop: threading.Event, health: Health) -> None:
         import torch
 
-        from models.language_model import load_language_model
+        from models.bundles.model_of_bundle import load_language_model
 
         topics, own = settings.topics, settings.retriever
         torch.set_num_threads(own.threads)

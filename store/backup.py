@@ -18,7 +18,7 @@ from typing import Final
 import lmdb
 import msgspec
 
-from models.manifest import synchronise
+from models.bundles.manifest import synchronise
 from store import environment
 from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.reader import IndexReader

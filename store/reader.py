@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from store import encoding, environment
 from store.encoding import FORMAT_VERSION, ItemEncoding, StoredItem, TrieEncoding
 from store.errors import REBUILD_ADVICE, IndexAccessError, IndexFormatError, IndexMissingError, IndexUsageError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from store.errors import IndexMismatchError
 from store.reader import Snapshot
 

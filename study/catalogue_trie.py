@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from store.trie_view import SidPaths, lexicographic_order
 
 

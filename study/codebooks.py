@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.codebook import Codebook, fit_residual_kmeans
+from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from study.configuration import CodebookChoice
 from study.datasets import Dataset, planted_codebook
 from study.references import CoOccurrence
@@ -48,7 +48,7 @@ def _fit(choice: CodebookChoice, vectors: npt.NDArray[np.float32]) -> Codebook:
     if choice.method == "planted":
         return planted_codebook(choice.dataset)
     if choice.method == "rq-vae":
-        from models.rq_vae import RqVaeSettings, fit_rq_vae
+        from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
 
         settings = RqVaeSettings(epochs=RQ_VAE_EPOCHS)
         return fit_rq_vae(vectors, layers=choice.layers, size=choice.size, seed=choice.seed, settings=settings)

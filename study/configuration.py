@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
-from models.head_tokens import all_tokens, no_tokens, top_k, top_p
-from models.layout import HEAD_LAYER_INDEX, Layout
-from models.losses import Loss
+from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.training.losses import Loss
 from study.datasets import DatasetName, Part
 
 Heads = Literal["none", "top-k", "top-p", "all"]

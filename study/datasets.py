@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.catalogue import Catalogue
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
-from models.example_queries import examples_from_catalogue
+from models.training.example_queries import examples_from_catalogue
 from study.synthetic import planted_hourglass
 
 DatasetName = Literal["amazon_games", "chorus_icecat", "planted", "tiny"]

@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from models.layout import PADDING, Layout
+from models.sids.layout import PADDING, Layout
 from retriever.beam_search import ScoredSid
 from study.datasets import Dataset, TestCase
 

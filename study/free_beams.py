@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.layout import PADDING, Layout
-from models.vocabulary import SidVocabulary
+from models.sids.layout import PADDING, Layout
+from models.sids.vocabulary import SidVocabulary
 from retriever.forward_passes import forward_passes
 
 BEAM_COUNTS: Final = (1, 2, 5, 10, 20, 30, 40, 50)

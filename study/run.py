@@ -17,13 +17,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.census import count_tokens
-from models.example_table import ExampleTable, TrainingTable
-from models.history_table import HistoryTable
-from models.layout import HEAD_LAYER_INDEX, Layout
-from models.prompts import PromptBuilder, PromptSettings
-from models.training_examples import TrainingExample
-from models.vocabulary import SidVocabulary
+from models.language.prompts import PromptBuilder, PromptSettings
+from models.sids.census import count_tokens
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.sids.vocabulary import SidVocabulary
+from models.training.example_table import ExampleTable, TrainingTable
+from models.training.examples import TrainingExample
+from models.training.history_table import HistoryTable
 from study.catalogue_trie import CatalogueTrie
 from study.codebooks import FittedCodebook, fitted
 from study.configuration import HEAD_SHARE, LayoutChoice, RunChoice
@@ -32,7 +32,7 @@ from study.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
 from study.results import Results, RunResult
 
 if TYPE_CHECKING:
-    from models.tokenizer import TextTokenizer
+    from models.language.tokenizer import TextTokenizer
 
 Kind = Literal["own", "first token given", "free beams", "naive", "marginal"]
 Progress = Callable[[str, float], None]  # what is done, and which share of it
@@ -170,7 +170,7 @@ def setting(choice: RunChoice, scratch: Path) -> Setting:
 def _tokenizer(data: Dataset) -> TextTokenizer:
     if not data.queries:
         return cast("TextTokenizer", _NoText())
-    from models.tokenizer import train_tokenizer
+    from models.language.tokenizer import train_tokenizer
 
     return train_tokenizer([query for query, _ in data.queries], size=_TOKENIZER_SIZE)
 
@@ -198,9 +198,9 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
 
 
 def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResult, Any]:
-    from models.language_model import small_causal_lm
-    from models.norm_head import plain_state
-    from models.training import TrainingSettings, fine_tune
+    from models.language.language_model import small_causal_lm
+    from models.language.norm_head import plain_state
+    from models.training.fine_tuning import TrainingSettings, fine_tune
 
     choice = here.choice
     weights, checkpoints = results.model_directory(choice), results.checkpoints(choice)

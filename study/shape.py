@@ -1,7 +1,7 @@
 """The shape of a set of codes: what figures 1 to 4 and 6 of the paper show, as small records.
 
 What must hold: a record holds all that the pictures need, and no array as long as the catalogue; metrics are those of
-``models.census``, dead codes counted.
+``models.sids.census``, dead codes counted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.census import count_tokens, distinct_paths, measure_layer, path_sparsity
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
+from models.sids.census import count_tokens, distinct_paths, measure_layer, path_sparsity
 
 _POINTS: Final = 64  # of a rank curve
 _GROUPS: Final = 8  # of tokens in the flows between two layers

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
 
 _LENGTHS = (
     1.0,

@@ -92,7 +92,7 @@ def tiny_embeddings() -> NDArray[np.float32]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_embeddings: NDArray[np.float32]) -> Path:
     """A bundle of a codebook of 3 × 16 codewords for 8 numbers; it has no language model."""
-    from models.building import FitSettings, fit_bundle
+    from models.bundles.building import FitSettings, fit_bundle
 
     directory = tmp_path_factory.mktemp("bundle") / "tiny"
     fit_bundle(tiny_embeddings, directory, FitSettings(size=16, iterations=5))
@@ -104,11 +104,11 @@ def tiny_model_bundle(
     tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_embeddings: NDArray[np.float32]
 ) -> Path:
     """The tiny bundle with a language model that was trained for a few steps, with layer-2 dropout."""
-    from models.building import ModelSettings, train_bundle
-    from models.bundle import Bundle
-    from models.codebook import Codebook
-    from models.training import TrainingSettings
-    from models.training_examples import TrainingExample
+    from models.bundles.building import ModelSettings, train_bundle
+    from models.bundles.bundle import Bundle
+    from models.codebooks.codebook import Codebook
+    from models.training.examples import TrainingExample
+    from models.training.fine_tuning import TrainingSettings
 
     directory = tmp_path_factory.mktemp("bundle") / "tiny-model"
     shutil.copytree(tiny_bundle, directory)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 
-from models.bundle import Bundle
-from models.onnx_encoder import OnnxEncoder
+from models.bundles.bundle import Bundle
+from models.codebooks.onnx_encoder import OnnxEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
 from streamer.kafka.admin import TopicMismatchError, await_topics, describe

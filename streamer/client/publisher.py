@@ -22,7 +22,7 @@ from streamer.kafka.gather import produce
 from streamer.settings import Settings
 
 if TYPE_CHECKING:  # whoever publishes embeddings of his own needs no ONNX Runtime
-    from models.text_encoder import TextEncoder
+    from models.towers.text_encoder import TextEncoder
 
 _POLL_EVERY: Final = 1_000
 _FLUSH_SECONDS: Final = 30.0
@@ -162,7 +162,7 @@ def publish_texts(
     """Publish items with the embeddings of their texts; ``advance`` hears of each thousand. Nothing is sent if an item
     has no text. What was delivered, as ``ItemPublisher.delivered`` says it.
     """
-    from models.text_encoder import require_text
+    from models.towers.text_encoder import require_text
 
     require_text(items)
     with ItemPublisher(settings, encoder) as publisher:

@@ -123,7 +123,7 @@ def restore(
     ] = False,
 ) -> None:
     """Put a backup in the place of the index; the indexer must not run."""
-    from models.bundle import Bundle
+    from models.bundles.bundle import Bundle
     from store.backup import restore as put_back
 
     settings = load_settings()

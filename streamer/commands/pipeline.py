@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from models.tower_commands import EmbedOption
+from models.commands.towers import EmbedOption
 from streamer.settings import load_settings
 
 if TYPE_CHECKING:
-    from models.text_encoder import TextEncoder
+    from models.towers.text_encoder import TextEncoder
 
 
 def assigner() -> None:
@@ -94,9 +94,9 @@ def publish(
 
 def _item_encoder(embed: Path, bundle: Path) -> TextEncoder:
     """The item tower; refused if the bundle on this machine was fitted on other embeddings. Producers may have no bundle."""
-    from models.bundle import Bundle
-    from models.manifest import MANIFEST_FILE
-    from models.text_encoder import Towers
+    from models.bundles.bundle import Bundle
+    from models.bundles.manifest import MANIFEST_FILE
+    from models.towers.text_encoder import Towers
 
     towers = Towers.open(embed)
     if (bundle / MANIFEST_FILE).exists():
@@ -117,7 +117,8 @@ def up(
     logs: Annotated[Path | None, typer.Option(help="Write each process' log here instead of the terminal.")] = None,
 ) -> None:
     """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. A second Ctrl-C ends at once."""
-    from models.bundle import Bundle, BundleError
+    from models.bundles.bundle import Bundle
+    from models.bundles.manifest import BundleError
     from streamer.local.broker import STOP_SECONDS
     from streamer.local.supervisor import KILL_MARGIN_SECONDS
     from streamer.local.up import Pipeline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from streamer.events.records import LayoutRecord
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+import structlog
 from confluent_kafka import KafkaError, Message, Producer
 
 from store.failpoints import Failpoint, reach
 from store.index import IndexWriter
 from streamer.events.records import TOKEN_COUNT, TokenCount, token_count_key
-from streamer.indexer.process import log
 from streamer.kafka.gather import produce
+
+log = structlog.get_logger(__name__)
 
 _BROKER_SECONDS: Final = 10.0
 

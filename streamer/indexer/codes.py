@@ -13,7 +13,7 @@ import numpy as np
 from confluent_kafka import Message
 
 from models.errors import SidstreamError
-from models.layout import Layout
+from models.sids.layout import Layout
 from store.batch import CodesBatch
 from streamer.events.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord
 

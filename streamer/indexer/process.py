@@ -15,8 +15,8 @@ from typing import Final
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
-from models.bundle import Bundle
-from models.layout import Layout
+from models.bundles.bundle import Bundle
+from models.sids.layout import Layout
 from store.index import IndexWriter
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS

@@ -15,9 +15,9 @@ from typing import Final
 import msgspec
 from confluent_kafka import Consumer
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
-from models.layout import Layout
+from models.sids.layout import Layout
 from store.backup import has_index
 from store.environment import DATA_FILE
 from store.index import IndexWriter

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
-from streamer.kafka.clients import log
 from streamer.kafka.errors import PASSING_CODES, ConsumerBrokenError, FatalKafkaError, error_text
+
+log = structlog.get_logger(__name__)
 
 
 def drain(

@@ -12,7 +12,7 @@ import structlog
 from faust.types.tuples import TP
 from numpy.typing import NDArray
 
-from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
+from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
 from streamer.events.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.events.topics import MONITOR_TABLE
 from streamer.monitor import history

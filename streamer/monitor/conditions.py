@@ -9,8 +9,9 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.census import LayerCensus, measure_layer
-from models.layout import Layout, top_k
+from models.sids.census import LayerCensus, measure_layer
+from models.sids.head_tokens import top_k
+from models.sids.layout import Layout
 from streamer.events.records import LayerMetrics
 from streamer.monitor.layout_policy import Situation, items_needed
 from streamer.settings import MonitorSettings

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import HEAD_LAYER_INDEX
+from models.sids.layout import HEAD_LAYER_INDEX
 from streamer.events.records import LayerMetrics
 from streamer.process.http_headers import page_headers
 

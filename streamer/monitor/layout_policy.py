@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import HEAD_LAYER_INDEX, Layout, all_tokens, with_hysteresis, with_share_hysteresis
+from models.sids.head_tokens import all_tokens, with_hysteresis, with_share_hysteresis
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from streamer.events.records import LayoutRecord
 from streamer.settings import MonitorSettings
 

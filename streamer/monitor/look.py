@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import SidstreamError
-from models.layout import Layout
+from models.sids.layout import Layout
 from streamer.events.layouts import layout_of
 from streamer.events.records import Alert, Drift, LayerMetrics, LayoutRecord
 from streamer.monitor import alerts, conditions

@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from models.bundle import Bundle
-from models.layout import Layout
+from models.bundles.bundle import Bundle
+from models.sids.layout import Layout
 from streamer.events.topics import MONITOR_TABLE, monitor_changelog
 from streamer.kafka.admin import await_topics
 from streamer.monitor import dashboard
-from streamer.monitor.agent import PROCESS, Monitor, log
+from streamer.monitor.agent import PROCESS, Monitor
 from streamer.monitor.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
 from streamer.process.health import Health, Part
 from streamer.process.run import run_process
 from streamer.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 _POLL_SECONDS: Final = 0.1
 _RETRY_SECONDS: Final = 1.0

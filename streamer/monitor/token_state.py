@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import HEAD_LAYER_INDEX
+from models.sids.layout import HEAD_LAYER_INDEX
 from streamer.events.records import TokenCount
 
 Bucket = tuple[int, int]  # start in milliseconds since the epoch, net change of the count

@@ -9,8 +9,8 @@ import msgspec
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from models.census import measure_layer
 from models.errors import SidstreamError
+from models.sids.census import measure_layer
 from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.events.records import LayerMetrics

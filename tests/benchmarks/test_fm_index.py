@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.fm_index import CODEBOOK, crowded_batch, measure
 from benchmarks.fm_structure import DynamicFmIndex, FmIndex, WaveletMatrix
-from models.layout import Layout, top_k
+from models.sids.head_tokens import top_k
+from models.sids.layout import Layout
 from store.index import IndexWriter
 from store.trie_view import SidPaths, TrieView
 

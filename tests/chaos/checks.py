@@ -13,9 +13,9 @@ from confluent_kafka import Message
 from numpy.typing import NDArray
 from processes import committed_records
 
-from models.bundle import Bundle
-from models.census import count_tokens
-from models.onnx_encoder import OnnxEncoder
+from models.bundles.bundle import Bundle
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.sids.census import count_tokens
 from store.reader import IndexReader, Snapshot
 from streamer.events.records import (
     ALERT,

@@ -17,7 +17,7 @@ import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
 from numpy.typing import NDArray
 
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
 from streamer.events.records import ITEM_UPDATE, QUERY, ItemUpdate, Query
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce

@@ -24,8 +24,8 @@ from chaos.supervision import Supervisor
 from chaos.watches import Watches
 from processes import SidstreamProcess, free_port
 
-from models.bundle import Bundle
-from models.codebook import Codebook
+from models.bundles.bundle import Bundle
+from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create

@@ -10,20 +10,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.bundle import (
+from models.bundles.bundle import (
     ENCODER_FILE,
     MANIFEST_FILE,
     Bundle,
-    BundleError,
     add_language_model,
     create_bundle,
     staging_directory,
 )
-from models.codebook import Codebook
+from models.bundles.manifest import BundleError
+from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
-from models.layout import Layout
-from models.prompts import PromptSettings
-from models.vocabulary import SidVocabulary
+from models.language.prompts import PromptSettings
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
 
 pytest.importorskip("onnx")
 
@@ -160,7 +160,7 @@ def test_a_bundle_is_replaced_only_on_request(tmp_path: Path) -> None:
 def test_opening_a_bundle_imports_no_torch(tmp_path: Path) -> None:
     make(tmp_path)
     program = (
-        f"import sys; from models.bundle import Bundle; Bundle.open({str(tmp_path)!r}); "
+        f"import sys; from models.bundles.bundle import Bundle; Bundle.open({str(tmp_path)!r}); "
         "print([name for name in ('torch', 'transformers', 'faiss', 'onnx') if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -175,7 +175,7 @@ def test_the_manifest_is_json_for_people(tmp_path: Path) -> None:
 
 
 def test_fit_is_refused_before_the_fitting_where_a_bundle_is_or_k_is_too_large(tmp_path: Path) -> None:
-    from models.building import FitSettings, fit_bundle
+    from models.bundles.building import FitSettings, fit_bundle
 
     unfittable = np.zeros((0, 4), dtype=np.float32)  # reaching the fitting would be another error
     with pytest.raises(SidstreamError, match="at most 16"):

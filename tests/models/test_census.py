@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.census import (
+from models.sids.census import (
     CensusError,
     count_tokens,
     dead_codes,

@@ -14,8 +14,8 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.census import count_tokens, gini
-from models.codebook import Codebook, CodebookError, checked_embeddings, fit_residual_kmeans
+from models.codebooks.codebook import Codebook, CodebookError, checked_embeddings, fit_residual_kmeans
+from models.sids.census import count_tokens, gini
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -256,7 +256,7 @@ def test_second_layer_of_real_embeddings_is_far_more_crowded_than_the_first(shar
 
 def test_numeric_modules_load_without_faiss_onnx_torch_or_safetensors() -> None:
     script = (
-        "import sys, models.layout, models.census, models.codebook, models.onnx_encoder;"
+        "import sys, models.sids.layout, models.sids.census, models.codebooks.codebook, models.codebooks.onnx_encoder;"
         "print([name for name in ('faiss', 'onnx', 'torch', 'safetensors', 'transformers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -14,15 +14,23 @@ import pytest
 import torch
 from planted_shop import SMALL, planted_items, planted_pairs
 
-from models.codebook import fit_residual_kmeans
-from models.dual_tower import DualTower, DualTowerError, TowerSettings, TowersOutcome, in_batch_loss, train_towers
-from models.manifest import BundleError
-from models.neighbours import nearest, recall_of_nearest
-from models.onnx_encoder import OnnxEncoder, export_onnx
-from models.text_encoder import Towers
-from models.text_features import FeatureHasher
-from models.tower_export import tower_graph, write_towers
-from models.training_examples import TrainingExample
+from models.bundles.manifest import BundleError
+from models.codebooks.codebook import fit_residual_kmeans
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.codebooks.onnx_export import export_onnx
+from models.towers.dual_tower import (
+    DualTower,
+    DualTowerError,
+    TowerSettings,
+    TowersOutcome,
+    in_batch_loss,
+    train_towers,
+)
+from models.towers.neighbours import nearest, recall_of_nearest
+from models.towers.text_encoder import Towers
+from models.towers.text_features import FeatureHasher
+from models.towers.tower_export import tower_graph, write_towers
+from models.training.examples import TrainingExample
 
 Trained = tuple[DualTower, TowersOutcome]
 

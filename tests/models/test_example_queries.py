@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.catalogue import CatalogueItem
-from models.example_queries import MAXIMUM_HISTORY, example_queries, examples_from_catalogue
+from models.training.example_queries import MAXIMUM_HISTORY, example_queries, examples_from_catalogue
 
 KETTLE = CatalogueItem(
     id="1",

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.building import FitSettings, fit_bundle
-from models.bundle import Bundle
-from models.census import count_tokens
-from models.codebook import Codebook, fit_residual_kmeans
+from models.bundles.building import FitSettings, fit_bundle
+from models.bundles.bundle import Bundle
+from models.codebooks.codebook import Codebook, fit_residual_kmeans
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.codebooks.rq_vae import RqVaeSettings
 from models.errors import SidstreamError
-from models.onnx_encoder import OnnxEncoder
-from models.rq_vae import RqVaeSettings
+from models.sids.census import count_tokens
 from sidstream import app
 
 pytest.importorskip("torch")

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from models.errors import SidstreamError
-from models.example_table import ExampleTable, TrainingTable
-from models.history_table import HistoryTable
-from models.layout import Layout
-from models.prompts import PromptBuilder, PromptSettings
-from models.tokenizer import train_tokenizer
-from models.training_examples import TrainingExample
-from models.vocabulary import SidVocabulary
+from models.language.prompts import PromptBuilder, PromptSettings
+from models.language.tokenizer import train_tokenizer
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
+from models.training.example_table import ExampleTable, TrainingTable
+from models.training.examples import TrainingExample
+from models.training.history_table import HistoryTable
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from models.language_model import small_causal_lm  # noqa: E402
-from models.training import TrainingSettings, fine_tune, target_loss  # noqa: E402
+from models.language.language_model import small_causal_lm  # noqa: E402
+from models.training.fine_tuning import TrainingSettings, fine_tune, target_loss  # noqa: E402
 
 LAYERS, SIZE, ITEMS, MAX_HISTORY = 4, 8, 30, 5
 RANDOM = np.random.default_rng(3)

@@ -13,28 +13,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
-from models.prompts import PromptSettings
-from models.tokenizer import train_tokenizer
-from models.training_examples import TrainingExample
+from models.language.prompts import PromptSettings
+from models.language.tokenizer import train_tokenizer
+from models.training.examples import TrainingExample
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
-from models.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle  # noqa: E402
-from models.language_model import (  # noqa: E402
+from models.bundles.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle  # noqa: E402
+from models.bundles.model_of_bundle import load_language_model  # noqa: E402
+from models.language.language_model import (  # noqa: E402
     ARCHITECTURES,
     Architecture,
     load_checkpoint,
-    load_language_model,
     save_language_model,
     small_causal_lm,
 )
-from models.training import TrainingSettings  # noqa: E402
-from models.vocabulary import SidVocabulary  # noqa: E402
+from models.sids.vocabulary import SidVocabulary  # noqa: E402
+from models.training.fine_tuning import TrainingSettings  # noqa: E402
 
 TEXTS = ["red shoes", "blue shoes", "green hat", "yellow coat"] * 25
 IDS = [f"item-{row}" for row in range(100)]

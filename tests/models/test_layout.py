@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.head_tokens import HeadSelectionError
-from models.layout import (
-    PADDING,
-    Layout,
-    LayoutError,
+from models.sids.head_tokens import (
+    HeadSelectionError,
     all_tokens,
     no_tokens,
     top_k,
@@ -21,6 +18,7 @@ from models.layout import (
     with_hysteresis,
     with_share_hysteresis,
 )
+from models.sids.layout import PADDING, Layout, LayoutError
 
 SIZE = 8
 

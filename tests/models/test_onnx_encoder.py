@@ -11,8 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from models.codebook import Codebook, fit_residual_kmeans
-from models.onnx_encoder import BLOCK_ROWS, EncoderError, OnnxEncoder, export_onnx
+from models.codebooks.codebook import Codebook, fit_residual_kmeans
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.codebooks.onnx_export import export_onnx
+from models.codebooks.onnx_format import BLOCK_ROWS, EncoderError
 
 CATALOGUES = ("amazon_games", "chorus_icecat")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from models.errors import SidstreamError
-from models.prompts import PromptBuilder, PromptSettings
-from models.tokenizer import TextTokenizer, train_tokenizer
-from models.vocabulary import SidVocabulary
+from models.language.prompts import PromptBuilder, PromptSettings
+from models.language.tokenizer import TextTokenizer, train_tokenizer
+from models.sids.vocabulary import SidVocabulary
 
 pytest.importorskip("tokenizers")
 

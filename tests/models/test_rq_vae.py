@@ -15,13 +15,15 @@ import pytest
 import safetensors.numpy
 import torch
 
-from models.bundle import Bundle, create_bundle
-from models.census import count_tokens
-from models.codebook import Codebook, CodebookError
-from models.dense_network import DenseNetwork, DenseNetworkError
-from models.layout import Layout
-from models.onnx_encoder import BLOCK_ROWS, OnnxEncoder, export_onnx
-from models.rq_vae import ResidualQuantiser, RqVaeSettings, fit_rq_vae
+from models.bundles.bundle import Bundle, create_bundle
+from models.codebooks.codebook import Codebook, CodebookError
+from models.codebooks.dense_network import DenseNetwork, DenseNetworkError
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.codebooks.onnx_export import export_onnx
+from models.codebooks.onnx_format import BLOCK_ROWS
+from models.codebooks.rq_vae import ResidualQuantiser, RqVaeSettings, fit_rq_vae
+from models.sids.census import count_tokens
+from models.sids.layout import Layout
 
 SMALL = RqVaeSettings(hidden=(32, 24), latent=8, epochs=30, batch_size=128)
 

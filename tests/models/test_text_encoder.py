@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from planted_shop import SMALL, planted_items, planted_pairs
 
-from models.building import FitSettings, fit_bundle
+from models.bundles.building import FitSettings, fit_bundle
+from models.bundles.manifest import BundleError
 from models.catalogue import CatalogueItem
-from models.manifest import BundleError
-from models.text_encoder import TextEncoder, TextEncoderError, Towers
-from models.text_features import FIELDS, MAXIMUM_WORDS, FeatureHasher
+from models.towers.text_encoder import TextEncoder, TextEncoderError, Towers
+from models.towers.text_features import FIELDS, MAXIMUM_WORDS, FeatureHasher
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from models.dual_tower import train_towers
-from models.tower_export import write_towers
+from models.towers.dual_tower import train_towers
+from models.towers.tower_export import write_towers
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_bundle_of_other_embeddings_is_refused(towers: Towers, tmp_path: Path) -
 
 def test_text_is_embedded_without_torch_or_a_tokenizer(towers: Towers) -> None:
     code = (
-        "import sys; from models.text_encoder import Towers; "
+        "import sys; from models.towers.text_encoder import Towers; "
         f"Towers.open({str(towers.directory)!r}).item_encoder().encode(['red kettle']); "
         "print(*sorted(set(sys.modules) & {'torch', 'transformers', 'tokenizers', 'onnx', 'faiss', 'safetensors'}))"
     )

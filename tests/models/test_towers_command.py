@@ -10,12 +10,12 @@ import pytest
 from planted_shop import planted_items, planted_pairs, write_items
 from typer.testing import CliRunner
 
-from models.bundle import Bundle
-from models.census import count_tokens
+from models.bundles.bundle import Bundle
+from models.codebooks.onnx_encoder import OnnxEncoder
 from models.errors import SidstreamError
-from models.onnx_encoder import OnnxEncoder
-from models.text_encoder import Towers
-from models.training_examples import write_examples
+from models.sids.census import count_tokens
+from models.towers.text_encoder import Towers
+from models.training.examples import write_examples
 
 pytest.importorskip("torch")
 pytest.importorskip("faiss")

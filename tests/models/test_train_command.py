@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from models.catalogue import Catalogue, CatalogueItem
 from models.errors import SidstreamError
 

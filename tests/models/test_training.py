@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from models.errors import SidstreamError
-from models.example_table import ExampleTable, TrainingBatch
-from models.layout import Layout
-from models.prompts import PromptBuilder, PromptSettings
-from models.tokenizer import train_tokenizer
-from models.training_examples import TrainingExample, read_examples, write_examples
-from models.vocabulary import SidVocabulary
+from models.language.prompts import PromptBuilder, PromptSettings
+from models.language.tokenizer import train_tokenizer
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
+from models.training.example_table import ExampleTable, TrainingBatch
+from models.training.examples import TrainingExample, read_examples, write_examples
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from models.language_model import small_causal_lm  # noqa: E402
-from models.training import TrainingSettings, fine_tune, target_loss  # noqa: E402
+from models.language.language_model import small_causal_lm  # noqa: E402
+from models.training.fine_tuning import TrainingSettings, fine_tune, target_loss  # noqa: E402
 
 SIZE, ITEMS = 8, 12
 CODES = np.random.default_rng(0).integers(SIZE, size=(ITEMS, 3)).astype(np.uint16)

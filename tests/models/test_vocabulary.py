@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.errors import SidstreamError
-from models.vocabulary import SidVocabulary
+from models.sids.vocabulary import SidVocabulary
 
 VOCABULARY = SidVocabulary(text_size=100, user_buckets=8, layers=3, size=256)
 

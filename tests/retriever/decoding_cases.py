@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.language_model import small_causal_lm
-from models.layout import Layout
-from models.vocabulary import SidVocabulary
+from models.language.language_model import small_causal_lm
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
 from retriever.search_parts import ScoredSid
 from store.trie_view import SidPaths
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from models.training_examples import TrainingExample
+from models.bundles.bundle import Bundle
+from models.training.examples import TrainingExample
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
@@ -19,9 +19,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
-from models.building import FitSettings, ModelSettings, fit_bundle, train_bundle  # noqa: E402
-from models.language_model import load_language_model  # noqa: E402
-from models.training import TrainingSettings  # noqa: E402
+from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle  # noqa: E402
+from models.bundles.model_of_bundle import load_language_model  # noqa: E402
+from models.training.fine_tuning import TrainingSettings  # noqa: E402
 from retriever.beam_search import beam_search  # noqa: E402
 
 NAMES = ["anchor", "basket", "candle", "drum", "engine", "feather", "guitar", "hammer", "island", "jacket"]

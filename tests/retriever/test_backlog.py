@@ -16,9 +16,9 @@ from confluent_kafka import Producer
 from numpy.typing import NDArray
 from processes import committed_records, wait_until
 
-from models.bundle import Bundle
-from models.codebook import Codebook
-from models.language_model import load_language_model
+from models.bundles.bundle import Bundle
+from models.bundles.model_of_bundle import load_language_model
+from models.codebooks.codebook import Codebook
 from retriever.metrics import QUERY_SECONDS
 from retriever.worker import AnswerBatch
 from store.index import CodesBatch, IndexWriter

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.layout import Layout
-from models.vocabulary import SidVocabulary
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
@@ -31,7 +31,7 @@ from decoding_cases import (  # noqa: E402
     vocabulary_of,
 )
 
-from models.language_model import small_causal_lm  # noqa: E402
+from models.language.language_model import small_causal_lm  # noqa: E402
 from retriever.beam_search import beam_search  # noqa: E402
 from retriever.forward_passes import PlainPasses, SharedPromptPasses, forward_passes, honours_tree_attention  # noqa: E402
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.bundle import Bundle
-from models.codebook import Codebook
-from models.language_model import load_language_model
+from models.bundles.bundle import Bundle
+from models.bundles.model_of_bundle import load_language_model
+from models.codebooks.codebook import Codebook
 from retriever.worker import AnswerBatch
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from models.errors import SidstreamError
-from models.layout import Layout
-from models.vocabulary import SidVocabulary
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.codebook import Codebook
-from models.dense_network import DenseNetwork
+from models.codebooks.codebook import Codebook
+from models.codebooks.dense_network import DenseNetwork
 from retriever.ranking import (
     HistorySimilarity,
     LeftOutToken,

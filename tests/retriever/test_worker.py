@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from prometheus_client import REGISTRY
 from rich.console import Console
 
-from models.bundle import Bundle
-from models.codebook import Codebook
-from models.language_model import load_language_model
-from models.layout import Layout
+from models.bundles.bundle import Bundle
+from models.bundles.model_of_bundle import load_language_model
+from models.codebooks.codebook import Codebook
+from models.sids.layout import Layout
 from retriever.commands import show_answer
 from retriever.marginal_search import marginal_beam_search
 from retriever.worker import AnswerBatch, RetrieverError

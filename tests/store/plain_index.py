@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from store.index import CodesBatch
 
 CODEBOOK = "0123456789abcdef"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_index import CODEBOOK, Event, PlainIndex, batch_of
 
-from models.layout import Layout, all_tokens, no_tokens, top_k
+from models.sids.head_tokens import all_tokens, no_tokens, top_k
+from models.sids.layout import Layout
 from store.index import IndexWriter
 from store.trie_view import TrieView
 

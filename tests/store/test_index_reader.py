@@ -18,7 +18,7 @@ import pytest
 from plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
 import store.index
-from models.layout import Layout
+from models.sids.layout import Layout
 from store.errors import IndexFullError, IndexMismatchError, IndexMissingError, IndexUsageError
 from store.index import IndexWriter
 from store.reader import IndexReader

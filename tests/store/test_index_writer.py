@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from store.errors import (
     BatchError,
     IndexFormatError,

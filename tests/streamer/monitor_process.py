@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from streamer.monitor import process as monitor
 from streamer.process.health import Health
 from streamer.process.run import run_process

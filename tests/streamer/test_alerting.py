@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from streamer.events.records import Alert, LayoutRecord
 from streamer.monitor import conditions
 from streamer.monitor.alerts import after, step

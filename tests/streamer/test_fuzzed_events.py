@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
 from store.index import IndexWriter
 from streamer.assigner.assign_batch import AssignBatch

@@ -13,8 +13,8 @@ from confluent_kafka import Producer
 from processes import wait_until
 from prometheus_client import REGISTRY
 
-from models.bundle import Bundle
-from models.layout import Layout
+from models.bundles.bundle import Bundle
+from models.sids.layout import Layout
 from store.index import CodesBatch, IndexWriter
 from streamer.events.records import ITEM_CODES, ItemCodes
 from streamer.indexer.process import Indexer, IndexerError

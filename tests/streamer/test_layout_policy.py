@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from streamer.events.records import LayoutRecord
 from streamer.monitor.layout_policy import Situation, head_size, items_needed, propose_layout
 from streamer.settings import MonitorSettings

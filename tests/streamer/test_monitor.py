@@ -21,7 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from processes import free_port
 
 from models.errors import SidstreamError
-from models.layout import Layout
+from models.sids.layout import Layout
 from streamer.events.records import ALERT, DRIFT, LAYOUT, TOKEN_COUNT, Codec, TokenCount, token_count_key
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from store import environment
 from store.index import CodesBatch, IndexWriter
 

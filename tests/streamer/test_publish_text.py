@@ -10,12 +10,12 @@ import pytest
 from processes import SidstreamProcess, committed_records, wait_until
 from typer.testing import CliRunner
 
-from models.building import FitSettings, fit_bundle
-from models.bundle import Bundle
+from models.bundles.building import FitSettings, fit_bundle
+from models.bundles.bundle import Bundle
 from models.catalogue import CatalogueItem, read_items
+from models.codebooks.onnx_encoder import OnnxEncoder
 from models.errors import SidstreamError
-from models.onnx_encoder import OnnxEncoder
-from models.text_encoder import TextEncoderError, Towers
+from models.towers.text_encoder import TextEncoderError, Towers
 from sidstream import app
 from streamer.client.publisher import ItemPublisher, PublishError, publish_texts
 from streamer.events.records import ITEM_CODES, ITEM_UPDATE
@@ -35,9 +35,9 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Towers:
-    from models.dual_tower import TowerSettings, train_towers
-    from models.example_queries import examples_from_catalogue
-    from models.tower_export import write_towers
+    from models.towers.dual_tower import TowerSettings, train_towers
+    from models.towers.tower_export import write_towers
+    from models.training.example_queries import examples_from_catalogue
 
     settings = TowerSettings(dimension=16, rows=512, hidden=16, epochs=2, batch_size=32)
     tower, _ = train_towers(ITEMS, examples_from_catalogue(ITEMS, per_item=3, seed=0), settings)

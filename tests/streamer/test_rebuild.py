@@ -18,8 +18,8 @@ from item_stream import Stream, index_has_everything
 from numpy.typing import NDArray
 from processes import SidstreamProcess, wait_until
 
-from models.bundle import Bundle
-from models.layout import Layout
+from models.bundles.bundle import Bundle
+from models.sids.layout import Layout
 from store.errors import IndexMissingError
 from store.index import IndexWriter
 from store.reader import IndexReader

@@ -16,8 +16,8 @@ from item_stream import Stream, publish_updates
 from numpy.typing import NDArray
 from processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
 
-from models.bundle import Bundle
-from models.onnx_encoder import OnnxEncoder
+from models.bundles.bundle import Bundle
+from models.codebooks.onnx_encoder import OnnxEncoder
 from store.reader import IndexReader
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create

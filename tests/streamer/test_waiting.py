@@ -13,8 +13,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 from processes import SidstreamProcess
 
-from models.bundle import Bundle
-from models.layout import Layout
+from models.bundles.bundle import Bundle
+from models.sids.layout import Layout
 from store.index import IndexWriter
 from store.reader import IndexReader
 from streamer.client.publisher import ItemPublisher

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from models.layout import Layout
+from models.sids.layout import Layout
 from streamer.monitor.process import build_app
 from streamer.process.health import Health
 from streamer.process.health_server import HealthServer

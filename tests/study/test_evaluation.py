@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.layout import Layout
-from models.vocabulary import SidVocabulary
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
 from store.encoding import StoredItem
 from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
@@ -27,7 +27,7 @@ from study.references import CoOccurrence, reference_recalls
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from models.language_model import small_causal_lm  # noqa: E402
+from models.language.language_model import small_causal_lm  # noqa: E402
 from retriever.ranking import by_own_probability  # noqa: E402
 from retriever.search_parts import ScoredSid  # noqa: E402
 from study.free_beams import free_beams, invalid_shares  # noqa: E402

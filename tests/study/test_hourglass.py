@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.census import gini
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
+from models.sids.census import gini
 from study.shape import Shape, measure_shape
 
 SIZE = 20

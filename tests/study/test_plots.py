@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from models.codebook import Codebook
+from models.codebooks.codebook import Codebook
 from study import pictures
 from study.shape import Shape, measure_shape
 

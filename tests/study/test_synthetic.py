@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.census import count_tokens, gini
+from models.sids.census import count_tokens, gini
 from study.synthetic import planted_hourglass
 
 

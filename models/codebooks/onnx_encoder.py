@@ -9,34 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from models.codebook import Codebook, CodebookError, checked_embeddings
-from models.errors import SidstreamError
-from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
-
-FORMAT_VERSION: Final = 1
-METADATA_PREFIX: Final = "sidstream."
-INPUT_NAME: Final = "embeddings"
-OUTPUT_NAME: Final = "codes"
-# Rows of one call of the graph. At M = 256, 64 rows reach 0.91 of a bare GEMM's speed, 256 rows 0.95 and 16 rows 0.81;
-# but a single item pays for a whole block: 0.4 ms with 64 rows, 1.6 ms with 256.
-BLOCK_ROWS: Final = 64
-
-
-class EncoderError(SidstreamError):
-    """A graph that is not a codebook's, or embeddings that it cannot take."""
-
-
-def export_onnx(codebook: Codebook, path: str | Path) -> None:
-    """Writes the codebook's graph for ``OnnxEncoder``; needs the package onnx (extra ``fit``)."""
-    from models import onnx_export
-
-    onnx_export.export_onnx(codebook, path)
+from models.codebooks.codebook import CodebookError, checked_embeddings
+from models.codebooks.onnx_format import FORMAT_VERSION, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, EncoderError
+from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
 
 
 class OnnxEncoder:

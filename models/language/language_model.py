@@ -10,17 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from models.bundle import Bundle
 from models.errors import SidstreamError
-from models.prompts import PromptBuilder
-from models.tokenizer import TextTokenizer
-from models.vocabulary import SidVocabulary
+from models.language.tokenizer import TextTokenizer
+from models.sids.vocabulary import SidVocabulary
 
 if TYPE_CHECKING:
-    import torch
+    pass
+
 
 Architecture = Literal["llama", "qwen", "baichuan"]
-
 ARCHITECTURES: Final[tuple[Architecture, ...]] = ("llama", "qwen", "baichuan")
 
 
@@ -44,7 +42,7 @@ def small_causal_lm(
     - ``qwen``: Qwen1.5, which ``transformers`` has as Qwen2: biases on the query, key and value projections;
       embeddings tied, as in the 0.5B model.
     - ``baichuan``: Baichuan2-7B. ``transformers`` has no class for it, and remote code is refused, so this is the
-      LLaMA class with untied embeddings and a NormHead (``models.norm_head``): what Baichuan2-7B's layers
+      LLaMA class with untied embeddings and a NormHead (``models.language.norm_head``): what Baichuan2-7B's layers
       compute (its fused W_pack is the same three projections). Lacking: its max-z loss, its tokenizer, the ALiBi
       positions of the 13B model, and its published weights' names, so that its checkpoints do not load. Saved, it is a
       plain LLaMA model: as a checkpoint to train further it has no NormHead any more.
@@ -76,7 +74,7 @@ def small_causal_lm(
         torch.manual_seed(seed)
         model = model_class(config)
     if architecture == "baichuan":
-        from models.norm_head import add_norm_head
+        from models.language.norm_head import add_norm_head
 
         add_norm_head(model)
     return model
@@ -96,7 +94,7 @@ def load_checkpoint(
     path = Path(directory)
     tokenizer = TextTokenizer.from_checkpoint(path)
     # Small steps of the optimiser vanish in half precision, so training starts from float32.
-    model = _from_pretrained(path).to(torch.float32)
+    model = from_pretrained(path).to(torch.float32)
     rows = int(model.get_input_embeddings().weight.shape[0])
     vocabulary = SidVocabulary(text_size=max(rows, tokenizer.size), user_buckets=user_buckets, layers=layers, size=size)
     with torch.random.fork_rng(devices=[]):
@@ -111,43 +109,14 @@ def save_language_model(model: Any, tokenizer: TextTokenizer, directory: Path) -
     """Saves weights (safetensors), configuration and tokenizer into ``directory``."""
     from transformers.utils import logging as transformers_logging
 
-    from models.norm_head import plain_state
+    from models.language.norm_head import plain_state
 
     transformers_logging.disable_progress_bar()
     model.save_pretrained(str(directory), state_dict=plain_state(model))
     tokenizer.save(directory)
 
 
-def load_language_model(
-    bundle: Bundle, *, device: str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[Any, PromptBuilder]:
-    """The bundle's model, ready to decode (evaluation mode, on ``device``), and its prompt builder."""
-    record = bundle.manifest.language_model
-    path = bundle.model_directory
-    assert record is not None  # model_directory has refused a bundle without a model
-    model = _from_pretrained(path)
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    if rows != record.vocabulary.total:
-        raise SidstreamError(
-            f"the language model in {path} has {rows} embedding rows, its vocabulary needs {record.vocabulary.total}: "
-            "train it again with `sidstream train`"
-        )
-    prompts = PromptBuilder(record.vocabulary, TextTokenizer.load(path), record.prompt)
-    # The longest query and the SID after it; beyond its positions a model fails or writes noise.
-    longest, positions = (
-        prompts.width + record.vocabulary.layers,
-        getattr(model.config, "max_position_embeddings", None),
-    )
-    if positions is not None and longest > positions:
-        raise SidstreamError(
-            f"a prompt of the language model in {path} has up to {longest} tokens with its SID, but the model reads {positions}: "
-            "train it again with a shorter history or text, or with more positions"
-        )
-    model = model.to(device=device) if dtype is None else model.to(device=device, dtype=dtype)
-    return model.eval(), prompts
-
-
-def _from_pretrained(path: Path) -> Any:
+def from_pretrained(path: Path) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging

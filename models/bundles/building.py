@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Bundle, add_language_model, create_bundle, require_free, staging_directory
-from models.census import count_tokens
-from models.codebook import Codebook, fit_residual_kmeans
+from models.bundles.bundle import Bundle, add_language_model, create_bundle, require_free, staging_directory
+from models.codebooks.codebook import Codebook, fit_residual_kmeans
+from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
 from models.errors import SidstreamError
-from models.example_table import ExampleTable
-from models.layout import HEAD_LAYER_INDEX, Layout, all_tokens, no_tokens, top_k, top_p
-from models.losses import checked_gamma
-from models.prompts import PromptBuilder, PromptSettings
-from models.rq_vae import RqVaeSettings, fit_rq_vae
-from models.training import ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
-from models.training_examples import TrainingExample
-from models.vocabulary import SidVocabulary
+from models.language.prompts import PromptBuilder, PromptSettings
+from models.sids.census import count_tokens
+from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.sids.vocabulary import SidVocabulary
+from models.training.example_table import ExampleTable
+from models.training.examples import TrainingExample
+from models.training.fine_tuning import ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
+from models.training.losses import checked_gamma
 
 if TYPE_CHECKING:
-    from models.language_model import Architecture
+    from models.language.language_model import Architecture
 
 FitMethod = Literal["k-means", "rq-vae"]
 HeadMethod = Literal["none", "top-k", "top-p", "all"]
@@ -164,8 +165,8 @@ def train_bundle(
 
     ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles.
     """
-    from models.language_model import load_checkpoint, save_language_model, small_causal_lm
-    from models.tokenizer import train_tokenizer
+    from models.language.language_model import load_checkpoint, save_language_model, small_causal_lm
+    from models.language.tokenizer import train_tokenizer
 
     if len(item_ids) != len(codes):
         raise SidstreamError(f"{len(item_ids)} item ids but {len(codes)} rows of codes: they must belong together")

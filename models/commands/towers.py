@@ -13,7 +13,7 @@ from models.errors import SidstreamError
 
 if TYPE_CHECKING:
     from models.catalogue import Catalogue
-    from models.text_encoder import Towers
+    from models.towers.text_encoder import Towers
 
 _RELEVANT_RATING: Final = 2  # of 0 to 3: what people called good
 
@@ -48,11 +48,11 @@ def towers(
     import torch
 
     from models.catalogue import read_items, read_judgements
-    from models.dual_tower import TowerSettings, train_towers
-    from models.example_queries import examples_from_catalogue
-    from models.text_encoder import require_free, require_text
-    from models.tower_export import write_towers
-    from models.training_examples import read_examples
+    from models.towers.dual_tower import TowerSettings, train_towers
+    from models.towers.text_encoder import require_free, require_text
+    from models.towers.tower_export import write_towers
+    from models.training.example_queries import examples_from_catalogue
+    from models.training.examples import read_examples
 
     console = Console(stderr=True)
     settings = TowerSettings(
@@ -99,7 +99,7 @@ def towers(
         )
     queries, qrels = read_judgements(catalogue)
     if qrels:
-        from models.dual_tower import judged_recall
+        from models.towers.dual_tower import judged_recall
 
         rows = {item.id: row for row, item in enumerate(items)}
         recall, judged = judged_recall(
@@ -121,7 +121,7 @@ def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers 
 
     if embed is None:
         return Catalogue.read(source), None
-    from models.text_encoder import Towers
+    from models.towers.text_encoder import Towers
 
     if source.suffix == ".npy":
         raise SidstreamError(f"--embed makes embeddings from text, but {source} holds embeddings: give one of the two")

@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from models.commands.towers import EmbedOption, read_catalogue
 from models.errors import SidstreamError
-from models.tower_commands import EmbedOption, read_catalogue
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from models.building import FitMethod, Fitted, HeadMethod
+    from models.bundles.building import FitMethod, Fitted, HeadMethod
     from models.catalogue import Catalogue
-    from models.language_model import Architecture
-    from models.losses import Loss
-    from models.text_encoder import Towers
+    from models.language.language_model import Architecture
+    from models.towers.text_encoder import Towers
+    from models.training.losses import Loss
 
 _FIT_METHODS = ("k-means", "rq-vae")
 _HEAD_METHODS = ("none", "top-k", "top-p", "all")
@@ -55,9 +55,9 @@ def fit(
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
 ) -> None:
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
-    from models.building import FitSettings, fit_bundle
-    from models.bundle import require_free
-    from models.rq_vae import RqVaeSettings
+    from models.bundles.building import FitSettings, fit_bundle
+    from models.bundles.bundle import require_free
+    from models.codebooks.rq_vae import RqVaeSettings
 
     console = Console(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
@@ -148,12 +148,12 @@ def train(
     """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle."""
     import torch
 
-    from models.building import ModelSettings, train_bundle
-    from models.bundle import Bundle
-    from models.example_queries import examples_from_catalogue
-    from models.onnx_encoder import OnnxEncoder
-    from models.training import TrainingSettings
-    from models.training_examples import read_examples
+    from models.bundles.building import ModelSettings, train_bundle
+    from models.bundles.bundle import Bundle
+    from models.codebooks.onnx_encoder import OnnxEncoder
+    from models.training.example_queries import examples_from_catalogue
+    from models.training.examples import read_examples
+    from models.training.fine_tuning import TrainingSettings
 
     console = Console(stderr=True)
     model_settings = ModelSettings(
@@ -254,7 +254,7 @@ def _head_method(name: str) -> HeadMethod:
 
 
 def _loss(name: str) -> Loss:
-    from models.losses import LOSSES
+    from models.training.losses import LOSSES
 
     for known in LOSSES:
         if name == known:
@@ -263,7 +263,7 @@ def _loss(name: str) -> Loss:
 
 
 def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:
-    from models.language_model import ARCHITECTURES
+    from models.language.language_model import ARCHITECTURES
 
     if name is not None and checkpoint is not None:
         raise SidstreamError("--architecture is for a new model, and --checkpoint brings its own: give one of the two")
@@ -278,8 +278,8 @@ def _texts(catalogue: Catalogue) -> list[str]:
 
 
 def _show_census(console: Console, fitted: Fitted) -> None:
-    from models.census import measure_layer, path_sparsity
-    from models.layout import HEAD_LAYER_INDEX
+    from models.sids.census import measure_layer, path_sparsity
+    from models.sids.layout import HEAD_LAYER_INDEX
 
     table = Table(title=f"{len(fitted.codes):,} items", title_justify="left")
     for heading in ("layer", "entropy", "Gini", "standard deviation", "dead codes", "head share"):

@@ -1,6 +1,6 @@
 """Fine-tuning of a causal LM on (query, user, history) → SID, by transformers' ``Trainer`` (paper eq. 4).
 
-What must hold: the loss (``models.losses``) is over the tokens of the target SID alone; prompts are those of serving
+What must hold: the loss (``models.training.losses``) is over the tokens of the target SID alone; prompts are those of serving
 (``PromptBuilder.row``); the same seed gives the same model; and *layer-2 dropout* writes each SID in its other form
 (with or without its layer-2 token) at random, in targets and histories independently, so that the model reads and
 writes both.
@@ -20,8 +20,8 @@ import numpy as np
 import structlog
 
 from models.errors import SidstreamError
-from models.example_table import NOTHING_FOLLOWS, TrainingTable
-from models.losses import Loss, checked_gamma, token_loss
+from models.training.example_table import NOTHING_FOLLOWS, TrainingTable
+from models.training.losses import Loss, checked_gamma, token_loss
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class TrainingSettings:
 
     ``warm_up``: share of the steps over which the learning rate rises; it then falls along a cosine.
     ``layer2_dropout``: probability with which a SID is written in the form that is not the layout's.
-    ``gamma``: γ of the focal or MiLe loss; None for its paper's (see ``models.losses``).
+    ``gamma``: γ of the focal or MiLe loss; None for its paper's (see ``models.training.losses``).
     """
 
     epochs: float = 3.0

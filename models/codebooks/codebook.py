@@ -2,7 +2,7 @@
 
 A codebook's content decides its id, so codes can name the codebook that they belong to. The arithmetic here is the
 reference in NumPy float32 that other encoders are held to; ties go to the lowest codeword number. The codewords lie in
-the embeddings' own space, or (RQ-VAE, ``models.rq_vae``) in a latent space that the codebook's encoder leads into.
+the embeddings' own space, or (RQ-VAE, ``models.codebooks.rq_vae``) in a latent space that the codebook's encoder leads into.
 faiss is imported only to fit, safetensors only to save and load.
 """
 
@@ -18,9 +18,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.dense_network import DenseNetwork, DenseNetworkError
+from models.codebooks.dense_network import DenseNetwork, DenseNetworkError
 from models.errors import SidstreamError
-from models.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
+from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
 
 FORMAT_VERSION: Final = 1  # codewords alone
 LATENT_FORMAT_VERSION: Final = 2  # with encoder and decoder: a reader of format 1 must refuse it, not leave them out

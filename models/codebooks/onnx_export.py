@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from models.codebook import Codebook
-from models.onnx_encoder import (
+from models.codebooks.codebook import Codebook
+from models.codebooks.onnx_format import (
     BLOCK_ROWS,
     FORMAT_VERSION,
     INPUT_NAME,

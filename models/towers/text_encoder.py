@@ -1,5 +1,5 @@
 """Text → embedding on ONNX Runtime: trained text towers, as a producer that publishes text alone runs them; needs
-nothing but onnxruntime and NumPy, because features are hashed (``models.text_features``) and no tokenizer is shipped.
+nothing but onnxruntime and NumPy, because features are hashed (``models.towers.text_features``) and no tokenizer is shipped.
 
 An embedding does not depend on the texts embedded with it: every call of the graph has the same number of rows, and as
 many features a row as the text's own length asks for (a power of two), the rest filled up with features that weigh
@@ -17,14 +17,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from models.bundles.manifest import MANIFEST_FILE, BundleError, FileRecord, inside, read_manifest_bytes, verify_file
 from models.catalogue import CatalogueItem
+from models.codebooks.onnx_format import METADATA_PREFIX
 from models.errors import SidstreamError
-from models.manifest import MANIFEST_FILE, BundleError, FileRecord, inside, read_manifest_bytes, verify_file
-from models.onnx_encoder import METADATA_PREFIX
-from models.text_features import PADDING_GROUP, Bags, FeatureHasher
+from models.towers.text_features import PADDING_GROUP, Bags, FeatureHasher
 
 if TYPE_CHECKING:
-    from models.bundle import BundleManifest
+    from models.bundles.bundle import BundleManifest
 
 FORMAT_VERSION: Final = 1
 INPUT_NAMES: Final = ("features", "groups", "shares")

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
-from models.example_table import NOTHING_FOLLOWS, TrainingBatch
-from models.layout import HEAD_LAYER_INDEX, Layout
-from models.vocabulary import SidVocabulary
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.sids.vocabulary import SidVocabulary
+from models.training.example_table import NOTHING_FOLLOWS, TrainingBatch
 
 
 class HistoryTable:

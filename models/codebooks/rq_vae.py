@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.codebook import Codebook, CodebookError, checked_embeddings, fit_residual_kmeans
-from models.dense_network import DenseNetwork
+from models.codebooks.codebook import Codebook, CodebookError, checked_embeddings, fit_residual_kmeans
+from models.codebooks.dense_network import DenseNetwork
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
-from models.layout import HEAD_LAYER_INDEX, Layout
-from models.prompts import PromptBuilder
-from models.training_examples import TrainingExample
+from models.language.prompts import PromptBuilder
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.training.examples import TrainingExample
 
 NOTHING_FOLLOWS: Final = -100  # transformers' label for "no loss here"
 

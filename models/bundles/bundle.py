@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.layout import Layout
-from models.manifest import (
+from models.bundles.manifest import (
     MANIFEST_FILE,
+    BundleError,
     FileRecord,
     inside,
     read_manifest_bytes,
@@ -29,12 +29,12 @@ from models.manifest import (
     verify_file,
     write_manifest,
 )
-from models.manifest import BundleError as BundleError
-from models.prompts import PromptSettings
-from models.vocabulary import SidVocabulary
+from models.language.prompts import PromptSettings
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
 
 if TYPE_CHECKING:
-    from models.codebook import Codebook
+    from models.codebooks.codebook import Codebook
 
 FORMAT_VERSION: Final = 1
 CODEBOOK_FILE: Final = "codebook.safetensors"
@@ -175,7 +175,7 @@ def create_bundle(
     embeddings are made; ``towers``: id of the text towers that make them; ``replace``: a bundle that is there already is
     removed first, model included.
     """
-    from models.onnx_encoder import export_onnx
+    from models.codebooks.onnx_export import export_onnx
 
     root = Path(directory)
     require_free(root, replace=replace)

@@ -3,7 +3,7 @@
 Codes never change while the codebook stays; a layout is a view on them. A SID is the sequence of SID token numbers
 ``layer_index * size + token`` of the codes, less the layer-2 one when that token is a head token, so the token ranges
 of the layers are disjoint and a SID says by itself whether it is short.
-Choosing head tokens lives in ``models.head_tokens``; its functions are offered from here as well.
+``models.sids.head_tokens`` chooses the head tokens.
 """
 
 from __future__ import annotations
@@ -18,23 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.errors import SidstreamError
-from models.head_tokens import all_tokens, no_tokens, top_k, top_p, with_hysteresis, with_share_hysteresis
-
-__all__ = [
-    "HEAD_LAYER_INDEX",
-    "MAXIMUM_LAYERS",
-    "MAXIMUM_SIZE",
-    "MINIMUM_LAYERS",
-    "PADDING",
-    "Layout",
-    "LayoutError",
-    "all_tokens",
-    "no_tokens",
-    "top_k",
-    "top_p",
-    "with_hysteresis",
-    "with_share_hysteresis",
-]
 
 MINIMUM_LAYERS: Final = 3  # with two layers, leaving out layer 2 would leave a bare cluster number
 MAXIMUM_LAYERS: Final = len(string.ascii_lowercase)  # the text form names a layer by a letter

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.dense_network import DenseNetwork
+from models.bundles.manifest import MANIFEST_FILE, record_file, write_manifest
+from models.codebooks.dense_network import DenseNetwork
+from models.codebooks.onnx_export import model_bytes
 from models.errors import SidstreamError
-from models.manifest import MANIFEST_FILE, record_file, write_manifest
-from models.onnx_export import model_bytes
-from models.text_encoder import (
+from models.towers.text_encoder import (
     BLOCK_ROWS,
     FORMAT_VERSION,
     INPUT_NAMES,
@@ -33,7 +33,7 @@ from models.text_encoder import (
     TowersManifest,
     require_free,
 )
-from models.text_features import GROUPS
+from models.towers.text_features import GROUPS
 
 
 @dataclass(frozen=True, eq=False)

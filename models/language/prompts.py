@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
-from models.tokenizer import TextTokenizer
-from models.vocabulary import SidVocabulary
+from models.language.tokenizer import TextTokenizer
+from models.sids.vocabulary import SidVocabulary
 
 
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):

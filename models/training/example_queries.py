@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from models.catalogue import CatalogueItem
-from models.training_examples import TrainingExample
+from models.training.examples import TrainingExample
 
 MAXIMUM_HISTORY: Final = 10  # older purchases say little and make prompts long
 

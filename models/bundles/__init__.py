@@ -1,0 +1,1 @@
+"""A bundle: codebook, ONNX graph, language model, and a manifest written last."""

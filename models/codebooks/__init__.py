@@ -1,0 +1,1 @@
+"""Residual-quantisation codebooks: fitting, encoding, ONNX."""

@@ -1,0 +1,1 @@
+"""``sidstream fit``, ``train`` and ``towers``, thin."""

@@ -1,0 +1,1 @@
+"""The language model, its tokenizer and its prompts."""

@@ -1,0 +1,1 @@
+"""How codes are read as SIDs: layouts, head tokens, census, vocabulary."""

@@ -1,0 +1,1 @@
+"""The dual tower: text → embedding, trained here, run as ONNX."""

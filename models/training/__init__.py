@@ -1,0 +1,1 @@
+"""Fine-tuning the language model: examples, tables of tokens, losses, the loop."""
