@@ -30,12 +30,13 @@ from models.language.language_model import small_causal_lm
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
-from retriever.beam_search import beam_search
-from retriever.forward_passes import SharedPromptPasses
-from retriever.marginal_search import marginal_beam_search
-from store.index import CodesBatch, IndexWriter
+from retriever.search.beam_search import beam_search
+from retriever.search.forward_passes import SharedPromptPasses
+from retriever.search.marginal_search import marginal_beam_search
+from store.batch import CodesBatch
 from store.reader import IndexReader
 from store.trie_view import TrieView
+from store.writer import IndexWriter
 
 CODEBOOK = "0123456789abcdef"
 LAYERS, SIZE, TEXT = 3, 256, 3000

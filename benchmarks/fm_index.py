@@ -32,11 +32,12 @@ from benchmarks.fm_structure import DynamicFmIndex, FmIndex, transform, wavelet_
 from benchmarks.reporting import Result, benchmark_arguments, report
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
-from retriever.search_parts import Level, ranges, trie_levels
+from retriever.search.search_parts import Level, ranges, trie_levels
+from store.batch import CodesBatch
 from store.encoding import TrieEncoding
-from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import SidPaths, TrieView
+from store.writer import IndexWriter
 
 CODEBOOK: Final = "0" * 16
 LAYERS: Final = 3
@@ -62,7 +63,7 @@ def crowded_batch(random: np.random.Generator, count: int, size: int, layers: in
 
 
 class TreeQuery:
-    """The steps of one query on the prefix tree, as ``retriever.beam_search`` takes them."""
+    """The steps of one query on the prefix tree, as ``retriever.search.beam_search`` takes them."""
 
     def __init__(self, view: TrieView) -> None:
         self._view = view

@@ -47,6 +47,7 @@ from models.codebooks.codebook import fit_residual_kmeans
 from models.sids.census import count_tokens
 from models.sids.layout import Layout
 from store.reader import IndexReader
+from store.verification import verify
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import ITEM_UPDATE, ItemUpdate
@@ -373,7 +374,7 @@ def measure(directory: Path, items_count: int, rounds: int, rate: float, seconds
             bare_last = bare_round_trip(settings, items, rate, seconds / 4)
             running.stop()
             with reader.snapshot() as snapshot:
-                faults = snapshot.verify()
+                faults = verify(snapshot)
         if faults:
             raise SystemExit(f"the index disagrees with itself: {faults}")
     median = sorted(found, key=lambda one: one.retrievable)[(len(found) - 1) // 2]  # of two, the slower

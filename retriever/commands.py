@@ -18,7 +18,7 @@ from streamer.settings import load_settings
 
 def retriever() -> None:
     """Run the retriever: queries → answers, by the bundle's language model under the prefix trie's constraint."""
-    from retriever.worker import run_retriever
+    from retriever.answering.worker import run_retriever
 
     run_retriever(load_settings())
 

@@ -22,6 +22,7 @@ from models.bundles.manifest import synchronise
 from store import environment
 from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.reader import IndexReader
+from store.verification import verify
 from store.writer_lock import LOCK_FILE, lock_directory, unlock, writer_of
 
 MANIFEST_FILE: Final = "backup.json"
@@ -138,7 +139,7 @@ def inspect(directory: Path) -> IndexCopy:
         BackupError: trie, items and census disagree.
     """
     with IndexReader(directory) as reader, reader.snapshot() as snapshot:
-        faults = snapshot.verify()
+        faults = verify(snapshot)
         if faults:
             raise BackupError(
                 f"the copy in {directory} is not sound: {' '.join(faults)} Nothing was kept of it. Check the source with "

@@ -239,12 +239,6 @@ class Snapshot:
                 counts[layer] += np.bincount(codes[:, layer], minlength=self.size)
         return counts
 
-    def verify(self) -> list[str]:
-        """Holds trie, items, ids, census and free numbers against each other; a sentence per disagreement."""
-        from store.verification import verify  # here, because that room imports this one
-
-        return verify(self)
-
     @property
     def _read(self) -> Any:
         if self._transaction is None:

@@ -30,10 +30,10 @@ def study(
     scratch: Annotated[Path, typer.Option(help="Trained models and checkpoints.")] = Path(".sidstream/study"),
 ) -> None:
     """The paper's tables and figures on public data; goes on where it was stopped."""
+    from study.experiments.results import Results
+    from study.experiments.work import do_work
     from study.quick import quick_study
-    from study.report import write_report
-    from study.results import Results
-    from study.work import do_work
+    from study.report.report import write_report
 
     console = Console()
     if quick:

@@ -16,13 +16,13 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from study.configuration import CodebookChoice
-from study.plan import BEST_TOP_K, FULL, TOP_K, WITHOUT, Row, rows
-from study.report import write_report
-from study.results import Results, RunResult
-from study.run import FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
-from study.scheduler import run_all
-from study.work import hourglass_choices, references, shape_record
+from study.data.choices import CodebookChoice
+from study.experiments.plan import BEST_TOP_K, FULL, TOP_K, WITHOUT, Row, rows
+from study.experiments.results import Results, RunResult
+from study.experiments.run import FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
+from study.experiments.scheduler import run_all
+from study.experiments.work import hourglass_choices, references, shape_record
+from study.report.report import write_report
 
 _SET: Final = "tiny"
 

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from retriever.worker import AnswerBatch, run_retriever
+from retriever.answering.worker import AnswerBatch, run_retriever
 from streamer.settings import load_settings
 
 search = AnswerBatch._search

@@ -42,7 +42,7 @@ def test_imports_run_one_way(part: str) -> None:
         ),
         ("retriever.client", set()),
         ("sidstream", set()),
-        ("retriever.worker", {"torch", "transformers"}),
+        ("retriever.answering.worker", {"torch", "transformers"}),
     ],
 )
 def test_optional_weight_is_not_imported(modules: str, allowed: set[str]) -> None:

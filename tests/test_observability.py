@@ -16,7 +16,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-import retriever.metrics
+import retriever.answering.metrics
 import streamer.indexer.metrics
 import streamer.monitor.metrics
 import streamer.process.metrics
@@ -28,7 +28,7 @@ RULE_TESTS = PROMETHEUS / "sidstream.tests.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "sidstream.json"
 PROCESSES = {"assigner", "indexer", "monitor", "retriever"}
 
-_MODULES = (streamer.process.metrics, streamer.indexer.metrics, streamer.monitor.metrics, retriever.metrics)
+_MODULES = (streamer.process.metrics, streamer.indexer.metrics, streamer.monitor.metrics, retriever.answering.metrics)
 _SERIES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 # Of the Prometheus client itself, and of the scrape.
 _FOREIGN = {

@@ -11,7 +11,7 @@ import structlog
 from confluent_kafka import KafkaError, Message, Producer
 
 from store.failpoints import Failpoint, reach
-from store.index import IndexWriter
+from store.writer import IndexWriter
 from streamer.events.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.kafka.gather import produce
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from prometheus_client import Gauge, Histogram
 
-from store.index import IndexWriter
+from store.writer import IndexWriter
 
 ITEMS: Final = Gauge("sidstream_index_items", "Live items in the index")
 COMMIT_SECONDS: Final = Histogram(

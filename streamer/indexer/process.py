@@ -17,7 +17,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, Topic
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
-from store.index import IndexWriter
+from store.writer import IndexWriter
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.census_publisher import CensusPublisher

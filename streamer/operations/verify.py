@@ -9,6 +9,7 @@ import msgspec
 from store.comparison import Comparison, compare
 from store.errors import IndexAccessError
 from store.reader import IndexReader, Snapshot
+from store.verification import verify
 
 
 class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +50,7 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
         IndexMissingError: there is no index.
     """
     with IndexReader(index) as reader, reader.snapshot() as snapshot:
-        faults = tuple(snapshot.verify())
+        faults = tuple(verify(snapshot))
         layout = snapshot.live_layout()
         return Examination(
             index=str(index),

@@ -17,6 +17,7 @@ from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.sids.census import count_tokens
 from store.reader import IndexReader, Snapshot
+from store.verification import verify
 from streamer.events.records import (
     ALERT,
     ANSWER,
@@ -79,7 +80,7 @@ def check_index(snapshot: Snapshot, truth: Truth, encoder: OnnxEncoder) -> None:
         assert found is not None, f"{name} is missing"
         facts = (found.codes, found.title, found.weight, found.updated_at)
         assert facts == (tuple(expected.tolist()), item.title, item.weight, item.updated_at), name
-    assert snapshot.verify() == []
+    assert verify(snapshot) == []
     np.testing.assert_array_equal(snapshot.census(), snapshot.recount())
     np.testing.assert_array_equal(snapshot.census(), count_tokens(codes, encoder.size))
 

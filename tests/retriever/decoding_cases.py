@@ -12,7 +12,7 @@ import torch
 from models.language.language_model import small_causal_lm
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
-from retriever.search_parts import ScoredSid
+from retriever.search.search_parts import ScoredSid
 from store.trie_view import SidPaths
 
 CODEBOOK = "0123456789abcdef"

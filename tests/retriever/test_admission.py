@@ -10,7 +10,7 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retriever.admission import Admission, QueryRefused, UserRates
+from retriever.answering.admission import Admission, QueryRefused, UserRates
 from streamer.events.intake import EventError
 from streamer.settings import RetrieverSettings
 

@@ -10,9 +10,10 @@ import pytest
 
 from models.bundles.bundle import Bundle
 from models.training.examples import TrainingExample
-from store.index import CodesBatch, IndexWriter
+from store.batch import CodesBatch
 from store.reader import IndexReader
 from store.trie_view import TrieView
+from store.writer import IndexWriter
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -22,7 +23,7 @@ pytest.importorskip("onnx")
 from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle  # noqa: E402
 from models.bundles.model_of_bundle import load_language_model  # noqa: E402
 from models.training.fine_tuning import TrainingSettings  # noqa: E402
-from retriever.beam_search import beam_search  # noqa: E402
+from retriever.search.beam_search import beam_search  # noqa: E402
 
 NAMES = ["anchor", "basket", "candle", "drum", "engine", "feather", "guitar", "hammer", "island", "jacket"]
 EXAMPLES = [TrainingExample(f"{name} please", item=name) for name in NAMES]

@@ -19,10 +19,11 @@ from processes import committed_records, wait_until
 from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
-from retriever.metrics import QUERY_SECONDS
-from retriever.worker import AnswerBatch
-from store.index import CodesBatch, IndexWriter
+from retriever.answering.metrics import QUERY_SECONDS
+from retriever.answering.worker import AnswerBatch
+from store.batch import CodesBatch
 from store.reader import IndexReader
+from store.writer import IndexWriter
 from streamer.events.records import ANSWER, QUERY, Answer, Query
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
 from streamer.kafka.clients import producer_configuration

@@ -12,9 +12,10 @@ import pytest
 
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
-from store.index import CodesBatch, IndexWriter
+from store.batch import CodesBatch
 from store.reader import IndexReader
 from store.trie_view import TrieView
+from store.writer import IndexWriter
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -32,8 +33,8 @@ from decoding_cases import (  # noqa: E402
 )
 
 from models.language.language_model import small_causal_lm  # noqa: E402
-from retriever.beam_search import beam_search  # noqa: E402
-from retriever.forward_passes import PlainPasses, SharedPromptPasses, forward_passes, honours_tree_attention  # noqa: E402
+from retriever.search.beam_search import beam_search  # noqa: E402
+from retriever.search.forward_passes import PlainPasses, SharedPromptPasses, forward_passes, honours_tree_attention  # noqa: E402
 
 
 def qwen2(vocabulary: SidVocabulary) -> Any:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
-from retriever.worker import AnswerBatch
-from store.index import CodesBatch, IndexWriter
+from retriever.answering.worker import AnswerBatch
+from store.batch import CodesBatch
 from store.reader import IndexReader
+from store.writer import IndexWriter
 from streamer.events.records import ANSWER
 from streamer.settings import RetrieverSettings
 

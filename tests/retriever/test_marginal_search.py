@@ -27,10 +27,10 @@ from decoding_cases import (  # noqa: E402
     vocabulary_of,
 )
 
-from retriever import marginal_search, readings  # noqa: E402
-from retriever.beam_search import beam_search  # noqa: E402
-from retriever.forward_passes import PlainPasses, forward_passes  # noqa: E402
-from retriever.marginal_search import marginal_beam_search  # noqa: E402
+from retriever.search import marginal_search, readings  # noqa: E402
+from retriever.search.beam_search import beam_search  # noqa: E402
+from retriever.search.forward_passes import PlainPasses, forward_passes  # noqa: E402
+from retriever.search.marginal_search import marginal_beam_search  # noqa: E402
 
 SIZE = 8
 Path = tuple[int, ...]

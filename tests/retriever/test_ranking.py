@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.codebooks.codebook import Codebook
 from models.codebooks.dense_network import DenseNetwork
-from retriever.ranking import (
+from retriever.answering.ranking import (
     HistorySimilarity,
     LeftOutToken,
     Ranker,
@@ -25,7 +25,7 @@ from retriever.ranking import (
     by_own_probability,
     reconstructions,
 )
-from retriever.search_parts import ScoredSid
+from retriever.search.search_parts import ScoredSid
 from store.encoding import StoredItem
 
 
@@ -135,7 +135,9 @@ def test_codebook_with_an_encoder_is_compared_where_its_decoder_leads(codebook: 
 
 
 def test_ranking_imports_neither_faiss_nor_torch() -> None:
-    code = "import sys, retriever.ranking; print(*sorted({'faiss', 'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, retriever.answering.ranking; print(*sorted({'faiss', 'torch', 'transformers'} & set(sys.modules)))"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

@@ -23,13 +23,14 @@ from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from models.sids.layout import Layout
+from retriever.answering.worker import AnswerBatch, RetrieverError
 from retriever.commands import show_answer
-from retriever.marginal_search import marginal_beam_search
-from retriever.worker import AnswerBatch, RetrieverError
+from retriever.search.marginal_search import marginal_beam_search
+from store.batch import CodesBatch
 from store.errors import IndexMismatchError
-from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
+from store.writer import IndexWriter
 from streamer.events.records import ANSWER, QUERY, Answer, AnswerItem, Query
 from streamer.settings import RetrieverSettings
 
@@ -412,7 +413,7 @@ def test_items_with_enormous_titles_are_answered_with_shortened_ones(bundle: Bun
 def test_answer_that_no_topic_would_take_becomes_an_error(
     bundle: Bundle, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retriever.worker._ANSWER_MAXIMUM_BYTES", 500)
+    monkeypatch.setattr("retriever.answering.worker._ANSWER_MAXIMUM_BYTES", 500)
     [answer] = answers(answer_batch(bundle, writer)([query(b"q", text="thing", limit=20)]))
     assert answer.items == ()
     assert answer.error is not None

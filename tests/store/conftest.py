@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from plain_index import CODEBOOK
 
-from store.index import IndexWriter
+from store.writer import IndexWriter
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from store import environment
 from store.backup import back_up, restore
 from store.comparison import compare
 from store.errors import BackupError, IndexLockedError, IndexMismatchError, IndexMissingError
-from store.index import IndexWriter
 from store.reader import IndexReader
+from store.verification import verify
+from store.writer import IndexWriter
 
 OpenWriter = Callable[..., IndexWriter]
 PARTITION = ("item-codes", 0)
@@ -31,7 +32,7 @@ EVENTS, IDS = 400, 3_000
 APPLY_FOR_EVER = f"""
 import sys
 from plain_index import CODEBOOK, batch_of, random_events
-from store.index import IndexWriter
+from store.writer import IndexWriter
 with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16, map_size=256 * 1024) as writer:
     number = 0
     while True:
@@ -52,7 +53,7 @@ def fill(writer: IndexWriter, batches: int) -> PlainIndex:
 
 def content(path: Path) -> tuple[str, dict[tuple[str, int], int]]:
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
-        assert snapshot.verify() == []
+        assert verify(snapshot) == []
         return snapshot.digest(), snapshot.position
 
 

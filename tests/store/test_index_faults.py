@@ -11,8 +11,9 @@ from pathlib import Path
 
 from plain_index import CODEBOOK, PlainIndex, random_events
 
-from store.index import IndexWriter
 from store.reader import IndexReader
+from store.verification import verify
+from store.writer import IndexWriter
 
 OpenWriter = Callable[..., IndexWriter]
 PARTITION = ("item-codes", 0)
@@ -22,7 +23,7 @@ EVENTS, IDS = 400, 3_000
 APPLY_FOR_EVER = f"""
 import sys
 from plain_index import CODEBOOK, batch_of, random_events
-from store.index import IndexWriter
+from store.writer import IndexWriter
 with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16, map_size=256 * 1024) as writer:
     number = writer.offsets().get({PARTITION}, 0)
     while True:
@@ -36,7 +37,7 @@ FILL_THE_DISK = f"""
 import resource, sys
 from plain_index import CODEBOOK, batch_of, random_events
 from store.errors import IndexFullError
-from store.index import IndexWriter
+from store.writer import IndexWriter
 with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16) as writer:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
     number = 0
@@ -48,7 +49,7 @@ with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16) as w
         print(number, error, flush=True)
     with writer.snapshot() as snapshot:
         assert snapshot.position.get({PARTITION}, 0) == number, snapshot.position
-        assert snapshot.verify() == []
+        assert verify(snapshot) == []
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     writer.apply(batch_of(random_events(number, 5_000, ids=1_000_000)), {{{PARTITION}: number + 1}})
 """
@@ -76,7 +77,7 @@ def test_killed_writer_leaves_whole_batches_and_its_successor_goes_on(open_write
             for number in range(applied, offset):
                 plain.apply(random_events(number, EVENTS, ids=IDS))
             applied = offset
-            assert snapshot.verify() == []
+            assert verify(snapshot) == []
             assert snapshot.digest() == plain.digest()
     assert open_writer().offsets() == {PARTITION: applied}
 

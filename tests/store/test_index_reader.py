@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
-import store.index
+import store.writer
 from models.sids.layout import Layout
 from store.errors import IndexFullError, IndexMismatchError, IndexMissingError, IndexUsageError
-from store.index import IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
+from store.verification import verify
+from store.writer import IndexWriter
 
 OpenWriter = Callable[..., IndexWriter]
 SMALL_MAP = 256 * 1024
@@ -32,7 +33,7 @@ from store.reader import IndexReader
 with IndexReader(sys.argv[1]) as reader:
     for _ in sys.stdin:
         with reader.snapshot() as snapshot:
-            print(snapshot.item_count, snapshot.digest(), len(snapshot.verify()), flush=True)
+            print(snapshot.item_count, snapshot.digest(), len(verify(snapshot)), flush=True)
 """
 
 
@@ -72,7 +73,7 @@ def test_reopened_writer_keeps_the_grown_map(open_writer: OpenWriter) -> None:
     with open_writer(map_size=SMALL_MAP) as writer:
         writer.apply(batch_of(random_events(2, 5_000, ids=1_000_000)), {})
         with writer.snapshot() as snapshot:
-            assert snapshot.verify() == []
+            assert verify(snapshot) == []
 
 
 def test_growth_below_a_snapshot_of_the_same_thread_is_refused_and_the_batch_can_be_redone(
@@ -120,7 +121,7 @@ def test_map_that_cannot_grow_is_refused_and_nothing_is_stored(
     batch = batch_of(random_events(1, 5_000, ids=1_000_000))
     full = shutil.disk_usage("/")._replace(free=0)
     with monkeypatch.context() as patch:
-        patch.setattr(store.index.shutil, "disk_usage", lambda _: full)
+        patch.setattr(store.writer.shutil, "disk_usage", lambda _: full)
         with pytest.raises(IndexFullError, match=r"disk .* took no more data .*0 MB free.*make room"):
             writer.apply(batch, {("t", 0): 1})
     assert writer.offsets() == {}
@@ -161,7 +162,7 @@ def test_reader_opened_before_the_writer_of_its_process_keeps_working(open_write
 def test_reader_follows_a_directory_that_was_deleted_and_rebuilt(open_writer: OpenWriter, path: Path) -> None:
     open_writer().close()
     rebuild = (
-        "import sys, numpy as np; from store.index import *\n"
+        "import sys, numpy as np; from store.writer import *\n"
         "with IndexWriter.open(sys.argv[1], codebook_id='f' * 16, layers=4, size=8) as writer:\n"
         "    codes, moment = np.ones((1, 4), np.uint16), np.zeros(1, np.int64)\n"
         "    batch = CodesBatch([b'a'], codes, np.ones(1, np.float32), [''], moment, np.zeros(1, bool))\n"
@@ -253,7 +254,7 @@ def test_verify_names_what_disagrees(open_writer: OpenWriter) -> None:
         transaction.put(b"\x00\x00\x00\x01", b"", db=shared.databases["free"])
         transaction.delete(b"\x00\x02\x00\x00\x00\x00", b"", shared.databases["census"])
     with writer.snapshot() as snapshot:
-        assert snapshot.verify() == [
+        assert verify(snapshot) == [
             "There are 1 ids but 2 items.",
             "2 items are missing from the trie, or are there with other codes.",
             "The census of layer 3 is wrong for 1 tokens.",

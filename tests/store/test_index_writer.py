@@ -15,6 +15,7 @@ import pytest
 from plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
 from models.sids.layout import Layout
+from store.batch import CodesBatch
 from store.errors import (
     BatchError,
     IndexFormatError,
@@ -22,8 +23,9 @@ from store.errors import (
     IndexMismatchError,
     IndexUsageError,
 )
-from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
+from store.verification import verify
+from store.writer import IndexWriter
 
 OpenWriter = Callable[..., IndexWriter]
 
@@ -38,7 +40,7 @@ def test_reopened_index_goes_on_where_it_stopped(open_writer: OpenWriter) -> Non
     with open_writer() as writer, writer.snapshot() as snapshot:
         assert writer.offsets() == {("item-codes", 0): 4, ("item-codes", 7): 2**40}
         assert snapshot.digest() == plain.digest()
-        assert snapshot.verify() == []
+        assert verify(snapshot) == []
 
 
 def test_numbers_of_deleted_items_are_reused(open_writer: OpenWriter) -> None:
@@ -48,7 +50,7 @@ def test_numbers_of_deleted_items_are_reused(open_writer: OpenWriter) -> None:
         writer.apply(batch_of(events), {})
         with writer.snapshot() as snapshot:
             assert max(snapshot.bucket(1).items) < 50
-            assert snapshot.verify() == []
+            assert verify(snapshot) == []
         writer.apply(batch_of([Event(event.id, None) for event in events]), {})
     with writer.snapshot() as snapshot:
         assert snapshot.item_count == 0
@@ -141,7 +143,7 @@ def test_second_writer_is_refused_with_what_to_do(open_writer: OpenWriter, path:
     with pytest.raises(IndexLockedError, match=rf"process {os.getpid()}\. Stop that indexer, or start this one with"):
         open_writer()
     program = (
-        "import sys; from store.index import IndexWriter; from store.errors import IndexLockedError\n"
+        "import sys; from store.writer import IndexWriter; from store.errors import IndexLockedError\n"
         "try: IndexWriter.open(sys.argv[1], codebook_id=sys.argv[2], layers=3, size=16)\n"
         "except IndexLockedError as error: print(error)"
     )

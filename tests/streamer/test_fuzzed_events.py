@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
-from store.index import IndexWriter
+from store.verification import verify
+from store.writer import IndexWriter
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.records import ITEM_CODES
 from streamer.indexer.codes import codes_batch
@@ -99,7 +100,7 @@ def test_every_fuzzed_record_of_codes_and_layouts_is_applied_or_refused_by_an_er
     assert outcomes["applied"] > 500
     assert outcomes["refused"] > 500
     with indexer._writer.snapshot() as snapshot:
-        assert snapshot.verify() == []
+        assert verify(snapshot) == []
 
 
 def _outcome(act: Any) -> str:

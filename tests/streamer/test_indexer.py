@@ -15,7 +15,8 @@ from prometheus_client import REGISTRY
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
-from store.index import CodesBatch, IndexWriter
+from store.batch import CodesBatch
+from store.writer import IndexWriter
 from streamer.events.records import ITEM_CODES, ItemCodes
 from streamer.indexer.process import Indexer, IndexerError
 from streamer.kafka.clients import producer_configuration

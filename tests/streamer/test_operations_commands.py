@@ -14,7 +14,8 @@ import pytest
 
 from models.bundles.bundle import Bundle
 from store import environment
-from store.index import CodesBatch, IndexWriter
+from store.batch import CodesBatch
+from store.writer import IndexWriter
 
 DAY_SECONDS = 86_400
 

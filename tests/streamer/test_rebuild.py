@@ -21,8 +21,8 @@ from processes import SidstreamProcess, wait_until
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.errors import IndexMissingError
-from store.index import IndexWriter
 from store.reader import IndexReader
+from store.writer import IndexWriter
 from streamer.client.publisher import ItemPublisher
 from streamer.client.read_your_writes import await_indexed
 from streamer.events.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord

@@ -19,6 +19,7 @@ from processes import SidstreamProcess, committed_records, free_port, http_get, 
 from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from store.reader import IndexReader
+from store.verification import verify
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
@@ -73,7 +74,7 @@ def test_every_process_becomes_ready_under_load_and_ends_clean_on_one_signal(
             if process.running():
                 process.kill()
     with IndexReader(pipeline_settings.index) as reader, reader.snapshot() as snapshot:
-        assert snapshot.verify() == []
+        assert verify(snapshot) == []
 
 
 STUCK_ASSIGNER = """

@@ -15,8 +15,8 @@ from processes import SidstreamProcess
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
-from store.index import IndexWriter
 from store.reader import IndexReader
+from store.writer import IndexWriter
 from streamer.client.publisher import ItemPublisher
 from streamer.client.read_your_writes import NotIndexedError, await_indexed
 from streamer.indexer.codes import codes_batch

@@ -13,24 +13,27 @@ from numpy.typing import NDArray
 
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
+from store.batch import CodesBatch
 from store.encoding import StoredItem
-from store.index import CodesBatch, IndexWriter
 from store.reader import IndexReader
 from store.trie_view import TrieView
-from study import evaluation
-from study.catalogue_trie import CatalogueTrie
-from study.configuration import CodebookChoice, LayoutChoice, RunChoice
-from study.datasets import Dataset, TestCase
-from study.evaluation import Outcome, bucket_sizes, evaluate, recall
-from study.references import CoOccurrence, reference_recalls
+from store.writer import IndexWriter
+from study.data.choices import CodebookChoice
+from study.data.co_occurrence import CoOccurrence
+from study.data.datasets import Dataset, TestCase
+from study.experiments.configuration import LayoutChoice, RunChoice
+from study.measures import evaluation
+from study.measures.catalogue_trie import CatalogueTrie
+from study.measures.evaluation import Outcome, bucket_sizes, evaluate, recall
+from study.measures.references import reference_recalls
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from models.language.language_model import small_causal_lm  # noqa: E402
-from retriever.ranking import by_own_probability  # noqa: E402
-from retriever.search_parts import ScoredSid  # noqa: E402
-from study.free_beams import free_beams, invalid_shares  # noqa: E402
+from retriever.answering.ranking import by_own_probability  # noqa: E402
+from retriever.search.search_parts import ScoredSid  # noqa: E402
+from study.measures.free_beams import free_beams, invalid_shares  # noqa: E402
 
 SIZE = 6
 RANDOM = np.random.default_rng(4)

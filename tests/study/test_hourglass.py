@@ -10,7 +10,7 @@ import pytest
 
 from models.codebooks.codebook import Codebook
 from models.sids.census import gini
-from study.shape import Shape, measure_shape
+from study.measures.shape import Shape, measure_shape
 
 SIZE = 20
 

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from models.codebooks.codebook import Codebook
-from study import pictures
-from study.shape import Shape, measure_shape
+from study.measures.shape import Shape, measure_shape
+from study.report import pictures
 
 LARGEST_BYTES = 250_000
 CURVE = [(float(step), 3.0 / step) for step in range(1, 40)]

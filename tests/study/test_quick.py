@@ -11,11 +11,11 @@ from rich.console import Console
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from study.plan import scale
+from study.experiments.plan import scale
+from study.experiments.results import Results
+from study.experiments.run import FREE_BEAMS, OWN, run
 from study.quick import quick_study
-from study.report import write_report
-from study.results import Results
-from study.run import FREE_BEAMS, OWN, run
+from study.report.report import write_report
 
 
 def test_the_quick_study_shows_what_is_certain_and_its_report_is_rebuilt_from_its_records(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.sids.census import count_tokens, gini
-from study.synthetic import planted_hourglass
+from study.data.synthetic import planted_hourglass
 
 
 def planted_ginis(strength: float, seed: int = 0, size: int = 64, items: int = 4_000) -> list[float]:

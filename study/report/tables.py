@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import msgspec
 
-from study.configuration import CodebookChoice, RunChoice
-from study.datasets import DatasetName
-from study.evaluation import CUTOFFS, RANKINGS
-from study.plan import BEST_TOP_K, FULL, Row, rows, scale
-from study.results import Results, RunResult
-from study.run import FIRST_GIVEN, OWN, Measurement
-from study.shape import Shape
+from study.data.choices import CodebookChoice
+from study.data.datasets import DatasetName
+from study.experiments.configuration import RunChoice
+from study.experiments.plan import BEST_TOP_K, FULL, Row, rows, scale
+from study.experiments.results import Results, RunResult
+from study.experiments.run import FIRST_GIVEN, OWN, Measurement
+from study.measures.evaluation import CUTOFFS, RANKINGS
+from study.measures.shape import Shape
 
 NOT_YET: Final = "not run yet"
 _FEW: Final = (1, 10, 50)

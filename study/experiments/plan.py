@@ -12,9 +12,10 @@ from typing import Final
 
 import msgspec
 
-from study.configuration import CodebookChoice, LayoutChoice, RunChoice
-from study.datasets import DatasetName
-from study.run import FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
+from study.data.choices import CodebookChoice
+from study.data.datasets import DatasetName
+from study.experiments.configuration import LayoutChoice, RunChoice
+from study.experiments.run import FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
 
 FULL: Final = LayoutChoice()
 WITHOUT: Final = LayoutChoice(heads="all")

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.sids.layout import PADDING, Layout
-from retriever.beam_search import ScoredSid
-from study.datasets import Dataset, TestCase
+from retriever.search.beam_search import ScoredSid
+from study.data.datasets import Dataset, TestCase
 
 Ranking = Literal[
     "weight",

@@ -24,12 +24,12 @@ from models.sids.vocabulary import SidVocabulary
 from models.training.example_table import ExampleTable, TrainingTable
 from models.training.examples import TrainingExample
 from models.training.history_table import HistoryTable
-from study.catalogue_trie import CatalogueTrie
-from study.codebooks import FittedCodebook, fitted
-from study.configuration import HEAD_SHARE, LayoutChoice, RunChoice
-from study.datasets import Dataset, TestCase, load
-from study.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
-from study.results import Results, RunResult
+from study.data.codebooks import FittedCodebook, fitted
+from study.data.datasets import Dataset, TestCase, load
+from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
+from study.experiments.results import Results, RunResult
+from study.measures.catalogue_trie import CatalogueTrie
+from study.measures.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
 
 if TYPE_CHECKING:
     from models.language.tokenizer import TextTokenizer
@@ -126,7 +126,7 @@ class Setting:
 
     def training_query_codes(self) -> npt.NDArray[np.uint16]:
         """Codes (Q, L) of the training queries' own embeddings."""
-        from study.sentence_model import embed
+        from study.data.sentence_model import embed
 
         path = self.scratch / f"queries-{self.data.name}.npy"
         if not path.is_file():
@@ -278,7 +278,7 @@ def _load(weights: Path) -> Any:
 def measure(here: Setting, model: Any, measurement: Measurement) -> dict[str, Any]:
     """The figures of one measurement: recall by group of items and level, or invalid shares."""
     if measurement.kind == "free beams":
-        from study.free_beams import invalid_shares
+        from study.measures.free_beams import invalid_shares
 
         prompts = [here.prompt(case, here.layout) for case in here.cases(FREE_BEAM_CASES)]
         return invalid_shares(model, here.vocabulary, prompts, here.codes, here.layout)
@@ -321,14 +321,14 @@ def _recall_outcome(
     cases: Sequence[TestCase],
     rows: npt.NDArray[np.integer] | None,
 ) -> Outcome:
-    from retriever.beam_search import beam_search
+    from retriever.search.beam_search import beam_search
 
     trie = CatalogueTrie(here.codes, layout, rows)
     # A frozen model goes on reading the histories as it was trained to; "naive" takes the new layout for everything.
     read = layout if measurement.kind == "naive" else here.layout
     decode = partial(beam_search, model, here.vocabulary, trie=trie, beams=BEAMS)
     if measurement.kind == "marginal":
-        from retriever.marginal_search import marginal_beam_search
+        from retriever.search.marginal_search import marginal_beam_search
 
         decode = partial(
             marginal_beam_search, model, here.vocabulary, trie=trie, layout=layout, pinned=here.layout, beams=BEAMS

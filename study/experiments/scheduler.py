@@ -17,9 +17,9 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from study.plan import Row
-from study.results import Results
-from study.run import Measurement, run
+from study.experiments.plan import Row
+from study.experiments.results import Results
+from study.experiments.run import Measurement, run
 
 _REFRESH_SECONDS: Final = 1.0
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")

@@ -21,12 +21,12 @@ from models.catalogue import Catalogue
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.training.example_queries import examples_from_catalogue
-from study.synthetic import planted_hourglass
+from study.data.synthetic import planted_hourglass
 
 DatasetName = Literal["amazon_games", "chorus_icecat", "planted", "tiny"]
 Part = Literal["test", "valid"]
 
-DATA: Final = Path(__file__).parents[2] / "shared" / "data"
+DATA: Final = Path(__file__).parents[3] / "shared" / "data"
 _RELEVANT: Final = 2  # ratings run from 0 to 3; the data's own notes count from 2
 _ARRIVING_SHARE: Final = 0.1
 _PLANTED: Final[dict[DatasetName, tuple[int, int, int]]] = {  # items, M, users

@@ -17,7 +17,7 @@ from models.codebooks.codebook import Codebook
 from store.encoding import StoredItem
 
 if TYPE_CHECKING:
-    from retriever.search_parts import ScoredSid
+    from retriever.search.search_parts import ScoredSid
 
 _LEAST_WEIGHT: Final = 1e-6  # an item of weight 0 is the last of its SID, not impossible
 

@@ -23,11 +23,9 @@ from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
-from retriever.admission import Admission, QueryRefused
-from retriever.beam_search import ScoredSid, beam_search
-from retriever.marginal_search import marginal_beam_search
-from retriever.metrics import ANSWERED, DECODE_SECONDS, QUERIES, QUERY_SECONDS
-from retriever.ranking import (
+from retriever.answering.admission import Admission, QueryRefused
+from retriever.answering.metrics import ANSWERED, DECODE_SECONDS, QUERIES, QUERY_SECONDS
+from retriever.answering.ranking import (
     HistorySimilarity,
     LeftOutToken,
     Ranker,
@@ -36,6 +34,8 @@ from retriever.ranking import (
     by_own_probability,
     reconstructions,
 )
+from retriever.search.beam_search import ScoredSid, beam_search
+from retriever.search.marginal_search import marginal_beam_search
 from store.encoding import StoredItem
 from store.reader import IndexReader, Snapshot
 from store.trie_view import TrieView

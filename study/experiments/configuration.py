@@ -1,15 +1,9 @@
-"""What one part of the study is: records that say everything that decides a result, and their hash.
-
-What must hold: equal records have equal keys on every machine, and a field that is added later with a default changes no
-key, so that results are never computed twice.
-"""
+"""What one run of the study is: codebook, layout, model and training, as a record with a key."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,49 +11,14 @@ from models.errors import SidstreamError
 from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.training.losses import Loss
-from study.datasets import DatasetName, Part
+from study.data.choices import CodebookChoice, Record
+from study.data.datasets import Part
 
 Heads = Literal["none", "top-k", "top-p", "all"]
 HEAD_SHARE: Final = 0.1  # a test item is a head item if its layer-2 token is among this share of the most crowded ones
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    @property
-    def key(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of what is said, as JSON with sorted fields."""
-        content = msgspec.json.encode([type(self).__name__, self.said()], order="sorted")
-        return hashlib.sha256(content).hexdigest()[:12]
-
-    def said(self) -> dict[str, Any]:
-        """The fields that differ from their defaults. (``omit_defaults`` compares by identity: a record that went to
-        another process would say more.)
-        """
-        found: dict[str, Any] = {}
-        for field in msgspec.structs.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                if field.type is float:
-                    value = float(value)
-                found[field.name] = value.said() if isinstance(value, _Record) else value
-        return found
-
-
-class CodebookChoice(_Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Codebooks of a set's items. ``method`` "planted": those that a synthetic set was made from; ``co_occurrence``:
-    weight of the items' co-occurrence vectors beside their text embedding (0: text alone); ``start``: whether the
-    layers' k-means start from the same items.
-    """
-
-    dataset: DatasetName
-    method: Literal["k-means", "rq-vae", "planted"] = "k-means"
-    layers: int = 3
-    size: int = 256
-    seed: int = 0
-    co_occurrence: float = 0.0
-    start: Literal["shared", "independent"] = "shared"
-
-
-class LayoutChoice(_Record, frozen=True, kw_only=True, omit_defaults=True):
+class LayoutChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Which layer-2 tokens are left out: ``share`` of M for top-k, ``p`` for top-p."""
 
     heads: Heads = "none"
@@ -95,7 +54,7 @@ class LayoutChoice(_Record, frozen=True, kw_only=True, omit_defaults=True):
         return Layout(1, codebook_id, layers, size, head_tokens)
 
 
-class RunChoice(_Record, frozen=True, kw_only=True, omit_defaults=True):
+class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One model: what it was trained on and how. ``exchanged``: layers 1 and 2 of the codes swapped (paper table 1);
     ``arrivals``: a tenth of the items came after training; ``part``: what is measured.
     """

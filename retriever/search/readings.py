@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from models.sids.layout import PADDING
 from models.sids.vocabulary import SidVocabulary
-from retriever.forward_passes import ForwardPasses
-from retriever.search_parts import Normaliser, feed, log_probabilities, places_of, ranges
+from retriever.search.forward_passes import ForwardPasses
+from retriever.search.search_parts import Normaliser, feed, log_probabilities, places_of, ranges
 
 # Of all queries together: bounds the memory of one pass, whatever a single hypothesis needs.
 _TOKENS_AT_ONCE: Final = 1024

@@ -16,7 +16,7 @@ import torch
 
 from models.sids.layout import PADDING, Layout
 from models.sids.vocabulary import SidVocabulary
-from retriever.forward_passes import forward_passes
+from retriever.search.forward_passes import forward_passes
 
 BEAM_COUNTS: Final = (1, 2, 5, 10, 20, 30, 40, 50)
 _QUERIES_A_BATCH: Final = 8

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from study import tables
-from study.datasets import DatasetName
-from study.figures import shape_figures, training_figures
-from study.results import Results
-from study.work import DATASETS
+from study.data.datasets import DatasetName
+from study.experiments.results import Results
+from study.experiments.work import DATASETS
+from study.report import tables
+from study.report.figures import shape_figures, training_figures
 
 _FINDINGS: Final = Path(__file__).with_name("findings.md")
 _TITLES: Final[dict[DatasetName, str]] = {

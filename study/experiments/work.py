@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import track
 
 from models.errors import SidstreamError
-from study.codebooks import fitted
-from study.configuration import CodebookChoice
-from study.datasets import DatasetName, is_present, load
-from study.plan import Row, rows, scale
-from study.references import reference_recalls
-from study.results import Results
-from study.run import setting
-from study.scheduler import run_all
-from study.shape import measure_shape
+from study.data.choices import CodebookChoice
+from study.data.codebooks import fitted
+from study.data.datasets import DatasetName, is_present, load
+from study.experiments.plan import Row, rows, scale
+from study.experiments.results import Results
+from study.experiments.run import setting
+from study.experiments.scheduler import run_all
+from study.measures.references import reference_recalls
+from study.measures.shape import measure_shape
 
 DATASETS: Final[tuple[DatasetName, ...]] = ("amazon_games", "chorus_icecat", "planted")
 _LAYERS: Final = (3, 4)

@@ -39,8 +39,6 @@ from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
 from store.writer_lock import lock_directory, unlock
 
-__all__ = ["DEFAULT_MAP_SIZE", "BatchOutcome", "CodesBatch", "IndexStorage", "IndexWriter"]
-
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
 _STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
 # LMDB reports a write that the file system cut short, which is how a filling disk begins, as EIO.

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import torch
 
 from models.sids.vocabulary import SidVocabulary
-from retriever.forward_passes import ForwardPasses, forward_passes
-from retriever.search_parts import (
+from retriever.search.forward_passes import ForwardPasses, forward_passes
+from retriever.search.search_parts import (
     Normaliser,
     Pool,
     ScoredSid,

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from study.configuration import RunChoice
+from study.experiments.configuration import RunChoice
 
 
 class RunResult(msgspec.Struct, kw_only=True):

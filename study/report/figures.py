@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-from study import pictures, tables
-from study.configuration import CodebookChoice
-from study.datasets import DatasetName
-from study.plan import scale
-from study.results import Results
-from study.shape import Shape
-from study.work import hourglass_choices
+from study.data.choices import CodebookChoice
+from study.data.datasets import DatasetName
+from study.experiments.plan import scale
+from study.experiments.results import Results
+from study.experiments.work import hourglass_choices
+from study.measures.shape import Shape
+from study.report import pictures, tables
 
 
 def shape_figures(results: Results, dataset: DatasetName, output: Path) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 
 from models.errors import SidstreamError
 from models.sids.vocabulary import SidVocabulary
-from retriever.forward_passes import ForwardPasses
+from retriever.search.forward_passes import ForwardPasses
 from store.trie_view import SidPaths
 
 Normaliser = Literal["vocabulary", "layers"]

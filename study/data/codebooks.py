@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
-from study.configuration import CodebookChoice
-from study.datasets import Dataset, planted_codebook
-from study.references import CoOccurrence
+from study.data.choices import CodebookChoice
+from study.data.co_occurrence import CoOccurrence
+from study.data.datasets import Dataset, planted_codebook
 
 RQ_VAE_EPOCHS: Final = 30
 _CO_OCCURRENCE_DIMENSION: Final = 64

@@ -29,10 +29,10 @@ import torch
 from models.errors import SidstreamError
 from models.sids.layout import HEAD_LAYER_INDEX, PADDING, Layout
 from models.sids.vocabulary import SidVocabulary
-from retriever.beam_search import beam_search
-from retriever.forward_passes import forward_passes
-from retriever.readings import Hypotheses, ModelPaths, Readings, appended, bounds_of
-from retriever.search_parts import (
+from retriever.search.beam_search import beam_search
+from retriever.search.forward_passes import forward_passes
+from retriever.search.readings import Hypotheses, ModelPaths, Readings, appended, bounds_of
+from retriever.search.search_parts import (
     Level,
     Normaliser,
     Pool,

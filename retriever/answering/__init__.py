@@ -1,0 +1,1 @@
+"""A query event → an answer: admission, prompt, search, ranking."""

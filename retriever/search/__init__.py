@@ -1,0 +1,1 @@
+"""Constrained decoding over the trie: beam search and its marginal form."""

@@ -1,0 +1,1 @@
+"""The data sets, the codebooks of their items, the planted hourglass."""

@@ -1,0 +1,1 @@
+"""What is trained and measured: the plan, its records and the running of it."""
