@@ -24,7 +24,7 @@ def demo(
     """The whole story on a real Apache Kafka, in a few minutes."""
     from demo.display import summary
     from demo.preparation import head_size
-    from demo.shop import own_shop, shop_of
+    from demo.shop.shop import own_shop, shop_of
     from demo.story import Story
     from streamer.commands.broker import fetch_progress
     from streamer.local.up import Pipeline

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from demo.figures import Figures
 from demo.live_queries import LiveQueries
-from demo.shop import Fad
+from demo.shop.shop import Fad
 from models.sids.census import measure_layer
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from streamer.events.records import Alert

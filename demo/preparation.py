@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from demo.shop import Shop
+from demo.shop.shop import Shop
 from models.bundles.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
 from models.language.prompts import PromptSettings

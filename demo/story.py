@@ -20,7 +20,7 @@ from demo.display import alert_text, census_table, fad_panel, progress_bar, shor
 from demo.figures import Figures
 from demo.live_queries import LiveQueries
 from demo.preparation import Trained, fit, head_size, train
-from demo.shop import Fad, Shop, choose_fad
+from demo.shop.shop import Fad, Shop, choose_fad
 from models.bundles.building import Fitted
 from models.catalogue import CatalogueItem
 from models.codebooks.onnx_encoder import OnnxEncoder

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from processes import wait_until
 
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
+from support.processes import wait_until
 
 
 def command(*arguments: str, environment: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:

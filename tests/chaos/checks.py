@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from chaos.producers import Coordinates, Truth
 from confluent_kafka import Message
 from numpy.typing import NDArray
-from processes import committed_records
 
+from chaos.producers import Coordinates, Truth
 from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.sids.census import count_tokens
@@ -32,6 +31,7 @@ from streamer.events.records import (
 from streamer.events.topics import MONITOR_TABLE, monitor_changelog
 from streamer.monitor.token_state import decode_state
 from streamer.settings import Settings
+from support.processes import committed_records
 
 _TRANSACTIONAL: Final = (
     "item_codes",

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from chaos.faults import KillAt
-from processes import SidstreamProcess
-
 from store.failpoints import FAILPOINT_VARIABLE, Failpoint
+from support.processes import SidstreamProcess
 
 _DEATH_SECONDS: Final = 45.0  # of a failpoint that chance chose: a layout may not come at all
 _SURE_DEATH_SECONDS: Final = 120.0  # a retriever loads its model first

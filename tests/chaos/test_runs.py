@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+
 from chaos.checks import aborted_records, check_everything
 from chaos.faults import (
     FAILPOINTS,
@@ -29,7 +30,6 @@ from chaos.faults import (
 )
 from chaos.report import figures
 from chaos.world import World
-
 from store.failpoints import Failpoint
 from store.reader import IndexReader
 from streamer.indexer.rebuild import rebuild

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from chaos.producers import PROBE, Producers
 from confluent_kafka import Consumer, TopicPartition
 
+from chaos.producers import PROBE, Producers
 from models.errors import SidstreamError
 from store.reader import IndexReader
 from streamer.kafka.clients import consumer_configuration

@@ -22,8 +22,6 @@ from chaos.faults import Fault, Step
 from chaos.producers import Producers
 from chaos.supervision import Supervisor
 from chaos.watches import Watches
-from processes import SidstreamProcess, free_port
-
 from models.bundles.bundle import Bundle
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
@@ -32,6 +30,7 @@ from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.operations.status import read_status
 from streamer.settings import Settings, load_settings
+from support.processes import SidstreamProcess, free_port
 
 CORE: Final = ("assigner", "indexer", "monitor", "retriever")
 _CLOCK: Final = Path(__file__).parent / "clock"

@@ -11,7 +11,7 @@ from rich.console import Console
 from demo.commands import demo_settings
 from demo.display import summary
 from demo.preparation import head_size
-from demo.shop import own_shop
+from demo.shop.shop import own_shop
 from demo.story import Story
 from streamer.local.broker import LocalBroker
 from streamer.local.up import Pipeline

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_index import CODEBOOK
 
 from store.writer import IndexWriter
+from support.plain_index import CODEBOOK
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
 from store import environment
 from store.backup import back_up, restore
@@ -23,6 +22,8 @@ from store.errors import BackupError, IndexLockedError, IndexMismatchError, Inde
 from store.reader import IndexReader
 from store.verification import verify
 from store.writer import IndexWriter
+from support.paths import TESTS
+from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
 OpenWriter = Callable[..., IndexWriter]
 PARTITION = ("item-codes", 0)
@@ -31,7 +32,7 @@ EVENTS, IDS = 400, 3_000
 # Applies batch n, which is made from the number n, for ever. The map is small, so that it grows below the copy.
 APPLY_FOR_EVER = f"""
 import sys
-from plain_index import CODEBOOK, batch_of, random_events
+from support.plain_index import CODEBOOK, batch_of, random_events
 from store.writer import IndexWriter
 with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16, map_size=256 * 1024) as writer:
     number = 0
@@ -62,7 +63,7 @@ def left_behind(path: Path) -> list[str]:
 
 
 def test_backups_of_an_index_that_is_written_all_the_while_are_whole_batches(path: Path, tmp_path: Path) -> None:
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n" + APPLY_FOR_EVER
+    program = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n" + APPLY_FOR_EVER
     plain, applied, chance = PlainIndex(), 0, random.Random(3)
     with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True) as child:
         try:

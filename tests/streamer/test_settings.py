@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamer.settings import AssignerSettings, RetrieverSettings, SettingsError, load_settings
+from support.paths import ROOT
 
 
 def test_environment_wins_over_the_file_and_the_file_over_the_default(
@@ -81,7 +82,7 @@ def test_misspelt_setting_is_named_with_the_one_that_is_meant(tmp_path: Path, mo
 def test_every_limit_is_in_the_security_page_with_its_default(
     section: type[AssignerSettings | RetrieverSettings],
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    page = (ROOT / "docs" / "security.md").read_text()
     limits = {name: field.default for name, field in section.model_fields.items() if name.startswith("maximum_")}
     assert len(limits) > 4
     for name, default in limits.items():

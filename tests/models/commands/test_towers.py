@@ -1,0 +1,101 @@
+"""`sidstream towers`, then `fit --embed` and `train --embed`: text alone becomes a bundle with a language model."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from models.bundles.bundle import Bundle
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.errors import SidstreamError
+from models.sids.census import count_tokens
+from models.towers.text_encoder import Towers
+from models.training.examples import write_examples
+from support.planted_shop import planted_items, planted_pairs, write_items
+
+pytest.importorskip("torch")
+pytest.importorskip("faiss")
+pytest.importorskip("onnx")
+
+from sidstream import app
+
+SMALL = ["--dimension", "16", "--epochs", "2", "--batch-size", "64", "--threads", "1"]
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    """A folder with items, queries and judgements, and no embeddings."""
+    folder = tmp_path / "catalogue"
+    folder.mkdir()
+    write_items(folder / "items.jsonl", planted_items())
+    (folder / "queries.tsv").write_text("query_id\tquery\nq0\tred kettle\nq1\tlamp\n")
+    with gzip.open(folder / "qrels.tsv.gz", "wt") as qrels:
+        qrels.write("query_id\titem_id\trating\nq0\tkettle-red-oak\t3\nq0\tlamp-red-oak\t1\n")
+    return folder
+
+
+def run(*arguments: str | Path) -> tuple[str, BaseException | None]:
+    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return answer.stderr, answer.exception
+
+
+def test_catalogue_of_text_becomes_towers_a_bundle_and_a_language_model(catalogue: Path, tmp_path: Path) -> None:
+    directory, bundle = tmp_path / "towers", tmp_path / "bundle"
+    report, fault = run("towers", catalogue, "--towers", directory, *SMALL)
+    assert fault is None
+    text = " ".join(report.split())
+    assert "pairs of items never seen in training, among all 180 (chance 0.0556)" in text
+    assert "on the catalogue's 1 judged queries" in text
+    towers = Towers.open(directory)
+    assert towers.manifest.training["epochs"] == 2
+
+    _, fault = run("fit", catalogue, "--embed", directory, "--bundle", bundle, "--size", "8", "--iterations", "3")
+    assert fault is None
+    opened = Bundle.open(bundle)
+    codes = OnnxEncoder(opened.encoder_path).encode(towers.item_encoder().encode_items(planted_items()))
+    assert (opened.manifest.towers, opened.manifest.dimension) == (towers.id, 16)
+    assert opened.manifest.embedding == f"text towers {towers.id}"
+    assert np.array_equal(np.array(opened.manifest.census), count_tokens(codes, 8))
+
+    small = ["--epochs", "0.5", "--hidden-size", "16", "--model-layers", "1", "--bundle", bundle]
+    _, fault = run("train", catalogue, *small)
+    assert isinstance(fault, SidstreamError)
+    assert f"text towers {towers.id}: name their directory with --embed" in str(fault)
+    _, fault = run("train", catalogue, *small, "--embed", directory)
+    assert fault is None
+    assert Bundle.open(bundle, need_model=True).manifest.towers == towers.id
+
+
+def test_pairs_of_a_file_are_trained_on_and_a_file_of_items_is_enough(tmp_path: Path) -> None:
+    items = write_items(tmp_path / "items.jsonl", planted_items())
+    write_examples(tmp_path / "pairs.jsonl", planted_pairs())
+    report, fault = run(
+        "towers", items, "--examples", tmp_path / "pairs.jsonl", "--towers", tmp_path / "towers", *SMALL
+    )
+    assert fault is None
+    assert "342 pairs" in " ".join(report.split())  # 5 % of 180 items are held out with their two pairs
+    _, fault = run("towers", items, "--towers", tmp_path / "towers", *SMALL)
+    assert "--replace" in str(fault)
+
+
+def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    items = write_items(tmp_path / "items.jsonl", planted_items())
+    np.save(tmp_path / "some.npy", np.zeros((180, 4), np.float32))
+    bundle = ["--bundle", tmp_path / "bundle"]
+    for arguments, message in (
+        (["towers", tmp_path / "none"], "no catalogue folder"),
+        (["fit", items, *bundle, "--embed", tmp_path / "none"], "train some with `sidstream towers`"),
+        (["fit", tmp_path / "some.npy", *bundle, "--embed", tmp_path], "holds embeddings: give one of the two"),
+        (["fit", tmp_path, *bundle], "or let text towers make them"),
+    ):
+        _, fault = run(*arguments)
+        assert isinstance(fault, SidstreamError)
+        assert message in str(fault)
+    write_items(items, [planted_items()[0], planted_items()[0]])
+    _, fault = run("towers", items, "--towers", tmp_path / "towers")
+    assert "share the id" in str(fault)
+    assert not (tmp_path / "towers").exists()

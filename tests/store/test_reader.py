@@ -1,0 +1,303 @@
+"""Snapshots: isolated, outlived by what they returned, adopting a grown map and a rebuilt directory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+import store.writer
+from models.sids.layout import Layout
+from store.errors import IndexFullError, IndexMismatchError, IndexMissingError, IndexUsageError
+from store.reader import IndexReader
+from store.trie_view import TrieView
+from store.verification import verify
+from store.writer import IndexWriter
+from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
+
+OpenWriter = Callable[..., IndexWriter]
+SMALL_MAP = 256 * 1024
+READER = """
+import sys
+from store.reader import IndexReader
+from store.verification import verify
+with IndexReader(sys.argv[1]) as reader:
+    for _ in sys.stdin:
+        with reader.snapshot() as snapshot:
+            print(snapshot.item_count, snapshot.digest(), len(verify(snapshot)), flush=True)
+"""
+
+
+@contextmanager
+def reader_process(path: Path) -> Iterator[Callable[[], str]]:
+    """A reader in a process of its own; each call takes a new snapshot there and returns what it saw."""
+    command = [sys.executable, "-c", READER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def look() -> str:
+            process.stdin.write("\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            return process.stdout.readline().strip()  # type: ignore[union-attr]
+
+        yield look
+        process.stdin.close()
+
+
+def test_reader_in_another_process_adopts_a_grown_map(open_writer: OpenWriter, path: Path) -> None:
+    writer = open_writer(map_size=SMALL_MAP)
+    plain = PlainIndex()
+    with reader_process(path) as look:
+        assert look() == f"0 {plain.digest()} 0"
+        for seed in range(3):
+            events = random_events(seed, 5_000, ids=1_000_000)
+            plain.apply(events)
+            writer.apply(batch_of(events), {("t", 0): seed})
+            assert look() == f"{len(plain.items)} {plain.digest()} 0"
+    assert (path / "data.mdb").stat().st_size > 2 * SMALL_MAP
+
+
+def test_reopened_writer_keeps_the_grown_map(open_writer: OpenWriter) -> None:
+    with open_writer(map_size=SMALL_MAP) as writer:
+        writer.apply(batch_of(random_events(1, 5_000, ids=1_000_000)), {})
+    with open_writer(map_size=SMALL_MAP) as writer:
+        writer.apply(batch_of(random_events(2, 5_000, ids=1_000_000)), {})
+        with writer.snapshot() as snapshot:
+            assert verify(snapshot) == []
+
+
+def test_growth_below_a_snapshot_of_the_same_thread_is_refused_and_the_batch_can_be_redone(
+    open_writer: OpenWriter,
+) -> None:
+    writer = open_writer(map_size=SMALL_MAP)
+    batch = batch_of(random_events(1, 5_000, ids=1_000_000))
+    with writer.snapshot() as snapshot:
+        with pytest.raises(IndexUsageError, match="close the snapshot"):
+            writer.apply(batch, {("t", 0): 1})
+        assert snapshot.item_count == 0
+    assert writer.offsets() == {}
+    writer.apply(batch, {("t", 0): 1})
+    assert writer.offsets() == {("t", 0): 1}
+
+
+def test_growth_waits_for_the_snapshot_of_another_thread(open_writer: OpenWriter) -> None:
+    writer = open_writer(map_size=SMALL_MAP)
+    opened, finish = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def hold() -> None:
+        with writer.snapshot() as snapshot:
+            opened.set()
+            finish.wait(10)
+            seen.append(snapshot.item_count)
+
+    holder = threading.Thread(target=hold)
+    applier = threading.Thread(target=writer.apply, args=(batch_of(random_events(1, 5_000, ids=1_000_000)), {}))
+    holder.start()
+    assert opened.wait(10)
+    applier.start()
+    finish.set()
+    holder.join(10)
+    applier.join(10)
+    assert seen == [0]
+    with writer.snapshot() as snapshot:
+        assert snapshot.item_count > 0
+
+
+def test_map_that_cannot_grow_is_refused_and_nothing_is_stored(
+    open_writer: OpenWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = open_writer(map_size=SMALL_MAP)
+    batch = batch_of(random_events(1, 5_000, ids=1_000_000))
+    full = shutil.disk_usage("/")._replace(free=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.writer.shutil, "disk_usage", lambda _: full)
+        with pytest.raises(IndexFullError, match=r"disk .* took no more data .*0 MB free.*make room"):
+            writer.apply(batch, {("t", 0): 1})
+    assert writer.offsets() == {}
+    assert writer.apply(batch, {("t", 0): 1}).items > 0
+
+
+def test_snapshot_does_not_see_later_batches_and_its_arrays_outlive_it(open_writer: OpenWriter, path: Path) -> None:
+    writer = open_writer()
+    layout = Layout(1, CODEBOOK, 3, 16, (2,))
+    writer.apply(batch_of([Event(b"a", (1, 2, 3), title="old"), Event(b"b", (1, 5, 3))]), {("t", 0): 1})
+    with IndexReader(path) as reader:
+        with reader.snapshot() as snapshot:
+            writer.apply(batch_of([Event(b"a", (4, 2, 3), title="new"), Event(b"b", None)]), {("t", 0): 2})
+            writer.put_layout(layout, {})
+            paths = TrieView(snapshot, layout).paths(np.array([1, 4]))
+            census, items = snapshot.census(), snapshot.items(paths.items)
+            assert snapshot.position == {("t", 0): 1}
+            assert snapshot.live_layout() is None
+        for seed in range(20):  # the pages that the snapshot saw are free now and get overwritten
+            writer.apply(batch_of(random_events(seed, 200, ids=300)), {})
+    assert paths.tokens.tolist() == [[1, 21, 35], [1, 35, -1]]
+    assert census[0].nonzero()[0].tolist() == [1]
+    assert [(item.id, item.title) for item in items] == [(b"b", ""), (b"a", "old")]
+
+
+def test_reader_opened_before_the_writer_of_its_process_keeps_working(open_writer: OpenWriter, path: Path) -> None:
+    open_writer().close()
+    with IndexReader(path) as reader:
+        writer = open_writer()
+        writer.apply(batch_of([Event(b"a", (1, 2, 3))]), {})
+        with reader.snapshot() as snapshot:
+            assert snapshot.item_count == 1
+        writer.close()
+        with reader.snapshot() as snapshot:
+            assert snapshot.item_count == 1
+
+
+def test_reader_follows_a_directory_that_was_deleted_and_rebuilt(open_writer: OpenWriter, path: Path) -> None:
+    open_writer().close()
+    rebuild = (
+        "import sys, numpy as np; from store.batch import CodesBatch; from store.writer import IndexWriter\n"
+        "with IndexWriter.open(sys.argv[1], codebook_id='f' * 16, layers=4, size=8) as writer:\n"
+        "    codes, moment = np.ones((1, 4), np.uint16), np.zeros(1, np.int64)\n"
+        "    batch = CodesBatch([b'a'], codes, np.ones(1, np.float32), [''], moment, np.zeros(1, bool))\n"
+        "    writer.apply(batch, {})"
+    )
+    with IndexReader(path) as reader:
+        with reader.snapshot() as snapshot:
+            assert snapshot.codebook_id == CODEBOOK
+        shutil.rmtree(path)
+        with pytest.raises(IndexMissingError, match="start the indexer"), reader.snapshot():
+            pass
+        subprocess.run([sys.executable, "-c", rebuild, path], check=True)
+        with reader.snapshot() as snapshot:
+            assert (snapshot.codebook_id, snapshot.layers, snapshot.item_count) == ("f" * 16, 4, 1)
+
+
+def test_items_come_in_the_order_asked_for_and_foreign_numbers_are_refused(open_writer: OpenWriter) -> None:
+    writer = open_writer()
+    writer.apply(batch_of([Event(b"%d" % number, (number, 0, 0), float(number)) for number in range(5)]), {})
+    with writer.snapshot() as snapshot:
+        items = snapshot.items([3, 1, 3])
+        assert [item.number for item in items] == [3, 1, 3]
+        assert [item.weight for item in items] == [3.0, 1.0, 3.0]
+        assert snapshot.items([]) == []
+        with pytest.raises(IndexUsageError, match="1 of 2 item numbers"):
+            snapshot.items([1, 99])
+
+
+def test_find_answers_in_order_with_none_for_unknown_empty_and_overlong_ids(open_writer: OpenWriter) -> None:
+    writer = open_writer()
+    writer.apply(batch_of([Event(b"a", (1, 2, 3)), Event(b"b", (1, 2, 3))]), {})
+    with writer.snapshot() as snapshot:
+        found = snapshot.find([b"b", b"nobody", b"a", b"", b"x" * 600, b"b"])
+        assert [item.id if item else None for item in found] == [b"b", None, b"a", None, None, b"b"]
+        assert snapshot.find([]) == []
+
+
+def test_buckets_skip_tokens_without_items_and_ignore_repeats(open_writer: OpenWriter) -> None:
+    writer = open_writer()
+    writer.apply(batch_of([Event(b"a", (2, 1, 1)), Event(b"b", (5, 1, 1))]), {})
+    with writer.snapshot() as snapshot:
+        assert snapshot.buckets(np.array([9, 5, 5, 2])).codes[:, 0].tolist() == [2, 5]
+        assert len(snapshot.bucket(0).items) == 0
+        assert TrieView(snapshot, Layout(0, CODEBOOK, 3, 16, (1,))).paths(np.array([], int)).tokens.shape == (0, 3)
+
+
+@pytest.mark.parametrize("other", [Layout(1, "f" * 16, 3, 16, ()), Layout(1, CODEBOOK, 3, 32, ())])
+def test_view_under_the_layout_of_another_codebook_is_refused(open_writer: OpenWriter, other: Layout) -> None:
+    with open_writer().snapshot() as snapshot, pytest.raises(IndexMismatchError, match="use the bundle"):
+        TrieView(snapshot, other)
+
+
+def test_missing_index_is_refused_with_what_to_do(path: Path) -> None:
+    with pytest.raises(IndexMissingError, match="start the indexer"):
+        IndexReader(path)
+    assert not path.exists()
+
+
+def test_index_that_is_just_being_created_is_not_there_yet(path: Path) -> None:
+    path.mkdir()
+    (path / "data.mdb").touch()
+    with pytest.raises(IndexMissingError, match="wait until the indexer"):
+        IndexReader(path)
+    (path / "data.mdb").unlink()
+    lmdb.open(str(path)).close()
+    with pytest.raises(IndexMissingError, match="wait until the indexer"):
+        IndexReader(path)
+
+
+def test_use_after_the_end_is_refused(open_writer: OpenWriter, path: Path) -> None:
+    open_writer()
+    reader = IndexReader(path)
+    with reader.snapshot() as snapshot:
+        pass
+    with pytest.raises(IndexUsageError, match="'with' block ended"):
+        snapshot.census()
+    reader.close()
+    with pytest.raises(IndexUsageError, match="closed"):
+        reader.snapshot()
+
+
+def test_verify_names_what_disagrees(open_writer: OpenWriter) -> None:
+    writer = open_writer()
+    writer.apply(batch_of([Event(b"a", (1, 2, 3)), Event(b"b", (1, 2, 3))]), {})
+    shared = writer._environment
+    with shared.lmdb.begin(write=True) as transaction:
+        transaction.delete(b"a", b"", shared.databases["ids"])
+        transaction.delete(b"\x00\x01", b"", shared.databases["trie"])
+        transaction.put(b"\x00\x00\x00\x01", b"", db=shared.databases["free"])
+        transaction.delete(b"\x00\x02\x00\x00\x00\x00", b"", shared.databases["census"])
+    with writer.snapshot() as snapshot:
+        assert verify(snapshot) == [
+            "There are 1 ids but 2 items.",
+            "2 items are missing from the trie, or are there with other codes.",
+            "The census of layer 3 is wrong for 1 tokens.",
+            "1 item numbers are both free and in use.",
+            "2 item numbers were handed out, but 1 are free and 2 in use.",
+        ]
+
+
+def _child_after_fork(reader: IndexReader, path: Path, answers: multiprocessing.SimpleQueue[str]) -> None:
+    for attempt in (reader.snapshot, lambda: IndexReader(path).snapshot()):
+        try:
+            with attempt():
+                answers.put("worked")
+        except IndexUsageError as error:
+            answers.put(str(error))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_child_is_refused_and_the_parent_goes_on(open_writer: OpenWriter, path: Path) -> None:
+    writer = open_writer()
+    writer.apply(batch_of([Event(b"a", (1, 2, 3))]), {})
+    context = multiprocessing.get_context("fork")
+    answers: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        child = context.Process(target=_child_after_fork, args=(reader, path, answers))
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        assert "fork before opening it" in answers.get()
+        assert "fork before opening it" in answers.get()
+        writer.apply(batch_of([Event(b"b", (1, 2, 3))]), {})
+        assert snapshot.item_count == 1
+
+
+def test_forked_child_does_not_keep_the_lock_of_a_closed_writer(open_writer: OpenWriter) -> None:
+    writer = open_writer()
+    context = multiprocessing.get_context("fork")
+    finish = context.Event()
+    child = context.Process(target=finish.wait, args=(30,))
+    child.start()
+    writer.close()
+    open_writer()
+    finish.set()
+    child.join(20)
+    assert child.exitcode == 0

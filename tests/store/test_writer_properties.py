@@ -1,0 +1,154 @@
+"""Whatever the history, the index equals the plain model: content, census, trie, digest and every layout's SIDs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.sids.head_tokens import all_tokens, no_tokens, top_k
+from models.sids.layout import Layout
+from store.trie_view import TrieView
+from store.verification import verify
+from store.writer import IndexWriter
+from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of
+
+SIZE = 5
+IDS = [b"a", b"b", b"ab", b"a\x00", b"\x00", b"\xff\xfe", "käse".encode(), b"0" * 256, b"1" * 511]
+SLOW_DISK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def events(layers: int) -> st.SearchStrategy[Event]:
+    codes = st.tuples(*[st.integers(0, SIZE - 1)] * layers)
+    return st.builds(
+        Event,
+        id=st.sampled_from(IDS),
+        codes=st.one_of(st.none(), codes, codes, codes),
+        weight=st.floats(width=32, allow_nan=False),
+        title=st.sampled_from(["", "blue kettle", "Käse 🧀", "half \ud83e pair"]),
+        updated_at=st.integers(-(2**62), 2**62),
+    )
+
+
+def histories(layers: int) -> st.SearchStrategy[list[list[Event]]]:
+    return st.lists(st.lists(events(layers), max_size=12), max_size=6)
+
+
+def any_history() -> st.SearchStrategy[tuple[int, list[list[Event]]]]:
+    return st.sampled_from([3, 4]).flatmap(lambda layers: st.tuples(st.just(layers), histories(layers)))
+
+
+def build(directory: str, layers: int, batches: list[list[Event]]) -> IndexWriter:
+    writer = IndexWriter.open(Path(directory) / "index", codebook_id=CODEBOOK, layers=layers, size=SIZE)
+    for number, batch in enumerate(batches):
+        writer.apply(batch_of(batch, layers), {("codes", 0): number + 1})
+    return writer
+
+
+@SLOW_DISK
+@given(any_history())
+def test_every_batch_leaves_what_the_plain_model_has(history: tuple[int, list[list[Event]]]) -> None:
+    layers, batches = history
+    plain = PlainIndex(layers, SIZE)
+    with tempfile.TemporaryDirectory() as directory, build(directory, layers, []) as writer:
+        for number, batch in enumerate(batches):
+            before, alive = plain.census(), set(plain.items)
+            plain.apply(batch)
+            outcome = writer.apply(batch_of(batch, layers), {("codes", number % 3): number})
+            last = {event.id: event for event in batch}
+            after = plain.census()
+            assert outcome.upserted == sum(event.codes is not None for event in last.values())
+            assert outcome.deleted == sum(event.codes is None and event.id in alive for event in last.values())
+            assert outcome.items == len(plain.items)
+            assert outcome.changed_tokens == [
+                (layer, token, after[layer, token]) for layer, token in np.argwhere(before != after).tolist()
+            ]
+            assert np.array_equal(writer.census(), after)
+            assert writer.offsets()["codes", number % 3] == number
+        with writer.snapshot() as snapshot:
+            assert verify(snapshot) == []
+            assert np.array_equal(snapshot.census(), plain.census())
+            assert np.array_equal(snapshot.recount(), plain.census())
+            assert snapshot.digest() == plain.digest()
+            assert snapshot.item_count == len(plain.items)
+            for item_id, item in zip(IDS, snapshot.find(IDS), strict=True):
+                event = plain.items.get(item_id)
+                assert (item is None) == (event is None)
+                if item and event:
+                    assert Event(item.id, item.codes, item.weight, item.title, item.updated_at) == event
+
+
+@SLOW_DISK
+@given(any_history(), st.data())
+def test_digest_depends_on_neither_batch_split_nor_redelivery(
+    history: tuple[int, list[list[Event]]], data: st.DataObject
+) -> None:
+    layers, batches = history
+    flat = [event for batch in batches for event in batch]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(flat)), max_size=4)))
+    edges = [0, *cuts, len(flat)]
+    split = [flat[start:end] for start, end in pairwise(edges)]
+    twice = [batch for batch in batches for _ in range(2)]
+    digests = set()
+    for variant in (batches, split, twice):
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            build(directory, layers, variant) as writer,
+            writer.snapshot() as snapshot,
+        ):
+            digests.add(snapshot.digest())
+            assert verify(snapshot) == []
+    assert len(digests) == 1
+
+
+@SLOW_DISK
+@given(any_history(), st.sets(st.integers(0, SIZE - 1)))
+def test_paths_equal_brute_force_under_every_layout(history: tuple[int, list[list[Event]]], first: set[int]) -> None:
+    layers, batches = history
+    plain = PlainIndex(layers, SIZE)
+    plain.apply(event for batch in batches for event in batch)
+    counts = plain.census()[1]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        build(directory, layers, batches) as writer,
+        writer.snapshot() as snapshot,
+    ):
+        for heads in (no_tokens(), top_k(counts, 1), top_k(counts, 2), all_tokens(SIZE)):
+            layout = Layout(1, CODEBOOK, layers, SIZE, tuple(heads))
+            view = TrieView(snapshot, layout)
+            assert view.first_tokens().tolist() == sorted({event.codes[0] for event in plain.items.values()})
+            paths = view.paths(np.array(sorted(first), np.int64))
+            items = snapshot.items(paths.items)
+            rows = [tuple(row) for row in paths.tokens.tolist()]
+            assert Counter(zip(rows, (item.id for item in items), strict=True)) == plain.paths(layout, first)
+            assert rows == sorted(rows)
+            assert [tuple(row) for row in paths.codes.tolist()] == [item.codes for item in items]
+
+
+@pytest.mark.parametrize(("layers", "size"), [(3, 65_536), (4, 65_536), (8, 300)])
+def test_wide_codes_sort_lexicographically_with_and_without_a_packed_key(
+    tmp_path: Path, layers: int, size: int
+) -> None:
+    random = np.random.default_rng(layers)
+    pool = np.array([0, 1, 255, 256, size - 2, size - 1])
+    drawn = [tuple(random.choice(pool, layers).tolist()) for _ in range(300)]
+    some = [Event(b"%d" % number, codes) for number, codes in enumerate(drawn)]
+    plain = PlainIndex(layers, size)
+    plain.apply(some)
+    with IndexWriter.open(tmp_path / "index", codebook_id=CODEBOOK, layers=layers, size=size) as writer:
+        writer.apply(batch_of(some, layers), {})
+        with writer.snapshot() as snapshot:
+            layout = Layout(1, CODEBOOK, layers, size, (1, size - 1))
+            paths = TrieView(snapshot, layout).paths(snapshot.first_tokens())
+            rows = [tuple(row) for row in paths.tokens.tolist()]
+            ids = [item.id for item in snapshot.items(paths.items)]
+            assert rows == sorted(rows)
+            assert Counter(zip(rows, ids, strict=True)) == plain.paths(layout, range(size))
+            assert np.array_equal(snapshot.census(), plain.census())
+            assert verify(snapshot) == []

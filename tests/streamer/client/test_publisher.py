@@ -1,0 +1,135 @@
+"""`sidstream publish --embed`: a producer that has text and nothing else, on the real broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from models.bundles.building import FitSettings, fit_bundle
+from models.bundles.bundle import Bundle
+from models.catalogue import CatalogueItem, read_items
+from models.codebooks.onnx_encoder import OnnxEncoder
+from models.errors import SidstreamError
+from models.towers.text_encoder import TextEncoderError, Towers
+from sidstream import app
+from streamer.client.publisher import ItemPublisher, PublishError, publish_texts
+from streamer.events.records import ITEM_CODES, ITEM_UPDATE
+from streamer.settings import Settings
+from support.processes import SidstreamProcess, committed_records, wait_until
+
+pytest.importorskip("torch")
+pytest.importorskip("faiss")
+pytest.importorskip("onnx")
+
+ITEMS = [
+    CatalogueItem(id=f"sku-{number}", title=f"{look} {thing}", brand="Alta", weight=float(number))
+    for number, (look, thing) in enumerate(
+        (look, thing) for look in ("red", "green", "blue", "steel") for thing in ("kettle", "lamp", "desk", "rug")
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Towers:
+    from models.towers.dual_tower import TowerSettings, train_towers
+    from models.towers.tower_export import write_towers
+    from models.training.example_queries import examples_from_catalogue
+
+    settings = TowerSettings(dimension=16, rows=512, hidden=16, epochs=2, batch_size=32)
+    tower, _ = train_towers(ITEMS, examples_from_catalogue(ITEMS, per_item=3, seed=0), settings)
+    return write_towers(tower.weights(), tmp_path_factory.mktemp("towers"), training={})
+
+
+@pytest.fixture
+def items_file(tmp_path: Path) -> Path:
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(item) + b"\n" for item in ITEMS))
+    return path
+
+
+def publish(settings: Settings, *arguments: str | Path) -> tuple[int, str]:
+    environment = {
+        "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "SIDSTREAM_TOPICS__PREFIX": settings.topics.prefix,
+        "SIDSTREAM_BUNDLE": str(settings.bundle),
+    }
+    answer = CliRunner().invoke(app, ["publish", *map(str, arguments)], env=environment)
+    return answer.exit_code, answer.stderr + str(answer.exception or "")
+
+
+def fit(directory: Path, embeddings: np.ndarray, towers_id: str | None) -> None:
+    fit_bundle(embeddings, directory, FitSettings(size=8, iterations=3), towers=towers_id)
+
+
+def test_text_alone_is_published_and_gets_the_codes_of_its_embedding(
+    pipeline_settings: Settings, towers: Towers, items_file: Path, tmp_path: Path
+) -> None:
+    expected = towers.item_encoder().encode_items(ITEMS)
+    fit(pipeline_settings.bundle, expected, towers.id)
+    code, text = publish(pipeline_settings, items_file, "--embed", towers.directory)
+    assert code == 0, text
+    assert "16 item updates" in text
+    found = {}
+    for record in committed_records(pipeline_settings, pipeline_settings.topics.item_updates):
+        update = ITEM_UPDATE.decode(record.value())
+        found[record.key().decode()] = (np.frombuffer(update.embedding, "<f4"), update.title, update.weight)
+    assert len(found) == 16
+    for row, item in enumerate(ITEMS):
+        embedding, title, weight = found[item.id]
+        assert np.array_equal(embedding, expected[row])
+        assert (title, weight) == (item.title, item.weight)
+
+    with SidstreamProcess(pipeline_settings, "assigner", tmp_path):
+        topic = pipeline_settings.topics.item_codes
+        wait_until(lambda: len(committed_records(pipeline_settings, topic)) == 16, seconds=40, what="16 items' codes")
+    codes = {
+        record.key().decode(): ITEM_CODES.decode(record.value()).codes
+        for record in committed_records(pipeline_settings, topic)
+    }
+    rows = OnnxEncoder(Bundle.open(pipeline_settings.bundle).encoder_path).encode(expected)
+    assert codes == {item.id: tuple(row.tolist()) for item, row in zip(ITEMS, rows, strict=True)}
+
+
+def test_producer_without_a_bundle_publishes_and_deletes_by_text_files_alone(
+    pipeline_settings: Settings, towers: Towers, items_file: Path
+) -> None:
+    code, text = publish(pipeline_settings, items_file, "--embed", towers.directory, "--limit", "3")
+    assert (code, "3 item updates" in text) == (0, True), text
+    code, text = publish(pipeline_settings, items_file, "--delete", "--limit", "2")
+    assert (code, "2 tombstones" in text) == (0, True), text
+    records = committed_records(pipeline_settings, pipeline_settings.topics.item_updates)
+    assert sum(record.value() is None for record in records) == 2
+    assert len(records) == 5
+
+
+def test_nothing_is_published_when_an_item_has_no_text(pipeline_settings: Settings, towers: Towers) -> None:
+    with pytest.raises(TextEncoderError, match="item 'empty' has no text"):
+        publish_texts(pipeline_settings, [*ITEMS, CatalogueItem(id="empty", title="")], towers.item_encoder())
+    with pytest.raises(PublishError, match="no item tower"), ItemPublisher(pipeline_settings) as publisher:
+        publisher.update_from_text(ITEMS)
+    assert committed_records(pipeline_settings, pipeline_settings.topics.item_updates) == []
+
+
+@pytest.mark.parametrize(
+    ("dimension", "message"), [(8, "make 16 numbers, but the bundle"), (16, "fitted on embeddings that no towers made")]
+)
+def test_bundle_of_other_embeddings_is_refused_before_the_broker_is_asked(
+    dimension: int, message: str, towers: Towers, items_file: Path, tmp_path: Path
+) -> None:
+    fit(tmp_path / "bundle", np.random.default_rng(0).normal(size=(40, dimension)).astype(np.float32), None)
+    arguments = ["publish", str(items_file), "--embed", str(towers.directory)]
+    answer = CliRunner().invoke(app, arguments, env={"SIDSTREAM_BUNDLE": str(tmp_path / "bundle")})
+    assert isinstance(answer.exception, SidstreamError)
+    assert message in str(answer.exception)
+
+
+def test_embeddings_and_towers_together_or_neither_with_a_file_are_refused(items_file: Path) -> None:
+    assert len(read_items(items_file)) == 16
+    for arguments in (["--embeddings", "a.npy", "--embed", "towers"], []):
+        answer = CliRunner().invoke(app, ["publish", str(items_file), *arguments])
+        assert answer.exit_code == 2
+        assert "--embed" in answer.stderr
