@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FitMethod = Literal["k-means", "rq-vae"]
 HeadMethod = Literal["none", "top-k", "top-p", "all"]
+_LEAST_POSITIONS: Final = 256  # that a new model reads, however short its prompts are
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,11 @@ def train_bundle(
     """Fine-tunes a language model for the bundle's layout and adds it to the bundle.
 
     ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles.
+    Raises ``SidstreamError``, the bundle as it was, for a model that cannot read its prompts and for training that ends in
+    numbers that are NaN or infinite.
     """
+    from models.bundles.model_of_bundle import require_positions
+    from models.language.finite import require_finite_scores
     from models.language.language_model import load_checkpoint, save_language_model, small_causal_lm
     from models.language.tokenizer import train_tokenizer
 
@@ -188,6 +193,7 @@ def train_bundle(
             heads=model_settings.heads,
             seed=training.seed,
             architecture=model_settings.architecture,
+            max_positions=max(_LEAST_POSITIONS, model_settings.prompt.width(manifest.layers) + manifest.layers),
         )
         architecture = str(model_settings.architecture)
     else:
@@ -199,9 +205,14 @@ def train_bundle(
         )
         architecture = str(model.config.model_type)
     prompts = PromptBuilder(vocabulary, tokenizer, model_settings.prompt)
+    source = f"the checkpoint {model_settings.checkpoint}" if model_settings.checkpoint else "the new model"
+    require_positions(model, prompts, source)
     rows = {item: row for row, item in enumerate(item_ids)}
     table = ExampleTable(examples, prompts, bundle.layout, rows, codes)
     outcome = fine_tune(model, table, training, progress)
+    require_finite_scores(
+        model, prompts, "the trained model", f"train again with a learning rate below {training.learning_rate:g}"
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     with staging_directory(bundle) as staged:
         save_language_model(model, tokenizer, staged)

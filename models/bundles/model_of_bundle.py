@@ -1,4 +1,4 @@
-"""The language model of a bundle, ready to decode."""
+"""The language model of a bundle, ready to decode; and whether a model can read the prompts that it will get."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
+from models.language.finite import require_finite_scores, require_finite_weights
+from models.language.language_model import from_pretrained
 from models.language.prompts import PromptBuilder
 from models.language.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     import torch
-from models.language.language_model import from_pretrained
 
 
 def load_language_model(
     bundle: Bundle, *, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Any, PromptBuilder]:
-    """The bundle's model, ready to decode (evaluation mode, on ``device``), and its prompt builder."""
+    """The bundle's model, ready to decode (evaluation mode, on ``device``), and its prompt builder.
+
+    Raises ``SidstreamError`` for a model that does not fit its vocabulary or its prompts, and ``NotFiniteError`` for one
+    whose weights or scores are NaN or infinite.
+    """
     record = bundle.manifest.language_model
     path = bundle.model_directory
     assert record is not None  # model_directory has refused a bundle without a model
@@ -29,15 +34,29 @@ def load_language_model(
             "train it again with `sidstream train`"
         )
     prompts = PromptBuilder(record.vocabulary, TextTokenizer.load(path), record.prompt)
-    # The longest query and the SID after it; beyond its positions a model fails or writes noise.
-    longest, positions = (
-        prompts.width + record.vocabulary.layers,
-        getattr(model.config, "max_position_embeddings", None),
-    )
-    if positions is not None and longest > positions:
-        raise SidstreamError(
-            f"a prompt of the language model in {path} has up to {longest} tokens with its SID, but the model reads {positions}: "
-            "train it again with a shorter history or text, or with more positions"
-        )
+    require_positions(model, prompts, f"the language model in {path}")
     model = model.to(device=device) if dtype is None else model.to(device=device, dtype=dtype)
-    return model.eval(), prompts
+    source, what_to_do = f"the language model in {path}", "train it again with `sidstream train`"
+    require_finite_weights(model, source, what_to_do)
+    require_finite_scores(model.eval(), prompts, source, what_to_do)
+    return model, prompts
+
+
+def require_positions(model: Any, prompts: PromptBuilder, source: str) -> None:
+    """Refuses a model that reads fewer tokens than the longest prompt and its SID have: beyond its positions a model fails
+    or writes noise.
+    """
+    longest = prompts.width + prompts.vocabulary.layers
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or longest <= positions:
+        return
+    layers, settings = prompts.vocabulary.layers, prompts.settings
+    room = positions - (longest - settings.max_text_tokens - layers * settings.max_history)
+    text = min(settings.max_text_tokens, room // 2)
+    history = min(settings.max_history, (room - text) // layers)
+    shorter = f"train with --max-history {history} --max-text-tokens {text}, or " if room >= 0 else "train "
+    raise SidstreamError(
+        f"a prompt has up to {longest} tokens with its SID ({settings.max_history} items of history, "
+        f"{settings.max_text_tokens} tokens of text), but {source} reads {positions}: "
+        f"{shorter}with a model that reads more"
+    )

@@ -8,15 +8,12 @@ remote code.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from models.errors import SidstreamError
+from models.language.finite import require_finite_weights
 from models.language.tokenizer import TextTokenizer
 from models.sids.vocabulary import SidVocabulary
-
-if TYPE_CHECKING:
-    pass
-
 
 Architecture = Literal["llama", "qwen", "baichuan"]
 ARCHITECTURES: Final[tuple[Architecture, ...]] = ("llama", "qwen", "baichuan")
@@ -95,6 +92,7 @@ def load_checkpoint(
     tokenizer = TextTokenizer.from_checkpoint(path)
     # Small steps of the optimiser vanish in half precision, so training starts from float32.
     model = from_pretrained(path).to(torch.float32)
+    require_finite_weights(model, f"the checkpoint {path}", "training cannot mend that; give another checkpoint")
     rows = int(model.get_input_embeddings().weight.shape[0])
     vocabulary = SidVocabulary(text_size=max(rows, tokenizer.size), user_buckets=user_buckets, layers=layers, size=size)
     with torch.random.fork_rng(devices=[]):
@@ -117,7 +115,12 @@ def save_language_model(model: Any, tokenizer: TextTokenizer, directory: Path) -
 
 
 def from_pretrained(path: Path) -> Any:
-    from safetensors import SafetensorError
+    """The causal LM saved in a directory, every weight of it from there.
+
+    Raises ``SidstreamError`` in one sentence for a directory without safetensors weights, for files that cannot be read,
+    and for a configuration and weights that do not belong together: transformers would fill what is missing with random
+    numbers, and leave out what its configuration does not ask for.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -126,9 +129,45 @@ def from_pretrained(path: Path) -> Any:
             f"{path} holds no *.safetensors weights: only safetensors checkpoints are read; convert the checkpoint first"
         )
     transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)  # its report of the keys is ours, in one sentence
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the names
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SidstreamError(f"cannot read a causal language model from {path}: {error}") from error
+    except Exception as error:  # whatever a foreign configuration makes transformers stumble over
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SidstreamError(f"cannot read a causal language model from {path}: {first_line}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    _require_agreement(path, model, report)
+    return model
+
+
+def _require_agreement(path: Path, model: Any, report: dict[str, Any]) -> None:
+    """Refuses weights that are not those of the configuration."""
+    base = f"{model.base_model_prefix}."
+    mismatched = sorted(report["mismatched_keys"])
+    missing = sorted(report["missing_keys"])
+    # Other heads (of vision, of several tokens at once) are left out by right; a layer of the model itself is not.
+    unasked = sorted(key for key in report["unexpected_keys"] if key.startswith(base))
+    if mismatched:
+        key, saved, wanted = mismatched[0]
+        what = f"{key} has the shape {tuple(saved)} in the weights and {tuple(wanted)} by the configuration"
+    elif missing:
+        what = f"the weights lack {missing[0]}, which the configuration asks for"
+    elif unasked:
+        what = f"the weights have {unasked[0]}, which the configuration does not ask for"
+    else:
+        return
+    more = len(mismatched) + len(missing) + len(unasked) - 1
+    raise SidstreamError(
+        f"config.json and weights in {path} do not belong together: {what}{f', and {more:,} more' if more else ''}; "
+        "copy the checkpoint again, whole"
+    )

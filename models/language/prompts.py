@@ -29,6 +29,10 @@ class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"prompt settings must not be negative (max_history={self.max_history}, max_text_tokens={self.max_text_tokens})"
             )
 
+    def width(self, layers: int) -> int:
+        """Tokens of the longest prompt for SIDs of up to ``layers`` tokens: begin, user, history, text, separator."""
+        return 3 + self.max_history * layers + self.max_text_tokens
+
 
 class PromptBuilder:
     """Builds prompts for one vocabulary and tokenizer.
@@ -54,7 +58,7 @@ class PromptBuilder:
     @property
     def width(self) -> int:
         """Length of the longest prompt, and of every ``row``."""
-        return 3 + self.settings.max_history * self.vocabulary.layers + self.settings.max_text_tokens
+        return self.settings.width(self.vocabulary.layers)
 
     def row(
         self,

@@ -8,6 +8,7 @@ writes both.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ import numpy as np
 import structlog
 
 from models.errors import SidstreamError
+from models.language.finite import first_not_finite
 from models.training.example_table import NOTHING_FOLLOWS, TrainingTable
 from models.training.losses import Loss, checked_gamma, token_loss
 
@@ -31,7 +33,13 @@ ProgressCallback = Callable[[int, int, float], None]
 
 _LENGTH_NOISE: Final = 0.1  # share by which lengths are blurred, so that batches differ between epochs
 
+_DIVERGED: Final = 3.0  # times the loss of guessing: no model that learned anything ends there
+
 logger = structlog.get_logger(__name__)
+
+
+class TrainingFailedError(SidstreamError):
+    """Training that ended in no usable model."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,13 @@ class _Batches:
         self._epoch += 1
 
 
+def _failed(what: str, settings: TrainingSettings) -> TrainingFailedError:
+    return TrainingFailedError(
+        f"training failed: {what}. Nothing was kept of this model; train again with a learning rate smaller than "
+        f"{settings.learning_rate:g} (usual are 0.003 for a new model, 0.0001 for a checkpoint)"
+    )
+
+
 def _last_checkpoint(directory: Path | None) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -148,6 +163,9 @@ def fine_tune(
 ) -> TrainingOutcome:
     """Trains ``model`` in place and leaves it in evaluation mode.
 
+    Raises ``TrainingFailedError`` at the first step whose loss is NaN or infinite, and at the end if a weight is or the
+    loss is far worse than that of guessing.
+
     ``checkpoints``: directory that holds the state after each epoch; training goes on from the last one there, to the
     same weights as without the interruption. Keep one directory a table, settings and model; delete it afterwards.
     """
@@ -163,7 +181,11 @@ def fine_tune(
             return loader
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            return target_loss(model, inputs, settings.loss, settings.gamma)
+            loss = target_loss(model, inputs, settings.loss, settings.gamma)
+            if not torch.isfinite(loss):
+                step = f"{self.state.global_step + 1:,} of {total:,}"
+                raise _failed(f"the loss of step {step} is NaN or infinite", settings)
+            return loss
 
     class Report(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -201,6 +223,11 @@ def fine_tune(
             trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
         seconds = time.perf_counter() - started
     model.eval()
+    if (broken := first_not_finite(model)) is not None:  # of the last step, whose loss nobody asks for any more
+        raise _failed(f"after the last step {broken} has NaN or infinite numbers", settings)
+    guessing = math.log(int(model.get_input_embeddings().weight.shape[0]))
+    if losses and losses[-1] > _DIVERGED * guessing:
+        raise _failed(f"the loss at the end is {losses[-1]:.1f}, and guessing would give {guessing:.1f}", settings)
     seen = total * table.targets / len(loader)
     outcome = TrainingOutcome(
         examples=table.targets,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundles.bundle import Bundle
+from models.bundles.bundle import Bundle, add_language_model, staging_directory
 from models.errors import SidstreamError
 from models.language.prompts import PromptSettings
 from models.language.tokenizer import train_tokenizer
@@ -34,7 +34,7 @@ from models.language.language_model import (  # noqa: E402
     small_causal_lm,
 )
 from models.sids.vocabulary import SidVocabulary  # noqa: E402
-from models.training.fine_tuning import TrainingSettings  # noqa: E402
+from models.training.fine_tuning import TrainingFailedError, TrainingSettings  # noqa: E402
 
 TEXTS = ["red shoes", "blue shoes", "green hat", "yellow coat"] * 25
 IDS = [f"item-{row}" for row in range(100)]
@@ -229,14 +229,115 @@ def test_pickle_under_the_name_of_safetensors_is_refused_unread(checkpoint: Path
     assert not (tmp_path / "ran").exists()
 
 
-def test_model_with_too_few_positions_for_its_longest_prompt_is_refused(fitted: Fitted) -> None:
+def poisoned(checkpoint: Path, directory: Path, value: float = float("nan"), row: int = 0) -> Path:
+    """A copy of a checkpoint with one other number in its embeddings."""
+    shutil.copytree(checkpoint, directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[row, 0] = value
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_checkpoint_with_one_number_that_is_not_finite_is_refused_by_name_before_training(
+    fitted: Fitted, checkpoint: Path, tmp_path: Path, value: float
+) -> None:
+    broken = ModelSettings(checkpoint=poisoned(checkpoint, tmp_path / "broken", value))
+    before = files_of(fitted.bundle.directory)
+    with pytest.raises(SidstreamError, match=r"checkpoint .*broken has NaN or infinite numbers in model.embed_tokens"):
+        train_bundle(fitted.bundle, EXAMPLES, IDS, fitted.codes, broken, TrainingSettings(max_steps=2))
+    assert files_of(fitted.bundle.directory) == before
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("rate", "why"), [(1e10, "is NaN or infinite"), (10.0, "guessing would give")], ids=["not finite", "diverged"]
+)
+def test_training_that_fails_leaves_the_bundle_with_the_model_that_it_had(
+    fitted: Fitted, rate: float, why: str
+) -> None:
+    small = ModelSettings(hidden_size=16, model_layers=1, heads=2)
     bundle, _ = train_bundle(
-        fitted.bundle,
-        EXAMPLES,
-        IDS,
-        fitted.codes,
-        ModelSettings(hidden_size=16, model_layers=1, heads=2, prompt=PromptSettings(max_text_tokens=260)),
-        TrainingSettings(max_steps=1, batch_size=16),
+        fitted.bundle, EXAMPLES, IDS, fitted.codes, small, TrainingSettings(max_steps=2, batch_size=16)
     )
-    with pytest.raises(SidstreamError, match="the model reads 256"):
+    before = files_of(bundle.directory)
+    settings = TrainingSettings(max_steps=30, batch_size=16, learning_rate=rate)
+    with pytest.raises(TrainingFailedError, match=f"{why}.* train again with a learning rate smaller than"):
+        train_bundle(bundle, EXAMPLES, IDS, fitted.codes, small, settings)
+    assert files_of(bundle.directory) == before
+    assert Bundle.open(bundle.directory, need_model=True).manifest == bundle.manifest
+
+
+@pytest.mark.parametrize(("value", "why"), [(float("nan"), "infinite numbers in"), (1e38, "the scores of")])
+def test_model_without_finite_weights_or_scores_is_refused_when_its_bundle_is_loaded(
+    fitted: Fitted, value: float, why: str
+) -> None:
+    small = ModelSettings(hidden_size=16, model_layers=1, heads=2)
+    bundle, _ = train_bundle(
+        fitted.bundle, EXAMPLES, IDS, fitted.codes, small, TrainingSettings(max_steps=1, batch_size=16)
+    )
+    record = bundle.manifest.language_model
+    assert record is not None
+    model, prompts = load_language_model(bundle)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.fill_(value)
+    with staging_directory(bundle) as staged:
+        save_language_model(model, prompts.tokenizer, staged)
+        bundle = add_language_model(bundle, staged, vocabulary=record.vocabulary, prompt=record.prompt)
+    with pytest.raises(SidstreamError, match=f"{why}.*train it again with `sidstream train`"):
         load_language_model(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"num_hidden_layers": 1}, "the weights have model.layers.1.*does not ask for"),
+        ({"num_hidden_layers": 3}, "the weights lack model.layers.2.*asks for"),
+        ({"intermediate_size": 40}, "has the shape"),
+        ({"vocab_size": 11}, "has the shape"),
+    ],
+    ids=["fewer layers", "more layers", "narrower", "another vocabulary"],
+)
+def test_configuration_that_does_not_belong_to_the_weights_is_refused_in_one_sentence(
+    checkpoint: Path, tmp_path: Path, change: dict[str, int], why: str
+) -> None:
+    directory = tmp_path / "mixed"
+    shutil.copytree(checkpoint, directory)
+    configuration = json.loads((directory / "config.json").read_text())
+    configuration.pop("layer_types", None)
+    (directory / "config.json").write_text(json.dumps(configuration | change))
+    with pytest.raises(SidstreamError, match=why) as refused:
+        load_checkpoint(directory, user_buckets=0, layers=3, size=8)
+    assert "\n" not in str(refused.value)
+
+
+def test_checkpoint_of_too_few_positions_is_refused_before_training_and_trained_with_shorter_prompts(
+    fitted: Fitted, checkpoint: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "short"
+    shutil.copytree(checkpoint, directory)
+    configuration = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(configuration | {"max_position_embeddings": 32}))
+    settings = TrainingSettings(max_steps=1, batch_size=16)
+    with pytest.raises(SidstreamError, match="reads 32: train with --max-history 4 --max-text-tokens 13, or") as told:
+        train_bundle(fitted.bundle, EXAMPLES, IDS, fitted.codes, ModelSettings(checkpoint=directory), settings)
+    assert "up to 60 tokens with its SID (10 items of history, 24 tokens of text)" in str(told.value)
+    fits = ModelSettings(checkpoint=directory, prompt=PromptSettings(max_history=4, max_text_tokens=13))
+    bundle, _ = train_bundle(fitted.bundle, EXAMPLES, IDS, fitted.codes, fits, settings)
+    _, prompts = load_language_model(bundle)
+    assert prompts.width + 3 == 31
+
+
+def test_new_model_reads_as_many_positions_as_its_longest_prompt_has(fitted: Fitted) -> None:
+    long = PromptSettings(max_text_tokens=260)
+    small = ModelSettings(hidden_size=16, model_layers=1, heads=2, prompt=long)
+    bundle, _ = train_bundle(
+        fitted.bundle, EXAMPLES, IDS, fitted.codes, small, TrainingSettings(max_steps=1, batch_size=16)
+    )
+    model, prompts = load_language_model(bundle)
+    assert model.config.max_position_embeddings == prompts.width + 3 > 256
