@@ -15,6 +15,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from models.errors import SidstreamError
+from retriever.query_faults import time_fault
 from streamer.events.cloudevents import cloud_event_headers
 from streamer.events.records import ANSWER, QUERY, Answer, Query
 from streamer.kafka.admin import require
@@ -64,8 +65,12 @@ class Client:
         """Answers in the order of the queries, which are all sent at once; a ``timeout_ms`` of their own stays.
 
         Raises:
-            ClientError: some answers are missing after ``timeout_seconds``.
+            ClientError: a query has an ``asked_at`` that is not in milliseconds, and none is sent; or some answers are
+                missing after ``timeout_seconds``.
         """
+        for number, query in enumerate(queries, start=1):
+            if query.asked_at is not None and (fault := time_fault("asked_at", query.asked_at)) is not None:
+                raise ClientError(f"query {number} of {len(queries)}: {fault}")
         consumer, producer = self._connect()
         ids = [uuid.uuid4().hex for _ in queries]
         now = int(time.time() * 1000)

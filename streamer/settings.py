@@ -165,8 +165,10 @@ class RetrieverSettings(IntakeSettings):
     instance: str = Field("0", description="stable name of this instance; unique within the group")
     batch_size: int = Field(16, ge=1, description="queries decoded together at the most")
     gather_size: int = Field(1_000, ge=1, description="queries looked at ahead, so that late ones are answered at once")
-    beams: int = Field(50, ge=1)
-    maximum_limit: int = Field(100, ge=1, description="items an answer at the most")
+    beams: int = Field(50, ge=1, description="of the search; more for a query whose limit is greater")
+    maximum_limit: int = Field(
+        100, ge=1, description="items an answer at the most, and beams of a query that asks for so many"
+    )
     maximum_query_bytes: int = Field(131_072, ge=256, description="room for every field at its own limit")
     maximum_text_characters: int = Field(2_048, ge=1)
     maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")

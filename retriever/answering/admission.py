@@ -14,13 +14,14 @@ from typing import Final
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from models.catalogue import MAXIMUM_ID_BYTES
+from retriever.query_faults import time_fault, unknown_field_fault
 from streamer.events.intake import EventError, checked_id, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.settings import RetrieverSettings
 
 # A user who is not among the last so many starts with a full bucket: some 4 MB at the most.
 REMEMBERED_USERS: Final = 10_000
-_LATEST_TIME: Final = 1 << 62  # milliseconds; larger ones are no time, and overflow a float
+_LONGEST_TIMEOUT_MS: Final = 1 << 62  # a longer one overflows a float
 
 
 class QueryRefused(Exception):
@@ -89,7 +90,7 @@ class Admission:
         """Query id and query.
 
         Raises:
-            EventError: no or a wrong id, undecodable, empty, or a field beyond its limit.
+            EventError: no or a wrong id, undecodable, empty, an unknown field, or a field beyond its limit.
         """
         query_id = checked_id(record.key(), "query").decode()
         value = record.value()
@@ -97,15 +98,20 @@ class Admission:
             raise EventError("EmptyQuery", "the query has no value: send text, history or both")
         settings = self._settings
         query: Query
-        query, _ = decode_event(QUERY, record, value, settings.maximum_query_bytes, settings)
+        try:
+            query, _ = decode_event(QUERY, record, value, settings.maximum_query_bytes, settings)
+        except EventError as error:
+            if (fault := unknown_field_fault(str(error))) is None:
+                raise
+            raise EventError("UnknownField", fault) from None
         if not query.text.strip() and not query.history and query.user is None:
             raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
         if not 1 <= query.limit <= settings.maximum_limit:
             raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{settings.maximum_limit}")
-        if query.timeout_ms is not None and not 1 <= query.timeout_ms < _LATEST_TIME:
+        if query.timeout_ms is not None and not 1 <= query.timeout_ms < _LONGEST_TIMEOUT_MS:
             raise EventError("InvalidEvent", f"timeout_ms {query.timeout_ms} is not a number of milliseconds from 1 up")
-        if query.asked_at is not None and not 0 <= query.asked_at < _LATEST_TIME:
-            raise EventError("InvalidEvent", f"asked_at {query.asked_at} is not milliseconds since 1970")
+        if query.asked_at is not None and (fault := time_fault("asked_at", query.asked_at)) is not None:
+            raise EventError("InvalidEvent", fault)
         within(settings.maximum_text_characters, len(query.text), "text", "characters")
         within(settings.maximum_history, len(query.history), "history", "items")
         for place, item_id in enumerate(query.history):

@@ -146,9 +146,10 @@ class AnswerBatch:
             for one in asked:
                 self._build_prompt(one, snapshot, layout)
             prepared = time.perf_counter()
-            found = self._search([one.prompt for one in asked], trie)
+            found = self._search(asked, trie)
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
+            index_is_empty = len(trie.first_tokens()) == 0
             items = [self._items(sids, one, snapshot, layout) for one, sids in zip(asked, found, strict=True)]
         ended = time.perf_counter()
         DECODE_SECONDS.observe(decoded - prepared)
@@ -167,7 +168,7 @@ class AnswerBatch:
                 position=position,
                 skipped_history=one.skipped,
                 milliseconds={"waited": round(one.waited_ms, 2), **spent},
-                error=None if answer_items else _nothing_found(snapshot_empty=not sids),
+                error=None if answer_items else _nothing_found(index_is_empty=index_is_empty, sids=len(sids)),
             )
             for one, answer_items, sids in zip(asked, items, found, strict=True)
         ]
@@ -177,8 +178,32 @@ class AnswerBatch:
             return self._bundle.layout
         return snapshot.live_layout() or self._bundle.layout
 
-    def _search(self, prompts: list[list[int]], trie: TrieView) -> list[list[ScoredSid]]:
-        model, vocabulary, beams = self._model, self._prompts.vocabulary, self._settings.beams
+    def _search(self, asked: Sequence[_Asked], trie: TrieView) -> list[list[ScoredSid]]:
+        """SIDs of each query, best first. Queries with as many beams are searched together, so that an answer does not
+        depend on what else was asked.
+        """
+        found: list[list[ScoredSid]] = [[] for _ in asked]
+        beams = [self._beams(one.query.limit) for one in asked]
+        for count in sorted(set(beams)):
+            places = [place for place, own in enumerate(beams) if own == count]
+            searched = self._search_with([asked[place].prompt for place in places], trie, count)
+            for place, sids in zip(places, searched, strict=True):
+                found[place] = sids
+        if (failed := sum(not sids for sids in found)) and len(trie.first_tokens()):
+            log.error("scores_not_finite", queries=failed, model=self._bundle.manifest.model_id)
+        return found
+
+    def _beams(self, limit: int) -> int:
+        """``retriever.beams``, doubled until ``limit`` items can be found: as many SIDs as beams are found, if so many are
+        live, and a SID has one item at least. Doubled, so that queries of many limits share few searches.
+        """
+        beams = self._settings.beams
+        while beams < limit:
+            beams *= 2
+        return max(self._settings.beams, min(beams, self._settings.maximum_limit))
+
+    def _search_with(self, prompts: list[list[int]], trie: TrieView, beams: int) -> list[list[ScoredSid]]:
+        model, vocabulary = self._model, self._prompts.vocabulary
         if self._settings.layout == "marginal":
             pinned = self._bundle.layout
             return marginal_beam_search(
@@ -267,9 +292,16 @@ def _shortened(title: str) -> str:
     return title if len(title) <= _TITLE_CHARACTERS else title[: _TITLE_CHARACTERS - 1] + "…"
 
 
-def _nothing_found(*, snapshot_empty: bool) -> AnswerError:
-    why = "the index holds no items yet: publish some" if snapshot_empty else "no live item was found"
-    return AnswerError(kind="NothingFound", message=why)
+def _nothing_found(*, index_is_empty: bool, sids: int) -> AnswerError:
+    if index_is_empty:
+        return AnswerError(kind="NothingFound", message="the index holds no items yet: publish some")
+    if sids == 0:
+        return AnswerError(
+            kind="NotFiniteScores",
+            message="the language model's scores for this query are NaN or infinite: train the model again with "
+            "`sidstream train` and start the retriever anew",
+        )
+    return AnswerError(kind="NothingFound", message="no live item was found")
 
 
 def run_retriever(settings: Settings) -> None:

@@ -71,8 +71,9 @@ def beam_search(
 ) -> list[list[ScoredSid]]:
     """The best SIDs of each prompt, best first, at most ``beams``; equal scores in the order of their tokens.
 
-    ``prompts``: token ids, not empty, unequal lengths allowed. All lists are empty only if the index has no live
-    item: tell the user. The trie must stay readable (its snapshot open) during the call.
+    ``prompts``: token ids, not empty, unequal lengths allowed. A list is empty only if the index has no live item or
+    the model's scores for that prompt are not finite: tell the user which. The trie must stay readable (its snapshot
+    open) during the call.
     """
     check_arguments(prompts, beams)
     live = trie.first_tokens()
@@ -94,6 +95,8 @@ def _search(
 ) -> list[list[ScoredSid]]:
     queries, layers, size = len(prompts), vocabulary.layers, vocabulary.size
     query, first_tokens, score = first_step(passes, vocabulary, prompts, live, beams, normaliser)
+    if len(query) == 0:
+        return [[] for _ in prompts]
     paths = trie.paths(np.unique(first_tokens))
     levels = trie_levels(paths.tokens)
     hypotheses = _Hypotheses(

@@ -80,12 +80,14 @@ def marginal_beam_search(
     with torch.inference_mode():
         passes = forward_passes(model, max(map(len, prompts)) + vocabulary.layers)
         query, first_tokens, score = first_step(passes, vocabulary, prompts, live, beams, normaliser)
+        if len(query) == 0:
+            return [[] for _ in prompts]
         paths = trie.paths(np.unique(first_tokens))
         if not np.array_equal(paths.tokens[:, -1] == PADDING, layout.is_head[paths.codes[:, HEAD_LAYER_INDEX]]):
             raise SidstreamError(
                 f"the trie is not read under layout {layout.generation}: make it with TrieView(snapshot, layout)"
             )
-        model_paths = ModelPaths(passes, vocabulary, normaliser, query, first_tokens)
+        model_paths = ModelPaths(passes, vocabulary, normaliser, len(prompts), query, first_tokens)
         search = _MarginalSearch(model_paths, vocabulary, paths, layout, pinned, len(prompts), beams)
         return search.run(search.after_layer_2(query, first_tokens, score))
 

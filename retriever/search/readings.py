@@ -87,14 +87,15 @@ class ModelPaths:
         passes: ForwardPasses,
         vocabulary: SidVocabulary,
         normaliser: Normaliser,
+        queries: int,
         query: npt.NDArray[np.intp],
         first_tokens: npt.NDArray[np.int32],
     ) -> None:
         self._passes, self._vocabulary, self._normaliser = passes, vocabulary, normaliser
         self.query = query
-        self._place = places_of(query, int(query[-1]) + 1)
+        self._place = places_of(query, queries)
         zeros = np.zeros(len(query), dtype=np.intp)
-        state, _ = feed(passes, vocabulary, int(query[-1]) + 1, query, self._place, first_tokens, zeros)
+        state, _ = feed(passes, vocabulary, queries, query, self._place, first_tokens, zeros)
         after = log_probabilities(passes, vocabulary, state, 1, 3, normaliser)[query, self._place]
         self.layer2, self.layer3 = after[:, : vocabulary.size], after[:, vocabulary.size :]
         self._mark = passes.mark()

@@ -87,9 +87,12 @@ class Pool:
         score: npt.NDArray[np.float64],
         origin: npt.NDArray[np.intp],
     ) -> None:
-        """Adds finished SIDs, each named by its first row of ``SidPaths``."""
-        if len(query) == 0:
+        """Adds finished SIDs, each named by its first row of ``SidPaths``; a score that is no finite number is left out."""
+        finite = np.isfinite(score)
+        if not finite.any():
             return
+        if not finite.all():
+            query, row, score, origin = query[finite], row[finite], score[finite], origin[finite]
         query, row = np.concatenate((self.query, query)), np.concatenate((self.row, row))
         score, origin = np.concatenate((self.score, score)), np.concatenate((self.origin, origin))
         order = np.lexsort((row, query))
@@ -117,11 +120,12 @@ def first_step(
     normaliser: Normaliser,
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     """Runs the prompts; the best ``beams`` live layer-1 tokens of each, best first: query, SID token number and
-    log-probability, (H,) each.
+    log-probability, (H,) each. A query has none if the model's scores for it are NaN.
     """
     state = passes.start(prompts)
     scores = log_probabilities(passes, vocabulary, state, 0, 1, normaliser)[:, 0, :][:, live]
     chosen = [greatest(row, beams) for row in scores]
+    chosen = [places[np.isfinite(row[places])] for row, places in zip(scores, chosen, strict=True)]
     return (
         np.repeat(np.arange(len(prompts)), [len(places) for places in chosen]),
         np.concatenate([live[places] for places in chosen]),

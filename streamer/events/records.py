@@ -97,8 +97,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     at: int
 
 
-class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both.
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both; a field that is not here is refused.
 
     ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
     """

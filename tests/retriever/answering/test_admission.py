@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retriever.answering.admission import Admission, QueryRefused, UserRates
+from retriever.client import Client, ClientError
 from streamer.events.intake import EventError
-from streamer.settings import RetrieverSettings
+from streamer.events.records import Query
+from streamer.settings import RetrieverSettings, Settings
 
 NOW = 1_800_000_000.0  # seconds since the epoch
 
@@ -121,3 +125,46 @@ def test_memory_for_users_is_bounded_and_the_busy_one_is_not_forgotten() -> None
         assert rates.allow(f"user-{number}")
         assert not rates.allow("busy")
     assert len(rates._buckets) == 100
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "message"),
+    [
+        (1_793_852_231, "asked_at 1793852231 looks like seconds since 1970: send milliseconds, 1793852231000"),
+        (1_793_852_231_153_000, "looks like microseconds since 1970: send milliseconds, 1793852231153"),
+        (1_793_852_231_153_000_000, "looks like nanoseconds since 1970: send milliseconds, 1793852231153"),
+        (0, "asked_at 0 is not milliseconds since 1970"),
+        (-1, "asked_at -1 is not milliseconds since 1970"),
+        (1 << 80, "is not milliseconds since 1970"),
+    ],
+)
+def test_asked_at_in_another_unit_is_refused_by_its_name(asked_at: int, message: str) -> None:
+    with pytest.raises(EventError, match=message):
+        admission().decode(record(asked_at=asked_at))
+    with pytest.raises(ClientError, match=f"query 2 of 2: .*{message}"):
+        Client(Settings()).ask_all([Query(text="a"), Query(text="a", asked_at=asked_at)])
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [
+        ("txt", "is 'text' meant"),
+        ("Text", "is 'text' meant"),
+        ("query", "is 'text' meant"),
+        ("histroy", "is 'history' meant"),
+        ("user_id", "is 'user' meant"),
+        ("top_k", "is 'limit' meant"),
+        ("timeout-ms", "is 'timeout_ms' meant"),
+        ("x" * 100_000, "Its fields: text, history, user, limit, asked_at, timeout_ms"),
+        ("a `quoted` name", "a query has no field"),
+    ],
+)
+@pytest.mark.parametrize("encode", [msgspec.json.encode, msgspec.msgpack.encode])
+def test_unknown_field_is_refused_with_the_known_one_that_looks_like_it(
+    field: str, meant: str, encode: Callable[[Any], bytes]
+) -> None:
+    asked = Message(topic="queries", key=b"q", value=encode({"text": "kettle", field: ["a"]}))
+    with pytest.raises(EventError, match=meant) as refused:
+        admission().decode(asked)
+    assert refused.value.kind == "UnknownField"
+    assert len(str(refused.value)) < 300

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from confluent_kafka import Message
 from numpy.typing import NDArray
 from prometheus_client import REGISTRY
@@ -84,8 +85,9 @@ def test_items_are_ranked_by_their_own_probability_unless_the_settings_say_other
     bundle: Bundle, writer: IndexWriter
 ) -> None:
     assert RetrieverSettings().ranking == "own_probability"
+    everything = query(b"q", text="x", limit=LIVE)
     by_sid, by_item = (
-        answers(answer_batch(bundle, writer, ranking=ranking)([query(b"q", text="x", limit=100)]))[0].items
+        answers(answer_batch(bundle, writer, ranking=ranking, maximum_limit=LIVE)([everything]))[0].items
         for ranking in ("weight_and_recency", "own_probability")
     )
     sids = {item.item_id: item.score for item in by_sid}
@@ -281,6 +283,54 @@ def test_empty_index_is_answered_with_an_error_that_says_what_to_do(bundle: Bund
     assert "publish" in answer.error.message
 
 
+@pytest.mark.parametrize("layout", ["pinned", "marginal"])
+def test_query_whose_scores_are_not_finite_names_the_true_cause_and_the_others_are_answered(
+    bundle: Bundle, writer: IndexWriter, layout: str
+) -> None:
+    with_short_sids(bundle, writer)
+    answer_queries = answer_batch(bundle, writer, layout=layout)
+    poison = answer_queries._prompts.tokenizer.encode("~")[-1]
+    with torch.no_grad():
+        answer_queries._model.get_input_embeddings().weight[poison] = torch.nan
+        # Tied to the output rows, whose sum is the scores' divisor.
+        head = answer_queries._model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(torch.nan_to_num(head.weight.detach().clone()))
+    asked = [query(b"a", text="~"), query(b"b", text="thing"), query(b"c", text="~")]
+    by_id = {answer.query_id: answer for answer in answers(answer_queries(asked))}
+    for name in "ac":
+        error = by_id[name].error
+        assert error is not None
+        assert error.kind == "NotFiniteScores"
+        assert "train the model again" in error.message
+        assert "no items" not in error.message
+    assert by_id["b"].error is None
+    [alone] = answers(answer_queries([query(b"a", text="~")]))
+    assert alone.error == by_id["a"].error
+
+
+@pytest.mark.parametrize("layout", ["pinned", "marginal"])
+def test_limit_beyond_the_beams_is_answered_in_full_and_changes_no_other_answer(
+    bundle: Bundle, writer: IndexWriter, layout: str
+) -> None:
+    with_short_sids(bundle, writer)
+    answer_queries = answer_batch(bundle, writer, layout=layout, beams=4, ranking="own_probability")
+    small = [query(name, text=f"thing number {name.decode()}", limit=4) for name in (b"1", b"2")]
+    alone = answers(answer_queries(small))
+    large = [query(b"3", text="thing", limit=100), query(b"4", text="thing", limit=33)]
+    together = {answer.query_id: answer for answer in answers(answer_queries([small[0], *large, small[1]]))}
+    assert len({item.item_id for item in together["3"].items}) == 100
+    assert len(together["4"].items) == 33
+    for answer in alone:
+        assert [item.item_id for item in together[answer.query_id].items] == [item.item_id for item in answer.items]
+
+
+def test_limit_beyond_the_live_items_is_answered_with_all_of_them(bundle: Bundle, writer: IndexWriter) -> None:
+    ids = [f"item-{number}" for number in range(LIVE - 7)]
+    writer.apply(batch(ids, np.zeros((len(ids), 3), np.uint16), deleted=True), {})
+    [answer] = answers(answer_batch(bundle, writer, beams=2)([query(b"q", text="thing", limit=100)]))
+    assert (len(answer.items), answer.error) == (7, None)
+
+
 @pytest.mark.parametrize(
     ("record", "kind"),
     [
@@ -291,7 +341,8 @@ def test_empty_index_is_answered_with_an_error_that_says_what_to_do(bundle: Bund
         (query(b"q", text="a", limit=1_000), "InvalidEvent"),
         (query(b"q", text=5), "InvalidEvent"),
         (query(b"q", text="x" * 140_000), "EventTooLarge"),
-        (query(b"q", value=b'{"text": "a", "x": ' + b"[" * 1_500), "UndecodableEvent"),
+        (query(b"q", value=b'{"text": "a", "x": ' + b"[" * 1_500), "UnknownField"),
+        (query(b"q", text="a", x=1), "UnknownField"),
         (query(b"q", text="x" * 2_049), "FieldTooLarge"),
         (query(b"q", history=["a"] * 257), "FieldTooLarge"),
         (query(b"q", history=["a", "é" * 129]), "FieldTooLarge"),
