@@ -2,7 +2,7 @@
 
 A folder holds ``items.jsonl`` or ``items.tsv`` and one ``items*.npy`` whose row i belongs to item i; ``queries.tsv``,
 ``queries*.npy``, ``qrels.tsv`` and ``sequences.tsv`` are optional; each text file may be gzipped (``.gz``).
-What has been read is valid: unique ids, as many rows as items, finite numbers.
+What has been read is valid: unique ids, as many rows as items, finite numbers (``models.data_files`` reads the files).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import SidstreamError
+from models.data_files import DataFileError, numbered_lines, plain_id, read_matrix
 
 MAXIMUM_ID_BYTES: Final = (
     256  # of item and query ids everywhere: LMDB keys end at 511 bytes, a longer id is a mistake upstream
 )
 
 
-class CatalogueError(SidstreamError):
+class CatalogueError(DataFileError):
     """A catalogue's files are missing, malformed or contradict each other."""
 
 
@@ -104,6 +104,7 @@ class Catalogue:
                 "let text towers make them (`sidstream towers`, --embed)"
             )
         items = _read_items(items_path)
+        _require_some(items)
         embeddings = _read_matrix(embeddings_path, rows=len(items), of=f"items in {items_path.name}")
         query_matrix = _find_matrix(directory, "queries")
         texts = _read_texts(directory)
@@ -129,6 +130,7 @@ class Catalogue:
     def read_pair(cls, items: str | Path, embeddings: str | Path) -> Catalogue:
         """Reads a plain pair: items as JSON lines (or .tsv, or .gz of either) and a ``.npy`` with one row an item."""
         records = _read_items(Path(items))
+        _require_some(records)
         return cls(items=records, embeddings=_read_matrix(Path(embeddings), rows=len(records), of=f"items in {items}"))
 
     def write(self, directory: str | Path) -> None:
@@ -193,9 +195,13 @@ def _read_texts(directory: Path) -> dict[str, Any]:
     }
 
 
-def _require_item_ids(items: Sequence[CatalogueItem]) -> None:
+def _require_some(items: Sequence[CatalogueItem]) -> None:
     if not items:
         raise CatalogueError("the catalogue has no items; add at least one")
+
+
+def _require_item_ids(items: Sequence[CatalogueItem]) -> None:
+    _require_some(items)
     first: dict[str, int] = {}
     for row, item in enumerate(items):
         if not item.id or len(item.id.encode()) > MAXIMUM_ID_BYTES:
@@ -252,44 +258,17 @@ def _find_matrix(directory: Path, stem: str) -> Path | None:
 
 
 def _read_matrix(path: Path, *, rows: int, of: str) -> NDArray[np.float32]:
+    matrix = read_matrix(path)
     try:
-        matrix = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise CatalogueError(
-            f"no embeddings file {path}; give a .npy with one row for each of the {rows} {of}"
-        ) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise CatalogueError(f"{path} is not a NumPy file of numbers ({error}); write it with numpy.save") from error
-    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f":
-        raise CatalogueError(
-            f"{path} does not hold one array of floating-point numbers; write float32 or float16 with numpy.save"
-        )
-    # Checked before the copy to float32, so that a message names the file and an overflow is not hidden.
-    converted = np.ascontiguousarray(matrix, dtype=np.float32)
-    try:
-        _require_matrix(converted, rows=rows, of=of)
+        _require_matrix(matrix, rows=rows, of=of)
     except CatalogueError as error:
         raise CatalogueError(f"{path}: {error}") from None
-    return converted
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their 1-based numbers, without line ends; empty lines are left out."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                text = line.rstrip("\r\n")
-                if text:
-                    yield number, text
-    except FileNotFoundError:
-        raise CatalogueError(f"no file {path}; check the path") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CatalogueError(f"{path} cannot be read as UTF-8 text ({error}); write it again") from error
+    return matrix
 
 
 def _numbered_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """The named columns of a tab-separated file with a header line; other columns are ignored."""
-    lines = _numbered_lines(path)
+    lines = numbered_lines(path)
     _, first = next(lines, (1, ""))
     header = first.split("\t")
     missing = [name for name in columns if name not in header]
@@ -313,22 +292,28 @@ def _read_items(path: Path) -> tuple[CatalogueItem, ...]:
             CatalogueItem(id=identity, title=title)
             for _, (identity, title) in _numbered_rows(path, ("item_id", "title"))
         )
-    decode = msgspec.json.Decoder(dict[str, Any]).decode
-    items: list[CatalogueItem] = []
-    for number, line in _numbered_lines(path):
-        try:
-            record = decode(line)
-            identity = record.pop("item_id", None)
-            if identity is not None:
-                record["id"] = identity
-            if isinstance(record.get("id"), int):
-                record["id"] = str(record["id"])
-            items.append(msgspec.convert(record, CatalogueItem))
-        except msgspec.DecodeError as error:
+    return tuple(_item(path, number, line) for number, line in numbered_lines(path))
+
+
+def _item(path: Path, number: int, line: str) -> CatalogueItem:
+    try:
+        # Null says "none" of what an item need not have.
+        record = {name: value for name, value in _RECORD.decode(line).items() if value is not None}
+        ids = {name: plain_id(record.pop(name)) for name in ("item_id", "id") if name in record}
+        if len(set(ids.values())) > 1:
             raise CatalogueError(
-                f"{path} line {number} is not an item ({error}); each line is a JSON object with item_id and title"
-            ) from error
-    return tuple(items)
+                f"{path} line {number} has the item_id {ids['item_id']!r} and the id {ids['id']!r}: give one of them"
+            )
+        if ids:
+            record["id"] = next(iter(ids.values()))
+        return msgspec.convert(record, CatalogueItem)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise CatalogueError(
+            f"{path} line {number} is not an item ({error}); each line is a JSON object with item_id and title"
+        ) from error
+
+
+_RECORD: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def _item_line(item: CatalogueItem) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from models.errors import SidstreamError
+from models.data_files import DataFileError, numbered_lines, plain_id
 
 
 class TrainingExample(msgspec.Struct, frozen=True):
@@ -21,7 +22,7 @@ class TrainingExample(msgspec.Struct, frozen=True):
     item: str = ""
 
 
-_DECODER = msgspec.json.Decoder(TrainingExample)
+_RECORD = msgspec.json.Decoder(dict[str, Any])
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -37,24 +38,23 @@ def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:
 
 
 def read_examples(path: Path) -> Iterator[TrainingExample]:
-    """Yields the examples of a JSON-lines file; empty lines are skipped, a bad line is named."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise SidstreamError(f"cannot read training examples from {path}: {error.strerror}") from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                example = _DECODER.decode(line)
-            except msgspec.DecodeError as error:
-                raise SidstreamError(
-                    f"{path}, line {number} is no training example ({error}): "
-                    'a line is like {"query": "red shoes", "user": null, "history": ["id"], "item": "id"}'
-                ) from error
-            if not example.item:
-                raise SidstreamError(
-                    f"{path}, line {number} names no item: every example needs the item that it leads to"
-                )
-            yield example
+    """Yields the examples of a JSON-lines file; blank lines are skipped, a bad line is named. Integer ids are read as the
+    text of their digits, as in a catalogue; null says "none".
+    """
+    for number, line in numbered_lines(path):
+        try:
+            record = {name: value for name, value in _RECORD.decode(line).items() if value is not None}
+            for name in ("item", "user"):
+                if name in record:
+                    record[name] = plain_id(record[name])
+            if isinstance(record.get("history"), list):
+                record["history"] = [plain_id(item) for item in record["history"]]
+            example = msgspec.convert(record, TrainingExample)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise DataFileError(
+                f"{path}, line {number} is no training example ({error}): "
+                'a line is like {"query": "red shoes", "user": null, "history": ["id"], "item": "id"}'
+            ) from error
+        if not example.item:
+            raise DataFileError(f"{path}, line {number} names no item: every example needs the item that it leads to")
+        yield example

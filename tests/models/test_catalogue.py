@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.catalogue import Catalogue, CatalogueError, CatalogueItem, CatalogueQuery
+from models.catalogue import Catalogue, CatalogueItem, CatalogueQuery
+from models.data_files import DataFileError
 
 
 def small_catalogue() -> Catalogue:
@@ -86,28 +87,28 @@ def test_real_catalogue_is_read(shared_data: Path, name: str, items: int, dimens
     ],
 )
 def test_faulty_items_are_refused_with_the_place(tmp_path: Path, items: str, rows: int, message: str) -> None:
-    with pytest.raises(CatalogueError, match=message):
+    with pytest.raises(DataFileError, match=message):
         Catalogue.read(folder(tmp_path, items, rows))
 
 
 def test_missing_folder_items_and_embeddings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CatalogueError, match="no catalogue folder"):
+    with pytest.raises(DataFileError, match="no catalogue folder"):
         Catalogue.read(tmp_path / "nowhere")
-    with pytest.raises(CatalogueError, match=r"items\.jsonl"):
+    with pytest.raises(DataFileError, match=r"items\.jsonl"):
         Catalogue.read(tmp_path)
     (tmp_path / "items.jsonl").write_text('{"id": "1", "title": "a"}\n')
-    with pytest.raises(CatalogueError, match=r"no items\*\.npy"):
+    with pytest.raises(DataFileError, match=r"no items\*\.npy"):
         Catalogue.read(tmp_path)
-    with pytest.raises(CatalogueError, match="no embeddings file"):
+    with pytest.raises(DataFileError, match="no embeddings file"):
         Catalogue.read_pair(tmp_path / "items.jsonl", tmp_path / "none.npy")
-    with pytest.raises(CatalogueError, match="no file"):
+    with pytest.raises(DataFileError, match="no file"):
         Catalogue.read_pair(tmp_path / "none.jsonl", tmp_path / "none.npy")
 
 
 def test_two_embedding_files_are_refused_by_name(tmp_path: Path) -> None:
     folder(tmp_path, '{"id": "1", "title": "a"}\n', 1)
     np.save(tmp_path / "items.other.npy", np.ones((1, 3), dtype=np.float32))
-    with pytest.raises(CatalogueError, match=r"items\.npy, items\.other\.npy"):
+    with pytest.raises(DataFileError, match=r"items\.npy, items\.other\.npy"):
         Catalogue.read(tmp_path)
 
 
@@ -115,17 +116,17 @@ def test_two_embedding_files_are_refused_by_name(tmp_path: Path) -> None:
 def test_non_finite_embedding_is_refused_with_its_row(tmp_path: Path, fault: float) -> None:
     folder(tmp_path, '{"id": "1", "title": "a"}\n{"id": "2", "title": "b"}\n', 2)
     np.save(tmp_path / "items.npy", np.array([[1, 2], [3, fault]], dtype=np.float32))
-    with pytest.raises(CatalogueError, match="the first is row 1"):
+    with pytest.raises(DataFileError, match="the first is row 1"):
         Catalogue.read(tmp_path)
 
 
 def test_file_that_is_no_matrix_of_numbers_is_refused(tmp_path: Path) -> None:
     folder(tmp_path, '{"id": "1", "title": "a"}\n', 1)
     (tmp_path / "items.npy").write_bytes(b"not NumPy")
-    with pytest.raises(CatalogueError, match="not a NumPy file"):
+    with pytest.raises(DataFileError, match="not a NumPy file"):
         Catalogue.read(tmp_path)
     np.save(tmp_path / "items.npy", np.array(["text"]))
-    with pytest.raises(CatalogueError, match="floating-point"):
+    with pytest.raises(DataFileError, match="holds text"):
         Catalogue.read(tmp_path)
 
 
@@ -133,7 +134,7 @@ def test_truncated_gzip_is_refused(tmp_path: Path) -> None:
     small_catalogue().write(tmp_path)
     path = tmp_path / "items.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(CatalogueError, match="cannot be read"):
+    with pytest.raises(DataFileError, match="cannot be read"):
         Catalogue.read(tmp_path)
 
 
@@ -152,12 +153,12 @@ def test_faulty_table_is_refused_with_the_place(tmp_path: Path, name: str, text:
     small_catalogue().write(tmp_path)
     with gzip.open(tmp_path / f"{name}.gz", "wt", encoding="utf-8") as file:
         file.write(text)
-    with pytest.raises(CatalogueError, match=message):
+    with pytest.raises(DataFileError, match=message):
         Catalogue.read(tmp_path)
 
 
 def test_query_embeddings_of_another_dimension_are_refused(tmp_path: Path) -> None:
     small_catalogue().write(tmp_path)
     np.save(tmp_path / "queries.f32.npy", np.ones((1, 5), dtype=np.float32))
-    with pytest.raises(CatalogueError, match="same model"):
+    with pytest.raises(DataFileError, match="same model"):
         Catalogue.read(tmp_path)
