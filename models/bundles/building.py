@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from models.bundles.bundle import Bundle, add_language_model, create_bundle, require_free, staging_directory
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
+from models.codebooks.collapse import CollapsedLayer, collapsed_layers, likely_cause
 from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder, PromptSettings
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 FitMethod = Literal["k-means", "rq-vae"]
 HeadMethod = Literal["none", "top-k", "top-p", "all"]
 _LEAST_POSITIONS: Final = 256  # that a new model reads, however short its prompts are
+
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,16 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The bundle, its codebook, and codes (N, L) and census (L, M) of the items that it was fitted on."""
+    """The bundle, its codebook, and codes (N, L) and census (L, M) of the items that it was fitted on; ``collapsed``:
+    layers on which these SIDs tell little, and ``cause``: why that may be and what to do, empty if there are none.
+    """
 
     bundle: Bundle
     codebook: Codebook
     codes: npt.NDArray[np.uint16]
     census: npt.NDArray[np.int64]
+    collapsed: tuple[CollapsedLayer, ...] = ()
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,11 @@ def fit_bundle(
     bundle = create_bundle(
         directory, codebook, layout, census=census, embedding=embedding, towers=towers, replace=replace
     )
-    return Fitted(bundle, codebook, codes, census)
+    collapsed = collapsed_layers(census)
+    cause = likely_cause(embeddings, settings.size) if collapsed else ""
+    if collapsed:
+        logger.warning("codebook_collapsed", layers=[str(layer) for layer in collapsed], cause=cause)
+    return Fitted(bundle, codebook, codes, census, collapsed, cause)
 
 
 def _fit_codebook(

@@ -25,6 +25,8 @@ from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
 FORMAT_VERSION: Final = 1  # codewords alone
 LATENT_FORMAT_VERSION: Final = 2  # with encoder and decoder: a reader of format 1 must refuse it, not leave them out
 _TENSOR: Final = "codewords"
+LONGEST_ROW: Final = 1e15  # squared distances of such rows, and their sums, are far from float32's 3e38
+SHORTEST_LONGEST_ROW: Final = 1e-15  # squared, 1e-30: float32 ends at 1e-38
 _BLOCK_ROWS: Final = 256  # scores of a block (256 x M float32) stay in the processor's cache
 
 FitProgress = Callable[[int, int, float], None]
@@ -263,11 +265,7 @@ def fit_residual_kmeans(
         raise CodebookError(f"size must be 1 to {MAXIMUM_SIZE} codewords per layer, not {size}")
     if iterations < 1:
         raise CodebookError(f"iterations must be at least 1, not {iterations}")
-    if len(residual) < size:
-        raise CodebookError(
-            f"{len(residual)} embeddings cannot make {size} codewords per layer; "
-            f"give at least {size} embeddings or fit a smaller size"
-        )
+    require_fittable(residual, size)
     # A shared start is the default: measured over 4 seeds, new items for each layer lower the
     # error by 0 to 1.5 %, but layer 3 is more crowded (Gini .75 instead of .68 on amazon_games, .72 instead of .63 on
     # chorus_icecat) and there are 1 to 7 % fewer distinct short SIDs.
@@ -281,6 +279,29 @@ def fit_residual_kmeans(
         norms = half_squared_norms(codewords[layer_index])
         residual = residual - codewords[layer_index, nearest_codewords(residual, codewords[layer_index], norms)]
     return Codebook(codewords)
+
+
+def require_fittable(rows: NDArray[np.float32], size: int) -> None:
+    """Refuses embeddings float32 (N, D) that are fewer than ``size``, or whose squared distances overflow float32 or vanish
+    in it.
+    """
+    if len(rows) < size:
+        raise CodebookError(
+            f"{len(rows)} embeddings cannot make {size} codewords per layer; "
+            f"give at least {size} embeddings or fit a smaller size"
+        )
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    longest = float(lengths.max(initial=0.0))
+    if longest > LONGEST_ROW:
+        raise CodebookError(
+            f"row {int(lengths.argmax())} of the embeddings has the length {longest:.3g}: distances of more than "
+            f"{LONGEST_ROW:.0e} cannot be squared in float32; scale the embeddings, such as to length 1, or leave that row out"
+        )
+    if len(rows) and longest < SHORTEST_LONGEST_ROW:
+        what = "are all zero" if longest == 0 else f"have no row longer than {longest:.3g}"
+        raise CodebookError(
+            f"the embeddings {what}, too little to tell them apart in float32; compute them again, or scale them to length 1"
+        )
 
 
 def _kmeans(
@@ -312,7 +333,13 @@ def _kmeans(
             min_points_per_centroid=1,  # the caller has checked; faiss would print its warning for each call
             max_points_per_centroid=count // size + 1,  # faiss draws a sample beyond this; we use every point
         )
-        kmeans.train(points, init_centroids=codewords)
+        try:
+            kmeans.train(points, init_centroids=codewords)
+        except RuntimeError as error:  # faiss' own exceptions
+            reason = str(error).strip().splitlines()[-1]
+            raise CodebookError(
+                f"k-means failed in layer {layer_index + 1}: {reason}; look for rows that are unlike all others"
+            ) from error
         codewords = np.asarray(kmeans.centroids, dtype=np.float32)
         if progress is not None:
             progress(layer_index, iteration, float(np.asarray(kmeans.obj)[-1]) / count)

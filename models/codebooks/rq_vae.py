@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.codebooks.codebook import Codebook, CodebookError, checked_embeddings, fit_residual_kmeans
+from models.codebooks.codebook import Codebook, CodebookError, checked_embeddings, fit_residual_kmeans, require_fittable
 from models.codebooks.dense_network import DenseNetwork
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def fit_rq_vae(
     if given.ndim != 2 or given.shape[1] < 1:
         raise CodebookError(f"embeddings must be float32 (N, dimension), not of shape {given.shape}")
     rows = checked_embeddings(given, given.shape[1])
+    require_fittable(rows, size)
     mean = rows.mean(axis=0, dtype=np.float64)
     # One scale for all dimensions, so that the loss stays proportional to the distance; 1 if all embeddings are alike.
     scale = float(np.sqrt(((rows - mean) ** 2).mean())) if len(rows) else 1.0
@@ -110,8 +111,14 @@ def fit_rq_vae(
             latent = encoder(batch)
             quantised, committed = quantiser.learn(latent)
             reconstruction = torch.nn.functional.mse_loss(decoder(quantised), batch)
+            loss = reconstruction + settings.commitment * committed
+            if not torch.isfinite(loss):
+                raise CodebookError(
+                    f"RQ-VAE: the loss is NaN or infinite in epoch {epoch} of {settings.epochs}; nothing was kept. Fit with a "
+                    f"learning rate smaller than {settings.learning_rate:g}, scale the embeddings to length 1, or take k-means"
+                )
             optimiser.zero_grad()
-            (reconstruction + settings.commitment * committed).backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             error += float(reconstruction.detach()) * len(batch)

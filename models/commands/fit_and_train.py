@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
 from rich.table import Table
 
-from models.commands.towers import EmbedOption, read_catalogue
+from models.commands.towers import EmbedOption, print_next, read_catalogue
 from models.errors import SidstreamError
+from models.progress import WorkProgress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,16 +77,16 @@ def fit(
         k=k or max(1, size // 10),
         p=p,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[error]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+    with WorkProgress(console) as work:
         if fit_method == "k-means":
-            steps = {f"layer {layer + 1}": settings.iterations for layer in range(layers)}
+            tasks = [
+                work.task(f"layer {layer + 1}", unit="iterations", total=settings.iterations) for layer in range(layers)
+            ]
         else:
-            steps = {"epochs of all layers": rq_vae.epochs}
-        tasks = [bars.add_task(name, total=total, error="") for name, total in steps.items()]
+            tasks = [work.task("all layers", unit="epochs", total=rq_vae.epochs)]
 
         def show(layer_index: int, iteration: int, objective: float) -> None:
-            bars.update(tasks[layer_index], completed=iteration, error=f"mean squared error {objective:.4f}")
+            tasks[layer_index].update(iteration, note=f"mean squared error {objective:.4f}")
 
         fitted = fit_bundle(
             embeddings,
@@ -97,9 +99,20 @@ def fit(
         )
     _show_census(console, fitted)
     console.print(
-        f"[green]✓[/] bundle of codebook [bold]{fitted.codebook.id}[/] in {bundle} · "
-        f"next: sidstream train {catalogue} --bundle {bundle}{f' --embed {embed}' if embed else ''}"
+        f"[green]✓[/] bundle of codebook [bold]{fitted.codebook.id}[/] in {escape(str(bundle))}", soft_wrap=True
     )
+    if catalogue.is_dir() or embed is not None:
+        options = f" --embed {shlex.quote(str(embed))}" if embed else ""
+        print_next(
+            console, f"sidstream train {shlex.quote(str(catalogue))} --bundle {shlex.quote(str(bundle))}{options}"
+        )
+    else:
+        console.print(
+            f"  training needs the items' ids and texts too: put items.jsonl, a line a row of {escape(str(catalogue))}, and "
+            f"that file as items.npy into a folder FOLDER",
+            soft_wrap=True,
+        )
+        print_next(console, f"sidstream train FOLDER --bundle {shlex.quote(str(bundle))}")
 
 
 def train(
@@ -141,6 +154,8 @@ def train(
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
     model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,
     user_buckets: Annotated[int, typer.Option(min=0, help="Tokens that users are hashed into; 0: no users.")] = 0,
+    max_text_tokens: Annotated[int, typer.Option(min=0, help="First tokens of a query's text that are read.")] = 24,
+    max_history: Annotated[int, typer.Option(min=0, help="Newest items of a history that are read.")] = 10,
     embed: EmbedOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
@@ -151,6 +166,7 @@ def train(
     from models.bundles.building import ModelSettings, train_bundle
     from models.bundles.bundle import Bundle
     from models.codebooks.onnx_encoder import OnnxEncoder
+    from models.language.prompts import PromptSettings
     from models.training.example_queries import examples_from_catalogue
     from models.training.examples import read_examples
     from models.training.fine_tuning import TrainingSettings
@@ -161,6 +177,7 @@ def train(
         hidden_size=hidden_size,
         model_layers=model_layers,
         user_buckets=user_buckets,
+        prompt=PromptSettings(max_history=max_history, max_text_tokens=max_text_tokens),
         architecture=_architecture(architecture, checkpoint),
     )
     settings = TrainingSettings(
@@ -180,57 +197,60 @@ def train(
             f"the bundle {bundle} was fitted on embeddings of the text towers {opened.manifest.towers}: name their "
             "directory with --embed"
         )
-    goods, towers = read_catalogue(catalogue, embed)
+    if catalogue.suffix in (".npy", ".npz") and embed is None:
+        raise SidstreamError(
+            f"{catalogue} holds embeddings alone, and training needs the items' ids and texts: give a folder with items.jsonl "
+            "and that file as items.npy"
+        )
+    shop, towers = read_catalogue(catalogue, embed)
     if towers is not None:
         towers.require_fit(opened.manifest, bundle)
-    if goods.dimension != opened.manifest.dimension:
+    if shop.dimension != opened.manifest.dimension:
         raise SidstreamError(
-            f"the embeddings of {catalogue} have {goods.dimension} dimensions, the bundle {bundle} was fitted on "
+            f"the embeddings of {catalogue} have {shop.dimension} dimensions, the bundle {bundle} was fitted on "
             f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
         )
-    codes = OnnxEncoder(opened.encoder_path).encode(goods.embeddings)
+    codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
     if examples is not None:
-        learned = list(read_examples(examples))
+        shown = list(read_examples(examples))
     else:
-        learned = examples_from_catalogue(goods.items, per_item=per_item, seed=seed, histories=goods.sequences)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
-        task = bars.add_task("training", total=None, loss="")
+        shown = examples_from_catalogue(
+            shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
+        )
+    with WorkProgress(console) as work:
+        task = work.task("training", unit="steps")
 
         def show(step: int, total: int, loss: float) -> None:
-            bars.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
+            task.update(step, total, note=f"loss {loss:.3f}")
 
         opened, outcome = train_bundle(
             opened,
-            learned,
-            [item.id for item in goods.items],
+            shown,
+            [item.id for item in shop.items],
             codes,
             model_settings,
             settings,
-            texts=_texts(goods),
+            texts=_texts(shop),
             progress=show,
         )
-        bars.update(task, completed=outcome.steps, total=outcome.steps)
     if outcome.skipped:
         console.print(f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped")
     console.print(
-        f"[green]✓[/] model [bold]{opened.manifest.model_id}[/] in {bundle}: {outcome.examples:,} examples, "
+        f"[green]✓[/] model [bold]{opened.manifest.model_id}[/] in {escape(str(bundle))}: {outcome.examples:,} examples, "
         f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
-        f"({outcome.examples_per_second:,.0f} examples/s)"
+        f"({outcome.examples_per_second:,.0f} examples/s)",
+        soft_wrap=True,
     )
 
 
 def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Towers | None]:
     """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, and the towers that made them, if any did."""
-    import numpy as np
+    from models.data_files import read_matrix
 
-    if source.suffix != ".npy" or embed is not None:
-        catalogue, towers = read_catalogue(source, embed)
-        return catalogue.embeddings, towers
-    try:
-        return np.load(source, allow_pickle=False).astype(np.float32), None
-    except (OSError, ValueError) as error:
-        raise SidstreamError(f"cannot read embeddings from {source}: {error}") from error
+    if embed is None and (source.suffix in (".npy", ".npz") or (source.is_file() and ".jsonl" not in source.suffixes)):
+        return read_matrix(source), None
+    catalogue, towers = read_catalogue(source, embed)
+    return catalogue.embeddings, towers
 
 
 def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent: int | None) -> FitMethod:
@@ -299,3 +319,7 @@ def _show_census(console: Console, fitted: Fitted) -> None:
     share = path_sparsity(fitted.codes, fitted.codebook.size)
     left_out = len(fitted.bundle.layout.head_tokens)
     console.print(f"{share:.3%} of the possible paths are used · {left_out} head tokens are left out of SIDs")
+    if fitted.collapsed:
+        for layer in fitted.collapsed:
+            console.print(f"[yellow]! the codebook collapsed in {layer}[/]", soft_wrap=True)
+        console.print(f"  {fitted.cause}", soft_wrap=True)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
 
 from models.errors import SidstreamError
+from models.progress import WorkProgress
 
 if TYPE_CHECKING:
-    from models.catalogue import Catalogue
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.catalogue import Catalogue, CatalogueItem
     from models.towers.text_encoder import Towers
 
 _RELEVANT_RATING: Final = 2  # of 0 to 3: what people called good
+_ITEMS_AT_A_TIME: Final = 2_048  # embedded between two reports
 
 EmbedOption = Annotated[
     Path | None,
@@ -72,12 +79,11 @@ def towers(
         pairs = examples_from_catalogue(items, per_item=per_item, seed=seed)
     if threads:
         torch.set_num_threads(threads)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
-        task = bars.add_task("training", total=None, loss="")
+    with WorkProgress(console) as work:
+        task = work.task("training", unit="steps")
 
         def show(step: int, total: int, loss: float) -> None:
-            bars.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
+            task.update(step, total, note=f"loss {loss:.3f}")
 
         tower, outcome = train_towers(items, pairs, settings, show)
     written = write_towers(
@@ -89,8 +95,9 @@ def towers(
         )
     losses = ", ".join(f"{loss:.3f}" for loss in outcome.losses)
     console.print(
-        f"[green]✓[/] towers [bold]{written.id}[/] in {towers}: {outcome.pairs:,} pairs, loss an epoch {losses}, "
-        f"{outcome.seconds:.0f} s"
+        f"[green]✓[/] towers [bold]{written.id}[/] in {escape(str(towers))}: {outcome.pairs:,} pairs, loss an epoch {losses}, "
+        f"{outcome.seconds:.0f} s",
+        soft_wrap=True,
     )
     if outcome.recall is not None:
         console.print(
@@ -112,11 +119,18 @@ def towers(
             f"  recall@10 [bold]{recall:.3f}[/] on the catalogue's {judged:,} judged queries (rating {_RELEVANT_RATING} "
             "or more; never trained on)"
         )
-    console.print(f"  next: sidstream fit {catalogue} --embed {towers}")
+    print_next(console, f"sidstream fit {shlex.quote(str(catalogue))} --embed {shlex.quote(str(towers))}")
+
+
+def print_next(console: Console, command: str) -> None:
+    """The command that comes next, on a line that no terminal's width breaks, to be copied as it is."""
+    console.print(f"  next: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers | None]:
     """A catalogue with its own embeddings or, if ``embed`` names towers, with theirs."""
+    import numpy as np
+
     from models.catalogue import Catalogue
 
     if embed is None:
@@ -126,6 +140,16 @@ def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers 
     if source.suffix == ".npy":
         raise SidstreamError(f"--embed makes embeddings from text, but {source} holds embeddings: give one of the two")
     opened = Towers.open(embed)
-    console = Console(stderr=True)
-    with console.status("embedding the items' texts …"):
-        return Catalogue.read_embedded(source, opened.item_encoder().encode_items), opened
+    with WorkProgress(Console(stderr=True)) as work:
+        task = work.task("embedding the items' texts", unit="items")
+        encoder = opened.item_encoder()
+
+        def embed_items(items: Sequence[CatalogueItem]) -> NDArray[np.float32]:
+            embeddings = np.empty((len(items), encoder.dimension), dtype=np.float32)
+            for start in range(0, len(items), _ITEMS_AT_A_TIME):
+                block = slice(start, min(start + _ITEMS_AT_A_TIME, len(items)))
+                embeddings[block] = encoder.encode_items(items[block])
+                task.update(block.stop, len(items))
+            return embeddings
+
+        return Catalogue.read_embedded(source, embed_items), opened

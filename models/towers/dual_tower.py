@@ -196,36 +196,36 @@ def train_towers(
     _, pair_queries = np.unique([pair.query for pair in usable] or [""], return_inverse=True)
     random = np.random.default_rng(settings.seed)
     held_out = _held_out(pair_items, settings.held_out, random)
-    learned, tested = np.flatnonzero(~held_out), np.flatnonzero(held_out)[:_MOST_HELD_OUT_PAIRS]
-    if len(np.unique(pair_items[learned])) < 2:
+    train_on, test_on = np.flatnonzero(~held_out), np.flatnonzero(held_out)[:_MOST_HELD_OUT_PAIRS]
+    if len(np.unique(pair_items[train_on])) < 2:
         raise DualTowerError(
             f"{len(usable)} of {len(pairs)} pairs have a query and a known item, too few to train on: "
             'give pairs of at least two items, in lines like {"query": "red shoes", "item": "sku-1"}'
         )
     hasher = FeatureHasher(settings.rows)
-    queries, goods = hasher.queries([pair.query for pair in usable]), hasher.items(items)
+    query_bags, item_bags = hasher.queries([pair.query for pair in usable]), hasher.items(items)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.manual_seed(settings.seed)
-        tower = DualTower(settings, _rarity(goods.take(np.unique(pair_items[learned])), settings.rows))
-    losses = _learn(tower, queries, goods, learned, pair_items, pair_queries, settings, random, progress)
+        tower = DualTower(settings, _rarity(item_bags.take(np.unique(pair_items[train_on])), settings.rows))
+    losses = _learn(tower, query_bags, item_bags, train_on, pair_items, pair_queries, settings, random, progress)
     with torch.no_grad():  # what is measured is what is exported
         tower.table.copy_(tower.table.half())
     recall = None
-    if len(tested):
+    if len(test_on):
         recall = recall_of_nearest(
-            tower.embed(queries.take(tested), "query"),
-            tower.embed(goods, "item"),
-            [{int(number)} for number in pair_items[tested]],
+            tower.embed(query_bags.take(test_on), "query"),
+            tower.embed(item_bags, "item"),
+            [{int(number)} for number in pair_items[test_on]],
             RECALL_CUTOFF,
         )
     outcome = TowersOutcome(
-        pairs=len(learned),
+        pairs=len(train_on),
         skipped=len(pairs) - len(usable),
-        steps=settings.epochs * _steps(len(learned), settings.batch_size),
+        steps=settings.epochs * _steps(len(train_on), settings.batch_size),
         losses=tuple(losses),
         temperature=float(1 / tower.scale.detach()),
         recall=recall,
-        held_out_pairs=len(tested),
+        held_out_pairs=len(test_on),
         chance=min(1.0, RECALL_CUTOFF / len(items)),
         seconds=time.monotonic() - started,
     )
@@ -249,9 +249,9 @@ def judged_recall(
 
 def _learn(
     tower: DualTower,
-    queries: Bags,
-    goods: Bags,
-    learned: NDArray[np.int64],
+    query_bags: Bags,
+    item_bags: Bags,
+    train_on: NDArray[np.int64],
     pair_items: NDArray[np.int64],
     pair_queries: NDArray[np.int64],
     settings: TowerSettings,
@@ -265,22 +265,27 @@ def _learn(
     optimiser = torch.optim.Adam(
         [{"params": others, "lr": rate}, {"params": scalars, "lr": _SCALAR_RATE * rate}], betas=(0.9, 0.99)
     )
-    steps_an_epoch = _steps(len(learned), settings.batch_size)
+    steps_an_epoch = _steps(len(train_on), settings.batch_size)
     steps = settings.epochs * steps_an_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate_share(step, steps))
     dropout = torch.Generator().manual_seed(settings.seed)
     losses, step = [], 0
     for _ in range(settings.epochs):
         total = 0.0
-        for batch in np.array_split(random.permutation(learned), steps_an_epoch):
-            asked, taken = queries.take(batch), goods.take(pair_items[batch])
+        for batch in np.array_split(random.permutation(train_on), steps_an_epoch):
+            asked, chosen = query_bags.take(batch), item_bags.take(pair_items[batch])
             loss = in_batch_loss(
                 tower(asked, "query", _kept(len(asked.features), settings.feature_dropout, dropout)),
-                tower(taken, "item", _kept(len(taken.features), settings.feature_dropout, dropout)),
+                tower(chosen, "item", _kept(len(chosen.features), settings.feature_dropout, dropout)),
                 tower.scale,
                 torch.from_numpy(pair_items[batch]),
                 torch.from_numpy(pair_queries[batch]),
             )
+            if not torch.isfinite(loss):
+                raise DualTowerError(
+                    f"towers: the loss of step {step + 1:,} of {steps:,} is NaN or infinite; nothing was kept. Train again "
+                    f"with a learning rate smaller than {rate:g} (usual is {TowerSettings.learning_rate:g})"
+                )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -289,7 +294,7 @@ def _learn(
             total += loss.item() * len(batch)
             if progress is not None:
                 progress(step, steps, loss.item())
-        losses.append(total / len(learned))
+        losses.append(total / len(train_on))
     return losses
 
 
@@ -316,12 +321,12 @@ def _held_out(pair_items: NDArray[np.int64], share: float, random: np.random.Gen
     return np.isin(pair_items, random.choice(known, count, replace=False)) if count else np.zeros(len(pair_items), bool)
 
 
-def _rarity(goods: Bags, rows: int) -> NDArray[np.float32]:
+def _rarity(item_bags: Bags, rows: int) -> NDArray[np.float32]:
     """float32 (R,): inverse document frequency of each row of the table among items, 1 for a feature that none has."""
-    owners = np.repeat(np.arange(len(goods)), goods.lengths)
-    _, features = np.divmod(np.unique(owners * rows + goods.features), rows)
+    owners = np.repeat(np.arange(len(item_bags)), item_bags.lengths)
+    _, features = np.divmod(np.unique(owners * rows + item_bags.features), rows)
     frequencies = np.bincount(features, minlength=rows)
-    return np.asarray(np.log((len(goods) + 1) / (frequencies + 1)) / np.log(len(goods) + 1), dtype=np.float32)
+    return np.asarray(np.log((len(item_bags) + 1) / (frequencies + 1)) / np.log(len(item_bags) + 1), dtype=np.float32)
 
 
 def _correction(dimension: int, hidden: int) -> torch.nn.Sequential:

@@ -27,7 +27,7 @@ _IRREGULAR: Final = {
     "battery": "batteries",
     "batteries": "battery",
 }
-# Said alone, without their figure, these mean nothing.
+# A unit without the figure before it says nothing about a product.
 _UNITS: Final = frozenset(
     (
         "cm",
@@ -81,12 +81,14 @@ def examples_from_catalogue(
     seed: int,
     histories: Mapping[str, Sequence[str]] | None = None,
     per_history: int | None = None,
+    longest_history: int = MAXIMUM_HISTORY,
 ) -> list[TrainingExample]:
     """``per_item`` query examples for every item (equal queries of one item are kept once), then the examples of the histories.
 
     A history (user → item ids, oldest first) gives one example for each item but the first, or ``per_history`` of them
-    drawn at random: the (at most 10) items before it, and an empty or short query. Ids that are not among ``items`` are
-    left out. Hold back what you evaluate on: every item of a history becomes a target. Same arguments, same examples.
+    drawn at random: the (at most ``longest_history``) items before it, and an empty or short query. Ids that are not
+    among ``items`` are left out. Hold back what you evaluate on: every item of a history becomes a target. Same
+    arguments, same examples.
     """
     if per_item < 0:
         raise ValueError(f"per_item is {per_item}; it must be 0 or more")
@@ -102,12 +104,12 @@ def examples_from_catalogue(
         if per_history is not None and per_history < len(targets):
             targets = sorted(randomness.sample(targets, per_history))
         for at in targets:
-            silent = randomness.random() < _EMPTY_QUERY_SHARE
+            has_text = randomness.random() >= _EMPTY_QUERY_SHARE
             examples.append(
                 TrainingExample(
-                    query="" if silent else _short_query(parts[known[at]], randomness),
+                    query=_short_query(parts[known[at]], randomness) if has_text else "",
                     user=user,
-                    history=tuple(known[max(0, at - MAXIMUM_HISTORY) : at]),
+                    history=tuple(known[max(0, at - longest_history) : at]),
                     item=known[at],
                 )
             )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from models.bundles.building import FitSettings, fit_bundle
 from models.bundles.bundle import Bundle
+from models.catalogue import Catalogue, CatalogueItem
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.codebooks.rq_vae import RqVaeSettings
@@ -79,3 +85,128 @@ def test_choices_that_make_no_sense_are_refused(tmp_path: Path, choices: list[st
     assert isinstance(answer.exception, SidstreamError)
     assert message in str(answer.exception)
     assert not (tmp_path / "bundle").exists()
+
+
+def fit(path: Path, *options: str) -> tuple[str, BaseException | None]:
+    bundle = path.parent / "bundle"
+    answer = CliRunner().invoke(app, ["fit", str(path), "--bundle", str(bundle), "--size", "16", *options])
+    return answer.stderr, answer.exception
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+@pytest.mark.parametrize("method", ["k-means", "rq-vae"])
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (1e20, "row 7 of the embeddings has the length .*e\\+20: .* scale the embeddings"),
+        (1e38, "row 7 of the embeddings has the length"),
+        (0.0, "the embeddings are all zero"),
+        (1e-30, "have no row longer than"),
+    ],
+)
+def test_finite_numbers_that_no_distance_can_be_made_of_are_refused_with_the_row(
+    tmp_path: Path, embeddings: np.ndarray, method: str, scale: float, message: str
+) -> None:
+    scaled = embeddings.copy()
+    if scale > 1:
+        scaled[7] *= np.float32(scale / np.abs(scaled[7]).max())
+    else:
+        scaled *= np.float32(scale)
+    epochs = ["--epochs", "1"] if method == "rq-vae" else []
+    _, fault = fit(save(tmp_path / "some.npy", scaled), "--method", method, *epochs)
+    assert isinstance(fault, SidstreamError)
+    assert re.search(message, str(fault))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_codebook_that_one_outlier_collapsed_is_warned_of_with_the_row_and_what_to_do(
+    tmp_path: Path, embeddings: np.ndarray
+) -> None:
+    embeddings = embeddings.copy()
+    embeddings[31] *= 10_000
+    with capture_logs() as logged:
+        told, fault = fit(save(tmp_path / "some.npy", embeddings), "--method", "rq-vae", "--epochs", "3")
+    assert fault is None
+    text = " ".join(told.split())
+    assert re.search(
+        r"! the codebook collapsed in layer 1: 1\d of 16 codewords are dead, 100% of the items are on one", text
+    )
+    assert re.search(r"more than 10 times as long as the median, the longest is row 31 .* scale all to length 1", text)
+    [event] = [event for event in logged if event["event"] == "codebook_collapsed"]
+    assert (event["log_level"], "row 31" in event["cause"]) == ("warning", True)
+
+
+def test_codebook_of_few_different_embeddings_is_warned_of(tmp_path: Path, embeddings: np.ndarray) -> None:
+    told, fault = fit(save(tmp_path / "some.npy", np.repeat(embeddings[:5], 40, axis=0)))
+    assert fault is None
+    assert "have only 5 different values for 16 codewords" in " ".join(told.split())
+
+
+def test_codebook_in_order_is_not_warned_of(tmp_path: Path, embeddings: np.ndarray) -> None:
+    told, fault = fit(save(tmp_path / "some.npy", embeddings))
+    assert fault is None
+    assert "collapsed" not in told
+
+
+def test_what_comes_next_can_be_copied_and_works_whatever_the_paths_look_like(tmp_path: Path) -> None:
+    """Brackets are no markup, spaces are quoted, and no command is broken at 80 columns."""
+    folder = tmp_path / ("a rather [bold]long[/] name of a folder " * 2).strip()
+    random = np.random.default_rng(0)
+    items = tuple(CatalogueItem(id=f"item-{number}", title=f"thing {number}") for number in range(40))
+    Catalogue(items=items, embeddings=random.normal(size=(40, 8)).astype(np.float32)).write(folder)
+    told, fault = fit(folder)
+    assert fault is None
+    [command] = [line.removeprefix("  next: ") for line in told.splitlines() if line.startswith("  next: ")]
+    assert str(folder.parent / "bundle") in told
+    small = ["--epochs", "0.1", "--hidden-size", "16", "--model-layers", "1"]
+    answer = CliRunner().invoke(
+        app, [*shlex.split(command)[1:], *small, "--max-history", "2", "--max-text-tokens", "5"]
+    )
+    assert answer.exit_code == 0, answer.exception
+    record = Bundle.open(folder.parent / "bundle", need_model=True).manifest.language_model
+    assert record is not None
+    assert (record.prompt.max_history, record.prompt.max_text_tokens) == (2, 5)
+
+
+def test_fit_of_embeddings_alone_says_what_training_needs(tmp_path: Path, embeddings: np.ndarray) -> None:
+    path = save(tmp_path / "some.npy", embeddings)
+    told, fault = fit(path)
+    assert fault is None
+    assert "put items.jsonl" in told
+    assert f"next: sidstream train FOLDER --bundle {tmp_path / 'bundle'}" in told
+    answer = CliRunner().invoke(app, ["train", str(path), "--bundle", str(tmp_path / "bundle")])
+    assert isinstance(answer.exception, SidstreamError)
+    assert "give a folder with items.jsonl and that file as items.npy" in str(answer.exception)
+    assert (
+        f"{folder_of(path, embeddings)}"
+        in CliRunner()
+        .invoke(app, ["fit", str(folder_of(path, embeddings)), "--bundle", str(tmp_path / "again"), "--size", "16"])
+        .stderr
+    )
+
+
+def folder_of(path: Path, embeddings: np.ndarray) -> Path:
+    """What the message asks for."""
+    folder = path.parent / "folder"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(path, folder / "items.npy")
+    lines = [json.dumps({"item_id": number, "title": f"thing {number}"}) for number in range(len(embeddings))]
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["some.npz", "some.npy", "some.txt"])
+def test_file_that_is_no_matrix_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    _, fault = fit(tmp_path / name)
+    assert isinstance(fault, SidstreamError)
+    assert "Git LFS pointer" in str(fault)
+
+
+def test_without_a_terminal_the_progress_comes_in_lines(tmp_path: Path, embeddings: np.ndarray) -> None:
+    told, _ = fit(save(tmp_path / "some.npy", embeddings), "--iterations", "3")
+    assert re.search(r"layer 1: 3 of 3 iterations \(100%\), .* iterations/s, took \d+ s, mean squared error ", told)
