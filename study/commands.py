@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from models.errors import SidstreamError
 
@@ -42,6 +43,6 @@ def study(
         raise SidstreamError("--again forgets results: say which ones with --only")
     results = Results(output / "results", scratch)
     failed = [] if report else do_work(results, only or [], jobs, console, again=again)
-    console.print(f"[bold]{write_report(results, output)}[/]")
+    console.print(f"[bold]{escape(str(write_report(results, output)))}[/]", soft_wrap=True)
     if failed:
         raise SidstreamError(f"{len(failed)} of the runs failed, the others are kept: {'; '.join(failed)}")

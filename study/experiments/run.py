@@ -81,8 +81,9 @@ class _NoText:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """All that a run's model is about, but the model: ``codes`` uint16 (N, L) as it reads them (layers exchanged or
-    not), ``layout`` it is trained for, ``is_head`` bool (N,): whether an item's layer-2 token is a head token.
+    """Everything of a run that exists before its model. ``codes``: uint16 (N, L), as the model reads them (layers
+    exchanged or not); ``layout``: the one that the model is trained for; ``is_head``: bool (N,), whether an item's layer-2
+    token is a head token.
     """
 
     choice: RunChoice

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.markup import escape
 
+from models.progress import WorkProgress, WorkTask
 from study.experiments.plan import Row
 from study.experiments.results import Results
 from study.experiments.run import Measurement, run
@@ -41,36 +42,29 @@ def run_all(rows: Sequence[Row], results: Results, jobs: int, console: Console) 
     with (
         context.Manager() as manager,
         ProcessPoolExecutor(jobs, mp_context=context) as pool,
-        Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        ) as progress,
+        WorkProgress(console) as work,
     ):
         states: DictProxy[str, tuple[str, float]] = manager.dict()
         running: dict[Future[None], str] = {
             pool.submit(_one, row, list(measurements), results.directory, results.scratch, states): key
             for key, (row, measurements) in missing.items()
         }
-        tasks = {}
+        tasks: dict[str, WorkTask] = {}
         while running:
             done, _ = wait(running, timeout=_REFRESH_SECONDS, return_when=FIRST_COMPLETED)
             for key, (what, share) in dict(states).items():
                 if key not in tasks:
-                    tasks[key] = progress.add_task(_name(missing[key][0]), total=1.0)
-                progress.update(tasks[key], completed=share, description=f"{_name(missing[key][0])} · {what}")
+                    tasks[key] = work.task(_name(missing[key][0]), total=1.0)
+                if key in running.values():
+                    tasks[key].update(share, note=what)
             for future in done:
                 key = running.pop(future)
                 row = missing[key][0]
                 if key in tasks:
-                    progress.update(tasks[key], visible=False)
+                    tasks[key].end()
                 if (error := future.exception()) is not None:
                     failed.append(f"{_name(row)}: {error!r}")
-                    console.print(f"[red]failed[/] {failed[-1]}")
+                    console.print(f"[red]failed[/] {escape(failed[-1])}", soft_wrap=True)
                 else:
                     console.print(_finished(row, results))
     return failed

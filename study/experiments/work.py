@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import track
 
 from models.errors import SidstreamError
+from models.progress import WorkProgress
 from study.data.choices import CodebookChoice
 from study.data.codebooks import fitted
 from study.data.datasets import DatasetName, is_present, load
@@ -76,8 +76,12 @@ def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, 
         for row in runs:
             results.forget_run(row.choice)
     missing = [choice for choice in shapes if results.record("hourglass", choice.key) is None]
-    for choice in track(missing, "hourglass records", console=console, transient=True, disable=not missing):
-        results.write_record("hourglass", choice.key, shape_record(choice, results.scratch))
+    with WorkProgress(console) as work:
+        task = work.task("hourglass records", unit="records", total=len(missing)) if missing else None
+        for number, choice in enumerate(missing, start=1):
+            results.write_record("hourglass", choice.key, shape_record(choice, results.scratch))
+            if task is not None:
+                task.update(number)
     for name in compared:
         if results.record("references", name) is None:
             results.write_record("references", name, references(name, results.scratch))

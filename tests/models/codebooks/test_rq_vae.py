@@ -354,3 +354,10 @@ def test_bundle_of_a_latent_codebook_opens_and_encodes_like_it(tmp_path: Path) -
     assert Codebook.load(opened.codebook_path) == codebook
     assert (opened.manifest.dimension, encoder.dimension, encoder.codebook_id) == (6, 6, codebook.id)
     near_ties(codebook, embeddings, codes, encoder.encode(embeddings))
+
+
+def test_loss_that_is_not_finite_ends_fitting_with_what_to_do() -> None:
+    rows = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    settings = RqVaeSettings(hidden=(8,), latent=4, epochs=20, batch_size=16, learning_rate=1e10)
+    with pytest.raises(CodebookError, match=r"NaN or infinite in epoch \d+ of 20; .* rate smaller than 1e\+10"):
+        fit_rq_vae(rows, layers=3, size=8, settings=settings)

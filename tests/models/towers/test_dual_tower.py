@@ -199,3 +199,9 @@ def test_nearest_rows_are_those_of_a_full_sort() -> None:
     np.testing.assert_array_equal(nearest(queries, items, 100), expected)
     best = [{int(row[0]), int(row[60])} for row in expected]
     assert recall_of_nearest(queries, items, best, 5) == pytest.approx(0.5)
+
+
+def test_loss_that_is_not_finite_ends_training_with_what_to_do() -> None:
+    settings = TowerSettings(dimension=16, rows=512, hidden=16, epochs=20, batch_size=32, learning_rate=1e30)
+    with pytest.raises(DualTowerError, match=r"NaN or infinite; nothing was kept.* rate smaller than 1e\+30"):
+        train_towers(planted_items(), planted_pairs(), settings)
