@@ -12,6 +12,7 @@ from rich.table import Table
 
 from models.commands.towers import EmbedOption, read_catalogue
 from models.errors import SidstreamError
+from models.terminal import print_command, print_table, shown, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ def fit(
     from models.bundles.bundle import require_free
     from models.codebooks.rq_vae import RqVaeSettings
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     require_free(bundle, replace=replace)
     embeddings, towers = _embeddings(catalogue, embed)
@@ -97,8 +98,10 @@ def fit(
         )
     _show_census(console, fitted)
     console.print(
-        f"[green]✓[/] bundle of codebook [bold]{fitted.codebook.id}[/] in {bundle} · "
-        f"next: sidstream train {catalogue} --bundle {bundle}{f' --embed {embed}' if embed else ''}"
+        f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}; next:", soft_wrap=True
+    )
+    print_command(
+        console, "sidstream", "train", catalogue, "--bundle", bundle, *(("--embed", embed) if embed is not None else ())
     )
 
 
@@ -155,7 +158,7 @@ def train(
     from models.training.examples import read_examples
     from models.training.fine_tuning import TrainingSettings
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -214,7 +217,7 @@ def train(
     if outcome.skipped:
         console.print(f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped")
     console.print(
-        f"[green]✓[/] model [bold]{opened.manifest.model_id}[/] in {bundle}: {outcome.examples:,} examples, "
+        f"[green]✓[/] model [bold]{shown(opened.manifest.model_id)}[/] in {shown(bundle)}: {outcome.examples:,} examples, "
         f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
         f"({outcome.examples_per_second:,.0f} examples/s)"
     )
@@ -281,7 +284,8 @@ def _show_census(console: Console, fitted: Fitted) -> None:
     from models.sids.census import measure_layer, path_sparsity
     from models.sids.layout import HEAD_LAYER_INDEX
 
-    table = Table(title=f"{len(fitted.codes):,} items", title_justify="left")
+    console.print(f"{len(fitted.codes):,} items")
+    table = Table()
     for heading in ("layer", "entropy", "Gini", "standard deviation", "dead codes", "head share"):
         table.add_column(heading, justify="right")
     for layer_index, counts in enumerate(fitted.census):
@@ -295,7 +299,7 @@ def _show_census(console: Console, fitted: Fitted) -> None:
             str(measured.dead_codes),
             f"{measured.head_share:.3f}" if heads else "–",
         )
-    console.print(table)
+    print_table(console, table)
     share = path_sparsity(fitted.codes, fitted.codebook.size)
     left_out = len(fitted.bundle.layout.head_tokens)
-    console.print(f"{share:.3%} of the possible paths are used · {left_out} head tokens are left out of SIDs")
+    console.print(f"{share:.3%} of the possible paths are used · {left_out:,} head tokens are left out of SIDs")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.errors import SidstreamError
+from models.terminal import print_command, shown, terminal
 
 if TYPE_CHECKING:
     from models.catalogue import Catalogue
@@ -54,7 +54,7 @@ def towers(
     from models.training.example_queries import examples_from_catalogue
     from models.training.examples import read_examples
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     settings = TowerSettings(
         dimension=dimension,
         epochs=epochs,
@@ -89,7 +89,8 @@ def towers(
         )
     losses = ", ".join(f"{loss:.3f}" for loss in outcome.losses)
     console.print(
-        f"[green]✓[/] towers [bold]{written.id}[/] in {towers}: {outcome.pairs:,} pairs, loss an epoch {losses}, "
+        f"[green]✓[/] towers [bold]{shown(written.id)}[/] in {shown(towers)}: {outcome.pairs:,} pairs, "
+        f"loss an epoch {shown(losses)}, "
         f"{outcome.seconds:.0f} s"
     )
     if outcome.recall is not None:
@@ -109,10 +110,11 @@ def towers(
             least_rating=_RELEVANT_RATING,
         )
         console.print(
-            f"  recall@10 [bold]{recall:.3f}[/] on the catalogue's {judged:,} judged queries (rating {_RELEVANT_RATING} "
+            f"  recall@10 [bold]{recall:.3f}[/] on the catalogue's {judged:,} judged queries (rating {_RELEVANT_RATING:d} "
             "or more; never trained on)"
         )
-    console.print(f"  next: sidstream fit {catalogue} --embed {towers}")
+    console.print("  next:")
+    print_command(console, "sidstream", "fit", catalogue, "--embed", towers)
 
 
 def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers | None]:
@@ -126,6 +128,6 @@ def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers 
     if source.suffix == ".npy":
         raise SidstreamError(f"--embed makes embeddings from text, but {source} holds embeddings: give one of the two")
     opened = Towers.open(embed)
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("embedding the items' texts …"):
         return Catalogue.read_embedded(source, opened.item_encoder().encode_items), opened

@@ -17,6 +17,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from models.terminal import shown
 from study.experiments.plan import Row
 from study.experiments.results import Results
 from study.experiments.run import Measurement, run
@@ -31,7 +32,7 @@ def run_all(rows: Sequence[Row], results: Results, jobs: int, console: Console) 
     for row in rows:
         wanted.setdefault(row.choice.key, (row, {}))[1].update(dict.fromkeys(row.measurements))
     missing = {key: pair for key, pair in wanted.items() if not _is_done(*pair, results)}
-    console.print(f"{len(wanted)} models, {len(wanted) - len(missing)} of them done, {jobs} at a time")
+    console.print(f"{len(wanted)} models, {len(wanted) - len(missing):,} of them done, {jobs:d} at a time")
     if not missing:
         return []
     failed: list[str] = []
@@ -70,7 +71,7 @@ def run_all(rows: Sequence[Row], results: Results, jobs: int, console: Console) 
                     progress.update(tasks[key], visible=False)
                 if (error := future.exception()) is not None:
                     failed.append(f"{_name(row)}: {error!r}")
-                    console.print(f"[red]failed[/] {failed[-1]}")
+                    console.print(f"[red]failed[/] {shown(failed[-1])}")
                 else:
                     console.print(_finished(row, results))
     return failed
