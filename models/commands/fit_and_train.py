@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from models.commands.towers import EmbedOption, print_next, read_catalogue
+from models.commands.towers import EmbedOption, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.terminal import print_command, print_table, shown, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +60,7 @@ def fit(
     from models.bundles.bundle import require_free
     from models.codebooks.rq_vae import RqVaeSettings
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     require_free(bundle, replace=replace)
     embeddings, towers = _embeddings(catalogue, embed)
@@ -99,20 +98,18 @@ def fit(
         )
     _show_census(console, fitted)
     console.print(
-        f"[green]✓[/] bundle of codebook [bold]{fitted.codebook.id}[/] in {escape(str(bundle))}", soft_wrap=True
+        f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}; next:", soft_wrap=True
     )
     if catalogue.is_dir() or embed is not None:
-        options = f" --embed {shlex.quote(str(embed))}" if embed else ""
-        print_next(
-            console, f"sidstream train {shlex.quote(str(catalogue))} --bundle {shlex.quote(str(bundle))}{options}"
-        )
+        embedded = ("--embed", embed) if embed is not None else ()
+        print_command(console, "sidstream", "train", catalogue, "--bundle", bundle, *embedded)
     else:
         console.print(
-            f"  training needs the items' ids and texts too: put items.jsonl, a line a row of {escape(str(catalogue))}, and "
-            f"that file as items.npy into a folder FOLDER",
+            f"  training needs the items' ids and texts too: put items.jsonl, a line a row of {shown(catalogue)}, and "
+            "that file as items.npy into a folder FOLDER",
             soft_wrap=True,
         )
-        print_next(console, f"sidstream train FOLDER --bundle {shlex.quote(str(bundle))}")
+        print_command(console, "sidstream", "train", "FOLDER", "--bundle", bundle)
 
 
 def train(
@@ -171,7 +168,7 @@ def train(
     from models.training.examples import read_examples
     from models.training.fine_tuning import TrainingSettings
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -212,9 +209,9 @@ def train(
         )
     codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
     if examples is not None:
-        shown = list(read_examples(examples))
+        chosen = list(read_examples(examples))
     else:
-        shown = examples_from_catalogue(
+        chosen = examples_from_catalogue(
             shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
         )
     with WorkProgress(console) as work:
@@ -225,7 +222,7 @@ def train(
 
         opened, outcome = train_bundle(
             opened,
-            shown,
+            chosen,
             [item.id for item in shop.items],
             codes,
             model_settings,
@@ -236,7 +233,7 @@ def train(
     if outcome.skipped:
         console.print(f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped")
     console.print(
-        f"[green]✓[/] model [bold]{opened.manifest.model_id}[/] in {escape(str(bundle))}: {outcome.examples:,} examples, "
+        f"[green]✓[/] model [bold]{shown(opened.manifest.model_id)}[/] in {shown(bundle)}: {outcome.examples:,} examples, "
         f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
         f"({outcome.examples_per_second:,.0f} examples/s)",
         soft_wrap=True,
@@ -301,7 +298,8 @@ def _show_census(console: Console, fitted: Fitted) -> None:
     from models.sids.census import measure_layer, path_sparsity
     from models.sids.layout import HEAD_LAYER_INDEX
 
-    table = Table(title=f"{len(fitted.codes):,} items", title_justify="left")
+    console.print(f"{len(fitted.codes):,} items")
+    table = Table()
     for heading in ("layer", "entropy", "Gini", "standard deviation", "dead codes", "head share"):
         table.add_column(heading, justify="right")
     for layer_index, counts in enumerate(fitted.census):
@@ -315,11 +313,11 @@ def _show_census(console: Console, fitted: Fitted) -> None:
             str(measured.dead_codes),
             f"{measured.head_share:.3f}" if heads else "–",
         )
-    console.print(table)
+    print_table(console, table)
     share = path_sparsity(fitted.codes, fitted.codebook.size)
     left_out = len(fitted.bundle.layout.head_tokens)
-    console.print(f"{share:.3%} of the possible paths are used · {left_out} head tokens are left out of SIDs")
+    console.print(f"{share:.3%} of the possible paths are used · {left_out:,} head tokens are left out of SIDs")
     if fitted.collapsed:
         for layer in fitted.collapsed:
-            console.print(f"[yellow]! the codebook collapsed in {layer}[/]", soft_wrap=True)
-        console.print(f"  {fitted.cause}", soft_wrap=True)
+            console.print(f"[yellow]! the codebook collapsed in {shown(layer)}[/]", soft_wrap=True)
+        console.print(f"  {shown(fitted.cause)}", soft_wrap=True)
