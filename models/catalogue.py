@@ -168,6 +168,45 @@ def read_items(source: str | Path) -> tuple[CatalogueItem, ...]:
     return items
 
 
+def read_item_ids(source: str | Path) -> tuple[str, ...]:
+    """The ids alone, each once: of a catalogue folder, a file of items that need nothing but an id, or a plain list of ids.
+
+    A plain list has one id a line. Raises ``CatalogueError`` naming file and line of what is wrong.
+    """
+    source = Path(source)
+    path = source if source.is_file() or not source.is_dir() else _items_path(source)
+    if ".tsv" in path.suffixes:
+        found = ((number, identity) for number, (identity,) in _numbered_rows(path, ("item_id",)))
+    else:
+        found = ((number, _id_of_line(path, number, line)) for number, line in _numbered_lines(path))
+    ids = {}
+    for number, identity in found:
+        if not identity or len(identity.encode()) > MAXIMUM_ID_BYTES or not identity.isprintable():
+            raise CatalogueError(
+                f"{path} line {number} has the id {identity[:40]!r}; ids have 1 to {MAXIMUM_ID_BYTES} bytes of UTF-8 and no "
+                "control characters"
+            )
+        ids[identity] = number
+    if not ids:
+        raise CatalogueError(f"{path} names no item; add at least one id, one a line")
+    return tuple(ids)
+
+
+def _id_of_line(path: Path, number: int, line: str) -> str:
+    """Of an item as a JSON object, or of a line that is an id itself, quoted as JSON or not."""
+    if not line.startswith(("{", '"')):
+        return line.strip()
+    try:
+        record = msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise CatalogueError(f"{path} line {number} is neither an item nor an id ({error}); mend the line") from error
+    if isinstance(record, dict):
+        record = record.get("item_id", record.get("id"))
+    if isinstance(record, bool) or not isinstance(record, str | int):
+        raise CatalogueError(f"{path} line {number} names no item; give it an id")
+    return str(record)
+
+
 def read_judgements(source: str | Path) -> tuple[tuple[CatalogueQuery, ...], Mapping[str, Mapping[str, int]]]:
     """Queries and qrels of a catalogue folder, see ``Catalogue``; empty where it has none, or for a file of items."""
     texts = _read_texts(Path(source))  # finds nothing beside a file

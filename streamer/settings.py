@@ -52,6 +52,7 @@ TOPIC_NAMES: Final = {
     "alerts": "alerts",
     "queries": "queries",
     "queries_dead_letters": "queries.dlq",
+    "replayed_dead_letters": "dlq.replayed",
     "results": "results",
 }
 
@@ -69,6 +70,7 @@ class TopicSettings(Section):
     alerts: str
     queries: str
     queries_dead_letters: str
+    replayed_dead_letters: str
     results: str
     partitions: int = Field(4, ge=1, description="of item-updates, item-codes, queries and results")
     replication_factor: int = Field(1, ge=1)

@@ -1,6 +1,7 @@
 """What a producer does: item updates and deletions onto ``item-updates``. Any Kafka client can do the same.
 
-The key is the item id and Java's partitioner places it, so every producer sends one item's events to one partition.
+The key is the item id and Java's partitioner places it, so every producer sends one item's events to one partition:
+another client of librdkafka sets ``partitioner=murmur2_random``, whose own default puts most keys elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.catalogue import CatalogueItem
 from models.errors import SidstreamError
+from streamer.client.delivery import Delivery, DeliveryLog, ends_of_letters
 from streamer.events.records import ITEM_UPDATE, ItemUpdate
 from streamer.kafka.admin import require
 from streamer.kafka.clients import producer_configuration
@@ -53,12 +55,12 @@ class ItemPublisher:
         self._producer = Producer(producer_configuration(settings.kafka))
         self._sent = 0
         self._failures: list[str] = []
-        self._delivered: dict[int, int] = {}
+        self._delivered = DeliveryLog(ends_of_letters(settings))
 
     @property
-    def delivered(self) -> dict[int, int]:
-        """What the broker has: the offset after the last event of each partition, for ``waiting.await_indexed``."""
-        return dict(self._delivered)
+    def delivered(self) -> Delivery:
+        """What the broker has of this publisher, for ``read_your_writes.await_indexed``."""
+        return self._delivered.delivery()
 
     def update(
         self,
@@ -118,9 +120,7 @@ class ItemPublisher:
         if error is not None:
             self._failures.append(f"{(record.key() or b'').decode()}: {error.str()}")
             return
-        partition, following = record.partition(), record.offset() + 1
-        if following > self._delivered.get(partition, 0):
-            self._delivered[partition] = following
+        self._delivered.add(record.partition(), record.offset())
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +138,7 @@ def publish_items(
     embeddings: NDArray[np.float32],
     *,
     advance: Callable[[int], None] = lambda _count: None,
-) -> dict[int, int]:
+) -> Delivery:
     """Publish a catalogue's items, row i of ``embeddings`` (N, D) with ``items[i]``; ``advance`` hears of each thousand.
 
     What was delivered, as ``ItemPublisher.delivered`` says it.
@@ -158,7 +158,7 @@ def publish_texts(
     encoder: TextEncoder,
     *,
     advance: Callable[[int], None] = lambda _count: None,
-) -> dict[int, int]:
+) -> Delivery:
     """Publish items with the embeddings of their texts; ``advance`` hears of each thousand. Nothing is sent if an item
     has no text. What was delivered, as ``ItemPublisher.delivered`` says it.
     """
@@ -174,11 +174,11 @@ def publish_texts(
 
 
 def publish_deletions(
-    settings: Settings, items: Sequence[CatalogueItem], *, advance: Callable[[int], None] = lambda _count: None
-) -> dict[int, int]:
+    settings: Settings, item_ids: Sequence[str], *, advance: Callable[[int], None] = lambda _count: None
+) -> Delivery:
     """Publish tombstones of these items; ``advance`` hears of all of them at the end. What was delivered."""
     with ItemPublisher(settings) as publisher:
-        for item in items:
-            publisher.delete(item.id)
-    advance(len(items))
+        for item_id in item_ids:
+            publisher.delete(item_id)
+    advance(len(item_ids))
     return publisher.delivered

@@ -1,56 +1,74 @@
-"""Read your writes: wait until the index of this machine has everything up to given offsets of ``item-updates``.
+"""Read your writes: wait until everything that a producer has sent is in the index of this machine, or was refused.
 
 How that is known, partition by partition:
 
-1. the assigner's group has committed past the offset: its outputs, codes or dead letters, are in the same transaction;
-2. the end of ``item-codes`` in the same partition is read once, then: all of those outputs lie before it;
-3. the index stands at that end; or below it with no committed record in between, for markers of transactions and aborted
-   records take offsets too. A transaction that is still open there may bring records: its end is awaited.
+1. the assigner's group has committed past the last event: its outputs, codes or dead letters, are in the same transaction;
+2. the ends of ``item-codes`` and of the dead letters are read once, then: all of those outputs lie before them;
+3. the dead letters up to their end say which of the events were refused;
+4. the index stands at the end of ``item-codes``; or below it with no committed record in between, for markers of transactions
+   and aborted records take offsets too. A transaction that is still open there may bring records: its end is awaited;
+5. the dead letters once more: the indexer writes those of codes that it has no room for before it passes them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from models.errors import SidstreamError
 from store.errors import IndexMissingError
 from store.reader import IndexReader
 from store.writer_lock import writer_of
+from streamer.client.delivery import Delivery
+from streamer.client.refusals import Outcome, Refusals
 from streamer.kafka.admin import require
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.errors import error_text
 from streamer.kafka.gather import drain
-from streamer.kafka.read_to_end import LogReadError, end_reader, watermarks
+from streamer.kafka.groups import GroupStartingError, committed_offsets, members_of
+from streamer.kafka.read_to_end import LogReadError, Span, end_reader, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
 
 _POLL_SECONDS: Final = 0.02
 _REQUEST_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 1.0
 _NAMED_PARTITIONS: Final = 3
+_LETTERS_AT_ONCE: Final = 100  # each may have two megabytes
 
 
 class NotIndexedError(SidstreamError):
-    """The index does not have everything in time; the message says which stage is behind."""
+    """The outcome is not known in time; the message says which stage is behind."""
 
 
-def await_indexed(settings: Settings, offsets: Mapping[int, int], *, seconds: float) -> None:
-    """Return once the index of this machine has all ``item-updates`` below ``offsets`` (partition → next offset).
+def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> Outcome:
+    """Return once each event of ``delivery`` is in the index of this machine or a dead letter, and say which.
 
     Raises:
-        NotIndexedError: not within ``seconds``; it says what stands where.
+        NotIndexedError: not within ``seconds``; it says what stands where, and what was refused until then.
     """
-    wanted = {partition: offset for partition, offset in offsets.items() if offset > 0}
-    if not wanted:
-        return
-    require(settings.kafka, [settings.topics.item_updates, settings.topics.item_codes])
+    if not delivery.ends:
+        return Outcome(0)
+    topics = settings.topics
+    require(settings.kafka, [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes])
+    refusals = Refusals(settings, delivery)
     with _Wait.open(settings, seconds) as wait:
-        wait.for_codes(wait.for_assigner(wanted))
+        ends = wait.for_assigner(delivery.ends)
+        letters_read = wait.for_letters(delivery.letters_from, refusals)
+        try:
+            wait.for_codes(ends)
+        except NotIndexedError as error:
+            refused = wait.outcome(refusals).refused
+            if not refused:
+                raise
+            classes = ", ".join(f"{one.events:,} {one.kind}" for one in refused)
+            raise NotIndexedError(f"{error}. Of the {delivery.events:,} events these were refused: {classes}") from None
+        wait.for_letters(letters_read, refusals)
+        return wait.outcome(refusals)
 
 
 class _Wait:
@@ -107,6 +125,28 @@ class _Wait:
             if self._over():
                 raise NotIndexedError(self._indexer_behind(topic, left, positions))
 
+    def for_letters(self, first: Mapping[int, int], refusals: Refusals) -> dict[int, int]:
+        """Tell ``refusals`` of every dead letter from ``first`` to the end now; the end of each partition.
+
+        A transaction that is open before the end may be the one that passed our events: its end is awaited.
+        """
+        topic = self._settings.topics.item_updates_dead_letters
+        ends = self._ends(topic, dict.fromkeys(partitions_of(self._consumer, topic), 0))
+        spans = {}
+        for partition, end in ends.items():
+            low, stable = watermarks(self._consumer, topic, partition)
+            while stable < end:
+                if self._over():
+                    raise NotIndexedError(self._transaction_open(topic, [partition]))
+                stable = watermarks(self._consumer, topic, partition)[1]
+            spans[topic, partition] = Span(max(low, first.get(partition, 0)), end)
+        for reading in read_spans(self._consumer, spans, size=_LETTERS_AT_ONCE):
+            refusals.add(reading.records)
+        return ends
+
+    def outcome(self, refusals: Refusals) -> Outcome:
+        return refusals.outcome(self._consumer)
+
     def _has_all(self, topic: str, partition: int, position: int, end: int) -> bool:
         """Whether no committed record lies from ``position`` to ``end``, and none can come to lie there."""
         low, stable = watermarks(self._consumer, topic, partition)
@@ -141,13 +181,11 @@ class _Wait:
 
     def _committed(self, group: str, topic: str, partitions: Mapping[int, int]) -> dict[int, int]:
         """The group's next offset of each partition, 0 where it has none."""
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, partition) for partition in partitions])
         try:
-            [answer] = self._admin.list_consumer_group_offsets([asked], request_timeout=_REQUEST_SECONDS).values()
-            found = answer.result().topic_partitions
-        except KafkaException as error:
-            raise LogReadError(f"cannot read the offsets of group {group}: {error_text(error)}") from error
-        return {at.partition: max(0, at.offset) for at in found}
+            found = committed_offsets(self._admin, group, topic, partitions)
+        except GroupStartingError:
+            found = {}
+        return {partition: found[partition].offset if partition in found else 0 for partition in partitions}
 
     def _ends(self, topic: str, partitions: Mapping[int, int]) -> dict[int, int]:
         """The ends with what is not committed yet: the offsets' commit may be seen before that of the outputs."""
@@ -176,11 +214,7 @@ class _Wait:
         )
 
     def _members(self, group: str) -> str:
-        try:
-            [answer] = self._admin.describe_consumer_groups([group], request_timeout=_REQUEST_SECONDS).values()
-            members = len(answer.result().members)
-        except KafkaException:
-            members = 0  # a group that never was
+        members = members_of(self._admin, group)
         if members == 0:
             return f"no process is in its group {group}: start it (`sidstream assigner`, or `sidstream up`)"
         return f"{members} {'process is' if members == 1 else 'processes are'} in its group {group}"
@@ -196,18 +230,21 @@ class _Wait:
             partition for partition, end in ends.items() if watermarks(self._consumer, topic, partition)[1] < end
         ]
         if blocked:
-            return (
-                f"not indexed within {self._seconds:g} s: a transaction is open on "
-                f"{_places((f'{topic}/{partition}' for partition in blocked), len(blocked))}, which holds readers back: an "
-                "assigner has died in the middle of it and has not come back, or hangs. It ends with the assigner's "
-                "restart, or after the transaction's time limit"
-            )
+            return self._transaction_open(topic, blocked)
         places = _places(
             (f"{topic}/{p} at {positions.get((topic, p), 0)} of {end}" for p, end in sorted(ends.items())), len(ends)
         )
         writer = writer_of(index)
         who = f"process {writer} writes it" if writer else f"no process writes it: {start}"
         return f"not indexed within {self._seconds:g} s: the index {index} is behind ({places}); {who}"
+
+    def _transaction_open(self, topic: str, partitions: Sequence[int]) -> str:
+        places = _places((f"{topic}/{partition}" for partition in partitions), len(partitions))
+        return (
+            f"not indexed within {self._seconds:g} s: a transaction is open on {places}, which holds readers back: an "
+            "assigner has died in the middle of it and has not come back, or hangs. It ends with the assigner's "
+            "restart, or after the transaction's time limit"
+        )
 
 
 def _places(places: Iterator[str], count: int) -> str:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from streamer.commands.terminal import ascii_json, pretty, printable, printable_bytes
+from models.terminal import print_line, print_table, printable, printable_bytes, terminal
+from streamer.commands.terminal import ascii_json, pretty
 from streamer.settings import load_settings
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 dlq = typer.Typer(help="Read dead letters, and send them again once their cause is gone.", no_args_is_help=True)
 
-_MESSAGE_CHARACTERS: Final = 100
+_MESSAGE_CHARACTERS: Final = 300
 _KEY_CHARACTERS: Final = 40
 _LISTED_SKIPS: Final = 20
 
@@ -57,25 +59,26 @@ def list_letters(
         if not kind or letter.kind in kind:
             classes[letter.topic, letter.stage, letter.kind] += 1
             newest[letter.topic].append(_facts(letter))
-    shown = sorted((facts for some in newest.values() for facts in some), key=lambda facts: facts["time"])[-limit:]
+    listed = sorted((facts for some in newest.values() for facts in some), key=lambda facts: facts["time"])[-limit:]
     if json:
         summary = [{"topic": t, "stage": s, "class": k, "letters": n} for (t, s, k), n in sorted(classes.items())]
-        print(ascii_json({"letters": shown, "classes": summary, "total": classes.total()}))
+        print(ascii_json({"letters": listed, "classes": summary, "total": classes.total()}))
         return
-    console = Console(highlight=False)
-    if not shown:
+    console = terminal()
+    if not listed:
         console.print("[green]✓[/] no dead letters")
         return
-    console.print(_letters_table(shown))
+    for facts in listed:
+        _show_facts(console, facts)
     counts = Table(box=box.SIMPLE_HEAD)
     for column in ("topic", "stage", "class"):
         counts.add_column(column)
     counts.add_column("letters", justify="right")
     for (name, stage, class_), number in sorted(classes.items()):
         counts.add_row(*map(_text, (name, stage, class_)), f"{number:,}")
-    console.print(counts)
-    if classes.total() > len(shown):
-        console.print(f"[dim]the newest {len(shown):,} of {classes.total():,}; --limit shows more[/]")
+    print_table(console, counts)
+    if classes.total() > len(listed):
+        console.print(f"[dim]the newest {len(listed):,} of {classes.total():,}; --limit shows more[/]")
 
 
 @dlq.command()
@@ -102,7 +105,7 @@ def show(
         raise DeadLetterError(
             f"{wanted} is in several topics: name one of {', '.join(str(one.place) for one in found)}"
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     for letter in found:
         if json:
             print(ascii_json(_whole(letter)))
@@ -146,7 +149,7 @@ def replay(
     wanted = tuple(Place.parse(place) for place in places or [])
     names = topic or [place.topic for place in wanted if place.topic] or [settings.topics.item_updates]
     choice = Choice(frozenset(kind or []), wanted, limit, again, overwrite)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = terminal(stderr=True)
     with Replay.open(settings, chosen_topics(settings, names)) as replaying:
         with console.status("reading dead letters, and what has come since"):
             plan = replaying.plan(choice, dry_run=dry_run)
@@ -176,7 +179,7 @@ def replay(
 def _show_skipped(console: Console, skipped: Iterable[tuple[Letter, str]]) -> None:
     lines = [_line(letter, reason) for letter, reason in skipped]
     for line in lines[:_LISTED_SKIPS]:
-        console.print(Text("  left: " + line))
+        print_line(console, f"  left: {line}")
     if len(lines) > _LISTED_SKIPS:
         console.print(f"  … and {len(lines) - _LISTED_SKIPS:,} more: --dry-run names them all")
     if any("out of date" in line for line in lines):
@@ -224,27 +227,15 @@ def _whole(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _letters_table(shown: Iterable[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("time", "letter", "stage", "class", "source", "key", "message"):
-        table.add_column(column, overflow="fold")
-    for facts in shown:
-        source = facts["source"]
-        table.add_row(
-            *map(
-                _text,
-                (
-                    _date(facts["time"]),
-                    f"{facts['topic']}/{facts['partition']}:{facts['offset']}",
-                    facts["stage"],
-                    facts["class"],
-                    f"{source['topic']}/{source['partition']}:{source['offset']}" if source else "unknown",
-                    _cut(printable(facts["key"] or ""), _KEY_CHARACTERS),
-                    _cut(printable(facts["message"]), _MESSAGE_CHARACTERS),
-                ),
-            )
-        )
-    return table
+def _show_facts(console: Console, facts: dict[str, Any]) -> None:
+    """One letter: what and where it is, where it came from, and why; a place is a word that can be copied."""
+    source = facts["source"]
+    where = f"{source['topic']}/{source['partition']}:{source['offset']}" if source else "unknown"
+    key = "no key" if facts["key"] is None else f"key {_cut(printable(facts['key']), _KEY_CHARACTERS)}"
+    letter = f"{facts['topic']}/{facts['partition']}:{facts['offset']}"
+    print_line(console, f"{_date(facts['time'])}  {letter}  {facts['stage']}  {facts['class']}", "bold")
+    print_line(console, f"  from {where}, {key}")
+    console.print(Padding(_text(_cut(facts["message"], _MESSAGE_CHARACTERS)), (0, 0, 0, 2)))
 
 
 def _show_letter(console: Console, letter: DeadLetter) -> None:
@@ -264,7 +255,7 @@ def _show_letter(console: Console, letter: DeadLetter) -> None:
     rows += [(f"header {name}", printable_bytes(content)) for name, content in letter.headers]
     for name, content in rows:
         if content:
-            console.print(Text.assemble((f"{printable(name)}: ", "bold"), _text(content)))
+            console.print(Text.assemble((f"{printable(name)}: ", "bold"), _text(content)), soft_wrap=True)
     if letter.value is None:
         console.print(Text("no value", "dim"))
     else:

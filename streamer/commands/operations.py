@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from streamer.commands.terminal import printable
+from models.terminal import printable
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:

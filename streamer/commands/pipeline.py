@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from models.commands.towers import EmbedOption
-from streamer.settings import load_settings
+from models.terminal import print_line, print_table, printable, shown, terminal
+from streamer.commands.terminal import ascii_json
+from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from models.towers.text_encoder import TextEncoder
+    from streamer.client.delivery import Delivery
+    from streamer.client.refusals import Outcome
+    from streamer.operations.status import Lag, Status
 
 
 def assigner() -> None:
@@ -41,7 +45,10 @@ def indexer() -> None:
 def publish(
     source: Annotated[
         Path,
-        typer.Argument(help="A catalogue folder, or a JSON-lines file of items (id, title, weight …), gzipped or not."),
+        typer.Argument(
+            help="A catalogue folder, or a JSON-lines file of items (id, title, weight …), gzipped or not; with --delete "
+            "ids are enough, also one a line."
+        ),
     ],
     embeddings: Annotated[
         Path | None, typer.Option(help="The .npy with one row an item; only with a JSON-lines file.")
@@ -50,46 +57,67 @@ def publish(
     delete: Annotated[bool, typer.Option("--delete", help="Send tombstones for these items instead.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Return once the index of this machine has all of them, or fail.")
+        bool,
+        typer.Option(
+            "--wait", help="Return once the index of this machine has all of them; exit status 1 if not, and why."
+        ),
     ] = False,
     timeout: Annotated[float, typer.Option(min=0, help="How many seconds --wait waits.")] = 60.0,
 ) -> None:
     """Publish item updates (or deletions) of a catalogue."""
-    from models.catalogue import Catalogue, read_items
+    from models.catalogue import Catalogue, read_item_ids, read_items
     from streamer.client.publisher import publish_deletions, publish_items, publish_texts
     from streamer.client.read_your_writes import await_indexed
 
     if embeddings is not None and embed is not None:
         raise typer.BadParameter("--embeddings brings embeddings and --embed makes them: give one of the two")
     settings = load_settings()
-    send: Callable[..., dict[int, int]]
+    items: Sequence[object]
+    send: Callable[..., Delivery]
     if delete:
-        items = read_items(source)[:limit]
-        send = partial(publish_deletions, settings, items)
+        items = ids = read_item_ids(source)[:limit]
+        send = partial(publish_deletions, settings, ids)
     elif embed is not None:
-        items = read_items(source)[:limit]
-        send = partial(publish_texts, settings, items, _item_encoder(embed, settings.bundle))
+        items = texts = read_items(source)[:limit]
+        send = partial(publish_texts, settings, texts, _item_encoder(embed, settings.bundle))
     else:
         if embeddings is None and source.is_file():
             raise typer.BadParameter(
                 f"{source} is a file: name its embeddings with --embeddings FILE.npy, or text towers with --embed DIR"
             )
         catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
-        items = catalogue.items[:limit]
-        send = partial(publish_items, settings, items, catalogue.embeddings)
-    console = Console(stderr=True)
+        items = rows = catalogue.items[:limit]
+        send = partial(publish_items, settings, rows, catalogue.embeddings)
+    console = terminal(stderr=True)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     ) as progress:
         task = progress.add_task("deleting" if delete else "publishing", total=len(items))
         delivered = send(advance=lambda count: progress.advance(task, count))
     console.print(
-        f"[green]✓[/] {len(items):,} {'tombstones' if delete else 'item updates'} are on {settings.topics.item_updates}"
+        f"[green]✓[/] {len(items):,} {'tombstones' if delete else 'item updates'} are on "
+        f"{shown(settings.topics.item_updates)}"
     )
-    if wait:
-        with console.status("waiting until they are indexed"):
-            await_indexed(settings, delivered, seconds=timeout)
-        console.print(f"[green]✓[/] the index {settings.index} has them")
+    if not wait:
+        return
+    with console.status("waiting until they are indexed"):
+        outcome = await_indexed(settings, delivered, seconds=timeout)
+    if outcome.complete:
+        console.print(f"[green]✓[/] the index {shown(settings.index)} has them")
+        return
+    _show_refused(console, settings, outcome)
+    raise typer.Exit(1)
+
+
+def _show_refused(console: Console, settings: Settings, outcome: Outcome) -> None:
+    refused = sum(one.events for one in outcome.refused)
+    console.print(
+        f"[red]✗[/] {refused:,} of {refused + outcome.indexed:,} were refused, the index {shown(settings.index)} has "
+        f"{outcome.indexed:,}"
+    )
+    for one in outcome.refused:
+        console.print(f"  {one.events:,} × [bold]{shown(one.kind)}[/]: {shown(one.example)}")
+        print_line(console, f"    sidstream dlq show {one.letter}")
 
 
 def _item_encoder(embed: Path, bundle: Path) -> TextEncoder:
@@ -161,30 +189,52 @@ def status(
 
     found = read_status(load_settings())
     if json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        print(ascii_json(found, indent=2))
     else:
-        console = Console()
-        lags = Table(box=box.SIMPLE_HEAD, title=f"Broker {found.broker}", title_justify="left")
-        for column, justify in (("process", "left"), ("reads", "left"), ("lag", "right")):
-            lags.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for lag in found.lags:
-            amount = "never ran" if lag.records is None else f"{lag.records:,}"
-            lags.add_row(lag.process, lag.topic, amount)
-        console.print(lags)
-        if found.items is None:
-            console.print(f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`).")
-            return
-        written = datetime.fromtimestamp((found.last_write or 0) / 1000, UTC).isoformat(timespec="seconds")
-        console.print(
-            f"[bold]{found.items:,} items[/] in {found.index}, last written {written}, codebook {found.codebook}"
+        _show_status(terminal(), found)
+
+
+def _show_status(console: Console, found: Status) -> None:
+    print_line(console, f"Broker {found.broker}")
+    lags = Table(box=box.SIMPLE_HEAD)
+    for column, justify in (("process", "left"), ("reads", "left"), ("lag", "right"), ("state", "left")):
+        lags.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for lag in found.lags:
+        lags.add_row(
+            lag.process, Text(printable(lag.topic)), "" if lag.records is None else f"{lag.records:,}", _state(lag)
         )
-        console.print(f"Layout {found.generation}, {found.head_tokens} head tokens")
-        census = Table(box=box.SIMPLE_HEAD)
-        for column in ("layer", "entropy", "Gini", "standard deviation", "head share"):
-            census.add_column(column, justify="right")
-        for layer in found.layers:
-            head = f"{layer.head_share:.1%}" if layer.layer == 2 else ""
-            census.add_row(
-                str(layer.layer), f"{layer.entropy:.3f}", f"{layer.gini:.3f}", f"{layer.standard_deviation:.1f}", head
-            )
-        console.print(census)
+    print_table(console, lags)
+    if any(lag.held_back for lag in found.lags):
+        console.print(
+            "What is held back lies behind a transaction that a producer has open: it can be read once that ends, at the "
+            "latest after the transaction's time limit.",
+        )
+    if found.unknown_fields:
+        names = ", ".join(f"{name} in {events:,} events" for name, events in found.unknown_fields.items())
+        console.print(f"[yellow]Item updates have fields that nothing reads:[/] {shown(names)}")
+    if found.items is None:
+        print_line(console, f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`).")
+        return
+    written = datetime.fromtimestamp((found.last_write or 0) / 1000, UTC).isoformat(timespec="seconds")
+    console.print(f"[bold]{found.items:,} items[/], last written {written}, codebook {shown(found.codebook)}, in")
+    print_line(console, f"  {found.index}")
+    console.print(f"Layout {found.generation}, {found.head_tokens} head tokens")
+    census = Table(box=box.SIMPLE_HEAD)
+    for column in ("layer", "entropy", "Gini", "standard deviation", "head share"):
+        census.add_column(column, justify="right")
+    for layer in found.layers:
+        head = f"{layer.head_share:.1%}" if layer.layer == 2 else ""
+        census.add_row(
+            str(layer.layer), f"{layer.entropy:.3f}", f"{layer.gini:.3f}", f"{layer.standard_deviation:.1f}", head
+        )
+    print_table(console, census)
+
+
+def _state(lag: Lag) -> str:
+    if not lag.running:
+        return "not running" if lag.records is not None else "never ran"
+    if lag.held_back:
+        return f"{lag.held_back:,} held back by an open transaction"
+    if lag.waits:
+        return "waiting for its first record"
+    return "running" if lag.running == 1 else f"{lag.running} running"

@@ -1,4 +1,4 @@
-"""What strangers wrote, made fit for a person's terminal: no byte of it can move the cursor, set a title or change colours.
+"""The bytes of a record, made fit for a person's terminal (``models.terminal``).
 
 Whoever publishes an event chooses its bytes, and the dead letters are where the worst of them end up.
 """
@@ -11,26 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
+from models.terminal import printable
+
 _BYTES_A_LINE: Final = 16
-
-
-def printable(text: str) -> str:
-    """``text`` with everything that is no visible character or space as an escape: control characters, marks that turn
-    the direction of writing, halves of surrogate pairs.
-
-    >>> printable("a\\x1b[2Jb")
-    'a\\\\x1b[2Jb'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
-
-
-def printable_bytes(content: bytes | None) -> str:
-    """A key or a header: as text where it is UTF-8, other bytes as escapes."""
-    return "" if content is None else printable(content.decode("utf-8", "backslashreplace"))
 
 
 def pretty(value: bytes) -> str:
@@ -61,9 +44,9 @@ def hex_dump(value: bytes) -> str:
     return "\n".join(lines)
 
 
-def ascii_json(value: Any) -> str:
-    """One JSON object, in ASCII: what a stranger wrote can be piped, and shown as it is."""
-    return json.dumps(msgspec.to_builtins(value), ensure_ascii=True).replace("\x7f", "\\u007f")
+def ascii_json(value: Any, *, indent: int | None = None) -> str:
+    """One JSON object, in ASCII: what a stranger wrote can be piped, and shown as it is. ``indent``: spaces a level."""
+    return json.dumps(msgspec.to_builtins(value), ensure_ascii=True, indent=indent).replace("\x7f", "\\u007f")
 
 
 def _indented(decoded: Any) -> str:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, Message
 
-from streamer.dead_letters.progress import ReplayState
+from streamer.dead_letters.progress import ReplayProgress
 from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, Source, dead_letter_topics, read_record
+from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.kafka.read_to_end import Partition, Span, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
@@ -56,15 +57,14 @@ class Letter(DeadLetter):
 
 @dataclass
 class ReplayPlan:
-    """Letters to send, oldest first within a partition; letters that stay, with the reason; and all that is not done.
+    """Letters to send, oldest first within a partition; letters that stay, with the reason.
 
-    ``pending``: offsets of the letters that are not done, those to send among them; ``ends``: how far the letters go.
+    ``wanted_again``: letters that were replayed before and count as not replayed from the first transaction on.
     """
 
     chosen: list[Letter] = field(default_factory=list)
     skipped: list[tuple[Letter, str]] = field(default_factory=list)
-    pending: dict[Partition, set[int]] = field(default_factory=dict)
-    ends: dict[Partition, int] = field(default_factory=dict)
+    wanted_again: list[Place] = field(default_factory=list)
     done_before: int = 0
 
 
@@ -72,14 +72,13 @@ def make_plan(
     settings: Settings,
     consumer: Consumer,
     spans: Mapping[Partition, Span],
-    states: Mapping[Partition, ReplayState],
+    progress: ReplayProgress,
     choice: Choice,
     *,
     now_ms: int,
 ) -> ReplayPlan:
     """Read the letters of ``spans``, and of their source topics what has come since, and decide."""
-    plan = ReplayPlan(ends={at: max(span.end, states[at].scanned) for at, span in spans.items()})
-    plan.pending = {at: set() for at in spans}
+    plan = ReplayPlan()
     wanted: list[Letter] = []
     refused: set[tuple[str, int, int]] = set()
     for reading in read_spans(consumer, spans, size=100):
@@ -87,15 +86,14 @@ def make_plan(
             letter = Letter.without_content(DeadLetter.of(record))
             if (source := letter.source) is not None:
                 refused.add((source.topic, source.partition, source.offset))
-            at = (letter.topic, letter.partition)
-            asked = choice.wants(letter)
-            done = states[at].was_replayed(letter.offset)
-            if not done or (asked and choice.again):
-                plan.pending[at].add(letter.offset)
-            if asked and done and not choice.again:
-                plan.done_before += 1
-            elif asked:
-                wanted.append(letter)
+            if not choice.wants(letter):
+                continue
+            if progress.was_replayed((letter.topic, letter.partition), letter.offset):
+                if not choice.again:
+                    plan.done_before += 1
+                    continue
+                plan.wanted_again.append(letter.place)
+            wanted.append(letter)
     _decide(settings, consumer, plan, wanted, refused, choice, now_ms)
     return plan
 
@@ -115,7 +113,8 @@ def _decide(
     for letter in wanted:
         source = letter.source
         if source is None:
-            plan.skipped.append((letter, "no sidstream process wrote it: where it came from is not known"))
+            why = letter.message or "no sidstream process wrote it"
+            plan.skipped.append((letter, f"{why}: where it came from is not known"))
         elif source.topic != known[letter.topic]:
             plan.skipped.append((letter, f"it names {source.topic} as its source, and not {known[letter.topic]}"))
         elif source.partition not in numbers[source.topic]:
@@ -130,14 +129,25 @@ def _decide(
         reason = ""
         if source.topic == items and letter.key and not choice.overwrite:
             reason = _out_of_date(letter, source, newest, now_ms)
-        if not reason and letter.omitted and original_of(consumer, letter) is None:
-            reason = f"{letter.omitted.split(':')[0]} was left out, and {source.topic} no longer has the original"
+        if not reason and letter.omitted:
+            reason = _incomplete(letter, source, original_of(consumer, letter))
         if not reason and choice.limit is not None and len(plan.chosen) >= choice.limit:
             continue
         if reason:
             plan.skipped.append((letter, reason))
         else:
             plan.chosen.append(letter)
+
+
+def _incomplete(letter: Letter, source: Source, original: Message | None) -> str:
+    """Why a letter that does not hold all of its original cannot be completed from there."""
+    if original is None:
+        return f"{letter.omitted.split(':')[0]} was left out, and {source.topic} no longer has the original"
+    try:
+        headers_of(original)
+    except UnreadableHeadersError as error:
+        return f"its headers cannot be sent as they were ({error}): publish the item again"
+    return ""
 
 
 def _out_of_date(letter: Letter, source: Source, newest: Mapping[tuple[int, bytes], int], now_ms: int) -> str:
@@ -169,8 +179,15 @@ def _newest(
             known = newest.get((record.partition(), record.key() or b""))
             if known is None or (record.topic(), record.partition(), record.offset()) in refused:
                 continue
-            newest[record.partition(), record.key() or b""] = max(known, _age(record.headers() or (), record.offset()))
+            newest[record.partition(), record.key() or b""] = max(known, _age_of(record))
     return newest
+
+
+def _age_of(record: Message) -> int:
+    try:
+        return _age(headers_of(record), record.offset())
+    except UnreadableHeadersError:  # none that we have sent
+        return int(record.offset())
 
 
 def _age(headers: Sequence[tuple[str, bytes | None]], offset: int) -> int:

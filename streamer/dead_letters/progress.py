@@ -1,90 +1,95 @@
-"""Which dead letters were replayed: a position, and what is left below the furthest letter, in the group's own offsets.
+"""Which dead letters were replayed: one small record a letter on the compacted topic ``dlq.replayed``.
 
-A replay may leave letters out (a filter, an update that is out of date), so a position alone would lose them. What is left
-above the position is kept in the metadata that Kafka stores with a committed offset: one record, one transaction.
+The record is written in the transaction that sends the letter's original. Its key is the place of the letter,
+``topic/partition:offset``; the newest record of a key counts. The topic keeps them for longer than a letter can stay.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import zlib
-from dataclasses import dataclass
-from typing import Final, Self
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
-import numpy as np
+import msgspec
+from confluent_kafka import Consumer
 
 from models.errors import SidstreamError
+from streamer.dead_letters.old_progress import OldProgress
+from streamer.dead_letters.reading import DeadLetterError, Place
+from streamer.kafka.read_to_end import Partition, read_spans, whole_topics
 
-# A broker's offset.metadata.max.bytes unless someone has changed it.
-MAXIMUM_METADATA_BYTES: Final = 4_096
-_MAXIMUM_SPAN: Final = 50_000_000
-_FORMAT: Final = "1"
+_NOT_YET: Final = OldProgress()
 
 
-class ReplayStateError(SidstreamError):
-    """What was replayed cannot be written down, or not be read."""
+class ReplayNoteError(SidstreamError):
+    """A record of ``dlq.replayed`` is none of ours."""
+
+
+class ReplayNote(msgspec.Struct, frozen=True):
+    """``replayed``: false where ``--again`` has asked for the letter once more; ``at``: milliseconds since the epoch."""
+
+    replayed: bool
+    at: int
+
+
+_NOTE: Final = msgspec.json.Decoder(ReplayNote)
 
 
 @dataclass(frozen=True)
-class ReplayState:
-    """Of one partition: every letter below ``scanned`` was replayed but those at the offsets in ``left``."""
+class ReplayProgress:
+    """notes: partition of dead letters → offset of a letter → whether it was replayed. ``old``: for letters without a note."""
 
-    scanned: int = 0
-    left: frozenset[int] = frozenset()
+    notes: Mapping[Partition, Mapping[int, bool]] = field(default_factory=dict)
+    old: Mapping[Partition, OldProgress] = field(default_factory=dict)
 
-    def was_replayed(self, offset: int) -> bool:
-        return offset < self.scanned and offset not in self.left
+    def was_replayed(self, at: Partition, offset: int) -> bool:
+        noted = self.notes.get(at, {}).get(offset)
+        return self.old.get(at, _NOT_YET).was_replayed(offset) if noted is None else noted
 
-    @property
-    def position(self) -> int:
-        """The offset to commit: the first that is not done. Any tool then shows what is left as the group's lag."""
-        return min(self.left, default=self.scanned)
+    def without_note(self, at: Partition, offset: int) -> bool:
+        """Whether an older sidstream has replayed the letter, and the topic does not say so yet."""
+        return offset not in self.notes.get(at, {}) and self.old.get(at, _NOT_YET).was_replayed(offset)
 
-    def metadata(self) -> str:
-        """What is left from ``position`` on: a compressed bit an offset, 1 = done.
+    def after(self, replayed: Iterable[Place], wanted_again: Iterable[Place]) -> ReplayProgress:
+        """The progress after a transaction."""
+        notes = {at: dict(some) for at, some in self.notes.items()}
+        for places, done in ((wanted_again, False), (replayed, True)):
+            for place in places:
+                notes.setdefault((place.topic or "", place.partition), {})[place.offset] = done
+        return ReplayProgress(notes, self.old)
 
-        Raises:
-            ReplayStateError: what is left is too scattered for the room that a broker gives.
-        """
-        bits = self.scanned - self.position
-        if bits == 0:
-            return ""
-        done = np.ones(bits, np.bool_)
-        done[np.fromiter(self.left, np.int64, len(self.left)) - self.position] = False
-        packed = zlib.compress(np.packbits(done).tobytes(), 9)
-        text = f"{_FORMAT}:{bits}:{base64.b85encode(packed).decode()}"
-        if len(text) > MAXIMUM_METADATA_BYTES:
-            raise ReplayStateError(
-                f"the {len(self.left):,} letters that would be left lie too scattered over {bits:,} offsets to be "
-                "remembered: replay with a wider filter, or the oldest ones first (--limit)"
-            )
-        return text
 
-    @classmethod
-    def parse(cls, position: int, metadata: str | None) -> Self:
-        """The state of a committed offset; offsets that another tool has set have no metadata and count as they are.
+def note(place: Place, *, replayed: bool, at: int) -> tuple[bytes, bytes]:
+    """Key and value of the record that says so; ``at``: milliseconds since the epoch."""
+    return str(place).encode(), msgspec.json.encode(ReplayNote(replayed, at))
 
-        Raises:
-            ReplayStateError: metadata of a newer sidstream, or of someone else.
-        """
-        if position < 0:
-            return cls()
-        if not metadata:
-            return cls(position)
-        try:
-            form, number, text = metadata.split(":", 2)
-            bits = int(number)
-            if form != _FORMAT or not 0 < bits <= _MAXIMUM_SPAN:
-                raise ValueError(f"format {form}, {bits} offsets")
-            whole = -(-bits // 8)
-            inflated = zlib.decompressobj().decompress(base64.b85decode(text), whole + 1)
-            if len(inflated) != whole:
-                raise ValueError(f"{len(inflated)} bytes for {bits} offsets")
-            done = np.unpackbits(np.frombuffer(inflated, np.uint8), count=bits)
-        except (ValueError, binascii.Error, zlib.error) as error:
-            raise ReplayStateError(
-                f"what was replayed cannot be read ({error}): a newer sidstream or another program has written it. Update "
-                "sidstream, or start over with --again"
-            ) from None
-        return cls(position + bits, frozenset((np.flatnonzero(done == 0) + position).tolist()))
+
+def read_notes(consumer: Consumer, topic: str, *, tolerant: bool) -> dict[Partition, dict[int, bool]]:
+    """Every note of the topic up to its end now. ``tolerant``: a value that is no note counts as none.
+
+    Raises:
+        ReplayNoteError: a value is no note, so that a letter might be sent twice.
+    """
+    notes: dict[Partition, dict[int, bool]] = defaultdict(dict)
+    for reading in read_spans(consumer, whole_topics(consumer, [topic])):
+        for record in reading.records:
+            try:
+                place = Place.parse((record.key() or b"").decode("utf-8", "replace"))
+            except DeadLetterError:
+                continue  # of no letter
+            of_partition = notes[place.topic or "", place.partition]
+            value = record.value()
+            if value is None:
+                of_partition.pop(place.offset, None)
+                continue
+            try:
+                of_partition[place.offset] = _NOTE.decode(value).replayed
+            except (msgspec.DecodeError, UnicodeError) as error:
+                if not tolerant:
+                    raise ReplayNoteError(
+                        f"whether {place} was replayed cannot be read ({topic} at offset {record.offset()}: {error}): a newer "
+                        "sidstream or another program has written it. Update sidstream, or start over with --again"
+                    ) from None
+                of_partition.pop(place.offset, None)
+    return {at: some for at, some in notes.items() if some}

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Self
 from confluent_kafka import Consumer, Message
 
 from models.errors import SidstreamError
+from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.kafka.admin import require
 from streamer.kafka.read_to_end import Span, end_reader, partitions_of, read_spans, watermarks, whole_topics
 from streamer.settings import Settings
@@ -84,8 +85,13 @@ class DeadLetter:
 
     @classmethod
     def of(cls, record: Message) -> Self:
-        """The letter that a record of a dead-letter topic is."""
-        headers = [(name, content or b"") for name, content in record.headers() or []]
+        """The letter that a record of a dead-letter topic is; where its headers cannot be read, ``message`` says so."""
+        headers: list[tuple[str, bytes]] = []
+        unreadable = ""
+        try:
+            headers = [(name, content or b"") for name, content in headers_of(record)]
+        except UnreadableHeadersError as error:
+            unreadable = f"the headers of this letter cannot be read: {error}"
         errors = {
             name.removeprefix(ERROR_HEADERS): content.decode("utf-8", "backslashreplace")
             for name, content in headers
@@ -102,7 +108,7 @@ class DeadLetter:
             source=_source(errors),
             stage=errors.get("stage", ""),
             kind=errors.get("class", ""),
-            message=errors.get("message", ""),
+            message=errors.get("message", unreadable),
             omitted=errors.get("omitted", ""),
         )
 

@@ -1,7 +1,7 @@
 """Dead letters sent again to where they came from, each exactly once, however often the replay is interrupted or repeated.
 
-Originals and the note that they were sent are one Kafka transaction: the offsets, with metadata, of a consumer group that
-nobody else uses. Its transactional id is one for all: a second replay fences the first, and goes on where that stood.
+Originals and the notes that they were sent (``streamer.dead_letters.progress``) are one Kafka transaction. Its transactional
+id is one for all: a second replay fences the first, and goes on where that stood.
 
 An original goes to the partition that it came from, wherever today's partitioner would put it, so that the order of an
 item's events stays the order of one partition. Key, value, headers and the time of an item's update are the original's; the
@@ -11,7 +11,7 @@ header ``dlq.replayed.offset`` is added, so that its age stays known (``streamer
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,9 +19,11 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from models.errors import SidstreamError
+from streamer.dead_letters.old_progress import CARRIED_OVER, OldProgress, OldProgressError
 from streamer.dead_letters.plan import Choice, Letter, ReplayPlan, make_plan, original_of
-from streamer.dead_letters.progress import ReplayState
-from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter
+from streamer.dead_letters.progress import ReplayProgress, note, read_notes
+from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, dead_letter_topics
+from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.kafka.admin import require
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.errors import error_text
@@ -64,36 +66,36 @@ class Replay:
     ...     outcome = replay.send(replay.plan(Choice()))
     """
 
-    def __init__(self, settings: Settings, topics: Sequence[str], group: Consumer, reader: Consumer) -> None:
+    def __init__(self, settings: Settings, topics: Sequence[str], reader: Consumer) -> None:
         self._settings = settings
-        self._group = group
         self._reader = reader
         self._topics = topics
         self._producer: Producer | None = None
-        # What the group's offsets say, as far as this replay knows.
-        self._noted: dict[Partition, ReplayState] = {}
+        # What the topic of the notes says, as far as this replay knows.
+        self._progress = ReplayProgress()
 
     @classmethod
     @contextmanager
     def open(cls, settings: Settings, topics: Sequence[str]) -> Iterator[Replay]:
         """``topics``: the dead-letter topics whose letters are meant."""
-        require(settings.kafka, [*topics, settings.topics.item_updates, settings.topics.queries])
-        group = Consumer(consumer_configuration(settings.kafka, group=_identity(settings)))
+        own = settings.topics
+        require(settings.kafka, [*topics, own.item_updates, own.queries, own.replayed_dead_letters])
         reader = end_reader(settings, "dead-letters")
         try:
-            yield cls(settings, topics, group, reader)
+            yield cls(settings, topics, reader)
         finally:
-            group.close()
             reader.close()
 
     def plan(self, choice: Choice, *, dry_run: bool = False, now_ms: int | None = None) -> ReplayPlan:
         """Decide. Unless it is a dry run, another replay that is at work is stopped first: its last note is then known."""
         if not dry_run:
             self._take_over()
+        self._progress = self._read_progress(tolerant=choice.again)
+        if not dry_run and self._progress.old:
+            self._carry_over()
         spans = whole_topics(self._reader, self._topics)
-        states = self._noted = self._states(list(spans), tolerant=choice.again)
         now = int(time.time() * 1000) if now_ms is None else now_ms
-        return make_plan(self._settings, self._reader, spans, states, choice, now_ms=now)
+        return make_plan(self._settings, self._reader, spans, self._progress, choice, now_ms=now)
 
     def send(self, plan: ReplayPlan, *, progress: Callable[[int], None] = lambda _sent: None) -> ReplayOutcome:
         """Send what the plan has chosen, about a hundred letters a transaction.
@@ -102,11 +104,11 @@ class Replay:
             ReplayError: another replay has taken over, or the broker refuses.
         """
         outcome = ReplayOutcome(plan, skipped=list(plan.skipped))
-        pending = {at: set(offsets) for at, offsets in plan.pending.items()}
         chosen: dict[Partition, dict[int, Letter]] = {}
         for letter in plan.chosen:
             chosen.setdefault((letter.topic, letter.partition), {})[letter.offset] = letter
         spans = {at: Span(min(letters), max(letters) + 1) for at, letters in chosen.items()}
+        wanted_again = set(plan.wanted_again)
         letter_reader = end_reader(self._settings, "dead-letters")
         try:
             for reading in read_spans(letter_reader, spans, size=_LETTERS_A_TRANSACTION):
@@ -115,7 +117,7 @@ class Replay:
                     for record in reading.records
                     if record.offset() in chosen[record.topic(), record.partition()]
                 ]
-                self._send_some(letters, chosen, plan, pending, outcome)
+                self._send_some(letters, chosen, wanted_again, outcome)
                 progress(outcome.sent)
         finally:
             letter_reader.close()
@@ -125,8 +127,7 @@ class Replay:
         self,
         letters: Sequence[DeadLetter],
         chosen: dict[Partition, dict[int, Letter]],
-        plan: ReplayPlan,
-        pending: dict[Partition, set[int]],
+        wanted_again: set[Place],
         outcome: ReplayOutcome,
     ) -> None:
         groups = [list(letters)] if letters else []
@@ -134,8 +135,11 @@ class Replay:
             groups = [[letter] for letter in letters]
         while groups:
             group = groups.pop(0)
+            originals = [
+                self._original(letter, chosen[letter.topic, letter.partition][letter.offset]) for letter in group
+            ]
             try:
-                self._transaction(group, chosen, plan, pending)
+                self._transaction(originals, [letter.place for letter in group], wanted_again)
             except _RefusedError as refusal:
                 if len(group) > 1:
                     groups[:0] = [[letter] for letter in group]
@@ -144,24 +148,21 @@ class Replay:
                 short = chosen[letter.topic, letter.partition][letter.offset]
                 outcome.skipped.append((short, f"the topic does not take it: {refusal}"))
                 continue
+            wanted_again.clear()  # noted
             outcome.sent += len(group)
 
     def _transaction(
         self,
-        letters: Sequence[DeadLetter],
-        chosen: dict[Partition, dict[int, Letter]],
-        plan: ReplayPlan,
-        pending: dict[Partition, set[int]],
+        originals: Sequence[dict[str, Any]],
+        replayed: Sequence[Place],
+        wanted_again: Iterable[Place] = (),
+        old_offsets: Sequence[TopicPartition] = (),
     ) -> None:
-        """Originals and the note of them, at once; ``pending`` loses them."""
-        records = [self._original(letter, chosen[letter.topic, letter.partition][letter.offset]) for letter in letters]
-        after = {
-            at: offsets - {one.offset for one in letters if (one.topic, one.partition) == at}
-            for at, offsets in pending.items()
-        }
-        # Of every partition: what --again asks for once more is pending from the first transaction on.
-        noted = {at: ReplayState(plan.ends[at], frozenset(left)) for at, left in after.items()}
-        notes = [TopicPartition(*at, state.position, metadata=state.metadata()) for at, state in noted.items()]
+        """``originals`` and the notes of their letters, at once.
+
+        ``wanted_again``: letters that are not replayed any more; ``old_offsets``: what an older sidstream is to find.
+        """
+        after = self._progress.after(replayed, wanted_again)
         producer = self._own_producer()
         refusals: list[KafkaError] = []
 
@@ -171,10 +172,14 @@ class Replay:
 
         try:
             self._call(producer.begin_transaction)
-            self._call(
-                producer.send_offsets_to_transaction, notes, self._group.consumer_group_metadata(), _CALL_SECONDS
-            )
-            for record in records:
+            if old_offsets:
+                group = Consumer(consumer_configuration(self._settings.kafka, group=_identity(self._settings)))
+                try:
+                    metadata = group.consumer_group_metadata()
+                    self._call(producer.send_offsets_to_transaction, list(old_offsets), metadata, _CALL_SECONDS)
+                finally:
+                    group.close()
+            for record in [*originals, *self._notes(replayed, wanted_again)]:
                 while True:
                     try:
                         producer.produce(**record, on_delivery=on_delivery)
@@ -188,7 +193,7 @@ class Replay:
             self._renew()
             refusal = next((one for one in (*refusals, error.args[0]) if one.code() in _REFUSALS), None)
             # A record that was refused takes its neighbours along, under errors of their own: each is tried by itself.
-            if refusal is not None or len(letters) > 1:
+            if refusal is not None or len(originals) > 1:
                 raise _RefusedError(refusal.str() if refusal is not None else error_text(error)) from error
             raise ReplayError(
                 f"the replay has stopped: {error_text(error)}. Run it again: it goes on from there, and sends nothing twice"
@@ -196,8 +201,56 @@ class Replay:
         except KeyboardInterrupt:
             self._call(producer.abort_transaction, _CALL_SECONDS)
             raise
-        pending.update(after)
-        self._noted = noted
+        self._progress = after
+
+    def _notes(self, replayed: Iterable[Place], wanted_again: Iterable[Place]) -> Iterator[dict[str, Any]]:
+        topic, now = self._settings.topics.replayed_dead_letters, int(time.time() * 1000)
+        done = set(replayed)
+        for places, state in ((set(wanted_again) - done, False), (done, True)):
+            for place in places:
+                key, value = note(place, replayed=state, at=now)
+                yield {"topic": topic, "key": key, "value": value}
+
+    def _read_progress(self, *, tolerant: bool) -> ReplayProgress:
+        notes = read_notes(self._reader, self._settings.topics.replayed_dead_letters, tolerant=tolerant)
+        return ReplayProgress(notes, self._read_old_progress(tolerant=tolerant))
+
+    def _read_old_progress(self, *, tolerant: bool) -> dict[Partition, OldProgress]:
+        """What an older sidstream has noted, of the partitions where that is anything."""
+        partitions = list(whole_topics(self._reader, dead_letter_topics(self._settings)))
+        group = Consumer(consumer_configuration(self._settings.kafka, group=_identity(self._settings)))
+        try:
+            committed = group.committed([TopicPartition(*at) for at in partitions], timeout=_CALL_SECONDS)
+        except KafkaException as error:
+            raise ReplayError(f"what was replayed before cannot be read: {error_text(error)}") from error
+        finally:
+            group.close()
+        found = {}
+        for state in committed:
+            if state.error is not None:
+                raise ReplayError(f"what was replayed of {state.topic} before cannot be read: {state.error.str()}")
+            try:
+                old = OldProgress.parse(state.offset, state.metadata)
+            except OldProgressError:
+                if not tolerant:
+                    raise
+                old = OldProgress(max(0, state.offset))
+            if old.scanned:
+                found[state.topic, state.partition] = old
+        return found
+
+    def _carry_over(self) -> None:
+        """Note what an older sidstream has replayed; its offsets then say that they are not to be used any more."""
+        spans = whole_topics(self._reader, {topic for topic, _ in self._progress.old})
+        letters = [
+            Place(record.topic(), record.partition(), record.offset())
+            for reading in read_spans(self._reader, spans, size=_LETTERS_A_TRANSACTION)
+            for record in reading.records
+            if self._progress.without_note((record.topic(), record.partition()), record.offset())
+        ]
+        offsets = [TopicPartition(*at, 0, metadata=CARRIED_OVER) for at in self._progress.old]
+        self._transaction([], letters, old_offsets=offsets)
+        self._progress = ReplayProgress(self._progress.notes)
 
     def _original(self, letter: DeadLetter, short: Letter) -> dict[str, Any]:
         """What ``produce`` takes."""
@@ -211,7 +264,10 @@ class Replay:
                     f"the replay has stopped: the original of {letter.place} has just left {source.topic}. Run it again"
                 )
             key, value = record.key(), record.value()
-            headers = [(name, content or b"") for name, content in record.headers() or []]
+            try:
+                headers = [(name, content or b"") for name, content in headers_of(record)]
+            except UnreadableHeadersError as error:  # the plan has left those out; the record is another one by now
+                raise ReplayError(f"the replay has stopped: {letter.place}: {error}. Run it again") from error
         headers = [(name, content) for name, content in headers if name != REPLAYED_HEADER]
         headers.append((REPLAYED_HEADER, str(short.age).encode()))
         record_time = source.timestamp if source.topic == self._settings.topics.item_updates else 0
@@ -235,7 +291,7 @@ class Replay:
         self._producer = None
         self._take_over()
         # Another replay may have come and gone since our transaction was aborted.
-        if self._states(list(self._noted), tolerant=False) != self._noted:
+        if self._read_progress(tolerant=False).notes != self._progress.notes:
             raise ReplayError("another replay has been at work: this one has stopped, what it sent is noted")
 
     def _own_producer(self) -> Producer:
@@ -249,19 +305,6 @@ class Replay:
                 )
             )
         return self._producer
-
-    def _states(self, partitions: Sequence[Partition], *, tolerant: bool) -> dict[Partition, ReplayState]:
-        try:
-            committed = self._group.committed([TopicPartition(*at) for at in partitions], timeout=_CALL_SECONDS)
-        except KafkaException as error:
-            raise ReplayError(f"what was replayed before cannot be read: {error_text(error)}") from error
-        states = {}
-        for found in committed:
-            if found.error is not None:
-                raise ReplayError(f"what was replayed of {found.topic} before cannot be read: {found.error.str()}")
-            metadata = None if tolerant and not _readable(found) else found.metadata
-            states[found.topic, found.partition] = ReplayState.parse(found.offset, metadata)
-        return states
 
     def _call(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Repeat a call while its error is retriable; what asks for an abort is the caller's, anything else the end."""
@@ -283,16 +326,6 @@ class Replay:
                 time.sleep(_RETRY_SECONDS)
 
 
-def _readable(found: TopicPartition) -> bool:
-    from streamer.dead_letters.progress import ReplayStateError
-
-    try:
-        ReplayState.parse(found.offset, found.metadata)
-    except ReplayStateError:
-        return False
-    return True
-
-
 def _identity(settings: Settings) -> str:
-    """Consumer group and transactional id of all replays of one pipeline."""
+    """The transactional id of all replays of one pipeline, and the group in whose offsets an older sidstream kept notes."""
     return f"{settings.topics.prefix}sidstream-dead-letter-replay"

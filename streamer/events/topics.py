@@ -13,6 +13,7 @@ MONITOR_TABLE: Final = "token_counts"
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 # A reader that was away for longer may have missed a deletion: the broker may have compacted its tombstone away.
 TOMBSTONE_RETENTION_MS: Final = 7 * _DAY_MS
+DEAD_LETTER_RETENTION_MS: Final = 14 * _DAY_MS
 _EVENT_BATCH_BYTES: Final = 2 * 1024 * 1024
 # The broker compacts closed segments alone, and closes one at 1 GiB: 400,000 changes of 384 counts stayed 400,000 records
 # to recover from, minutes of a take-over. With these segments 13,000 stayed. A batch must fit into one.
@@ -60,8 +61,13 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
 
     def dead_letters(name: str) -> TopicSpec:
         # One partition: they are few, and read by a person. Room for the headers around the largest event.
-        retention = {"retention_ms": str(14 * _DAY_MS)}
+        retention = {"retention_ms": str(DEAD_LETTER_RETENTION_MS)}
         return _spec(name, 1, replication, "delete", MAXIMUM_BATCH_BYTES, retention)
+
+    def notes(name: str) -> TopicSpec:
+        # A note outlives its letter: a segment goes when its newest record is too old, so a letter may stay three weeks.
+        retention = {"retention_ms": str(2 * DEAD_LETTER_RETENTION_MS)}
+        return _spec(name, 1, replication, "compact,delete", _EVENT_BATCH_BYTES, retention)
 
     week = str(TOMBSTONE_RETENTION_MS)
     changelog = monitor_changelog(settings.monitor.app_id, MONITOR_TABLE)
@@ -76,6 +82,7 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         # The broker's clock dates a query: a client's would make it late, or never late.
         deleted(topics.queries, many, days=1, message_timestamp_type="LogAppendTime"),
         dead_letters(topics.queries_dead_letters),
+        notes(topics.replayed_dead_letters),
         deleted(topics.results, many, days=1),
         compacted(changelog, 1, segment_bytes=str(_CHANGELOG_SEGMENT_BYTES)),
     )

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient
 
-from models.errors import SidstreamError
 from models.sids.census import measure_layer
 from store.errors import IndexMissingError
 from store.reader import IndexReader
+from store.writer_lock import writer_of
 from streamer.events.records import LayerMetrics
-from streamer.kafka.admin import describe, require
-from streamer.kafka.clients import client_configuration, consumer_configuration
-from streamer.kafka.errors import error_text
-from streamer.kafka.gather import drain
+from streamer.kafka.admin import TopicDescription, describe, require
+from streamer.kafka.clients import client_configuration
+from streamer.kafka.groups import Committed, GroupStartingError, committed_offsets, members_of
+from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks
 from streamer.settings import Settings
 
 _SECONDS: Final = 10.0
+_RETRY_SECONDS: Final = 0.1
 # Up to this gap the records are counted; a transaction's markers take offsets too, so a gap may hold no record at all.
 _COUNTED_GAP: Final = 2_000
 
 
+class _AssignerNote(msgspec.Struct):
+    unknown_fields: dict[str, int] = {}
+
+
+_ASSIGNER_NOTE: Final = msgspec.json.Decoder(_AssignerNote)
+
+
 class Lag(msgspec.Struct, frozen=True):
-    """How many records of ``topic`` a process has still to read; ``None`` when it has never read any."""
+    """How many records of ``topic`` a process has still to read, up to the end of the log.
+
+    records: ``None`` when it has never read any and does not run. ``held_back``: those of them that nobody may read yet, as a
+    producer's transaction is open before them. ``running``: processes in its group; of the indexer, on this machine.
+    """
 
     process: str
     topic: str
     records: int | None
+    held_back: int = 0
+    running: int = 0
+    waits: bool = False
+    """Whether it runs and has never read any, as there is none."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +62,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     generation: int | None = None
     head_tokens: int | None = None
     layers: tuple[LayerMetrics, ...] = ()
+    unknown_fields: dict[str, int] = {}
+    """Fields of item updates that the assigner does not know, and how many events had each since its start."""
 
 
 def read_status(settings: Settings) -> Status:
@@ -79,41 +98,43 @@ def read_status(settings: Settings) -> Status:
             }
     except IndexMissingError:
         pass
+    lags, unknown_fields = _lags(settings, positions)
     return Status(
         broker=settings.kafka.bootstrap_servers,
-        lags=_lags(settings, positions),
+        lags=lags,
+        unknown_fields=unknown_fields,
         index=str(settings.index),
         **index,  # type: ignore[arg-type]
     )
 
 
-def _lags(settings: Settings, index_positions: Mapping[tuple[str, int], int] | None) -> tuple[Lag, ...]:
+def _lags(
+    settings: Settings, index_positions: Mapping[tuple[str, int], int] | None
+) -> tuple[tuple[Lag, ...], dict[str, int]]:
     topics = settings.topics
     read = [topics.item_updates, topics.item_codes, topics.token_counts, topics.queries]
     require(settings.kafka, read)
     descriptions = {description.name: description for description in describe(settings.kafka, read)}
-    consumer = Consumer(
-        consumer_configuration(settings.kafka, group=f"{topics.prefix}sidstream-status", enable_partition_eof=True)
-    )
+    admin = AdminClient(client_configuration(settings.kafka))
+    consumer = end_reader(settings, "status")
     try:
-        lags = []
+        lags, unknown_fields = [], {}
         for process, topic, group in (
             ("assigner", topics.item_updates, topics.prefix + settings.assigner.group),
-            ("indexer", topics.item_codes, None),
             ("monitor", topics.token_counts, settings.monitor.app_id),
             ("retriever", topics.queries, topics.prefix + settings.retriever.group),
         ):
-            positions = _committed(settings, group, topic) if group is not None else _of_topic(index_positions, topic)
-            lags.append(
-                Lag(
-                    process,
-                    topic,
-                    None
-                    if positions is None
-                    else _records_after(consumer, topic, positions, descriptions[topic].offsets),
-                )
-            )
-        return tuple(lags)
+            committed = _committed(admin, group, topic)
+            running = members_of(admin, group)
+            # A process that has just started reads from the beginning.
+            positions = {partition: at.offset for partition, at in committed.items()} if committed or running else None
+            lags.append(_lag(consumer, process, descriptions[topic], positions, running))
+            if process == "assigner":
+                unknown_fields = unknown_fields_of(at.metadata for at in committed.values())
+        running = 1 if index_positions is not None and writer_of(settings.index) else 0
+        of_index = _of_topic(index_positions, topics.item_codes)
+        lags.insert(1, _lag(consumer, "indexer", descriptions[topics.item_codes], of_index, running))
+        return tuple(lags), unknown_fields
     finally:
         consumer.close()
 
@@ -124,35 +145,49 @@ def _of_topic(positions: Mapping[tuple[str, int], int] | None, topic: str) -> di
     return {partition: offset for (name, partition), offset in positions.items() if name == topic}
 
 
-def _committed(settings: Settings, group: str, topic: str) -> dict[int, int] | None:
-    admin = AdminClient(client_configuration(settings.kafka))
-    try:
-        [answer] = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
-        found = answer.result(timeout=_SECONDS).topic_partitions
-    except KafkaException as error:
-        raise SidstreamError(f"cannot read the offsets of group {group}: {error_text(error)}") from error
-    offsets = {at.partition: at.offset for at in found if at.topic == topic and at.offset >= 0}
-    return offsets or None
+def _committed(admin: AdminClient, group: str, topic: str) -> dict[int, Committed]:
+    give_up = time.monotonic() + _SECONDS
+    while True:
+        try:
+            return committed_offsets(admin, group, topic)
+        except GroupStartingError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_RETRY_SECONDS)
 
 
-def _records_after(
-    consumer: Consumer, topic: str, positions: Mapping[int, int], ends: Sequence[tuple[int, int]]
-) -> int:
-    """Records between positions and ends: counted where the gap is small, else the gap itself."""
-    total, near = 0, {}
-    for partition, (low, high) in enumerate(ends):
+def unknown_fields_of(metadata: Iterable[str]) -> dict[str, int]:
+    """What the assigner notes beside its offsets, a JSON object a partition: ``{"unknown_fields": {name: events}}``.
+
+    A process notes the same counts beside each of its partitions, as of the last batch there: the newest are the greatest.
+    """
+    counts: dict[str, int] = {}
+    for text in metadata:
+        try:
+            found = _ASSIGNER_NOTE.decode(text).unknown_fields
+        except (msgspec.DecodeError, UnicodeError):  # none, or another program's
+            continue
+        for name, events in found.items():
+            counts[name] = max(events, counts.get(name, 0))
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _lag(
+    consumer: Consumer, process: str, topic: TopicDescription, positions: Mapping[int, int] | None, running: int
+) -> Lag:
+    if positions is None:
+        return Lag(process, topic.name, None, running=running)
+    records, held_back, near = 0, 0, {}
+    for partition, (low, end) in enumerate(topic.offsets):
         position = max(positions.get(partition, low), low)
-        if high - position > _COUNTED_GAP:
-            total += high - position
-        elif high > position:
-            near[partition] = position
-    if near:
-        consumer.assign([TopicPartition(topic, partition, position) for partition, position in near.items()])
-        unread = set(near)
-        while unread:
-            records = drain(consumer, 1_000, _SECONDS, lambda end: unread.discard(end.partition()))
-            if not records and unread:
-                break
-            total += len(records)
-        consumer.unassign()
-    return total
+        if position >= end:
+            continue
+        stable = min(end, max(position, watermarks(consumer, topic.name, partition)[1]))
+        held_back += end - stable
+        if stable - position > _COUNTED_GAP:
+            records += stable - position
+        else:
+            near[topic.name, partition] = Span(position, stable)
+    records += sum(len(reading.records) for reading in read_spans(consumer, near))
+    records += held_back
+    return Lag(process, topic.name, records, held_back, running, waits=bool(running and not positions and not records))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
@@ -16,12 +17,17 @@ from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.reader import IndexReader
 from store.writer import IndexWriter
+from streamer.client.delivery import Delivery
 from streamer.client.publisher import ItemPublisher
 from streamer.client.read_your_writes import NotIndexedError, await_indexed
+from streamer.client.refusals import Outcome
+from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.indexer.codes import codes_batch
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
-from support.processes import SidstreamProcess
+from support.processes import SidstreamProcess, committed_records, wait_until
+
+ONE = Delivery({0: ((0, 1),)})  # the first event of partition 0
 
 
 @pytest.fixture
@@ -81,11 +87,13 @@ def test_what_was_waited_for_is_in_the_index_every_time(
         producer = Producer(producer_configuration(settings.kafka))
         producer.produce(settings.topics.item_updates, key=b"bad", value=b"{", partition=2)
         assert producer.flush(20) == 0
-        await_indexed(settings, {2: publisher.delivered.get(2, 0) + 1}, seconds=20)
+        end = publisher.delivered.ends.get(2, 0)
+        outcome = await_indexed(settings, Delivery({2: ((end, end + 1),)}), seconds=20)
+        assert [(one.kind, one.events) for one in outcome.refused] == [("UndecodableEvent", 1)]
 
 
 def test_nothing_published_is_nothing_to_wait_for(settings: Settings) -> None:
-    await_indexed(settings, {}, seconds=0)
+    assert await_indexed(settings, Delivery(), seconds=0) == Outcome(0)
 
 
 def test_assigner_that_does_not_run_is_named(settings: Settings, tiny_embeddings: NDArray[Any]) -> None:
@@ -99,17 +107,17 @@ def test_missing_index_is_named(settings: Settings) -> None:
     assigned(settings, 1)
     transaction(settings, "codes").commit_transaction(20)
     with pytest.raises(NotIndexedError, match=r"there is no index in .*start the indexer"):
-        await_indexed(settings, {0: 1}, seconds=0.3)
+        await_indexed(settings, ONE, seconds=0.3)
 
 
 def test_indexer_that_is_behind_is_named_and_whether_it_runs(settings: Settings, writer: IndexWriter) -> None:
     assigned(settings, 1)
     transaction(settings, "codes").commit_transaction(20)
     with pytest.raises(NotIndexedError, match=r"is behind \(.*item-codes/0 at 0 of 2\); process \d+ writes it"):
-        await_indexed(settings, {0: 1}, seconds=0.3)
+        await_indexed(settings, ONE, seconds=0.3)
     writer.close()
     with pytest.raises(NotIndexedError, match=r"is behind .*no process writes it: start the indexer"):
-        await_indexed(settings, {0: 1}, seconds=0.3)
+        await_indexed(settings, ONE, seconds=0.3)
 
 
 def test_markers_and_aborted_records_behind_the_last_one_are_not_waited_for(
@@ -119,19 +127,19 @@ def test_markers_and_aborted_records_behind_the_last_one_are_not_waited_for(
     transaction(settings, "codes").commit_transaction(20)
     transaction(settings, "codes").abort_transaction(20)
     writer.apply(codes_batch([], layout), {(settings.topics.item_codes, 0): 1})  # of 4: two markers, one aborted record
-    await_indexed(settings, {0: 1}, seconds=5)
+    await_indexed(settings, ONE, seconds=5)
 
 
 def test_open_transaction_is_waited_for_and_named(settings: Settings, writer: IndexWriter, layout: Layout) -> None:
     assigned(settings, 1)
     hanging = transaction(settings, "codes")
     with pytest.raises(NotIndexedError, match=r"a transaction is open on .*item-codes/0"):
-        await_indexed(settings, {0: 1}, seconds=0.3)
+        await_indexed(settings, ONE, seconds=0.3)
 
     returned = threading.Event()
 
     def wait() -> None:
-        await_indexed(settings, {0: 1}, seconds=30)
+        await_indexed(settings, ONE, seconds=30)
         returned.set()
 
     waiting = threading.Thread(target=wait)
@@ -142,3 +150,106 @@ def test_open_transaction_is_waited_for_and_named(settings: Settings, writer: In
     writer.apply(codes_batch([], layout), {(settings.topics.item_codes, 0): 1})
     assert returned.wait(10)
     waiting.join()
+
+
+def classes(outcome: Outcome) -> dict[str, int]:
+    return {one.kind: one.events for one in outcome.refused}
+
+
+def test_outcome_tells_what_was_refused_of_what_this_producer_sent_alone(
+    settings: Settings, tiny_embeddings: NDArray[Any], tmp_path: Path
+) -> None:
+    wide = np.concatenate([tiny_embeddings, tiny_embeddings], axis=1)
+    with SidstreamProcess(settings, "assigner", tmp_path), SidstreamProcess(settings, "indexer", tmp_path):
+        with ItemPublisher(settings) as all_wrong:
+            for number in range(300):
+                all_wrong.update(f"item-{number}", wide[number])
+        outcome = await_indexed(settings, all_wrong.delivered, seconds=60)
+        assert (outcome.indexed, classes(outcome)) == (0, {"WrongDimension": 300})
+        assert "64 bytes of embedding; this codebook takes 32" in outcome.refused[0].example
+        assert not outcome.complete
+
+        with ItemPublisher(settings) as mixed, ItemPublisher(settings) as another:
+            for number in range(200):
+                mixed.update(f"item-{number}", (tiny_embeddings if number % 4 else wide)[number])
+                another.update(f"other-{number}", wide[number])  # on the same partitions, in between
+                if number % 50 == 0:
+                    mixed.flush()
+                    another.flush()
+            mixed.update("infinite", np.full(8, np.inf, np.float32))
+            mixed.delete("item-1")
+            mixed.delete("x" * 300)
+        outcome = await_indexed(settings, mixed.delivered, seconds=60)
+        assert classes(outcome) == {"WrongDimension": 50, "EmbeddingNotFinite": 1, "IdTooLong": 1}
+        assert outcome.indexed == 203 - 52
+        with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+            assert snapshot.item_count == 149
+
+
+def test_outcome_is_exact_when_the_assigner_is_killed_and_comes_back(
+    settings: Settings, tiny_embeddings: NDArray[Any], tmp_path: Path
+) -> None:
+    small = settings.model_copy(update={"assigner": settings.assigner.model_copy(update={"batch_size": 200})})
+    wide = np.concatenate([tiny_embeddings, tiny_embeddings], axis=1)
+    outcomes: list[Outcome] = []
+    with SidstreamProcess(settings, "indexer", tmp_path), SidstreamProcess(small, "assigner", tmp_path) as assigner:
+        with ItemPublisher(settings) as publisher:
+            for turn in range(10):
+                for number in range(600):
+                    publisher.update(f"item-{turn}-{number}", (wide if number % 3 == 0 else tiny_embeddings)[number])
+        waiting = threading.Thread(
+            target=lambda: outcomes.append(await_indexed(settings, publisher.delivered, seconds=120))
+        )
+        waiting.start()
+        for letters in (1, 1_000):
+            wait_until(
+                lambda at_least=letters: (  # type: ignore[misc]
+                    len(committed_records(settings, settings.topics.item_updates_dead_letters)) >= at_least
+                ),
+                seconds=60,
+                what="dead letters",
+                every=0.02,
+            )
+            assigner.kill()
+            assigner.start()
+        waiting.join(120)
+    [outcome] = outcomes
+    assert (outcome.indexed, classes(outcome)) == (4_000, {"WrongDimension": 2_000})
+
+
+def test_codes_that_the_indexer_refuses_are_refused_events_of_their_producer(
+    settings: Settings, writer: IndexWriter, layout: Layout
+) -> None:
+    """The indexer's letters name offsets of ``item-codes``; whose they are is known by the item."""
+    with ItemPublisher(settings) as publisher:
+        publisher.delete("mine")
+        publisher.flush()
+    [partition] = publisher.delivered.ranges
+    producer = Producer(producer_configuration(settings.kafka))
+    for key in (b"mine", b"of another"):
+        producer.produce(settings.topics.item_codes, key=key, value=b"never decoded", partition=partition)
+    assert producer.flush(20) == 0
+    group = settings.topics.prefix + settings.assigner.group
+    consumer = Consumer(consumer_configuration(settings.kafka, group=group))
+    consumer.commit(offsets=[TopicPartition(settings.topics.item_updates, partition, 1)], asynchronous=False)
+    consumer.close()
+    for record in committed_records(settings, settings.topics.item_codes):
+        full = dead_letter(
+            settings.topics.item_updates_dead_letters, record, Rejection("indexer", "IndexFull", "no room for it")
+        )
+        producer.produce(full.topic, key=full.key, value=full.value, headers=full.headers)
+    assert producer.flush(20) == 0
+    writer.apply(codes_batch([], layout), {(settings.topics.item_codes, partition): 2})
+    outcome = await_indexed(settings, publisher.delivered, seconds=20)
+    assert (outcome.indexed, classes(outcome)) == (0, {"IndexFull": 1})
+
+
+def test_what_was_refused_is_told_also_when_the_rest_is_not_indexed_in_time(
+    settings: Settings, tiny_embeddings: NDArray[Any], tmp_path: Path
+) -> None:
+    with SidstreamProcess(settings, "assigner", tmp_path):
+        with ItemPublisher(settings) as publisher:
+            publisher.update("good", tiny_embeddings[0])
+            publisher.update("bad", tiny_embeddings[0][:3])
+        with pytest.raises(NotIndexedError, match=r"no index.*Of the 2 events these were refused: 1 WrongDimension"):
+            await_indexed(settings, publisher.delivered, seconds=20)

@@ -9,22 +9,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from streamer.client.publisher import ItemPublisher
+from streamer.dead_letters.old_progress import CARRIED_OVER
 from streamer.dead_letters.plan import Choice
 from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, find_letters, read_letters
 from streamer.dead_letters.replay import Replay, ReplayError, ReplayOutcome
 from streamer.events.dead_letter import Rejection, dead_letter
-from streamer.kafka.clients import producer_configuration
+from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.read_to_end import end_reader, watermarks
 from streamer.settings import Settings
 from support.processes import SidstreamProcess, committed_records, wait_until
+from support.unreadable_headers import send_unreadable_header
 
 DAY_MS = 86_400_000
 NOW = int(time.time() * 1000)
@@ -324,6 +327,61 @@ def test_replay_killed_over_and_over_sends_every_letter_exactly_once_and_in_orde
     values = [int(value or b"") for _, value in seen(updates(settings)[many:])]
     assert Counter(values) == Counter(range(many))
     assert values == list(range(many))
+
+
+def test_headers_that_cannot_be_read_are_said_and_the_other_letters_are_sent(
+    pipeline_settings: Settings, tmp_path: Path
+) -> None:
+    """In a letter that someone else wrote, in a tombstone and an update of the source topic, and in an original."""
+    settings, topics = pipeline_settings, pipeline_settings.topics
+    send(settings, {"key": b"a", "value": b"{"}, {"key": b"b", "value": b"{"}, {"key": b"c", "value": b"{"})
+    refuse(settings, *updates(settings))
+    send_unreadable_header(settings, topics.item_updates, key="a", partition=1)
+    send_unreadable_header(settings, topics.item_updates, key="b", value="{}", partition=1)
+    send_unreadable_header(settings, topics.item_updates_dead_letters, key="stranger", value="x")
+    refuse(settings, updates(settings)[-1], kind="UndecodableHeaders")
+
+    listed = run(settings, tmp_path, "dlq", "list")
+    assert listed.returncode == 0, listed.stderr
+    assert "cannot be read" in listed.stdout
+    outcome = replay(settings)
+    assert outcome.sent == 1
+    assert seen(updates(settings))[-1] == (b"c", b"{")
+    left = {letter.key: reason for letter, reason in outcome.skipped if letter.key != b"b"}
+    assert "out of date" in left[b"a"]
+    assert "the headers of this letter cannot be read" in left[b"stranger"]
+    of_b = [reason for letter, reason in outcome.skipped if letter.key == b"b"]
+    # The update that was refused itself puts the older one not out of date; it cannot be sent as it was.
+    assert len(of_b) == 1
+    assert "headers cannot be sent as they were" in of_b[0]
+
+
+@pytest.mark.parametrize("position", [2, 0], ids=["with letters left", "another tool has set the offset"])
+def test_replay_of_an_older_sidstream_is_carried_over_once_and_nothing_is_sent_twice(
+    pipeline_settings: Settings, position: int
+) -> None:
+    settings, letters = pipeline_settings, pipeline_settings.topics.item_updates_dead_letters
+    send(settings, *[{"key": b"%d" % n, "value": b"%d" % n} for n in range(8)])
+    refuse(settings, *updates(settings))
+    group = f"{settings.topics.prefix}sidstream-dead-letter-replay"
+    # Written by that sidstream: of the letters below 7, those at 2 and 5 are left.
+    metadata = "1:5:c-qSV003zKX#" if position else ""
+    with closing(Consumer(consumer_configuration(settings.kafka, group=group))) as consumer:
+        offsets = [TopicPartition(letters, 0, position or 7, metadata=metadata)]
+        consumer.commit(offsets=offsets, asynchronous=False)
+        with Replay.open(settings, [letters]) as replaying:
+            dry = replaying.plan(Choice(), dry_run=True)
+        left = [b"2", b"5", b"7"] if position else [b"7"]
+        assert [letter.key for letter in dry.chosen] == left
+        assert replay(settings, limit=1).sent == 1
+        [found] = consumer.committed([TopicPartition(letters, 0)], timeout=20)
+        assert (found.offset, found.metadata) == (0, CARRIED_OVER)
+        assert replay(settings).sent == len(left) - 1
+        assert replay(settings).plan.done_before == 8
+        assert [key for key, _ in seen(updates(settings)[8:])] == left
+        # The group's offsets expire; the notes do not.
+        notes = committed_records(settings, settings.topics.replayed_dead_letters)
+        assert {note.key() for note in notes} == {f"{letters}/0:{n}".encode() for n in range(8)}
 
 
 def test_query_is_replayed_only_if_asked_and_with_the_time_of_now(pipeline_settings: Settings) -> None:

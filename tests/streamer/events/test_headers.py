@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +11,7 @@ from numpy.typing import NDArray
 from streamer.settings import Settings
 from support.item_stream import publish_updates
 from support.processes import SidstreamProcess, committed_records, wait_until
-
-# Only aiokafka's Python encoder takes a text that encodes itself.
-PRODUCE = """
-import asyncio, sys
-from aiokafka import AIOKafkaProducer
-
-class Bytes(str):
-    def encode(self, *arguments):
-        return b"\\xff\\xfe"
-
-async def send(servers, topic):
-    async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
-        await producer.send_and_wait(topic, b"{}", key=b"poison", headers=[(Bytes("name"), b"content")])
-
-asyncio.run(send(*sys.argv[1:]))
-"""
+from support.unreadable_headers import send_unreadable_header
 
 
 def test_record_with_an_unreadable_header_is_a_dead_letter_and_the_next_one_goes_on(
@@ -37,12 +20,7 @@ def test_record_with_an_unreadable_header_is_a_dead_letter_and_the_next_one_goes
     settings = pipeline_settings.model_copy(update={"bundle": tiny_bundle})
     topics = settings.topics
     publish_updates(settings, tiny_embeddings, range(20))  # the interpreter specialises calls that it has seen
-    subprocess.run(
-        [sys.executable, "-c", PRODUCE, settings.kafka.bootstrap_servers, topics.item_updates],
-        env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
-        check=True,
-        timeout=60,
-    )
+    send_unreadable_header(settings, topics.item_updates, key="poison", value="{}")
     publish_updates(settings, tiny_embeddings, range(20, 40))
     with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
         wait_until(
@@ -54,3 +32,12 @@ def test_record_with_an_unreadable_header_is_a_dead_letter_and_the_next_one_goes
     assert headers["dlq.errors.class"] == b"UndecodableHeaders"
     assert headers["dlq.errors.omitted"].startswith(b"headers")
     assert (letter.key(), letter.value()) == (b"poison", b"{}")
+
+
+def test_headers_are_read_by_the_one_guarded_function_alone() -> None:
+    root = Path(__file__).parents[3]
+    for part in ("streamer", "retriever", "store", "models", "demo", "study", "benchmarks"):
+        for path in (root / part).rglob("*.py"):
+            assert not re.search(r"\.headers\(\)", path.read_text()) or path.name == "headers.py", (
+                f"{path.relative_to(root)} reads headers without streamer.events.headers.headers_of"
+            )

@@ -1,0 +1,94 @@
+"""The dead letters of what one producer has sent: how many events were refused, for what reason, and an example of each.
+
+The assigner's letters name the offset of the update that they refuse. The indexer's name the codes that it had no room
+for; they belong to us if we have sent an update of that item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, Message
+
+from streamer.client.delivery import Delivery
+from streamer.dead_letters.reading import DeadLetter, Place
+from streamer.kafka.read_to_end import Span, read_spans, watermarks
+from streamer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Events that were refused for one reason. ``kind``: the letters' class; ``example``: one of their messages."""
+
+    kind: str
+    events: int
+    example: str
+    letter: Place
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the events of one producer. ``indexed``: the index has their state, or a newer one of the item."""
+
+    indexed: int
+    refused: tuple[Refusal, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was refused."""
+        return not self.refused
+
+
+class Refusals:
+    """Collects the letters that concern a delivery; each event is counted once."""
+
+    def __init__(self, settings: Settings, delivery: Delivery) -> None:
+        self._updates, self._codes = settings.topics.item_updates, settings.topics.item_codes
+        self._delivery = delivery
+        self._of_updates: dict[tuple[int, int], DeadLetter] = {}
+        self._of_codes: dict[bytes, DeadLetter] = {}
+        self._own_keys: set[bytes] | None = None
+
+    def add(self, records: Iterable[Message]) -> None:
+        """Records of the dead-letter topic, whoever they concern."""
+        for record in records:
+            letter = DeadLetter.of(record)
+            source = letter.source
+            if source is None:
+                continue
+            if source.topic == self._updates and self._delivery.has(source.partition, source.offset):
+                self._of_updates.setdefault((source.partition, source.offset), letter)
+            elif source.topic == self._codes and letter.key is not None:
+                self._of_codes.setdefault(letter.key, letter)
+
+    def outcome(self, consumer: Consumer) -> Outcome:
+        """``consumer``: reads our own updates, where letters do not say which update they refuse."""
+        letters = [*self._of_updates.values(), *self._codes_of_ours(consumer)]
+        classes: dict[str, list[DeadLetter]] = {}
+        for letter in letters:
+            classes.setdefault(letter.kind, []).append(letter)
+        refused = tuple(
+            Refusal(kind, len(some), some[0].message, some[0].place)
+            for kind, some in sorted(classes.items(), key=lambda one: (-len(one[1]), one[0]))
+        )
+        return Outcome(max(0, self._delivery.events - len(letters)), refused)
+
+    def _codes_of_ours(self, consumer: Consumer) -> list[DeadLetter]:
+        if not self._of_codes:
+            return []
+        if self._own_keys is None:
+            self._own_keys = self._read_keys(consumer)
+        return [letter for key, letter in self._of_codes.items() if key in self._own_keys]
+
+    def _read_keys(self, consumer: Consumer) -> set[bytes]:
+        spans = {}
+        for partition, runs in self._delivery.ranges.items():
+            low, _ = watermarks(consumer, self._updates, partition)
+            spans[self._updates, partition] = Span(max(low, runs[0][0]), runs[-1][1])
+        return {
+            record.key() or b""
+            for reading in read_spans(consumer, spans)
+            for record in reading.records
+            if self._delivery.has(record.partition(), record.offset())
+        }
