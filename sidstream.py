@@ -11,8 +11,6 @@ from typing import Annotated, Final
 import structlog
 import typer
 from confluent_kafka import KafkaError, KafkaException
-from rich.console import Console
-from rich.markup import escape
 
 import demo.commands
 import models.commands.fit_and_train
@@ -25,6 +23,8 @@ import streamer.commands.operations
 import streamer.commands.pipeline
 import study.commands
 from models.errors import SidstreamError
+from models.terminal import print_message, terminal
+from streamer.process.logs import speaks_json
 
 app = typer.Typer(
     name="sidstream",
@@ -99,14 +99,21 @@ def main() -> None:
     try:
         app()
     except SidstreamError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _tell(str(error))
         sys.exit(1)
     except KafkaException as error:
         if error.args[0].code() != KafkaError._INVALID_ARG:
             raise
-        message = f"the Kafka client refuses its settings ([kafka] and [kafka.security]): {error.args[0].str()}"
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        _tell(f"the Kafka client refuses its settings ([kafka] and [kafka.security]): {error.args[0].str()}")
         sys.exit(1)
+
+
+def _tell(message: str) -> None:
+    """Why the command has failed; where the log has JSON lines, as one of them."""
+    if speaks_json():
+        structlog.get_logger(__name__).error("failed", reason=message)
+    else:
+        print_message(terminal(stderr=True), message)
 
 
 if __name__ == "__main__":

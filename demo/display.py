@@ -19,6 +19,7 @@ from demo.live_queries import LiveQueries
 from demo.shop.shop import Fad
 from models.sids.census import measure_layer
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.terminal import printable, shown
 from streamer.events.records import Alert
 
 _BAR: Final = 24
@@ -57,9 +58,10 @@ def census_table(census: NDArray[np.int64]) -> Table:
 
 def alert_text(alert: Alert) -> Text:
     """One line for one alert."""
+    summary = short(printable(alert.summary), 100)
     if alert.state == "resolved":
-        return Text(f"✓ resolved  {short(alert.summary, 100)}", "green")
-    return Text(f"⚠ {alert.severity:<8}  {short(alert.summary, 100)}", _SEVERITY_STYLES[alert.severity])
+        return Text(f"✓ resolved  {summary}", "green")
+    return Text(f"⚠ {alert.severity:<8}  {summary}", _SEVERITY_STYLES[alert.severity])
 
 
 def fad_panel(
@@ -82,12 +84,11 @@ def fad_panel(
     bar = "█" * max(1, round(_BAR * counts[token] / counts.max()))
     head = "  [green]left out of SIDs[/]" if token in layout.head_tokens else ""
     share = counts[token] / max(1, items)
-    table.add_row(
-        f"token {token} of layer 2", f"[yellow]{bar:<{_BAR}}[/] {counts[token]:,} items, {share:.1%}, rank {rank}{head}"
-    )
-    table.add_row("layout", f"{layout.generation}, {len(layout.head_tokens)} head tokens")
+    markup = f"[yellow]{bar:<{_BAR}}[/] {counts[token]:,} items, {share:.1%}, rank {rank:d}{head}"
+    table.add_row(f"token {token:d} of layer 2", markup)
+    table.add_row("layout", f"{layout.generation:d}, {len(layout.head_tokens)} head tokens")
     p50 = f", p50 {queries.percentile_ms(50):.0f} ms" if queries.answered else ""
-    table.add_row("queries meanwhile", f"{queries.answered} answered{p50}, {queries.unanswered} unanswered")
+    table.add_row("queries meanwhile", f"{queries.answered:,} answered{shown(p50)}, {queries.unanswered:,} unanswered")
     return Group(table, *news)
 
 
@@ -108,13 +109,13 @@ def summary(figures: Figures, seconds: float, next_steps: Sequence[tuple[str, st
         f"update → retrievable, p50; [bold]{figures.fresh_p99_ms:.0f} ms[/] p99 ({figures.fresh_items:,} updates)",
     )
     table.add_row(
-        f"{figures.queries}",
-        f"queries answered while the fad came and went, {figures.unanswered} not; p50 {figures.query_p50_ms:.0f} ms, "
-        f"p95 {figures.query_p95_ms:.0f} ms, over layouts {', '.join(map(str, sorted(figures.layouts)))}",
+        f"{figures.queries:,}",
+        f"queries answered while the fad came and went, {figures.unanswered:,} not; p50 {figures.query_p50_ms:.0f} ms, "
+        f"p95 {figures.query_p95_ms:.0f} ms, over layouts {shown(', '.join(map(str, sorted(figures.layouts))))}",
     )
     table.add_row(
-        f"{figures.invalid_items}",
-        f"answers that named no live product; {figures.deleted_in_answers} deleted ones came back",
+        f"{figures.invalid_items:,}",
+        f"answers that named no live product; {figures.deleted_in_answers:,} deleted ones came back",
     )
     if figures.reshortened_after_seconds is None:
         table.add_row("[red]none[/]", "new layout: the monitor did not re-shorten in time")
@@ -123,7 +124,7 @@ def summary(figures: Figures, seconds: float, next_steps: Sequence[tuple[str, st
             f"{figures.reshortened_after_seconds:.0f} s",
             f"from the fad's first product to shorter SIDs; {figures.reshortened_items:,} items re-shortened, none rewritten",
         )
-    table.add_row(f"{figures.alerts_fired}", f"alerts fired, {figures.alerts_resolved} resolved")
+    table.add_row(f"{figures.alerts_fired:,}", f"alerts fired, {figures.alerts_resolved:,} resolved")
     table.add_row(f"{seconds:.0f} s", "from start to here")
     steps = Table.grid(padding=(0, 2))
     steps.add_column(style="green")

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from demo.alert_watch import AlertWatch
@@ -27,6 +26,7 @@ from models.codebooks.onnx_encoder import OnnxEncoder
 from models.errors import SidstreamError
 from models.sids.census import gini
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.terminal import printable, shown
 from retriever.client import Client
 from store.errors import IndexMissingError
 from store.reader import IndexReader
@@ -71,7 +71,7 @@ class Story:
             self._settings = running.settings
             self._pipeline = running
             self._say(
-                f"A broker of our own on {running.settings.kafka.bootstrap_servers}; logs in {self._log_directory}."
+                f"A broker of our own on {shown(running.settings.kafka.bootstrap_servers)}; logs in {shown(self._log_directory)}."
             )
             self._stream_in()
             with IndexReader(self._settings.index) as reader, Client(self._settings) as client:
@@ -86,7 +86,9 @@ class Story:
 
     def _fit(self) -> Fitted:
         shop = self._shop
-        self._act("Fit the codebooks", f"{len(shop.known):,} products of {shop.name}, {shop.dimension} numbers each")
+        self._act(
+            "Fit the codebooks", f"{len(shop.known):,} products of {shown(shop.name)}, {shop.dimension:,} numbers each"
+        )
         started = time.monotonic()
         with progress_bar(self._console) as progress:
             task = progress.add_task("residual k-means", total=None)
@@ -99,7 +101,8 @@ class Story:
         self.figures.fit_seconds = time.monotonic() - started
         self._console.print(census_table(fitted.census))
         self._say(
-            f"{_hourglass(fitted.census)} Layout 1 leaves the {head_size(shop)} most crowded tokens of layer 2 out of the SIDs."
+            f"{shown(_hourglass(fitted.census))} Layout 1 leaves the {head_size(shop):,} most crowded tokens of layer 2 "
+            "out of the SIDs."
         )
         return fitted
 
@@ -147,7 +150,7 @@ class Story:
 
     def _latecomers(self) -> None:
         known, late = self._shop.known, self._shop.late
-        self._act("Latecomers", f"{len(late):,} products that the model has never seen, {LATE_PER_SECOND} a second")
+        self._act("Latecomers", f"{len(late):,} products that the model has never seen, {LATE_PER_SECOND:d} a second")
         with self._console.status("waiting for the retriever's first answer …"):
             self._first_answer()
         with progress_bar(self._console) as progress, FreshnessProbe(self._reader) as probe:
@@ -179,13 +182,10 @@ class Story:
         titles = self._live
         for query in self._shop.queries:
             answer = self._client.ask(query.text, history=query.history, limit=_SHOWN_ITEMS)
-            bought = escape(
-                "; ".join(short(titles.get(item, item), self._console.width // 3) for item in query.history)
-            )
-            question = f"[bold]“{escape(query.text)}”[/]" if query.text else "[bold]no words[/]"
-            self._console.print(
-                f"  {question}" + (f" [dim]after buying {bought}[/]" if bought else ""), highlight=False
-            )
+            bought = shown("; ".join(short(titles.get(item, item), self._console.width // 3) for item in query.history))
+            question = f"[bold]“{shown(query.text)}”[/]" if query.text else "[bold]no words[/]"
+            markup = question + (f" [dim]after buying {bought}[/]" if bought else "")
+            self._console.print(f"  {markup}", highlight=False)
             self._show(answer)
 
     def _change_and_delete(self) -> None:
@@ -211,7 +211,7 @@ class Story:
         )
         self._deleted[deleted.item_id] = time.monotonic()
         after = self._client.ask(query, limit=_SHOWN_ITEMS)
-        self._console.print(f"  [bold]“{escape(query)}”[/]: the first was renamed, the second deleted", highlight=False)
+        self._console.print(f"  [bold]“{shown(query)}”[/]: the first was renamed, the second deleted", highlight=False)
         self._show(after)
         self.figures.deleted_in_answers += sum(item.item_id in self._deleted for item in after.items)
 
@@ -226,7 +226,7 @@ class Story:
         fad, token = self._shop.fads[chosen], int(np.bincount(layer2[chosen]).argmax())
         self._act(
             "A fad",
-            f"{len(fad.items):,} {fad.name} in {len(fad.items) / FAD_PER_SECOND:.0f} s, while queries keep coming",
+            f"{len(fad.items):,} {shown(fad.name)} in {len(fad.items) / FAD_PER_SECOND:.0f} s, while queries keep coming",
         )
         queries = [
             Query(text=fad.query, limit=10),
@@ -250,7 +250,7 @@ class Story:
         returned = sum(item.item_id in self._deleted for item in answer.items)
         figures.deleted_in_answers += returned
         self._say(
-            f"“{escape(short(fad.query, 60))}” has {len(answer.items)} answers now; {returned} of them are of the fad."
+            f"“{shown(short(fad.query, 60))}” has {len(answer.items)} answers now; {returned:,} of them are of the fad."
         )
 
     def _flood(self, fad: Fad, token: int, before: Layout, queries: LiveQueries, alerts: AlertWatch) -> float | None:
@@ -298,13 +298,14 @@ class Story:
         self.figures.reshortened_items = int(counts[sorted(set(after.head_tokens) - set(before.head_tokens))].sum())
         if after.generation == before.generation:
             self._say(
-                f"[yellow]No new layout within {_RESHORTENING_SECONDS:.0f} s: see the monitor's log in {self._log_directory}.[/]"
+                f"[yellow]No new layout within {_RESHORTENING_SECONDS:.0f} s: see the monitor's log in "
+                f"{shown(self._log_directory)}.[/]"
             )
             return
         codes = encoder.encode(fad.embeddings[:1])[0].tolist()
         self._say(
-            f"{escape(short(fad.items[0].title, 60))}: its SID was [cyan]{before.sid_text(codes)}[/], now it is "
-            f"[bold cyan]{after.sid_text(codes)}[/]. No item was rewritten: the layout is one small record."
+            f"{shown(short(fad.items[0].title, 60))}: its SID was [cyan]{shown(before.sid_text(codes))}[/], now it is "
+            f"[bold cyan]{shown(after.sid_text(codes))}[/]. No item was rewritten: the layout is one small record."
         )
 
     def _retire(self, fad: Fad, alerts: AlertWatch) -> None:
@@ -323,20 +324,23 @@ class Story:
 
     # --- small helpers -----------------------------------------------------------------------------------------------
 
-    def _act(self, title: str, what: str) -> None:
+    def _act(self, title: str, markup: str) -> None:
         self._console.print()
-        self._console.rule(f"[bold]{title}[/] [dim]· {what}[/]", align="left", style="dim")
+        self._console.rule(f"[bold]{shown(title)}[/] [dim]· {markup}[/]", align="left", style="dim")
 
-    def _say(self, text: str) -> None:
-        self._console.print(f"  {text}", highlight=False)
+    def _say(self, markup: str) -> None:
+        self._console.print(f"  {markup}", highlight=False)
 
     def _show(self, answer: Answer) -> None:
         if answer.error is not None:
-            self._console.print(f"    [red]{answer.error.kind}: {escape(answer.error.message)}[/]")
+            self._console.print(f"    [red]{shown(answer.error.kind)}: {shown(answer.error.message)}[/]")
         width = max(30, self._console.width - 34)
         for item in answer.items:
-            line = f"    [cyan]{item.sid:<20}[/] {escape(short(item.title, width)):<{width}} [dim]{item.score:6.2f}[/]"
-            self._console.print(line, highlight=False)
+            title = short(printable(item.title), width)
+            line = Text.assemble(f"    {printable(item.sid):<20} ", f"{title:<{width}} ", f"{item.score:6.2f}")
+            line.stylize("cyan", 4, 24)
+            line.stylize("dim", len(line) - 6)
+            self._console.print(line)
 
     def _publish(self, items: Sequence[CatalogueItem], embeddings: NDArray[np.float32]) -> None:
         for item in items:

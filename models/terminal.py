@@ -6,6 +6,7 @@ the cursor, set a title, change colours or turn the direction of writing, and no
 
 from __future__ import annotations
 
+import shlex
 from typing import Final
 
 from rich.console import Console
@@ -55,6 +56,11 @@ def printable_bytes(content: bytes | None) -> str:
 def print_line(console: Console, line: str, style: str = "") -> None:
     """A line that a person copies, a command or a path: never broken, whatever the width; no markup in it."""
     console.print(Text(printable(line), style), soft_wrap=True)
+
+
+def print_command(console: Console, *words: object) -> None:
+    """A command to copy, on a line of its own; what needs quotes for a shell has them."""
+    print_line(console, f"  {shlex.join(map(str, words))}")
 
 
 def print_message(console: Console, message: str) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
-import msgspec
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from models.terminal import print_table, shown, terminal
+from streamer.commands.terminal import ascii_json
 from streamer.events.records import Answer
 from streamer.settings import load_settings
 
@@ -39,9 +38,9 @@ def ask(
     with Client(load_settings()) as client:
         answer = client.ask(text, history=history or (), user=user, limit=limit, timeout_seconds=timeout)
     if json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(answer)) + b"\n")
+        print(ascii_json(answer, indent=2))
     else:
-        show_answer(Console(), answer)
+        show_answer(terminal(), answer)
     if answer.error is not None:
         raise typer.Exit(1)
 
@@ -49,27 +48,26 @@ def ask(
 def show_answer(console: Console, answer: Answer) -> None:
     """The items as a table, and where they come from in a line below."""
     if answer.error is not None:
-        console.print(f"[red]✗ {answer.error.kind}[/]: {escape(answer.error.message)}")
+        console.print(f"[red]✗ {shown(answer.error.kind)}[/]: {shown(answer.error.message)}")
         if answer.layout is None:
             return
     else:
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column("", justify="right", style="dim")
         table.add_column("item")
-        table.add_column("id", style="dim", no_wrap=True)
-        table.add_column("SID", style="cyan", no_wrap=True)
+        table.add_column("id", style="dim")
+        table.add_column("SID", style="cyan")
         table.add_column("log P", justify="right")
         for rank, item in enumerate(answer.items, start=1):
-            table.add_row(str(rank), escape(item.title), escape(item.item_id), item.sid, f"{item.score:.2f}")
-        console.print(table)
+            table.add_row(str(rank), shown(item.title), shown(item.item_id), shown(item.sid), f"{item.score:.2f}")
+        print_table(console, table)
     if answer.skipped_history:
         console.print(
-            f"[yellow]not in the index, left out of the history:[/] {escape(', '.join(answer.skipped_history))}"
+            f"[yellow]not in the index, left out of the history:[/] {shown(', '.join(answer.skipped_history))}"
         )
     spent = answer.milliseconds.get("decode")
     took = f", decoded in {spent:.0f} ms" if spent is not None else ""
     console.print(
-        f"[dim]layout {answer.layout} ({answer.layout_mode}), model {answer.model}{took}, "
-        f"index at {sum(answer.position.values()):,} records[/]",
-        highlight=False,
+        f"[dim]layout {shown(answer.layout)} ({shown(answer.layout_mode)}), model {shown(answer.model)}{shown(took)}, "
+        f"index at {sum(answer.position.values()):,} records[/]"
     )

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from models.errors import SidstreamError
+from models.terminal import shown, terminal
 
 
 def study(
@@ -36,13 +35,13 @@ def study(
     from study.quick import quick_study
     from study.report.report import write_report
 
-    console = Console()
+    console = terminal()
     if quick:
         raise typer.Exit(0 if quick_study(console, jobs) else 1)
     if again and not only:
         raise SidstreamError("--again forgets results: say which ones with --only")
     results = Results(output / "results", scratch)
     failed = [] if report else do_work(results, only or [], jobs, console, again=again)
-    console.print(f"[bold]{escape(str(write_report(results, output)))}[/]", soft_wrap=True)
+    console.print(f"[bold]{shown(write_report(results, output))}[/]", soft_wrap=True)
     if failed:
         raise SidstreamError(f"{len(failed)} of the runs failed, the others are kept: {'; '.join(failed)}")

@@ -16,6 +16,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from models.terminal import print_table, shown
 from study.data.choices import CodebookChoice
 from study.experiments.plan import BEST_TOP_K, FULL, TOP_K, WITHOUT, Row, rows
 from study.experiments.results import Results, RunResult
@@ -50,8 +51,8 @@ def quick_study(console: Console, jobs: int, output: Path | None = None) -> bool
         checks = [Check(f"run {what}", "", False) for what in failed] or list(quick_checks(results))
     table = Table("", "what must show", "measured")
     for check in checks:
-        table.add_row("[green]✓[/]" if check.holds else "[red]✗[/]", check.claim, check.figures)
-    console.print(table)
+        table.add_row("[green]✓[/]" if check.holds else "[red]✗[/]", shown(check.claim), shown(check.figures))
+    print_table(console, table)
     return all(check.holds for check in checks)
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from models.commands.towers import EmbedOption, print_next, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.terminal import print_table, shown, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ def fit(
     from models.bundles.bundle import require_free
     from models.codebooks.rq_vae import RqVaeSettings
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     require_free(bundle, replace=replace)
     embeddings, towers = _embeddings(catalogue, embed)
@@ -99,7 +99,7 @@ def fit(
         )
     _show_census(console, fitted)
     console.print(
-        f"[green]✓[/] bundle of codebook [bold]{fitted.codebook.id}[/] in {escape(str(bundle))}", soft_wrap=True
+        f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
     )
     if catalogue.is_dir() or embed is not None:
         options = f" --embed {shlex.quote(str(embed))}" if embed else ""
@@ -108,7 +108,7 @@ def fit(
         )
     else:
         console.print(
-            f"  training needs the items' ids and texts too: put items.jsonl, a line a row of {escape(str(catalogue))}, and "
+            f"  training needs the items' ids and texts too: put items.jsonl, a line a row of {shown(catalogue)}, and "
             f"that file as items.npy into a folder FOLDER",
             soft_wrap=True,
         )
@@ -171,7 +171,7 @@ def train(
     from models.training.examples import read_examples
     from models.training.fine_tuning import TrainingSettings
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -212,9 +212,9 @@ def train(
         )
     codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
     if examples is not None:
-        shown = list(read_examples(examples))
+        learned_from = list(read_examples(examples))
     else:
-        shown = examples_from_catalogue(
+        learned_from = examples_from_catalogue(
             shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
         )
     with WorkProgress(console) as work:
@@ -225,7 +225,7 @@ def train(
 
         opened, outcome = train_bundle(
             opened,
-            shown,
+            learned_from,
             [item.id for item in shop.items],
             codes,
             model_settings,
@@ -236,7 +236,7 @@ def train(
     if outcome.skipped:
         console.print(f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped")
     console.print(
-        f"[green]✓[/] model [bold]{opened.manifest.model_id}[/] in {escape(str(bundle))}: {outcome.examples:,} examples, "
+        f"[green]✓[/] model [bold]{shown(opened.manifest.model_id)}[/] in {shown(bundle)}: {outcome.examples:,} examples, "
         f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
         f"({outcome.examples_per_second:,.0f} examples/s)",
         soft_wrap=True,
@@ -301,7 +301,8 @@ def _show_census(console: Console, fitted: Fitted) -> None:
     from models.sids.census import measure_layer, path_sparsity
     from models.sids.layout import HEAD_LAYER_INDEX
 
-    table = Table(title=f"{len(fitted.codes):,} items", title_justify="left")
+    console.print(f"{len(fitted.codes):,} items")
+    table = Table()
     for heading in ("layer", "entropy", "Gini", "standard deviation", "dead codes", "head share"):
         table.add_column(heading, justify="right")
     for layer_index, counts in enumerate(fitted.census):
@@ -315,11 +316,11 @@ def _show_census(console: Console, fitted: Fitted) -> None:
             str(measured.dead_codes),
             f"{measured.head_share:.3f}" if heads else "–",
         )
-    console.print(table)
+    print_table(console, table)
     share = path_sparsity(fitted.codes, fitted.codebook.size)
     left_out = len(fitted.bundle.layout.head_tokens)
-    console.print(f"{share:.3%} of the possible paths are used · {left_out} head tokens are left out of SIDs")
+    console.print(f"{share:.3%} of the possible paths are used · {left_out:,} head tokens are left out of SIDs")
     if fitted.collapsed:
         for layer in fitted.collapsed:
-            console.print(f"[yellow]! the codebook collapsed in {layer}[/]", soft_wrap=True)
-        console.print(f"  {fitted.cause}", soft_wrap=True)
+            console.print(f"[yellow]! the codebook collapsed in {shown(layer)}[/]", soft_wrap=True)
+        console.print(f"  {shown(fitted.cause)}", soft_wrap=True)

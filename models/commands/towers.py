@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.terminal import print_line, shown, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ def towers(
     from models.training.example_queries import examples_from_catalogue
     from models.training.examples import read_examples
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     settings = TowerSettings(
         dimension=dimension,
         epochs=epochs,
@@ -95,7 +95,8 @@ def towers(
         )
     losses = ", ".join(f"{loss:.3f}" for loss in outcome.losses)
     console.print(
-        f"[green]✓[/] towers [bold]{written.id}[/] in {escape(str(towers))}: {outcome.pairs:,} pairs, loss an epoch {losses}, "
+        f"[green]✓[/] towers [bold]{shown(written.id)}[/] in {shown(towers)}: {outcome.pairs:,} pairs, "
+        f"loss an epoch {shown(losses)}, "
         f"{outcome.seconds:.0f} s",
         soft_wrap=True,
     )
@@ -116,7 +117,7 @@ def towers(
             least_rating=_RELEVANT_RATING,
         )
         console.print(
-            f"  recall@10 [bold]{recall:.3f}[/] on the catalogue's {judged:,} judged queries (rating {_RELEVANT_RATING} "
+            f"  recall@10 [bold]{recall:.3f}[/] on the catalogue's {judged:,} judged queries (rating {_RELEVANT_RATING:d} "
             "or more; never trained on)"
         )
     print_next(console, f"sidstream fit {shlex.quote(str(catalogue))} --embed {shlex.quote(str(towers))}")
@@ -124,7 +125,7 @@ def towers(
 
 def print_next(console: Console, command: str) -> None:
     """The command that comes next, on a line that no terminal's width breaks, to be copied as it is."""
-    console.print(f"  next: {command}", markup=False, highlight=False, soft_wrap=True)
+    print_line(console, f"  next: {command}")
 
 
 def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers | None]:
@@ -140,7 +141,7 @@ def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers 
     if source.suffix == ".npy":
         raise SidstreamError(f"--embed makes embeddings from text, but {source} holds embeddings: give one of the two")
     opened = Towers.open(embed)
-    with WorkProgress(Console(stderr=True)) as work:
+    with WorkProgress(terminal(stderr=True)) as work:
         task = work.task("embedding the items' texts", unit="items")
         encoder = opened.item_encoder()
 

@@ -10,19 +10,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, NoReturn
 
+import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from models.terminal import print_line, print_table, shown, terminal
 from streamer.events.topics import TopicSpec, topic_specs
 from streamer.kafka.admin import create, describe
 from streamer.local.broker import STOP_SECONDS, LocalBroker
 from streamer.local.kafka_distribution import KAFKA_VERSION, FetchProgress
-from streamer.process.logs import configure_logging
+from streamer.process.logs import configure_logging, speaks_json
 from streamer.process.shutdown import Shutdown
 from streamer.settings import Settings, load_settings
 
+log = structlog.get_logger(__name__)
 _WATCH_SECONDS: Final = 0.5
 
 topics = typer.Typer(help="Create and describe the topics on any cluster.", no_args_is_help=True)
@@ -55,7 +59,7 @@ def broker(
     overrides = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(broker=overrides) if overrides else load_settings()
     configure_logging(settings.logging, process="broker")
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     signal.signal(signal.SIGTERM, _interrupt)  # while it starts, both signals break off; afterwards they ask to stop
     with fetch_progress(console) as progress, console.status("starting Apache Kafka"):
         running = LocalBroker(
@@ -65,12 +69,17 @@ def broker(
     stop = threading.Event()
     Shutdown(stop, deadline_seconds=STOP_SECONDS + 5, before_ending_at_once=running.kill).listen()
     with running:
-        console.print(f"Apache Kafka {KAFKA_VERSION} on [bold]{running.bootstrap_servers}[/bold], data in", end=" ")
-        console.print(str(running.directory), highlight=False, soft_wrap=True)
-        console.print("Next: [bold]sidstream topics create[/bold]. Ctrl-C stops the broker.")
+        if speaks_json():
+            log.info("broker_up", bootstrap_servers=running.bootstrap_servers, directory=str(running.directory))
+        else:
+            print_line(
+                console, f"Apache Kafka {KAFKA_VERSION} on {running.bootstrap_servers}, data in {running.directory}"
+            )
+            console.print("Next: [bold]sidstream topics create[/bold]. Ctrl-C stops the broker.")
         while not stop.wait(_WATCH_SECONDS):
             running.wait(0)
-    console.print("Apache Kafka has stopped; its data stays.")
+    if not speaks_json():
+        console.print("Apache Kafka has stopped; its data stays.")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -84,14 +93,15 @@ def create_topics() -> None:
     configure_logging(settings.logging, process="topics")
     specs = topic_specs(settings)
     outcome = create(settings.kafka, specs)
-    table = Table(title=f"topics on {settings.kafka.bootstrap_servers}", title_justify="left")
-    _add_shape_columns(table)
-    table.add_column("cleanup")
-    table.add_column("")
+    table = _shape_table("")
     for spec in specs:
         state = "[green]created[/green]" if spec.name in outcome.created else "there already"
-        table.add_row(spec.name, str(spec.partitions), str(spec.replication), _cleanup(spec), state)
-    Console().print(table)
+        table.add_row(
+            shown(spec.name), str(spec.partitions), str(spec.replication), _cleanup(spec), Text.from_markup(state)
+        )
+    console = terminal()
+    print_line(console, f"topics on {settings.kafka.bootstrap_servers}")
+    print_table(console, table)
 
 
 @topics.command("describe")
@@ -99,36 +109,42 @@ def describe_topics() -> None:
     """Show the topics as the cluster has them: shape, policy and how many offsets each log spans."""
     settings = load_settings()
     configure_logging(settings.logging, process="topics")
-    Console().print(description_table(settings))
+    console = terminal()
+    print_line(console, f"topics on {settings.kafka.bootstrap_servers}")
+    table, missing = _description_table(settings)
+    print_table(console, table)
+    if missing:
+        print_line(console, "create the missing ones with: sidstream topics create")
 
 
-def description_table(settings: Settings) -> Table:
-    """Every topic of the settings, the missing ones included."""
+def _description_table(settings: Settings) -> tuple[Table, int]:
+    """Every topic of the settings, and how many of them are missing."""
     specs = topic_specs(settings)
     present = {topic.name: topic for topic in describe(settings.kafka, [spec.name for spec in specs])}
-    table = Table(title=f"topics on {settings.kafka.bootstrap_servers}", title_justify="left")
-    _add_shape_columns(table)
-    table.add_column("cleanup")
-    table.add_column("offsets", justify="right")
+    table = _shape_table("offsets")
     for spec in specs:
         topic = present.get(spec.name)
         if topic is None:
-            table.add_row(spec.name, "", "", "", "[red]missing: sidstream topics create[/red]")
+            table.add_row(shown(spec.name), "", "", "", "[red]missing[/red]")
             continue
         table.add_row(
-            topic.name,
+            shown(topic.name),
             str(topic.partitions),
             str(topic.replication),
-            topic.cleanup_policy,
+            shown(topic.cleanup_policy),
             f"{topic.records:,}",
         )
-    return table
+    return table, len(specs) - len(present)
 
 
-def _add_shape_columns(table: Table) -> None:
-    table.add_column("topic", no_wrap=True)
+def _shape_table(last: str) -> Table:
+    table = Table()
+    table.add_column("topic")
     table.add_column("partitions", justify="right")
     table.add_column("replicas", justify="right")
+    table.add_column("cleanup")
+    table.add_column(last, justify="right" if last else "left")
+    return table
 
 
 def _cleanup(spec: TopicSpec) -> str:

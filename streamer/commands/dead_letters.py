@@ -172,8 +172,10 @@ def replay(
                 outcome = replaying.send(plan, progress=lambda sent: progress.update(task, completed=sent))
             skipped, sent = outcome.skipped, outcome.sent
     _show_skipped(console, skipped)
-    before = f"; {plan.done_before:,} were replayed before (--again)" if plan.done_before else ""
-    console.print(f"[green]✓[/] {sent:,} letters replayed, {len(skipped):,} left{before}")
+    markup = f"[green]✓[/] {sent:,} letters replayed, {len(skipped):,} left"
+    if plan.done_before:
+        markup += f"; {plan.done_before:,} were replayed before (--again)"
+    console.print(markup)
 
 
 def _show_skipped(console: Console, skipped: Iterable[tuple[Letter, str]]) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from models.terminal import printable, shown, terminal
+from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def alerts(
 ) -> None:
     """Show the alerts that fire now; with --follow, every change from then on."""
     settings = load_settings()
-    console = Console()
+    console = terminal()
     newest: dict[str, Alert] = {}
     following = False
     try:
@@ -81,8 +82,8 @@ def _read(settings: Settings, *, follow: bool) -> Iterator[Alert | None]:
             if (value := message.value()) is not None:
                 try:
                     yield ALERT.decode(value)
-                except DecodeError:
-                    print(f"{topic} at offset {message.offset()} holds no alert: skipped", file=sys.stderr)
+                except (DecodeError, UnicodeError, RecursionError):
+                    print(f"{printable(topic)} at offset {message.offset():d} holds no alert: skipped", file=sys.stderr)
     finally:
         consumer.close()
 
@@ -104,13 +105,11 @@ def _show(console: Console, newest: dict[str, Alert], *, json: bool, everything:
 
 def _show_one(console: Console, alert: Alert, *, json: bool) -> None:
     if json:
-        from streamer.events.records import ALERT
-
-        print(ALERT.encode(alert).decode(), flush=True)
+        print(ascii_json(alert), flush=True)
         return
     console.print(
-        f"[dim]{_time(alert.at)}[/] {_severity(alert)} [bold]{escape(alert.summary)}[/]\n"
-        f"         {escape(alert.cause)} [dim]({escape(alert.key)}, layout {alert.generation})[/]"
+        f"[dim]{_time(alert.at)}[/] {_severity(alert)} [bold]{shown(alert.summary)}[/]\n"
+        f"         {shown(alert.cause)} [dim]({shown(alert.key)}, layout {alert.generation:d})[/]"
     )
 
 
@@ -121,4 +120,7 @@ def _severity(alert: Alert) -> str:
 
 
 def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000).strftime("%H:%M:%S")
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000).strftime("%H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # no monitor of ours wrote it
+        return f"{milliseconds} ms"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from models.terminal import printable
+from models.terminal import printable, shown
+from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -64,16 +63,17 @@ def rebuild(
         _print_json(outcome)
     rate = outcome.records / outcome.seconds if outcome.seconds else 0
     console.print(
-        f"[green]✓[/] {outcome.items:,} items in {target} from {outcome.records:,} records in {outcome.seconds:.1f} s "
-        f"({rate:,.0f}/s), layout {outcome.generation}",
+        f"[green]✓[/] {outcome.items:,} items in {shown(target)} from {outcome.records:,} records in {outcome.seconds:.1f} s "
+        f"({rate:,.0f}/s), layout {shown(outcome.generation)}",
     )
-    console.print(f"  position {_position(outcome.position)}\n  digest   {outcome.digest}")
+    console.print(f"  position {shown(_position(outcome.position))}\n  digest   {shown(outcome.digest)}")
     if target.resolve() == settings.index.resolve():
         console.print("  The indexer goes on from there: start it.")
         return
     old, replaced = settings.index, settings.index.with_name(f"{settings.index.name}.replaced")
     console.print(
-        f"  To put it in the place of {old}: stop the indexer, `mv {old} {replaced} && mv {target} {old}`, start the "
+        f"  To put it in the place of {shown(old)}: stop the indexer, `mv {shown(old)} {shown(replaced)} && "
+        f"mv {shown(target)} {shown(old)}`, start the "
         "indexer. It goes on from this position; retrievers change over by themselves.",
     )
 
@@ -110,7 +110,8 @@ def backup(
     if json:
         _print_json(copied)
     console.print(
-        f"[green]✓[/] {settings.index} is in {directory}: {_content(copied)} ({time.monotonic() - started:.1f} s)",
+        f"[green]✓[/] {shown(settings.index)} is in {shown(directory)}: {shown(_content(copied))} "
+        f"({time.monotonic() - started:.1f} s)",
     )
     _show_copy(console, copied)
     console.print("  [dim]An indexer goes on from it for a week: deletions older than that are compacted away.[/]")
@@ -136,10 +137,10 @@ def restore(
 
     with console.status("copying and checking the backup"):
         copied, aside = put_back(directory, settings.index, replace=replace, accept=accept)
-    console.print(f"[green]✓[/] {directory} is in {settings.index}: {_content(copied)}")
+    console.print(f"[green]✓[/] {shown(directory)} is in {shown(settings.index)}: {shown(_content(copied))}")
     _show_copy(console, copied)
     if aside is not None:
-        console.print(f"  The index that was there is in {aside}; delete it when you no longer need it.")
+        console.print(f"  The index that was there is in {shown(aside)}; delete it when you no longer need it.")
     console.print("  Start the indexer: it reads what came since. Retrievers change over by themselves.")
 
 
@@ -170,35 +171,36 @@ def _refuse_stale(copied: IndexCopy, directory: Path) -> None:
 
 def _show_examination(console: Console, found: Examination) -> None:
     written = _date(found.last_write)
-    console.print(f"[bold]{found.items:,} items[/] in {found.index}, last written {written}")
+    console.print(f"[bold]{found.items:,} items[/] in {shown(found.index)}, last written {shown(written)}")
     console.print(
-        f"  codebook {found.codebook}, layout {found.generation}\n  position {_position(found.position)}\n"
-        f"  digest   {found.digest or 'none: the index is damaged'}",
+        f"  codebook {shown(found.codebook)}, layout {shown(found.generation)}\n"
+        f"  position {shown(_position(found.position))}\n"
+        f"  digest   {shown(found.digest or 'none: the index is damaged')}",
     )
     for fault in found.faults:
-        console.print(f"[red]✗[/] {fault}")
+        console.print(f"[red]✗[/] {shown(fault)}")
     if not found.faults:
         console.print("[green]✓[/] trie, items, ids and census agree; nothing is orphaned")
     if found.against is None:
         return
     other, comparison = found.against, found.against.comparison
     if comparison.equal:
-        console.print(f"[green]✓[/] {other.index} holds the same {other.items:,} items")
+        console.print(f"[green]✓[/] {shown(other.index)} holds the same {other.items:,} items")
         return
     console.print(
-        f"[red]✗[/] {other.index} ({other.items:,} items): {comparison.only_here:,} items are here only, "
+        f"[red]✗[/] {shown(other.index)} ({other.items:,} items): {comparison.only_here:,} items are here only, "
         f"{comparison.only_there:,} there only, {comparison.different:,} differ",
     )
     for example in comparison.examples:
         console.print(Text(f"    {printable(example.id)}  {printable(example.what)}"))
     if found.position != other.position:
         console.print(
-            f"  It stands at {_position(other.position)}: differences are to be expected until both have read as far.",
+            f"  It stands at {shown(_position(other.position))}: differences are to be expected until both have read as far.",
         )
 
 
 def _show_copy(console: Console, copied: IndexCopy) -> None:
-    console.print(f"  position {_position(copied.position)}\n  digest   {copied.digest}")
+    console.print(f"  position {shown(_position(copied.position))}\n  digest   {shown(copied.digest)}")
 
 
 def _content(copied: IndexCopy) -> str:
@@ -214,5 +216,4 @@ def _date(milliseconds: int) -> str:
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
-    sys.stdout.buffer.flush()
+    print(ascii_json(value, indent=2), flush=True)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 from rich import box
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.commands.towers import EmbedOption
-from models.terminal import print_line, print_table, printable, shown, terminal
+from models.terminal import print_command, print_line, print_table, printable, shown, terminal
 from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from streamer.client.delivery import Delivery
     from streamer.client.refusals import Outcome
     from streamer.operations.status import Lag, Status
+
+log = structlog.get_logger(__name__)
 
 
 def assigner() -> None:
@@ -117,7 +120,7 @@ def _show_refused(console: Console, settings: Settings, outcome: Outcome) -> Non
     )
     for one in outcome.refused:
         console.print(f"  {one.events:,} × [bold]{shown(one.kind)}[/]: {shown(one.example)}")
-        print_line(console, f"    sidstream dlq show {one.letter}")
+        print_command(console, "sidstream", "dlq", "show", one.letter)
 
 
 def _item_encoder(embed: Path, bundle: Path) -> TextEncoder:
@@ -150,7 +153,7 @@ def up(
     from streamer.local.broker import STOP_SECONDS
     from streamer.local.supervisor import KILL_MARGIN_SECONDS
     from streamer.local.up import Pipeline
-    from streamer.process.logs import configure_logging
+    from streamer.process.logs import configure_logging, speaks_json
     from streamer.process.shutdown import Shutdown
 
     settings = load_settings()
@@ -162,7 +165,7 @@ def up(
             "a retriever with `--retrievers 0`"
         )
     configure_logging(settings.logging, process="up")
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
     pipeline = Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs)
     stop = threading.Event()
@@ -172,13 +175,27 @@ def up(
         before_ending_at_once=pipeline.kill,
     ).listen()
     with pipeline:
-        servers = pipeline.settings.kafka.bootstrap_servers
-        console.print(f"[green]✓[/] sidstream is up on {servers}; Ctrl-C ends it")
-        console.print("  [dim]answers come as soon as the retriever has loaded its model[/]")
-        if settings.monitor.web_port:
-            console.print(f"  the monitor's dashboard: http://{settings.monitor.web_host}:{settings.monitor.web_port}")
+        dashboard = (
+            f"http://{settings.monitor.web_host}:{settings.monitor.web_port}" if settings.monitor.web_port else ""
+        )
+        _tell_that_it_is_up(console, pipeline.settings.kafka.bootstrap_servers, dashboard)
         pipeline.watch(stop)
-    console.print("[green]✓[/] everything has stopped")
+    if speaks_json():
+        log.info("down")
+    else:
+        console.print("[green]✓[/] everything has stopped")
+
+
+def _tell_that_it_is_up(console: Console, servers: str, dashboard: str) -> None:
+    from streamer.process.logs import speaks_json
+
+    if speaks_json():
+        log.info("up", bootstrap_servers=servers, dashboard=dashboard or None)
+        return
+    console.print(f"[green]✓[/] sidstream is up on {shown(servers)}; Ctrl-C ends it")
+    console.print("  [dim]answers come as soon as the retriever has loaded its model[/]")
+    if dashboard:
+        print_line(console, f"  the monitor's dashboard: {dashboard}")
 
 
 def status(
@@ -201,7 +218,10 @@ def _show_status(console: Console, found: Status) -> None:
         lags.add_column(column, justify=justify)  # type: ignore[arg-type]
     for lag in found.lags:
         lags.add_row(
-            lag.process, Text(printable(lag.topic)), "" if lag.records is None else f"{lag.records:,}", _state(lag)
+            shown(lag.process),
+            Text(printable(lag.topic)),
+            "" if lag.records is None else f"{lag.records:,}",
+            _state(lag),
         )
     print_table(console, lags)
     if any(lag.held_back for lag in found.lags):
@@ -216,16 +236,21 @@ def _show_status(console: Console, found: Status) -> None:
         print_line(console, f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`).")
         return
     written = datetime.fromtimestamp((found.last_write or 0) / 1000, UTC).isoformat(timespec="seconds")
-    console.print(f"[bold]{found.items:,} items[/], last written {written}, codebook {shown(found.codebook)}, in")
+    console.print(
+        f"[bold]{found.items:,} items[/], last written {shown(written)}, codebook {shown(found.codebook)}, in"
+    )
     print_line(console, f"  {found.index}")
-    console.print(f"Layout {found.generation}, {found.head_tokens} head tokens")
+    console.print(f"Layout {shown(found.generation)}, {shown(found.head_tokens)} head tokens")
     census = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "entropy", "Gini", "standard deviation", "head share"):
         census.add_column(column, justify="right")
     for layer in found.layers:
-        head = f"{layer.head_share:.1%}" if layer.layer == 2 else ""
         census.add_row(
-            str(layer.layer), f"{layer.entropy:.3f}", f"{layer.gini:.3f}", f"{layer.standard_deviation:.1f}", head
+            str(layer.layer),
+            f"{layer.entropy:.3f}",
+            f"{layer.gini:.3f}",
+            f"{layer.standard_deviation:.1f}",
+            f"{layer.head_share:.1%}" if layer.layer == 2 else "",
         )
     print_table(console, census)
 

@@ -7,8 +7,9 @@ import sys
 from typing import Final
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
+from models.terminal import printable
 from streamer.settings import LoggingSettings
 
 # These libraries tell at "info" what only their developers need.
@@ -18,6 +19,14 @@ _QUIETER: Final = {
     "mode": logging.WARNING,
     "jgo": logging.WARNING,
 }
+
+
+_chosen_format: str | None = None
+
+
+def speaks_json() -> bool:
+    """Whether this process writes JSON lines to standard error; it then writes no other words there."""
+    return _chosen_format == "json"
 
 
 def configure_logging(settings: LoggingSettings, *, process: str) -> None:
@@ -30,11 +39,13 @@ def configure_logging(settings: LoggingSettings, *, process: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
+    global _chosen_format
+    _chosen_format = settings.format
     rendering: list[Processor]
     if settings.format == "json":
         rendering = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     else:
-        rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=32)]
+        rendering = [_printable_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=32)]
 
     structlog.configure(
         processors=[
@@ -60,3 +71,11 @@ def configure_logging(settings: LoggingSettings, *, process: str) -> None:
         logging.getLogger(name).setLevel(max(level, root.level))
     logging.captureWarnings(True)
     structlog.contextvars.bind_contextvars(process=process)
+
+
+def _printable_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Words of strangers, in a reason or a field's name, cannot reach the terminal's escapes; a traceback keeps its lines."""
+    return {
+        name: printable(value) if isinstance(value, str) and name != "exception" else value
+        for name, value in event.items()
+    }

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.markup import escape
 
 from models.progress import WorkProgress, WorkTask
+from models.terminal import shown
 from study.experiments.plan import Row
 from study.experiments.results import Results
 from study.experiments.run import Measurement, run
@@ -32,7 +32,7 @@ def run_all(rows: Sequence[Row], results: Results, jobs: int, console: Console) 
     for row in rows:
         wanted.setdefault(row.choice.key, (row, {}))[1].update(dict.fromkeys(row.measurements))
     missing = {key: pair for key, pair in wanted.items() if not _is_done(*pair, results)}
-    console.print(f"{len(wanted)} models, {len(wanted) - len(missing)} of them done, {jobs} at a time")
+    console.print(f"{len(wanted)} models, {len(wanted) - len(missing):,} of them done, {jobs:d} at a time")
     if not missing:
         return []
     failed: list[str] = []
@@ -64,7 +64,7 @@ def run_all(rows: Sequence[Row], results: Results, jobs: int, console: Console) 
                     tasks[key].end()
                 if (error := future.exception()) is not None:
                     failed.append(f"{_name(row)}: {error!r}")
-                    console.print(f"[red]failed[/] {escape(failed[-1])}", soft_wrap=True)
+                    console.print(f"[red]failed[/] {shown(failed[-1])}", soft_wrap=True)
                 else:
                     console.print(_finished(row, results))
     return failed

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.terminal import shown
 from study.data.choices import CodebookChoice
 from study.data.codebooks import fitted
 from study.data.datasets import DatasetName, is_present, load
@@ -58,7 +59,7 @@ def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, 
     present = [name for name in DATASETS if is_present(name)]
     for name in DATASETS:
         if name not in present:
-            console.print(f"[yellow]{name} is left out:[/] its files are not beside the project (README)")
+            console.print(f"[yellow]{shown(name)} is left out:[/] its files are not beside the project (README)")
 
     def wanted(label: str, key: str) -> bool:
         return not only or any(text in label or text == key for text in only)
