@@ -111,17 +111,23 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         assert "Traceback" not in log.read_text(), log
 
 
-def test_processes_end_by_themselves_when_up_is_killed(environment: dict[str, str], tmp_path: Path) -> None:
-    up = subprocess.Popen(
-        [sys.executable, "-m", "sidstream", "up", "--logs", str(tmp_path / "logs")],
-        env={**os.environ, **environment},
-        stderr=subprocess.DEVNULL,
-    )
+def test_processes_end_by_themselves_when_up_is_killed_and_a_json_log_has_no_other_words(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    written = tmp_path / "up.log"
+    with written.open("wb") as log:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "sidstream", "up"],
+            env={**os.environ, **environment, "SIDSTREAM_LOGGING__FORMAT": "json"},
+            stderr=log,
+        )
     wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
     pids = children(up.pid)
     up.kill()
     up.wait()
     wait_until(lambda: not any(alive(pid) for pid in pids), seconds=40, what="no process left behind")
+    events = [json.loads(line)["event"] for line in written.read_text().splitlines()]
+    assert "up" in events
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from models.bundles.building import FitSettings, fit_bundle
 from models.bundles.bundle import Bundle
-from models.catalogue import CatalogueItem, read_items
+from models.catalogue import Catalogue, CatalogueItem, read_items
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.errors import SidstreamError
 from models.towers.text_encoder import TextEncoderError, Towers
@@ -56,6 +56,9 @@ def publish(settings: Settings, *arguments: str | Path) -> tuple[int, str]:
         "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
         "SIDSTREAM_TOPICS__PREFIX": settings.topics.prefix,
         "SIDSTREAM_BUNDLE": str(settings.bundle),
+        "SIDSTREAM_INDEX": str(settings.index),
+        "SIDSTREAM_ASSIGNER__GROUP": settings.assigner.group,
+        "COLUMNS": "80",
     }
     answer = CliRunner().invoke(app, ["publish", *map(str, arguments)], env=environment)
     return answer.exit_code, answer.stderr + str(answer.exception or "")
@@ -133,3 +136,34 @@ def test_embeddings_and_towers_together_or_neither_with_a_file_are_refused(items
         answer = CliRunner().invoke(app, ["publish", str(items_file), *arguments])
         assert answer.exit_code == 2
         assert "--embed" in answer.stderr
+
+
+@pytest.mark.parametrize("name", ["ids.txt", "ids.jsonl", "items.tsv", "folder"])
+def test_ids_are_enough_to_delete(name: str, pipeline_settings: Settings, tmp_path: Path) -> None:
+    source = tmp_path / name
+    if name == "folder":
+        source.mkdir()
+        (source / "items.jsonl").write_text('{"id": "sku-1"}\n{"item_id": 17, "title": "kettle"}\n')
+    elif name == "items.tsv":
+        source.write_text("item_id\tcolour\nsku-1\tred\n17\tblue\n")
+    else:
+        source.write_text('sku-1\n\n"17"\nsku-1\n' if name == "ids.txt" else '{"id": "sku-1", "size": 3}\n{"id": 17}\n')
+    code, text = publish(pipeline_settings, source, "--delete")
+    assert (code, "2 tombstones" in text) == (0, True), text
+    records = committed_records(pipeline_settings, pipeline_settings.topics.item_updates)
+    assert {(record.key(), record.value()) for record in records} == {(b"sku-1", None), (b"17", None)}
+
+
+def test_wait_ends_with_one_and_the_classes_when_something_was_refused(
+    pipeline_settings: Settings, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    settings = pipeline_settings.model_copy(update={"bundle": tiny_bundle})
+    wide = np.zeros((16, 16), np.float32)
+    wide[:, 0] = 1
+    Catalogue(items=tuple(ITEMS), embeddings=wide).write(tmp_path / "catalogue")
+    with SidstreamProcess(settings, "assigner", tmp_path), SidstreamProcess(settings, "indexer", tmp_path):
+        code, text = publish(settings, tmp_path / "catalogue", "--wait")
+    assert code == 1, text
+    assert "16 of 16 were refused" in text
+    assert "16 × WrongDimension: 64 bytes of embedding; this codebook takes 32" in text
+    assert f"sidstream dlq show {settings.topics.item_updates_dead_letters}/0:" in text
