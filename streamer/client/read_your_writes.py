@@ -145,7 +145,15 @@ class _Wait:
         return ends
 
     def outcome(self, refusals: Refusals) -> Outcome:
-        return refusals.outcome(self._consumer)
+        return refusals.outcome(self._consumer, self._missing)
+
+    def _missing(self, item_ids: Sequence[bytes]) -> list[bytes]:
+        """Those of the items that the index does not have."""
+        if self._reader is None:
+            return list(item_ids)
+        with self._reader.snapshot() as snapshot:
+            found = snapshot.find(item_ids)
+        return [item_id for item_id, item in zip(item_ids, found, strict=True) if item is None]
 
     def _has_all(self, topic: str, partition: int, position: int, end: int) -> bool:
         """Whether no committed record lies from ``position`` to ``end``, and none can come to lie there."""

@@ -1,12 +1,12 @@
 """The dead letters of what one producer has sent: how many events were refused, for what reason, and an example of each.
 
-The assigner's letters name the offset of the update that they refuse. The indexer's name the codes that it had no room
-for; they belong to us if we have sent an update of that item.
+The assigner's letters name the offset of the update that they refuse. An indexer's name the codes that it had no room for:
+they concern us if we have sent an update of that item, and the index of this machine does not have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, Message
@@ -62,9 +62,11 @@ class Refusals:
             elif source.topic == self._codes and letter.key is not None:
                 self._of_codes.setdefault(letter.key, letter)
 
-    def outcome(self, consumer: Consumer) -> Outcome:
-        """``consumer``: reads our own updates, where letters do not say which update they refuse."""
-        letters = [*self._of_updates.values(), *self._codes_of_ours(consumer)]
+    def outcome(self, consumer: Consumer, missing: Callable[[Sequence[bytes]], Collection[bytes]]) -> Outcome:
+        """``consumer`` reads our own updates, where letters do not say which update they refuse; ``missing``: those of some
+        item ids that the index does not have.
+        """
+        letters = [*self._of_updates.values(), *self._codes_of_ours(consumer, missing)]
         classes: dict[str, list[DeadLetter]] = {}
         for letter in letters:
             classes.setdefault(letter.kind, []).append(letter)
@@ -74,12 +76,14 @@ class Refusals:
         )
         return Outcome(max(0, self._delivery.events - len(letters)), refused)
 
-    def _codes_of_ours(self, consumer: Consumer) -> list[DeadLetter]:
+    def _codes_of_ours(
+        self, consumer: Consumer, missing: Callable[[Sequence[bytes]], Collection[bytes]]
+    ) -> list[DeadLetter]:
         if not self._of_codes:
             return []
         if self._own_keys is None:
             self._own_keys = self._read_keys(consumer)
-        return [letter for key, letter in self._of_codes.items() if key in self._own_keys]
+        return [self._of_codes[key] for key in missing([key for key in self._of_codes if key in self._own_keys])]
 
     def _read_keys(self, consumer: Consumer) -> set[bytes]:
         spans = {}

@@ -115,6 +115,13 @@ def _decide(
         if source is None:
             why = letter.message or "no sidstream process wrote it"
             plan.skipped.append((letter, f"{why}: where it came from is not known"))
+        elif source.topic == settings.topics.item_codes:
+            plan.skipped.append(
+                (
+                    letter,
+                    "its codes are there, the index had no room: raise indexer.maximum_items and run `sidstream rebuild`",
+                )
+            )
         elif source.topic != known[letter.topic]:
             plan.skipped.append((letter, f"it names {source.topic} as its source, and not {known[letter.topic]}"))
         elif source.partition not in numbers[source.topic]:
