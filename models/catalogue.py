@@ -8,6 +8,7 @@ What has been read is valid: unique ids, as many rows as items, finite numbers (
 from __future__ import annotations
 
 import gzip
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,14 +175,15 @@ def read_item_ids(source: str | Path) -> tuple[str, ...]:
     A plain list has one id a line. Raises ``CatalogueError`` naming file and line of what is wrong.
     """
     source = Path(source)
-    path = source if source.is_file() or not source.is_dir() else _items_path(source)
+    path = _items_path(source) if source.is_dir() else source
     if ".tsv" in path.suffixes:
         found = ((number, identity) for number, (identity,) in _numbered_rows(path, ("item_id",)))
     else:
         found = ((number, _id_of_line(path, number, line)) for number, line in numbered_lines(path))
     ids = {}
     for number, identity in found:
-        if not identity or len(identity.encode()) > MAXIMUM_ID_BYTES or not identity.isprintable():
+        control = any(unicodedata.category(character) == "Cc" for character in identity)
+        if not identity or len(identity.encode()) > MAXIMUM_ID_BYTES or control:
             raise CatalogueError(
                 f"{path} line {number} has the id {identity[:40]!r}; ids have 1 to {MAXIMUM_ID_BYTES} bytes of UTF-8 and no "
                 "control characters"
@@ -198,13 +200,12 @@ def _id_of_line(path: Path, number: int, line: str) -> str:
         return line.strip()
     try:
         record = msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise CatalogueError(f"{path} line {number} is neither an item nor an id ({error}); mend the line") from error
-    if isinstance(record, dict):
-        record = record.get("item_id", record.get("id"))
-    if isinstance(record, bool) or not isinstance(record, str | int):
+    identity = _id_of(path, number, record) if isinstance(record, dict) else record
+    if not isinstance(identity, str):
         raise CatalogueError(f"{path} line {number} names no item; give it an id")
-    return str(record)
+    return identity
 
 
 def read_judgements(source: str | Path) -> tuple[tuple[CatalogueQuery, ...], Mapping[str, Mapping[str, int]]]:
@@ -338,18 +339,25 @@ def _item(path: Path, number: int, line: str) -> CatalogueItem:
     try:
         # Null says "none" of what an item need not have.
         record = {name: value for name, value in _RECORD.decode(line).items() if value is not None}
-        ids = {name: plain_id(record.pop(name)) for name in ("item_id", "id") if name in record}
-        if len(set(ids.values())) > 1:
-            raise CatalogueError(
-                f"{path} line {number} has the item_id {ids['item_id']!r} and the id {ids['id']!r}: give one of them"
-            )
-        if ids:
-            record["id"] = next(iter(ids.values()))
+        identity = _id_of(path, number, record)
+        record.pop("item_id", None)
+        if identity is not None:
+            record["id"] = identity
         return msgspec.convert(record, CatalogueItem)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise CatalogueError(
             f"{path} line {number} is not an item ({error}); each line is a JSON object with item_id and title"
         ) from error
+
+
+def _id_of(path: Path, number: int, record: Mapping[str, Any]) -> Any:
+    """What an item's record says of its id, under either name; ``None`` for nothing."""
+    ids = {name: plain_id(record[name]) for name in ("item_id", "id") if record.get(name) is not None}
+    if len(set(map(repr, ids.values()))) > 1:
+        raise CatalogueError(
+            f"{path} line {number} has the item_id {ids['item_id']!r} and the id {ids['id']!r}: give one of them"
+        )
+    return next(iter(ids.values()), None)
 
 
 _RECORD: Final = msgspec.json.Decoder(dict[str, Any])

@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from models.terminal import print_line, shown
 
 _FIRST_LINE_SECONDS: Final = 10.0
 _LONGEST_WAIT_SECONDS: Final = (
@@ -39,8 +40,8 @@ class WorkTask:
         now = self._work.clock()
         figures = self._figures(done, now - self._started)
         if self._bar is not None:
-            shown = " · ".join(filter(None, (*figures, note)))
-            self._work.bars.update(self._bar, completed=done, total=self._total, figures=escape(shown))
+            text = " · ".join(filter(None, (*figures, note)))
+            self._work.bars.update(self._bar, completed=done, total=self._total, figures=shown(text))
             return
         ended = self._total is not None and done >= self._total
         if now >= self._next_line or (ended and not self._ended):
@@ -92,12 +93,12 @@ class WorkProgress:
 
     def task(self, name: str, *, unit: str = "", total: float | None = None) -> WorkTask:
         """A new piece of work; ``unit``: what is counted, nothing for shares of a whole."""
-        bar = self.bars.add_task(escape(name), total=total, figures="") if self._console.is_terminal else None
+        bar = self.bars.add_task(shown(name), total=total, figures="") if self._console.is_terminal else None
         return WorkTask(self, name, unit, total, bar)
 
     def line(self, text: str) -> None:
         """One line, never broken."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, text)
 
     def __enter__(self) -> Self:
         self.bars.start()

@@ -157,4 +157,4 @@ def test_command_that_is_printed_is_one_line_that_a_shell_takes(tmp_path: Path) 
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"  sidstream train '{source}' --bundle '{bundle}'" in done.stderr.splitlines()
+    assert f"  next: sidstream train '{source}' --bundle '{bundle}'" in done.stderr.splitlines()

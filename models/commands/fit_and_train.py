@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from models.commands.towers import EmbedOption, read_catalogue
+from models.commands.towers import EmbedOption, print_next, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
-from models.terminal import print_command, print_table, shown, terminal
+from models.terminal import print_table, shown, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,18 +99,20 @@ def fit(
         )
     _show_census(console, fitted)
     console.print(
-        f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}; next:", soft_wrap=True
+        f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
     )
     if catalogue.is_dir() or embed is not None:
-        embedded = ("--embed", embed) if embed is not None else ()
-        print_command(console, "sidstream", "train", catalogue, "--bundle", bundle, *embedded)
+        options = f" --embed {shlex.quote(str(embed))}" if embed else ""
+        print_next(
+            console, f"sidstream train {shlex.quote(str(catalogue))} --bundle {shlex.quote(str(bundle))}{options}"
+        )
     else:
         console.print(
             f"  training needs the items' ids and texts too: put items.jsonl, a line a row of {shown(catalogue)}, and "
-            "that file as items.npy into a folder FOLDER",
+            f"that file as items.npy into a folder FOLDER",
             soft_wrap=True,
         )
-        print_command(console, "sidstream", "train", "FOLDER", "--bundle", bundle)
+        print_next(console, f"sidstream train FOLDER --bundle {shlex.quote(str(bundle))}")
 
 
 def train(
@@ -209,9 +212,9 @@ def train(
         )
     codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
     if examples is not None:
-        chosen = list(read_examples(examples))
+        learned_from = list(read_examples(examples))
     else:
-        chosen = examples_from_catalogue(
+        learned_from = examples_from_catalogue(
             shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
         )
     with WorkProgress(console) as work:
@@ -222,7 +225,7 @@ def train(
 
         opened, outcome = train_bundle(
             opened,
-            chosen,
+            learned_from,
             [item.id for item in shop.items],
             codes,
             model_settings,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from rich.console import Console
 
 from models.errors import SidstreamError
 from models.progress import WorkProgress
-from models.terminal import print_command, shown, terminal
+from models.terminal import print_line, shown, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +96,8 @@ def towers(
     losses = ", ".join(f"{loss:.3f}" for loss in outcome.losses)
     console.print(
         f"[green]✓[/] towers [bold]{shown(written.id)}[/] in {shown(towers)}: {outcome.pairs:,} pairs, "
-        f"loss an epoch {shown(losses)}, {outcome.seconds:.0f} s",
+        f"loss an epoch {shown(losses)}, "
+        f"{outcome.seconds:.0f} s",
         soft_wrap=True,
     )
     if outcome.recall is not None:
@@ -117,8 +120,12 @@ def towers(
             f"  recall@10 [bold]{recall:.3f}[/] on the catalogue's {judged:,} judged queries (rating {_RELEVANT_RATING:d} "
             "or more; never trained on)"
         )
-    console.print("  next:")
-    print_command(console, "sidstream", "fit", catalogue, "--embed", towers)
+    print_next(console, f"sidstream fit {shlex.quote(str(catalogue))} --embed {shlex.quote(str(towers))}")
+
+
+def print_next(console: Console, command: str) -> None:
+    """The command that comes next, on a line that no terminal's width breaks, to be copied as it is."""
+    print_line(console, f"  next: {command}")
 
 
 def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers | None]:

@@ -95,7 +95,7 @@ def create_topics() -> None:
     outcome = create(settings.kafka, specs)
     table = _shape_table("")
     for spec in specs:
-        state = "[green]created[/green]" if spec.name in outcome.created else "there already"
+        state = "[green]created[/green]" if spec.name in outcome.created else "there"
         table.add_row(
             shown(spec.name), str(spec.partitions), str(spec.replication), _cleanup(spec), Text.from_markup(state)
         )
@@ -110,8 +110,8 @@ def describe_topics() -> None:
     settings = load_settings()
     configure_logging(settings.logging, process="topics")
     console = terminal()
-    print_line(console, f"topics on {settings.kafka.bootstrap_servers}")
     table, missing = _description_table(settings)
+    print_line(console, f"topics on {settings.kafka.bootstrap_servers}")
     print_table(console, table)
     if missing:
         print_line(console, "create the missing ones with: sidstream topics create")
@@ -149,4 +149,4 @@ def _shape_table(last: str) -> Table:
 
 def _cleanup(spec: TopicSpec) -> str:
     retention = spec.config.get("retention.ms")
-    return spec.cleanup_policy if retention is None else f"delete after {int(retention) // 86_400_000} d"
+    return spec.cleanup_policy if retention is None else f"{spec.cleanup_policy}, {int(retention) // 86_400_000} d"

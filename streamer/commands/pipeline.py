@@ -13,6 +13,7 @@ import structlog
 import typer
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -115,11 +116,11 @@ def publish(
 def _show_refused(console: Console, settings: Settings, outcome: Outcome) -> None:
     refused = sum(one.events for one in outcome.refused)
     console.print(
-        f"[red]✗[/] {refused:,} of {refused + outcome.indexed:,} were refused, the index {shown(settings.index)} has "
-        f"{outcome.indexed:,}"
+        f"[red]✗[/] {refused:,} of {refused + outcome.indexed:,} were refused; the index {shown(settings.index)} has "
+        f"{outcome.indexed:,} of them"
     )
     for one in outcome.refused:
-        console.print(f"  {one.events:,} × [bold]{shown(one.kind)}[/]: {shown(one.example)}")
+        console.print(Padding(f"{one.events:,} × [bold]{shown(one.kind)}[/]: {shown(one.example)}", (0, 0, 0, 2)))
         print_command(console, "sidstream", "dlq", "show", one.letter)
 
 

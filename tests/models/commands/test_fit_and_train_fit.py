@@ -160,7 +160,7 @@ def test_what_comes_next_can_be_copied_and_works_whatever_the_paths_look_like(tm
     Catalogue(items=items, embeddings=random.normal(size=(40, 8)).astype(np.float32)).write(folder)
     told, fault = fit(folder)
     assert fault is None
-    [command] = [line.strip() for line in told.splitlines() if line.startswith("  sidstream ")]
+    [command] = [line.removeprefix("  next: ") for line in told.splitlines() if line.startswith("  next: ")]
     assert str(folder.parent / "bundle") in told
     small = ["--epochs", "0.1", "--hidden-size", "16", "--model-layers", "1"]
     answer = CliRunner().invoke(
@@ -177,7 +177,7 @@ def test_fit_of_embeddings_alone_says_what_training_needs(tmp_path: Path, embedd
     told, fault = fit(path)
     assert fault is None
     assert "put items.jsonl" in told
-    assert f"  sidstream train FOLDER --bundle {tmp_path / 'bundle'}" in told
+    assert f"next: sidstream train FOLDER --bundle {tmp_path / 'bundle'}" in told
     answer = CliRunner().invoke(app, ["train", str(path), "--bundle", str(tmp_path / "bundle")])
     assert isinstance(answer.exception, SidstreamError)
     assert "give a folder with items.jsonl and that file as items.npy" in str(answer.exception)
