@@ -14,7 +14,7 @@ from typing import Final
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from models.catalogue import MAXIMUM_ID_BYTES
-from streamer.events.intake import EventError, checked_id, decode_event, within
+from streamer.events.intake import EventError, EventLimits, checked_id, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.settings import RetrieverSettings
 
@@ -78,6 +78,7 @@ class Admission:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._clock = clock
         self._rates = (
             UserRates(per_second=settings.user_queries_per_second, burst=settings.user_query_burst, clock=monotonic)
@@ -97,7 +98,7 @@ class Admission:
             raise EventError("EmptyQuery", "the query has no value: send text, history or both")
         settings = self._settings
         query: Query
-        query, _ = decode_event(QUERY, record, value, settings.maximum_query_bytes, settings)
+        query = decode_event(QUERY, record, value, self._limits).value
         if not query.text.strip() and not query.history and query.user is None:
             raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
         if not 1 <= query.limit <= settings.maximum_limit:
