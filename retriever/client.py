@@ -15,8 +15,8 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from models.errors import SidstreamError
-from retriever.query_faults import time_fault
 from streamer.events.cloudevents import cloud_event_headers
+from streamer.events.intake import EventError, checked_time
 from streamer.events.records import ANSWER, QUERY, Answer, Query
 from streamer.kafka.admin import require
 from streamer.kafka.clients import consumer_configuration, producer_configuration
@@ -69,8 +69,11 @@ class Client:
                 missing after ``timeout_seconds``.
         """
         for number, query in enumerate(queries, start=1):
-            if query.asked_at is not None and (fault := time_fault("asked_at", query.asked_at)) is not None:
-                raise ClientError(f"query {number} of {len(queries)}: {fault}")
+            if query.asked_at is not None:
+                try:
+                    checked_time(query.asked_at, "asked_at", int(time.time() * 1000))
+                except EventError as error:
+                    raise ClientError(f"query {number} of {len(queries)}: {error}") from None
         consumer, producer = self._connect()
         ids = [uuid.uuid4().hex for _ in queries]
         now = int(time.time() * 1000)

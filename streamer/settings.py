@@ -109,6 +109,7 @@ class AssignerSettings(IntakeSettings):
     maximum_event_bytes: int = Field(262_144, ge=1_024, description="larger events are dead letters")
     maximum_title_characters: int = Field(8_192, ge=0, description="events with a longer title are dead letters")
     maximum_weight: float = Field(1e12, gt=0, le=1e30, description="events with a greater weight are dead letters")
+    strict: bool = Field(False, description="updates with an unknown field are dead letters, not merely counted")
     encoder_threads: int = Field(1, ge=1)
 
 

@@ -14,7 +14,6 @@ less than the noun.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.catalogue import CatalogueItem
+from models.towers.text_features import feature_hash, word_pieces
 
 DIMENSION: Final = 128
 _ROWS: Final = 1 << 15  # features share a row once in 32,768; more rows cost memory (16 MiB at D=128), fewer blur words
@@ -152,23 +152,17 @@ class TextEmbedder:
         if number == len(self._vectors):
             self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
         self._vectors[number] = self._word_vector(word)
-        self._hashes.append(_hash(_stem(word)))
+        self._hashes.append(feature_hash(_stem(word)))
         self._weights.append(_weight(word))
         self._numbers[word] = number
         return number
 
     def _word_vector(self, word: str) -> NDArray[np.float32]:
-        whole = self._signs[_hash(_stem(word)) % _ROWS]
-        framed = f"<{word}>"
-        pieces = [_hash("#" + framed[at : at + 3]) % _ROWS for at in range(max(len(framed) - 2, 1))]
+        whole = self._signs[feature_hash(_stem(word)) % _ROWS]
+        pieces = [feature_hash(piece) % _ROWS for piece in word_pieces(word)]
         share = np.float32(_PIECES_SHARE / np.sqrt(len(pieces)))
         vector: NDArray[np.float32] = whole + self._signs[pieces].sum(axis=0) * share
         return vector
-
-
-def _hash(feature: str) -> int:
-    # Not Python's own hash, which differs from process to process.
-    return zlib.crc32(feature.encode())
 
 
 def _stem(word: str) -> str:

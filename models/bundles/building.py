@@ -130,13 +130,28 @@ def fit_bundle(
         head_tokens=settings.head_tokens(census[HEAD_LAYER_INDEX]),
     )
     bundle = create_bundle(
-        directory, codebook, layout, census=census, embedding=embedding, towers=towers, replace=replace
+        directory,
+        codebook,
+        layout,
+        census=census,
+        embedding=embedding,
+        towers=towers,
+        embedding_norms=norm_quantiles(embeddings),
+        replace=replace,
     )
     collapsed = collapsed_layers(census)
     cause = likely_cause(embeddings, settings.size) if collapsed else ""
     if collapsed:
         logger.warning("codebook_collapsed", layers=[str(layer) for layer in collapsed], cause=cause)
     return Fitted(bundle, codebook, codes, census, collapsed, cause)
+
+
+def norm_quantiles(embeddings: npt.NDArray[np.float32]) -> tuple[float, float, float, float, float]:
+    """Norms of embeddings (N, D) at 0, 1, 50, 99 and 100 % of them: what the assigner holds others against."""
+    low, one_percent, median, most, high = np.quantile(
+        np.linalg.norm(embeddings, axis=1), (0, 0.01, 0.5, 0.99, 1)
+    ).tolist()
+    return low, one_percent, median, most, high
 
 
 def _fit_codebook(

@@ -63,6 +63,7 @@ class LanguageModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a bundle holds. ``census``: L × M counts of the items it was fitted on, the baseline that drift is
     measured against. ``towers``: id of the text towers whose embeddings it was fitted on, None for other embeddings.
+    ``embedding_norms``: their norms at 0, 1, 50, 99 and 100 % of the items; None in a bundle of an older sidstream.
     """
 
     format: int
@@ -75,6 +76,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     census: list[list[int]]
     embedding: str = ""
     towers: str | None = None
+    embedding_norms: tuple[float, float, float, float, float] | None = None
     files: dict[str, FileRecord] = {}
     language_model: LanguageModelRecord | None = None
 
@@ -167,13 +169,14 @@ def create_bundle(
     census: npt.NDArray[np.integer],
     embedding: str = "",
     towers: str | None = None,
+    embedding_norms: tuple[float, float, float, float, float] | None = None,
     replace: bool = False,
 ) -> Bundle:
     """Writes codebook, ONNX encoder and manifest; no language model yet.
 
     ``census``: (L, M) counts of the items that the codebook was fitted on; ``embedding``: a sentence on how
-    embeddings are made; ``towers``: id of the text towers that make them; ``replace``: a bundle that is there already is
-    removed first, model included.
+    embeddings are made; ``towers``: id of the text towers that make them; ``embedding_norms``: see
+    ``BundleManifest``; ``replace``: a bundle that is there already is removed first, model included.
     """
     from models.codebooks.onnx_export import export_onnx
 
@@ -198,6 +201,7 @@ def create_bundle(
         census=census.astype(np.int64).tolist(),
         embedding=embedding,
         towers=towers,
+        embedding_norms=embedding_norms,
         files={name: record_file(root, name) for name in (CODEBOOK_FILE, ENCODER_FILE)},
     )
     write_manifest(root, manifest)

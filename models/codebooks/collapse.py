@@ -59,7 +59,7 @@ def likely_cause(embeddings: NDArray[np.float32], size: int) -> str:
             f"row {longest} ({lengths[longest]:.3g} against {median:.3g}): leave such rows out or scale all to length 1, then "
             "fit again"
         )
-    different = len(np.unique(embeddings.round(_ROUNDING), axis=0))
+    different = len({row.tobytes() for row in embeddings.round(_ROUNDING) + 0.0})  # + 0: no negative zeros
     if different < 2 * size:
         return (
             f"{len(lengths):,} embeddings have only {different:,} different values for {size:,} codewords: fit fewer "

@@ -188,14 +188,14 @@ class ResidualQuantiser:
     def _follow(self, residual: torch.Tensor, chosen: torch.Tensor, layer_index: int) -> None:
         import torch
 
-        taken = torch.bincount(chosen, minlength=self.codewords.shape[1])
+        fallen = torch.bincount(chosen, minlength=self.codewords.shape[1])
         added = torch.zeros_like(self.codewords[layer_index]).index_add_(0, chosen, residual)
         counts, sums = self._counts[layer_index], self._sums[layer_index]
-        counts.mul_(self._decay).add_(taken, alpha=1 - self._decay)
+        counts.mul_(self._decay).add_(fallen, alpha=1 - self._decay)
         sums.mul_(self._decay).add_(added, alpha=1 - self._decay)
         alive = counts > _LEAST_COUNT
         self.codewords[layer_index, alive] = sums[alive] / counts[alive, None]
-        self.used[layer_index] += taken
+        self.used[layer_index] += fallen
 
 
 def _dense(widths: Sequence[int]) -> torch.nn.Sequential:

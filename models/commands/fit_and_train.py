@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from models.training.losses import Loss
 
 _FIT_METHODS = ("k-means", "rq-vae")
+_MATRIX_SUFFIXES = (".npy", ".npz")
 _HEAD_METHODS = ("none", "top-k", "top-p", "all")
 
 
@@ -183,7 +184,7 @@ def train(
     settings = TrainingSettings(
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=learning_rate or (3e-3 if checkpoint is None else 1e-4),
+        learning_rate=(3e-3 if checkpoint is None else 1e-4) if learning_rate is None else learning_rate,
         seed=seed,
         layer2_dropout=layer2_dropout,
         loss=_loss(loss),
@@ -197,7 +198,7 @@ def train(
             f"the bundle {bundle} was fitted on embeddings of the text towers {opened.manifest.towers}: name their "
             "directory with --embed"
         )
-    if catalogue.suffix in (".npy", ".npz") and embed is None:
+    if catalogue.suffix in _MATRIX_SUFFIXES and embed is None:
         raise SidstreamError(
             f"{catalogue} holds embeddings alone, and training needs the items' ids and texts: give a folder with items.jsonl "
             "and that file as items.npy"
@@ -247,7 +248,8 @@ def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float3
     """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, and the towers that made them, if any did."""
     from models.data_files import read_matrix
 
-    if embed is None and (source.suffix in (".npy", ".npz") or (source.is_file() and ".jsonl" not in source.suffixes)):
+    holds_items = bool({".jsonl", ".tsv"} & set(source.suffixes))
+    if embed is None and (source.suffix in _MATRIX_SUFFIXES or (source.is_file() and not holds_items)):
         return read_matrix(source), None
     catalogue, towers = read_catalogue(source, embed)
     return catalogue.embeddings, towers

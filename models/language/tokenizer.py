@@ -79,9 +79,10 @@ class TextTokenizer:
                 str(directory), local_files_only=True, trust_remote_code=False, use_fast=True
             )
             backend = tokenizer.backend_tokenizer
-        except (OSError, ValueError, AttributeError, ImportError) as error:
+        except Exception as error:  # the tokenizers library raises nothing more particular for a damaged file
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SidstreamError(
-                f"no usable tokenizer in {directory} ({error}): put the checkpoint's tokenizer.json beside its weights"
+                f"no usable tokenizer in {directory} ({first_line}): put the checkpoint's tokenizer.json beside its weights"
             ) from error
         return cls(backend, tokenizer.bos_token_id)
 

@@ -70,7 +70,7 @@ class TowerSettings:
             raise DualTowerError(
                 f"towers: batch_size must be at least 2, not {self.batch_size}: the others are the negatives"
             )
-        if self.learning_rate <= 0 or self.temperature < _LOWEST_TEMPERATURE:
+        if not (0 < self.learning_rate < math.inf and _LOWEST_TEMPERATURE <= self.temperature < math.inf):
             raise DualTowerError(
                 f"towers: learning_rate must be above 0 and temperature at least {_LOWEST_TEMPERATURE}, not "
                 f"{self.learning_rate} and {self.temperature}"

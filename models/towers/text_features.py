@@ -114,13 +114,25 @@ class FeatureHasher:
         return whole, pairs, pieces
 
     def _word(self, word: str) -> tuple[int, tuple[int, ...]]:
-        framed = f"<{word}>"
-        pieces = (f"#{framed[at : at + _PIECE]}" for at in range(max(len(framed) - _PIECE + 1, 1)))
-        return self._number(f"={word}"), tuple(self._number(piece) for piece in pieces)
+        return self._number(f"={word}"), tuple(self._number(piece) for piece in word_pieces(word))
 
     def _number(self, feature: str) -> int:
-        # Not Python's own hash, which differs from process to process.
-        return zlib.crc32(feature.encode("utf-8", "surrogatepass")) % self._rows
+        return feature_hash(feature) % self._rows
+
+
+def feature_hash(feature: str) -> int:
+    """32 bits of a feature; unlike Python's own hash the same in every process."""
+    return zlib.crc32(feature.encode("utf-8", "surrogatepass"))
+
+
+def word_pieces(word: str) -> list[str]:
+    """The three-letter pieces of a word as features, its two ends marked.
+
+    >>> word_pieces("tea")
+    ['#<te', '#tea', '#ea>']
+    """
+    framed = f"<{word}>"
+    return [f"#{framed[at : at + _PIECE]}" for at in range(max(len(framed) - _PIECE + 1, 1))]
 
 
 def split_words(text: str) -> list[str]:

@@ -66,10 +66,15 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer2_dropout < 1.0:
             raise SidstreamError(f"layer2_dropout must be at least 0 and below 1, not {self.layer2_dropout}")
-        if self.batch_size < 1 or self.learning_rate <= 0 or (self.epochs <= 0 and self.max_steps <= 0):
-            raise SidstreamError(
-                "batch size, learning rate and epochs (or max_steps) must be positive: correct the training settings"
-            )
+        if self.batch_size < 1 or (self.epochs <= 0 and self.max_steps <= 0):
+            raise SidstreamError("batch size and epochs (or max_steps) must be positive: correct the training settings")
+        for name in ("learning_rate", "epochs", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise SidstreamError(
+                    f"{name} must be a number, not {getattr(self, name)}: correct the training settings"
+                )
+        if self.learning_rate <= 0:
+            raise SidstreamError(f"the learning rate must be positive, not {self.learning_rate:g}: correct it")
         checked_gamma(self.loss, self.gamma)
 
 
@@ -121,9 +126,10 @@ class _Batches:
 
 
 def _failed(what: str, settings: TrainingSettings) -> TrainingFailedError:
+    gamma = f" or a γ smaller than {settings.gamma:g}" if settings.gamma else ""
     return TrainingFailedError(
         f"training failed: {what}. Nothing was kept of this model; train again with a learning rate smaller than "
-        f"{settings.learning_rate:g} (usual are 0.003 for a new model, 0.0001 for a checkpoint)"
+        f"{settings.learning_rate:g} (usual are 0.003 for a new model, 0.0001 for a checkpoint){gamma}"
     )
 
 

@@ -9,6 +9,7 @@ items that is about 2 n SIDs a row, where separate examples would be n² / 2.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,50 @@ from models.errors import SidstreamError
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
 from models.training.example_table import NOTHING_FOLLOWS, TrainingBatch
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens of B sequences, int64 (B, T) each; branches before they are joined to their trunk (B, branches, T).
+
+    ``token_id``: -1 for none; ``following``: the token to be predicted next, or that nothing follows; ``position``: place in
+    the token's own prompt; ``branch``: its number, 0 for the trunk; ``seen_of_trunk``: how many tokens of the trunk it sees,
+    from the first: up to itself in the trunk, all before the branch in a branch.
+    """
+
+    token_id: npt.NDArray[np.int64]
+    following: npt.NDArray[np.int64]
+    position: npt.NDArray[np.int64]
+    branch: npt.NDArray[np.int64]
+    seen_of_trunk: npt.NDArray[np.int64]
+
+    def with_branches(self, branches: _Tokens) -> _Tokens:
+        """The trunk, then the branches one after the other."""
+        rows = len(self.token_id)
+        return _Tokens(
+            *(
+                np.concatenate((getattr(self, part.name), getattr(branches, part.name).reshape(rows, -1)), axis=1)
+                for part in fields(self)
+            )
+        )
+
+    def without_gaps(self) -> _Tokens:
+        """The tokens that are there first, in their order, and no longer than the longest sequence."""
+        present = self.token_id >= 0
+        order = np.argsort(~present, axis=1, kind="stable")[:, : int(present.sum(axis=1).max())]
+        return _Tokens(*(np.take_along_axis(getattr(self, part.name), order, axis=1) for part in fields(self)))
+
+    def visible(self) -> npt.NDArray[np.bool_]:
+        """(B, T, T): which tokens each token sees."""
+        present = self.token_id >= 0
+        in_trunk = (self.branch == 0) & present
+        visible: npt.NDArray[np.bool_] = in_trunk[:, None, :] & (
+            self.position[:, None, :] < self.seen_of_trunk[:, :, None]
+        )
+        same_branch = (self.branch[:, :, None] == self.branch[:, None, :]) & (self.branch > 0)[:, None, :]
+        visible |= same_branch & present[:, None, :] & (self.position[:, None, :] <= self.position[:, :, None])
+        visible |= np.eye(present.shape[1], dtype=bool)  # padding sees itself: a row of nothing would be NaN
+        return visible
 
 
 class HistoryTable:
@@ -100,38 +145,26 @@ class HistoryTable:
         following[branch < 0] = NOTHING_FOLLOWS
         branch = branch[:, :, :-1]
 
-        trunk_place = np.cumsum(trunk >= 0, axis=1) - 1
+        trunk_position = np.cumsum(trunk >= 0, axis=1) - 1
         # Branch k (target item k + 1) continues after the first k + 1 items of the trunk.
-        starts = trunk_place[:, 1 + layers * np.arange(1, width)] + 1
-        branch_place = starts[:, :, None] + np.cumsum(branch >= 0, axis=2) - 1
-        owner = np.broadcast_to(np.arange(1, width)[None, :, None], branch.shape)
-        flat = (rows, -1)
-        columns = {
-            "token": np.concatenate((trunk, branch.reshape(flat)), axis=1),
-            "following": np.concatenate(
-                (np.full(trunk.shape, NOTHING_FOLLOWS), following[:, :, :-1].reshape(flat)), axis=1
-            ),
-            "place": np.concatenate((trunk_place, branch_place.reshape(flat)), axis=1),
-            "owner": np.concatenate((np.zeros_like(trunk), owner.reshape(flat)), axis=1),
-            # How much of the trunk is seen: up to oneself, or all before the branch.
-            "reach": np.concatenate(
-                (trunk_place + 1, np.broadcast_to(starts[:, :, None], branch.shape).reshape(flat)), axis=1
-            ),
-        }
-        present = columns["token"] >= 0
-        order = np.argsort(~present, axis=1, kind="stable")[:, : int(present.sum(axis=1).max())]
-        token, following, place, owner, reach = (np.take_along_axis(part, order, axis=1) for part in columns.values())
-        present = token >= 0
-        in_trunk = (owner == 0) & present
-        visible = in_trunk[:, None, :] & (place[:, None, :] < reach[:, :, None])
-        same_branch = (owner[:, :, None] == owner[:, None, :]) & (owner > 0)[:, None, :] & present[:, None, :]
-        visible |= same_branch & (place[:, None, :] <= place[:, :, None])
-        visible |= np.eye(token.shape[1], dtype=bool)  # padding sees itself: a row of nothing would be NaN
+        starts = trunk_position[:, 1 + layers * np.arange(1, width)] + 1
+        branch_position = starts[:, :, None] + np.cumsum(branch >= 0, axis=2) - 1
+        number = np.broadcast_to(np.arange(1, width)[None, :, None], branch.shape)
+        seen_of_trunk = np.broadcast_to(starts[:, :, None], branch.shape)
+        tokens = _Tokens(
+            token_id=trunk,
+            following=np.full(trunk.shape, NOTHING_FOLLOWS),
+            position=trunk_position,
+            branch=np.zeros_like(trunk),
+            seen_of_trunk=trunk_position + 1,
+        ).with_branches(_Tokens(branch, following[:, :, :-1], branch_position, number, seen_of_trunk))
+        tokens = tokens.without_gaps()
+        present = tokens.token_id >= 0
         return TrainingBatch(
-            token_ids=np.where(present, token, self.vocabulary.padding_id),
-            following=following,
-            positions=np.where(present, place, 0),
-            visible=visible,
+            token_ids=np.where(present, tokens.token_id, self.vocabulary.padding_id),
+            following=tokens.following,
+            positions=np.where(present, tokens.position, 0),
+            visible=tokens.visible(),
         )
 
     def _sids(

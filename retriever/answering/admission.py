@@ -14,8 +14,7 @@ from typing import Final
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from models.catalogue import MAXIMUM_ID_BYTES
-from retriever.query_faults import time_fault, unknown_field_fault
-from streamer.events.intake import EventError, checked_id, decode_event, within
+from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.settings import RetrieverSettings
 
@@ -79,6 +78,7 @@ class Admission:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._clock = clock
         self._rates = (
             UserRates(per_second=settings.user_queries_per_second, burst=settings.user_query_burst, clock=monotonic)
@@ -97,21 +97,15 @@ class Admission:
         if not value:
             raise EventError("EmptyQuery", "the query has no value: send text, history or both")
         settings = self._settings
-        query: Query
-        try:
-            query, _ = decode_event(QUERY, record, value, settings.maximum_query_bytes, settings)
-        except EventError as error:
-            if (fault := unknown_field_fault(str(error))) is None:
-                raise
-            raise EventError("UnknownField", fault) from None
+        query: Query = decode_event(QUERY, record, value, self._limits).value
         if not query.text.strip() and not query.history and query.user is None:
             raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
         if not 1 <= query.limit <= settings.maximum_limit:
             raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{settings.maximum_limit}")
         if query.timeout_ms is not None and not 1 <= query.timeout_ms < _LONGEST_TIMEOUT_MS:
             raise EventError("InvalidEvent", f"timeout_ms {query.timeout_ms} is not a number of milliseconds from 1 up")
-        if query.asked_at is not None and (fault := time_fault("asked_at", query.asked_at)) is not None:
-            raise EventError("InvalidEvent", fault)
+        if query.asked_at is not None:
+            checked_time(query.asked_at, "asked_at", int(self._clock() * 1000))
         within(settings.maximum_text_characters, len(query.text), "text", "characters")
         within(settings.maximum_history, len(query.history), "history", "items")
         for place, item_id in enumerate(query.history):

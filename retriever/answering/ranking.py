@@ -92,6 +92,25 @@ class HistorySimilarity:
         return [ranked[place] for place in np.argsort(-cosines, kind="stable").tolist()]
 
 
+def item_log_probabilities(
+    sid: ScoredSid, weights: npt.NDArray[np.number], *, smoothing: float = 0.0, by_left_out: bool = False
+) -> npt.NDArray[np.float64]:
+    """Natural log-probability of each item of a SID, (n,): that of the SID plus the log of the item's share of it.
+
+    The share goes by weight: ``weights`` (n,), ``smoothing`` added to each, so that where weights are counts an item that
+    was never counted is not impossible. ``by_left_out``: first by P(c2 | c1) of the left-out layer-2 tokens, then by weight
+    among the items of one token.
+    """
+    shares = np.maximum(np.asarray(weights, dtype=np.float64) + smoothing, _LEAST_WEIGHT)
+    if by_left_out and sid.left_out is not None:
+        tokens, place = np.unique(sid.codes[:, 1], return_inverse=True)
+        likely = np.full(len(tokens), -np.inf)
+        np.maximum.at(likely, place, sid.left_out.astype(np.float64))
+        shares = np.exp(likely - likely.max())[place] * shares / np.bincount(place, weights=shares)[place]
+    log_probabilities: npt.NDArray[np.float64] = sid.score + np.log(shares / shares.sum())
+    return log_probabilities
+
+
 def by_own_probability(
     sids: Sequence[ScoredSid], read: Callable[[npt.NDArray[np.uint32]], Sequence[StoredItem]], limit: int
 ) -> list[tuple[StoredItem, ScoredSid, float]]:
@@ -108,10 +127,8 @@ def by_own_probability(
         if sid.score <= worst:  # no item is more probable than its SID, and scores fall from here on
             break
         items = read(sid.items)
-        total = sum(max(item.weight, _LEAST_WEIGHT) for item in items)
-        for item in items:
-            score = sid.score + float(np.log(max(item.weight, _LEAST_WEIGHT) / total))
-            found.append((-score, place, -item.updated_at, item.id, item))
+        scores = item_log_probabilities(sid, np.array([item.weight for item in items])).tolist()
+        found += [(-score, place, -item.updated_at, item.id, item) for item, score in zip(items, scores, strict=True)]
         if len(found) >= limit:
             found = sorted(found, key=lambda row: row[:4])[:limit]
             worst = -found[-1][0]

@@ -109,8 +109,8 @@ def _check_layouts(vocabulary: SidVocabulary, layout: Layout, pinned: Layout) ->
 class _MarginalSearch:
     """One search: the trie with the layers of all SIDs aligned, and the pool.
 
-    ``hole`` stands where a SID leaves out its layer-2 token. It is greater than all layer-2 tokens, so rows stay in
-    the order of their SIDs, and each layer of the codes is one level of the trie.
+    Where a SID leaves out its layer-2 token, the mark ``_no_token`` stands in its place. It is greater than all layer-2
+    tokens, so rows stay in the order of their SIDs, and each layer of the codes is one level of the trie.
     """
 
     def __init__(
@@ -125,17 +125,17 @@ class _MarginalSearch:
     ) -> None:
         self._model_paths, self._paths, self._pinned = model_paths, paths, pinned
         self._layers, self._size, self._queries, self._beams = vocabulary.layers, vocabulary.size, queries, beams
-        self._hole = (HEAD_LAYER_INDEX + 1) * self._size
+        self._no_token = (HEAD_LAYER_INDEX + 1) * self._size
         aligned = paths.tokens.copy()
         short = aligned[:, -1] == PADDING
         aligned[short, HEAD_LAYER_INDEX + 1 :] = paths.tokens[short, HEAD_LAYER_INDEX:-1]
-        aligned[short, HEAD_LAYER_INDEX] = self._hole
+        aligned[short, HEAD_LAYER_INDEX] = self._no_token
         self._levels: list[Level] = trie_levels(aligned)
         # The readings of a left-out layer-2 token: the tokens that the pinned layout writes, then, if there is any
         # that it leaves out, the path without it.
         written = np.flatnonzero(layout.is_head & ~pinned.is_head)
-        silent = bool((layout.is_head & pinned.is_head).any())
-        self._readings = np.append(written + self._size, [PADDING] * silent).astype(np.int32)
+        has_short_path = bool((layout.is_head & pinned.is_head).any())
+        self._readings = np.append(written + self._size, [PADDING] * has_short_path).astype(np.int32)
         self._reading_of = np.where(pinned.is_head, len(written), np.searchsorted(written, np.arange(self._size)))
         self._pool = Pool(queries, beams)
 
@@ -146,27 +146,27 @@ class _MarginalSearch:
         node_of = np.searchsorted(self._levels[0].token, first_tokens)
         parent, node = self._levels[0].children(node_of)
         token = self._levels[1].token[node]
-        hole = token == self._hole
-        counts = np.where(hole, len(self._readings), 1)
+        is_short = token == self._no_token
+        counts = np.where(is_short, len(self._readings), 1)
         begin = bounds_of(counts)
         owner, number = ranges(np.zeros_like(counts), counts)
-        silent = self._pinned.is_head[np.where(hole, 0, token - self._size)]
-        reading = np.where(silent, np.int32(PADDING), token)[owner]
-        left_out = hole[owner]
-        reading[left_out] = self._readings[number[left_out]]
+        model_omits = self._pinned.is_head[np.where(is_short, 0, token - self._size)]
+        reading = np.where(model_omits, np.int32(PADDING), token)[owner]
+        of_short = is_short[owner]
+        reading[of_short] = self._readings[number[of_short]]
         first = parent[owner]
-        spelt = reading != PADDING
-        step = np.where(spelt, self._model_paths.layer2[first, np.where(spelt, reading - self._size, 0)], 0.0)
+        has_layer2 = reading != PADDING
+        step = np.where(has_layer2, self._model_paths.layer2[first, np.where(has_layer2, reading - self._size, 0)], 0.0)
         path_score = score[first] + step
         # A path that goes on with layer 3 can be worth no more than that layer has in all.
-        rest = np.where(spelt, 0.0, _log_of_row_sums(self._model_paths.layer3)[first])
+        rest = np.where(has_layer2, 0.0, _log_of_row_sums(self._model_paths.layer3)[first])
         bound = _log_of_sums(path_score + rest, begin)
         tokens = np.full((len(reading), self._layers - 2), PADDING, dtype=np.int32)
         tokens[:, 0] = reading
         prefixes = Hypotheses(query[parent], node, bound, begin, Readings(first, tokens, path_score))
-        open_ = np.flatnonzero(~hole)
+        open_ = np.flatnonzero(~is_short)
         kept = open_[greatest_of_each(prefixes.query[open_], bound[open_], self._queries, self._beams)]
-        return prefixes.take(np.sort(np.concatenate((np.flatnonzero(hole), kept))))
+        return prefixes.take(np.sort(np.concatenate((np.flatnonzero(is_short), kept))))
 
     def run(self, hypotheses: Hypotheses) -> list[list[ScoredSid]]:
         """From the prefixes of two layers to answers."""
@@ -214,10 +214,10 @@ class _MarginalSearch:
             following = self._model_paths.following(chunk.readings, depth)
             parent, node, score = self._children(chunk, following, depth)
             self._pool.add(chunk.query[parent], self._levels[depth].start[node], score, which[parent])
-            holes = np.flatnonzero(short[which])
-            owner, row = ranges(row_begin[which[holes]], row_end[which[holes]])
-            reading = chunk.begin[holes][owner] + self._reading_of[codes[row, HEAD_LAYER_INDEX]]
-            at = (own_begin[which[holes]] - row_begin[which[holes]])[owner] + row
+            without = np.flatnonzero(short[which])
+            owner, row = ranges(row_begin[which[without]], row_end[which[without]])
+            reading = chunk.begin[without][owner] + self._reading_of[codes[row, HEAD_LAYER_INDEX]]
+            at = (own_begin[which[without]] - row_begin[which[without]])[owner] + row
             own[at] = chunk.readings.score[reading] + following[reading, codes[row, depth]]
 
         def left_out(origin: int, rows: slice, score: float) -> npt.NDArray[np.float32]:
@@ -243,10 +243,10 @@ class _MarginalSearch:
             before = np.cumsum(counts[waiting])
             first = np.searchsorted(query, query)  # place of the query's best
             readings = before - (before - counts[waiting])[first]
-            taken = (readings <= _READINGS_AT_ONCE) | (np.arange(len(query)) == first)
-            chosen = waiting[taken]
+            is_next = (readings <= _READINGS_AT_ONCE) | (np.arange(len(query)) == first)
+            chosen = waiting[is_next]
             chosen = chosen[np.lexsort((hypotheses.node[chosen], hypotheses.query[chosen]))]
-            waiting = waiting[~taken]
+            waiting = waiting[~is_next]
             yield chosen, hypotheses.take(chosen)
 
     def _children(

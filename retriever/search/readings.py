@@ -35,9 +35,9 @@ class Readings:
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """H prefixes of SIDs: query, node of the trie, log of the greatest probability that SIDs below can have together;
-    ``begin`` (H + 1,): where the readings of each start. All those with the layer-2 token left out have the same
-    readings, in the same order.
+    """H prefixes of SIDs: their query and their node in the trie. ``score``: an upper bound, as a natural logarithm, of the
+    probability that all SIDs with this prefix have in sum. ``begin``: (H + 1,), where the readings of each prefix start.
+    All prefixes without the layer-2 token have the same readings, in the same order.
     """
 
     query: npt.NDArray[np.intp]

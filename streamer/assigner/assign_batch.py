@@ -6,21 +6,30 @@ The output partition is the input partition, so the order of one item's updates 
 
 from __future__ import annotations
 
-from time import time_ns
-from typing import Final, NamedTuple, Protocol
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
+import structlog
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
+from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
-from streamer.events.intake import EventError, checked_id, decode_event, within
+from streamer.events.embeddings import PlausibleNorms, check_embeddings, matrix_of
+from streamer.events.intake import EventError, Update, UpdateIntake, UpdateLimits
 from streamer.events.outgoing import Outgoing
-from streamer.events.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
+from streamer.events.records import ITEM_CODES, ItemCodes, ItemUpdate
+from streamer.events.unknown_fields import OTHER, nearest, note_of
 from streamer.process.metrics import count_dead_letter
 from streamer.settings import AssignerSettings
 
+log = structlog.get_logger(__name__)
+
 PROCESS: Final = "assigner"
+_FIELDS: Final = tuple(ItemUpdate.__struct_fields__)
+_NORMS_LOGGED_EVERY_MS: Final = 60_000
 
 
 class Encoder(Protocol):
@@ -33,141 +42,137 @@ class Encoder(Protocol):
     def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]: ...
 
 
-class _Upsert(NamedTuple):
-    """What is needed of an update until the batch's end; its embedding as a list would be four times its bytes."""
-
-    record: Message
-    item_id: bytes
-    title: str
-    weight: float
-    updated_at: int
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class AssignBatch:
     """The assigner's transform: a batch of ``item-updates`` records → ``item-codes`` records and dead letters.
 
-    The last usable event of an item in a batch wins; the others of that item are not sent on.
+    The last usable event of an item in a partition and a batch wins; the others of that item are not sent on.
+    ``norms``: the norms of the bundle's fit at 0, 1, 50, 99 and 100 % of its items; ``clock``: milliseconds since the epoch.
     """
 
-    def __init__(self, encoder: Encoder, *, codes_topic: str, dead_letter_topic: str, limits: AssignerSettings) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        codes_topic: str,
+        dead_letter_topic: str,
+        limits: AssignerSettings,
+        norms: Sequence[float] | None = None,
+        clock: Callable[[], int] = _now_ms,
+    ) -> None:
         self._encoder = encoder
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
-        self._limits = limits
-        # Read for each event; an attribute of the settings takes longer.
-        self._maximum_event_bytes = limits.maximum_event_bytes
-        self._maximum_title_characters = limits.maximum_title_characters
-        self._maximum_weight = limits.maximum_weight
-        self._float32_bytes = 4 * encoder.dimension
+        self._intake = UpdateIntake(UpdateLimits.of(limits, encoder.dimension), strict=limits.strict)
+        self._plausible = PlausibleNorms.of(norms)
+        self._clock = clock
+        self._fields_told: dict[str, int] = {}
+        self._norms_logged_at = -_NORMS_LOGGED_EVERY_MS
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
-        upserts: list[_Upsert] = []
-        embeddings: list[bytes] = []
+        now = self._clock()
+        updates: list[Update] = []
         rejected: list[Outgoing] = []
-        # Row of the last usable event of each item; a tombstone is its record instead.
-        last: dict[bytes, int | Message] = {}
+        read = self._intake.read
         for record in records:
             try:
-                item_id = checked_id(record.key(), "item")
-                value = record.value()
-                if value is None:
-                    last.pop(item_id, None)
-                    last[item_id] = record
-                    continue
-                update, updated_at = self._decode(record, value)
-                embeddings.append(self._embedding_bytes(update.embedding))
+                updates.append(read(record, now))
             except EventError as error:
-                rejected.append(self._reject(record, error))
-                continue
-            upserts.append(_Upsert(record, item_id, update.title, update.weight, updated_at))
+                rejected.append(self._reject(record, error.kind, error))
+        self._tell_unknown_fields()
 
-        matrix = np.frombuffer(b"".join(embeddings), dtype="<f4").reshape(-1, self._encoder.dimension)
-        # A finite squared norm means finite numbers, and scores that cannot overflow.
-        with np.errstate(over="ignore"):
-            usable = np.isfinite(np.einsum("nd,nd->n", matrix, matrix))
-        for row, upsert in enumerate(upserts):
-            if not usable[row]:
-                fault = EventError("EmbeddingNotFinite", "the embedding holds NaN, infinity or numbers beyond float32")
-                rejected.append(self._reject(upsert.record, fault))
-                continue
-            earlier = last.pop(upsert.item_id, None)
-            if isinstance(earlier, Message) and _later(earlier, upsert.record):
-                last[upsert.item_id] = earlier
-            else:
-                last[upsert.item_id] = row
-        return self._outgoing(last, upserts, matrix) + rejected
+        upserts = [place for place, update in enumerate(updates) if update.embedding is not None]
+        matrix, unusable = self._checked_matrix(updates, upserts, rejected, now)
+        last = _last_of_each_item(updates, unusable)
+        kept = set(last)
+        rows = [row for row, place in enumerate(upserts) if place in kept]
+        encoded = self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
+        codes = dict(zip((upserts[row] for row in rows), encoded, strict=True))
+        return [self._outgoing(updates[place], codes.get(place), now) for place in last] + rejected
 
-    def _outgoing(
-        self, last: dict[bytes, int | Message], upserts: list[_Upsert], matrix: NDArray[np.float32]
-    ) -> list[Outgoing]:
-        rows = [row for row in last.values() if isinstance(row, int)]
-        codes = iter(
-            self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
-        )
-        # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update took.
-        # Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
-        codebook, topic, now = self._encoder.codebook_id, self._codes_topic, time_ns() // 1_000_000
-        outgoing = []
-        for item_id, row in last.items():
-            if not isinstance(row, int):
-                at = row.timestamp()[1]
-                outgoing.append(Outgoing(topic, item_id, None, row.partition(), None, at if 0 < at < now else 0))
-                continue
-            record, _, title, weight, updated_at = upserts[row]
+    def commit_note(self) -> dict[str, Any]:
+        """What ``sidstream status`` shows of this process: when it was, and the unknown fields since its start."""
+        return {"at": self._clock(), "unknown_fields": note_of(self._intake.unknown_fields)}
+
+    def _checked_matrix(
+        self, updates: Sequence[Update], upserts: Sequence[int], rejected: list[Outgoing], now: int
+    ) -> tuple[NDArray[np.float32], set[int]]:
+        """Embeddings float32 (N, D) of the updates at the places ``upserts``, and the places of those that cannot be used.
+
+        Their dead letters join ``rejected``.
+        """
+        embeddings = [updates[place].embedding or b"" for place in upserts]
+        matrix = matrix_of(embeddings, self._encoder.dimension)
+        guessed = [row for row, place in enumerate(upserts) if updates[place].guessed]
+        checked = check_embeddings(matrix, embeddings, guessed, self._plausible)
+        for row, fault in sorted(checked.faults.items()):
+            rejected.append(self._reject(updates[upserts[row]].record, fault.kind, fault))
+        if len(checked.strange):
+            IMPLAUSIBLE_NORMS.inc(len(checked.strange))
+            if now - self._norms_logged_at >= _NORMS_LOGGED_EVERY_MS:
+                self._norms_logged_at = now
+                row = int(checked.strange[0])
+                log.warning(
+                    "implausible_norms",
+                    updates=len(checked.strange),
+                    item=ascii(updates[upserts[row]].item_id.decode()),
+                    norm=round(float(checked.norms[row]), 4),
+                    expected=f"{self._plausible.minimum:.3g} to {self._plausible.maximum:.3g}",
+                    advice="do they come from the model that the bundle was fitted with? scale them alike, or fit again",
+                )
+        return matrix, {upserts[row] for row in checked.faults}
+
+    def _outgoing(self, update: Update, codes: tuple[int, ...] | None, now: int) -> Outgoing:
+        """The codes of an item, or its tombstone."""
+        value = None
+        if codes is not None:
             value = ITEM_CODES.encode(
                 ItemCodes(
-                    codebook=codebook,
-                    codes=next(codes),
-                    title=title,
-                    weight=weight,
-                    updated_at=updated_at,
+                    codebook=self._encoder.codebook_id,
+                    codes=codes,
+                    title=update.title,
+                    weight=update.weight,
+                    updated_at=update.updated_at,
                 )
             )
-            at = record.timestamp()[1]
-            outgoing.append(Outgoing(topic, item_id, value, record.partition(), None, at if 0 < at < now else 0))
-        return outgoing
+        # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update took.
+        # Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
+        record = update.record
+        at = record.timestamp()[1]
+        return Outgoing(self._codes_topic, update.item_id, value, record.partition(), None, at if 0 < at < now else 0)
 
-    def _decode(self, record: Message, value: bytes) -> tuple[ItemUpdate, int]:
-        update: ItemUpdate
-        update, time = decode_event(ITEM_UPDATE, record, value, self._maximum_event_bytes, self._limits)
-        if not 0 <= update.weight <= self._maximum_weight:  # also refuses NaN
-            raise EventError("InvalidEvent", f"weight {update.weight} is not within 0..{self._maximum_weight:g}")
-        within(self._maximum_title_characters, len(update.title), "title", "characters")
-        if update.updated_at is not None:
-            time = update.updated_at
-        elif time is None:
-            time = record.timestamp()[1]
-        if not 0 <= time < 1 << 62:
-            raise EventError("InvalidEvent", f"updated_at {time} is not milliseconds since 1970")
-        return update, time
+    def _tell_unknown_fields(self) -> None:
+        """Metrics of the unknown fields of a batch; each name is logged once."""
+        counts, told = self._intake.unknown_fields, self._fields_told
+        if counts == told:
+            return
+        for name, count in counts.items():
+            if name not in told and count:
+                log.warning(
+                    "unknown_field",
+                    field=ascii(name),
+                    advice="more names than are told apart" if name == OTHER else nearest(name, _FIELDS),
+                )
+            UNKNOWN_FIELDS.labels(name).inc(count - told.get(name, 0))
+        self._fields_told = dict(counts)
 
-    def _embedding_bytes(self, embedding: bytes | list[float]) -> bytes:
-        """Little-endian float32 bytes of D numbers."""
-        if isinstance(embedding, bytes):
-            if len(embedding) == self._float32_bytes:
-                return embedding
-            if 2 * len(embedding) == self._float32_bytes:
-                return np.frombuffer(embedding, "<f2").astype("<f4").tobytes()
-            raise EventError(
-                "WrongDimension",
-                f"{len(embedding)} bytes of embedding; this codebook takes {self._float32_bytes} (float32) "
-                f"or {self._float32_bytes // 2} (float16)",
-            )
-        if len(embedding) != self._encoder.dimension:
-            raise EventError(
-                "WrongDimension",
-                f"{len(embedding)} numbers of embedding; this codebook takes {self._encoder.dimension}",
-            )
-        with np.errstate(over="ignore"):
-            return np.asarray(embedding, "<f8").astype("<f4").tobytes()
-
-    def _reject(self, record: Message, error: EventError) -> Outgoing:
-        count_dead_letter(PROCESS, error.kind)
-        return dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, error.kind, str(error)))
+    def _reject(self, record: Message, kind: str, error: Exception) -> Outgoing:
+        count_dead_letter(PROCESS, kind)
+        return dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, kind, str(error)))
 
 
-def _later(one: Message, other: Message) -> bool:
-    """Whether ``one`` comes after ``other``; both have the same key, so they normally share a partition."""
-    if one.partition() == other.partition():
-        return bool(one.offset() > other.offset())
-    return bool(one.timestamp()[1] >= other.timestamp()[1])
+def _last_of_each_item(updates: Sequence[Update], unusable: set[int]) -> list[int]:
+    """Places of the last usable update of each item, in each partition: which partition's holds is the indexer's to judge."""
+    last: dict[bytes, int] = {}
+    elsewhere: list[int] = []
+    for place, update in enumerate(updates):
+        if place in unusable:
+            continue
+        earlier = last.pop(update.item_id, None)
+        if earlier is not None and updates[earlier].record.partition() != update.record.partition():
+            elsewhere.append(earlier)
+        last[update.item_id] = place
+    return elsewhere + list(last.values())

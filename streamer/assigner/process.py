@@ -46,6 +46,7 @@ def run_assigner(settings: Settings) -> None:
             codes_topic=topics.item_codes,
             dead_letter_topic=topics.item_updates_dead_letters,
             limits=own,
+            norms=bundle.manifest.embedding_norms,
         )
         loop = LoopSettings(
             process=PROCESS,

@@ -2,28 +2,45 @@
 
 Values are MessagePack or JSON maps, told apart by their first byte (a MessagePack map never begins with ``{``).
 The Kafka key is the identity: item id, query id, token, layout or alert; so compaction keeps the newest state of each.
-Times are integer milliseconds since the Unix epoch.
+Times are integer milliseconds since the Unix epoch. A record without ``record_version`` is of version 1, so that a version
+costs nothing on the wire until there is a second one. ``docs/schemas`` has all of this as JSON Schema.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
-_JSON_FIRST_BYTES: Final = b"{ \t\r\n"
+JSON_FIRST_BYTES: Final = frozenset({b"{", b" ", b"\t", b"\r", b"\n"})
+
+# A record whose meaning changes gets a field of a type with a higher maximum; its readers still take the version before.
+Version1 = Annotated[int, Meta(ge=1, le=1, description="version of the record; without it, 1")] | UnsetType
+_VERSION_FIELD: Final = "record_version"
+
+
+class RecordVersionError(msgspec.ValidationError):
+    """A record of a version that this sidstream does not read: a newer one has written it."""
 
 
 class ItemUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Topic ``item-updates``, key = item id (UTF-8). The full state of an item; a null value (tombstone) deletes it.
 
     ``embedding``: D numbers, or the bytes of D little-endian float32 or float16 (MessagePack ``bin``; base64 in JSON).
+    ``dtype`` says which of the two; bytes without it are float32, or float16 where half as many are there and their norm is
+    plausible. ``updated_at``: without it the record's CloudEvents or Kafka time. ``id`` or ``item_id``, if given, repeats
+    the key.
     """
 
     embedding: bytes | list[float]
     title: str = ""
     weight: float = 1.0
     updated_at: int | None = None
+    dtype: Annotated[str, Meta(extra_json_schema={"enum": ["float32", "float16"]})] | UnsetType = UNSET
+    id: Annotated[Any, Meta(description="the key again")] = UNSET
+    item_id: Annotated[Any, Meta(description="the key again")] = UNSET
+    record_version: Version1 = UNSET
 
 
 class ItemCodes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -34,6 +51,7 @@ class ItemCodes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     title: str
     weight: float
     updated_at: int
+    record_version: Version1 = UNSET
 
 
 class TokenCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +65,7 @@ class TokenCount(msgspec.Struct, frozen=True, kw_only=True):
     token: int
     n: int
     as_of: int
+    record_version: Version1 = UNSET
 
 
 class LayoutRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +78,7 @@ class LayoutRecord(msgspec.Struct, frozen=True, kw_only=True):
     head_tokens: tuple[int, ...]
     issued_at: int
     cause: str
+    record_version: Version1 = UNSET
 
 
 class LayerMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +100,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     layers: tuple[LayerMetrics, ...]
     baseline: tuple[LayerMetrics, ...]
+    record_version: Version1 = UNSET
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,10 +116,11 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     first_at: int
     at: int
+    record_version: Version1 = UNSET
 
 
-class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both; a field that is not here is refused.
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both.
 
     ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
     """
@@ -109,6 +131,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     limit: int = 10
     asked_at: int | None = None
     timeout_ms: int | None = None
+    record_version: Version1 = UNSET
 
 
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,29 +164,56 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds: dict[str, float] = {}
     answered_at: int = 0
     error: AnswerError | None = None
+    record_version: Version1 = UNSET
 
 
 class Codec:
     """Encodes and decodes one record type; decoding accepts JSON and MessagePack.
 
+    ``strict`` refuses fields that the record does not have; otherwise they are passed over.
+
     >>> Codec(Query).decode(b'{"text": "red shoes"}').text
     'red shoes'
     """
 
-    def __init__(self, record: type[Any], *, json: bool = False) -> None:
-        self._from_json = msgspec.json.Decoder(record).decode
-        self._from_messagepack = msgspec.msgpack.Decoder(record).decode
+    def __init__(self, record: type[msgspec.Struct], *, json: bool = False, strict: bool = False) -> None:
+        self.fields = tuple(field.encode_name for field in msgspec.structs.fields(record))
+        decoded = refusing_unknown_fields(record) if strict else record
+        self._from_json = msgspec.json.Decoder(decoded).decode
+        self._from_messagepack = msgspec.msgpack.Decoder(decoded).decode
         self.encode = msgspec.json.encode if json else msgspec.msgpack.Encoder().encode
         self.content_type = "application/json" if json else "application/msgpack"
 
     def decode(self, value: bytes) -> Any:
         """Raises ``msgspec.DecodeError`` (undecodable) or its subclass ``ValidationError`` (wrong field)."""
-        if value[:1] in _JSON_FIRST_BYTES_SET:
-            return self._from_json(value)
-        return self._from_messagepack(value)
+        try:
+            if value[:1] in JSON_FIRST_BYTES:
+                return self._from_json(value)
+            return self._from_messagepack(value)
+        except msgspec.ValidationError as error:
+            if str(error).endswith(f"`$.{_VERSION_FIELD}`"):
+                raise RecordVersionError(
+                    f"the record is of another version than this sidstream reads ({error}): update sidstream, the readers "
+                    "before the writers"
+                ) from None
+            raise
 
 
-_JSON_FIRST_BYTES_SET: Final = frozenset(bytes([byte]) for byte in _JSON_FIRST_BYTES)
+def refusing_unknown_fields(
+    record: type[msgspec.Struct], more: tuple[tuple[str, str], ...] = ()
+) -> type[msgspec.Struct]:
+    """``record`` as a type whose decoding refuses any other field; ``more``: attributes and names of fields that may be there."""
+    return msgspec.defstruct(
+        record.__name__,
+        [(attribute, msgspec.Raw | UnsetType, UNSET) for attribute, _ in more],
+        bases=(record,),
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+        rename=dict(more),
+        gc=False,
+    )
+
 
 # What people read with a console consumer is JSON; what machines read by the million is MessagePack.
 ITEM_UPDATE: Final = Codec(ItemUpdate)
@@ -172,7 +222,7 @@ TOKEN_COUNT: Final = Codec(TokenCount)
 LAYOUT: Final = Codec(LayoutRecord, json=True)
 DRIFT: Final = Codec(Drift, json=True)
 ALERT: Final = Codec(Alert, json=True)
-QUERY: Final = Codec(Query, json=True)
+QUERY: Final = Codec(Query, json=True, strict=True)  # a field that is not understood would change nothing, silently
 ANSWER: Final = Codec(Answer, json=True)
 
 

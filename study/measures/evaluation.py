@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.sids.layout import PADDING, Layout
+from retriever.answering.ranking import item_log_probabilities
 from retriever.search.beam_search import ScoredSid
 from study.data.datasets import Dataset, TestCase
 
@@ -151,22 +152,14 @@ def _item_ranks(
 
 
 def _by_probability(answer: Sequence[ScoredSid], data: Dataset, *, left_out: bool) -> list[int]:
-    """All items by score + log of their share of the SID; ties go to the smaller row."""
+    """All items by their own log-probability, as the retriever ranks them; ties go to the smaller row."""
     if not answer:
         return []
-    items, scores = [], []
-    for sid in answer:
-        rows = sid.items.astype(np.int64)
-        weights = data.popularity[rows] + UNSEEN_WEIGHT
-        if left_out and sid.left_out is not None:
-            tokens, place = np.unique(sid.codes[:, 1], return_inverse=True)
-            likely = np.full(len(tokens), -np.inf)
-            np.maximum.at(likely, place, sid.left_out.astype(np.float64))
-            shares = np.exp(likely - likely.max())[place] * weights / np.bincount(place, weights=weights)[place]
-        else:
-            shares = weights
-        items.append(rows)
-        scores.append(sid.score + np.log(shares / shares.sum()))
+    items = [sid.items.astype(np.int64) for sid in answer]
+    scores = [
+        item_log_probabilities(sid, data.popularity[rows], smoothing=UNSEEN_WEIGHT, by_left_out=left_out)
+        for sid, rows in zip(answer, items, strict=True)
+    ]
     rows = np.concatenate(items)
     found: list[int] = rows[np.lexsort((rows, -np.concatenate(scores)))].tolist()
     return found

@@ -22,6 +22,7 @@ from streamer.events.records import ITEM_UPDATE, QUERY, ItemUpdate, Query
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
+from support.item_stream import FIRST_TIME
 
 PROBE: Final = "probe"
 _TAIL: Final = 5_000
@@ -83,7 +84,7 @@ class Producers(threading.Thread):
         self._rates = (events_per_second, queries_per_second)
         self._producer = Producer(producer_configuration(settings.kafka))
         self._tail: deque[tuple[str, bytes | None, bytes | None, int, bool]] = deque(maxlen=_TAIL)
-        self._row = 0
+        self._row = FIRST_TIME  # each update's own time, by which it is told from the others
         self._errors: list[str] = []
         self._stopping = threading.Event()
         self._orders: queue.Queue[tuple[Callable[[], None], threading.Event]] = queue.Queue()

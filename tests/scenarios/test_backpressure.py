@@ -24,7 +24,7 @@ from streamer.kafka.clients import FETCH_BYTES, FETCHED_AHEAD_KIB, UNSENT_KIB, p
 from streamer.kafka.gather import produce
 from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, load_settings
-from support.item_stream import publish_updates
+from support.item_stream import FIRST_TIME, publish_updates
 from support.paths import SUPPORT
 from support.processes import SidstreamProcess, committed_records, wait_until
 
@@ -80,7 +80,10 @@ def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model
         finally:
             os.kill(indexer.pid, signal.SIGCONT)
         wait_until(
-            lambda: updated_at(b"flood-last") == sent, seconds=300, what="the last update in the index", every=1.0
+            lambda: updated_at(b"flood-last") == FIRST_TIME + sent,
+            seconds=300,
+            what="the last update in the index",
+            every=1.0,
         )
         asked += queries
         wait_until(
@@ -122,7 +125,7 @@ def flood(
     # Not compressed: the bound is of what a fetch brings, and these values would unpack to hundreds of times of it.
     producer = Producer(producer_configuration(settings.kafka))
     values = [
-        json.dumps({"embedding": row.tolist(), "padding": PADDING, "title": "flood", "updated_at": 0}).encode()
+        json.dumps({"embedding": row.tolist(), "padding": PADDING, "title": "flood", "updated_at": FIRST_TIME}).encode()
         for row in embeddings[:50]
     ]
     history = tuple(f"unknown-{'x' * 200}-{number}" for number in range(200))
@@ -139,7 +142,7 @@ def flood(
             value = QUERY.encode(Query(text=f"thing {len(asked)}", history=history, limit=3))
             produce(producer, settings.topics.queries, key=asked[-1].encode(), value=value)
         producer.poll(0.001)
-    last = json.dumps({"embedding": embeddings[0].tolist(), "updated_at": sent}).encode()
+    last = json.dumps({"embedding": embeddings[0].tolist(), "updated_at": FIRST_TIME + sent}).encode()
     produce(producer, settings.topics.item_updates, key=b"flood-last", value=last)
     assert producer.flush(60) == 0
     return sent, asked

@@ -18,6 +18,7 @@ from models.errors import SidstreamError
 from store.verification import verify
 from store.writer import IndexWriter
 from streamer.assigner.assign_batch import AssignBatch
+from streamer.events.foreign_formats import foreign_key
 from streamer.events.records import ITEM_CODES
 from streamer.indexer.codes import codes_batch
 from streamer.indexer.process import Indexer
@@ -38,13 +39,19 @@ class SumEncoder:
 
     def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]:
         assert np.isfinite(embeddings).all()
+        assert embeddings.any(axis=1).all(), "a zero vector has no code"
         return np.zeros((len(embeddings), 3), np.uint16)
 
 
 def valid_update(choose: random.Random) -> dict[str, Any]:
     numbers = [choose.uniform(-2, 2) for _ in range(DIMENSION)]
     embedding: Any = numbers if choose.random() < 0.5 else np.array(numbers, choose.choice(["<f4", "<f2"])).tobytes()
-    return {"embedding": embedding, "title": "Kettle", "weight": 2.5, "updated_at": 1_767_323_045_000}
+    fields = {"embedding": embedding, "title": "Kettle", "weight": 2.5, "updated_at": 1_767_323_045_000}
+    if choose.random() < 0.2:
+        fields |= choose.choice(
+            [{"dtype": "float16"}, {"dtype": "bfloat16"}, {"id": "item-1"}, {"item_id": 5}, {"brand": "Alta"}]
+        )
+    return fields
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -57,8 +64,10 @@ def test_every_fuzzed_event_becomes_codes_a_tombstone_or_a_dead_letter(seed: int
     rejected = [int(letter["dlq.errors.offset"]) for letter in letters]
     assert len(rejected) == len(set(rejected)), "no event is two dead letters"
     assert all(letter["dlq.errors.message"] and letter["dlq.errors.class"].isalpha() for letter in letters)
+    assert all(letter["dlq.errors.message"].decode().isprintable() for letter in letters), "a terminal may show it"
     # What is left is sent on, once an item.
     accepted = {record.key(): record for record in records if record.offset() not in set(rejected)}
+    assert all(foreign_key(key) is None for key in accepted), "no serializer's bytes become an id"
     sent = Counter(out.key for out in outgoing if out.topic == "codes")
     assert sent == dict.fromkeys(accepted, 1)
     for out in outgoing:
@@ -67,6 +76,7 @@ def test_every_fuzzed_event_becomes_codes_a_tombstone_or_a_dead_letter(seed: int
             if out.value is not None:
                 codes = ITEM_CODES.decode(out.value)
                 assert np.isfinite(codes.weight)
+                assert codes.updated_at == 0 or codes.updated_at > 631_152_000_000
 
 
 @pytest.fixture

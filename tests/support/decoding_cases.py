@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,26 +12,8 @@ from models.language.language_model import small_causal_lm
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from retriever.search.search_parts import ScoredSid
-from store.trie_view import SidPaths
 
 CODEBOOK = "0123456789abcdef"
-
-
-@dataclass
-class ArrayTrie:
-    """``TrieView``'s interface over codes in memory."""
-
-    codes: npt.NDArray[np.uint16]
-    layout: Layout
-
-    def first_tokens(self) -> npt.NDArray[np.int32]:
-        return np.unique(self.codes[:, 0]).astype(np.int32)
-
-    def paths(self, first: npt.NDArray[Any]) -> SidPaths:
-        rows = np.flatnonzero(np.isin(self.codes[:, 0], first))
-        tokens = self.layout.sid_tokens(self.codes[rows])
-        order = np.lexsort(tokens.T[::-1])
-        return SidPaths(tokens[order], rows[order].astype(np.uint32), self.codes[rows[order]])
 
 
 def vocabulary_of(layers: int = 3, size: int = 32) -> SidVocabulary:

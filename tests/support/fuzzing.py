@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,12 +28,57 @@ _HEADER_NAMES: Final = (
     "é",
     "trace",
     "dlq.errors.class",
+    "content-encoding",
+    "ce_type",
 )
 _HEADER_VALUES: Final = (
     None, b"", b"1.0", b"1.", b"0.3", b"\xff\xfe", b"application/json", b"application/json; charset=utf-8", b"text/html",
     b"2026-01-02T03:04:05Z", b"0001-01-01T00:00:00+23:59", b"9999-12-31T23:59:59.999999-23:59", b"2026-02-30T00:00:00Z",
-    b"2026-01-02", b"20260102T030405", b"x" * 3_000, b"1" * 5_000, "1.0", "text",
+    b"2026-01-02", b"20260102T030405", b"x" * 3_000, b"1" * 5_000, "1.0", "text", b"2026-01-01t00:00:00z",
+    b"2016-12-31T23:59:60Z", b"application/cloudevents+json", b"application/cloudevents-batch+json", b"gzip", b"identity",
+    b"application/vnd.shop.item+json", b"application/msgpack; dtype=float16", b"application/json; dtype=bfloat16",
+    b"application/json; charset=utf-16", b"sidstream.item-update.v1", b"sidstream.item-update.v2",
 )  # fmt: skip
+
+
+# What other serializers, converters and compressors make of an event's bytes.
+_FOREIGN_VALUES: Final[tuple[Callable[[bytes], bytes], ...]] = (
+    lambda value: b"\x00\x00\x00\x00\x07" + value,
+    lambda value: b"\x00\x00\x01\x86\xa0\x00\x0a\x04" + value,
+    lambda value: b"\x03\x00" + bytes(16) + value,
+    lambda value: b"\xef\xbb\xbf" + value,
+    lambda value: value.decode("latin-1").encode("utf-16"),
+    lambda value: value.decode("latin-1").encode("utf-16-be"),
+    lambda value: value.decode("latin-1").encode("utf-32"),
+    gzip.compress,
+    zlib.compress,
+    lambda value: json.dumps(value.decode("latin-1")).encode(),
+    msgspec.msgpack.encode,
+    lambda value: b"[" + value + b"]",
+    lambda value: value + b"\n" + value,
+    lambda value: b'{"schema": null, "payload": ' + value + b"}",
+    lambda value: b'{"specversion": "1.0", "data": ' + value + b"}",
+    lambda value: value.replace(b'"', b"'"),
+    lambda value: value.replace(b"0.", b"NaN"),
+    lambda _: b"null",
+    lambda _: b"",
+    lambda _: b"\xc0",
+    lambda _: b"<item/>",
+    lambda _: b"Obj\x01\x04\x14avro.codec",
+    lambda _: b"\xac\xed\x00\x05sr",
+)
+_FOREIGN_KEYS: Final[tuple[Callable[[bytes], bytes], ...]] = (
+    lambda key: b"\x00\x00\x00\x00\x07" + key,
+    lambda key: b'"' + key + b'"',
+    lambda key: b'{"id": "' + key + b'"}',
+    lambda key: b'{"schema": {}, "payload": "' + key + b'"}',
+    lambda key: key + b"\n",
+    lambda key: b" " + key,
+    lambda key: key.decode("latin-1").encode("utf-16"),
+    lambda key: key + b"\xed\xa0\x80",
+    lambda _: (5).to_bytes(8),
+    lambda _: (5).to_bytes(4),
+)
 
 
 class Fuzzer:
@@ -74,14 +121,19 @@ class Fuzzer:
         for _ in range(choose.choice([0, 1, 1, 2, 5])):
             fields = self._changed(fields)
         value = self._encoded(fields)
+        if kind > 0.92:
+            value = choose.choice(_FOREIGN_VALUES)(value)
         for _ in range(choose.choice([0, 0, 0, 1, 3])):
             value = self._damaged(value)
         return value
 
     def _key(self, offset: int) -> bytes | None:
         choose = self._random
-        if choose.random() < 0.85:
+        kind = choose.random()
+        if kind < 0.85:
             return self._identity(offset)
+        if kind < 0.92:
+            return choose.choice(_FOREIGN_KEYS)(self._identity(offset))
         return choose.choice([None, b"", b"\xff\xfe", b"x" * 257, b"\x00", choose.randbytes(choose.randrange(400))])
 
     def _headers(self) -> list[tuple[str, Any]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Final
 
 import numpy as np
 from confluent_kafka import Producer
@@ -15,6 +16,8 @@ from streamer.events.records import ITEM_UPDATE, ItemUpdate
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
+
+FIRST_TIME: Final = 1_767_225_600_000  # 2026: an update's number is told by its time, which has to be plausible
 
 
 def publish_updates(settings: Settings, embeddings: NDArray[np.float32], ids: range) -> None:
@@ -50,7 +53,9 @@ class Stream:
         for row, (item_id, kind) in enumerate(zip(self._ids, self._kinds, strict=True)):
             value: bytes | None
             if kind == "update":
-                update = ItemUpdate(embedding=self.embeddings[row].tobytes(), title=f"title {row}", updated_at=row)
+                update = ItemUpdate(
+                    embedding=self.embeddings[row].tobytes(), title=f"title {row}", updated_at=FIRST_TIME + row
+                )
                 value = ITEM_UPDATE.encode(update)
                 self.expected[item_id] = row
             elif kind == "delete":
@@ -73,6 +78,8 @@ def index_has_everything(settings: Settings, stream: Stream) -> bool:
     try:
         with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
             items = snapshot.find([item_id.encode() for item_id in live])
-            return snapshot.item_count == len(live) and any(item and item.updated_at == newest for item in items)
+            return snapshot.item_count == len(live) and any(
+                item and item.updated_at == FIRST_TIME + newest for item in items
+            )
     except IndexMissingError:  # the indexer is still making it
         return False

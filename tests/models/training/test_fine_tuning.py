@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from models.language.language_model import small_causal_lm  # noqa: E402
-from models.training.fine_tuning import TrainingSettings, fine_tune, target_loss  # noqa: E402
+from models.training.fine_tuning import TrainingFailedError, TrainingSettings, fine_tune, target_loss  # noqa: E402
 
 SIZE, ITEMS = 8, 12
 CODES = np.random.default_rng(0).integers(SIZE, size=(ITEMS, 3)).astype(np.uint16)
@@ -179,3 +179,23 @@ def test_examples_survive_their_file_and_a_bad_line_is_named(tmp_path: Path) -> 
     path.write_text('{"query": "shoes"}\n')
     with pytest.raises(SidstreamError, match="names no item"):
         list(read_examples(path))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "epochs", "weight_decay"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_settings_that_are_no_numbers_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(SidstreamError, match=f"{name} must be a number, not {value}"):
+        TrainingSettings(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_learning_rate_of_nothing_is_refused(rate: float) -> None:
+    with pytest.raises(SidstreamError, match="learning rate must be positive"):
+        TrainingSettings(learning_rate=rate)
+
+
+def test_loss_of_a_steep_gamma_that_is_not_finite_is_told_with_gamma() -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=2)
+    settings = TrainingSettings(max_steps=3, batch_size=5, loss="mile", gamma=1e6)
+    with pytest.raises(TrainingFailedError, match=r"step 1 of 3 is NaN or infinite.* or a γ smaller than 1e"):
+        fine_tune(model, table(), settings)

@@ -23,9 +23,9 @@ transformers = pytest.importorskip("transformers")
 from models.language.language_model import small_causal_lm  # noqa: E402
 from retriever.search.beam_search import beam_search  # noqa: E402
 from retriever.search.forward_passes import PlainPasses, SharedPromptPasses, forward_passes, honours_tree_attention  # noqa: E402
+from study.measures.catalogue_trie import CatalogueTrie  # noqa: E402
 from support.decoding_cases import (  # noqa: E402
     CODEBOOK,
-    ArrayTrie,
     assert_same,
     llama,
     prompts_of,
@@ -189,7 +189,7 @@ def test_wide_beams_equal_brute_force_on_variable_length_sids(
     model = llama(vocabulary, seed=2)
     sids = sids_of(layout, codes)
     prompts = prompts_of(vocabulary, (2, 9))
-    answers = beam_search(model, vocabulary, prompts, ArrayTrie(codes, layout), beams=1000, normaliser=normaliser)
+    answers = beam_search(model, vocabulary, prompts, CatalogueTrie(codes, layout), beams=1000, normaliser=normaliser)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert_same(answer, brute_force(model, vocabulary, prompt, sids, normaliser))
 
@@ -199,7 +199,7 @@ def test_items_and_codes_of_a_sid_are_all_of_those_that_share_it() -> None:
     layout = Layout(1, CODEBOOK, 3, 8, (0, 1))
     vocabulary = vocabulary_of(3, 8)
     (answer,) = beam_search(
-        llama(vocabulary), vocabulary, prompts_of(vocabulary, (4,)), ArrayTrie(codes, layout), beams=1000
+        llama(vocabulary), vocabulary, prompts_of(vocabulary, (4,)), CatalogueTrie(codes, layout), beams=1000
     )
     tokens = layout.sid_tokens(codes)
     assert sum(len(sid.items) for sid in answer) == len(codes)
@@ -215,7 +215,7 @@ def test_left_out_tokens_carry_their_log_probability_after_the_layer_1_token() -
     vocabulary = vocabulary_of(3, 8)
     model = llama(vocabulary)
     prompts = prompts_of(vocabulary, (5, 3))
-    answers = beam_search(model, vocabulary, prompts, ArrayTrie(codes, layout), beams=12)
+    answers = beam_search(model, vocabulary, prompts, CatalogueTrie(codes, layout), beams=12)
     short = 0
     for prompt, answer in zip(prompts, answers, strict=True):
         for sid in answer:
@@ -252,7 +252,7 @@ def test_narrow_beams_on_variable_length_sids_find_the_best_of_those_that_they_k
             grown += [((*prefix, token), score + float(row[vocabulary.sid_base + token])) for token in nexts]
         finished += [pair for pair in grown if pair[0] in sids]
         open_ = sorted((pair for pair in grown if pair[0] not in sids), key=lambda pair: -pair[1])[:beams]
-    (answer,) = beam_search(model, vocabulary, [prompt], ArrayTrie(codes, layout), beams=beams)
+    (answer,) = beam_search(model, vocabulary, [prompt], CatalogueTrie(codes, layout), beams=beams)
     assert_same(answer, sorted(finished, key=lambda pair: -pair[1])[:beams])
 
 
@@ -262,7 +262,7 @@ def test_a_batch_of_queries_is_answered_like_each_query_alone() -> None:
     vocabulary = vocabulary_of(3, 16)
     model = llama(vocabulary)
     prompts = prompts_of(vocabulary, (1, 20, 7, 7, 13))
-    trie = ArrayTrie(codes, layout)
+    trie = CatalogueTrie(codes, layout)
     together = beam_search(model, vocabulary, prompts, trie, beams=10)
     for prompt, answer in zip(prompts, together, strict=True):
         (alone,) = beam_search(model, vocabulary, [prompt], trie, beams=10)
@@ -272,7 +272,7 @@ def test_a_batch_of_queries_is_answered_like_each_query_alone() -> None:
 def test_an_empty_index_gives_empty_answers() -> None:
     layout = Layout(1, CODEBOOK, 3, 8, ())
     vocabulary = vocabulary_of(3, 8)
-    trie = ArrayTrie(np.empty((0, 3), dtype=np.uint16), layout)
+    trie = CatalogueTrie(np.empty((0, 3), dtype=np.uint16), layout)
     assert beam_search(llama(vocabulary), vocabulary, prompts_of(vocabulary, (4, 2)), trie) == [[], []]
 
 
@@ -280,7 +280,7 @@ def test_fewer_sids_than_beams_are_all_returned() -> None:
     codes = np.array([[1, 2, 3], [1, 2, 4], [5, 0, 0]], dtype=np.uint16)
     layout = Layout(1, CODEBOOK, 3, 8, (0,))
     vocabulary = vocabulary_of(3, 8)
-    (answer,) = beam_search(llama(vocabulary), vocabulary, prompts_of(vocabulary, (4,)), ArrayTrie(codes, layout))
+    (answer,) = beam_search(llama(vocabulary), vocabulary, prompts_of(vocabulary, (4,)), CatalogueTrie(codes, layout))
     assert {sid.tokens for sid in answer} == {(1, 10, 19), (1, 10, 20), (5, 16)}
 
 
@@ -296,5 +296,5 @@ def test_a_model_that_ignores_four_dimensional_masks_gets_the_plain_passes() -> 
     codes = random_codes(100, 3, 8, seed=9)
     layout = Layout(1, CODEBOOK, 3, 8, (0, 1))
     (prompt,) = prompts_of(vocabulary, (5,))
-    (answer,) = beam_search(model, vocabulary, [prompt], ArrayTrie(codes, layout), beams=500)
+    (answer,) = beam_search(model, vocabulary, [prompt], CatalogueTrie(codes, layout), beams=500)
     assert_same(answer, brute_force(model, vocabulary, prompt, sids_of(layout, codes), "vocabulary"))

@@ -19,9 +19,9 @@ from retriever.search import marginal_search, readings  # noqa: E402
 from retriever.search.beam_search import beam_search  # noqa: E402
 from retriever.search.forward_passes import PlainPasses, forward_passes  # noqa: E402
 from retriever.search.marginal_search import marginal_beam_search  # noqa: E402
+from study.measures.catalogue_trie import CatalogueTrie  # noqa: E402
 from support.decoding_cases import (  # noqa: E402
     CODEBOOK,
-    ArrayTrie,
     assert_same,
     llama,
     prompts_of,
@@ -128,7 +128,7 @@ def test_wide_beams_give_every_sid_the_sum_over_all_paths_that_it_may_stand_for(
         model,
         vocabulary,
         prompts,
-        ArrayTrie(codes, layout),
+        CatalogueTrie(codes, layout),
         layout=layout,
         pinned=pinned,
         beams=1000,
@@ -160,7 +160,7 @@ def test_narrow_beams_return_exact_scores_whatever_the_size_of_a_pass(
     model = llama(vocabulary, seed=seed)
     prompts = prompts_of(vocabulary, (3, 1, 6), seed=seed)
     answers = marginal_beam_search(
-        model, vocabulary, prompts, ArrayTrie(codes, layout), layout=layout, pinned=pinned, beams=5
+        model, vocabulary, prompts, CatalogueTrie(codes, layout), layout=layout, pinned=pinned, beams=5
     )
     for prompt, answer in zip(prompts, answers, strict=True):
         expected, _ = brute_force(model, vocabulary, prompt, codes, layout, pinned)
@@ -177,7 +177,7 @@ def test_narrow_beams_drop_nothing_that_belongs_to_the_best_below_their_layer_1_
     beams = 4
     prompts = prompts_of(vocabulary, (4, 8))
     answers = marginal_beam_search(
-        model, vocabulary, prompts, ArrayTrie(codes, layout), layout=layout, pinned=pinned, beams=beams
+        model, vocabulary, prompts, CatalogueTrie(codes, layout), layout=layout, pinned=pinned, beams=beams
     )
     for prompt, answer in zip(prompts, answers, strict=True):
         expected, probabilities = brute_force(model, vocabulary, prompt, codes, layout, pinned)
@@ -200,7 +200,7 @@ def test_left_out_tokens_carry_their_exact_posterior(
     model = llama(vocabulary, seed=1)
     prompts = prompts_of(vocabulary, (5, 3))
     answers = marginal_beam_search(
-        model, vocabulary, prompts, ArrayTrie(codes, layout), layout=layout, pinned=pinned, beams=400
+        model, vocabulary, prompts, CatalogueTrie(codes, layout), layout=layout, pinned=pinned, beams=400
     )
     shared = 0
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -225,7 +225,13 @@ def test_equal_scores_come_in_the_order_of_their_tokens() -> None:
     prompts = prompts_of(vocabulary, (4,))
     for beams in (1000, 3):
         (answer,) = marginal_beam_search(
-            llama(vocabulary), vocabulary, prompts, ArrayTrie(codes, layout), layout=layout, pinned=pinned, beams=beams
+            llama(vocabulary),
+            vocabulary,
+            prompts,
+            CatalogueTrie(codes, layout),
+            layout=layout,
+            pinned=pinned,
+            beams=beams,
         )
         tied = [sid for sid in answer if sid.tokens != (1, 14, 21)]
         assert len({sid.score for sid in tied}) == 1
@@ -236,7 +242,7 @@ def test_equal_head_tokens_are_an_ordinary_search() -> None:
     codes = random_codes(300, 3, SIZE, seed=8)
     layout, pinned = layout_of(3, (0, 1), 5), layout_of(3, (0, 1), 2)
     vocabulary = vocabulary_of(3, SIZE)
-    model, trie = llama(vocabulary), ArrayTrie(codes, layout)
+    model, trie = llama(vocabulary), CatalogueTrie(codes, layout)
     prompts = prompts_of(vocabulary, (4, 2))
     ordinary = beam_search(model, vocabulary, prompts, trie, beams=7)
     marginal = marginal_beam_search(model, vocabulary, prompts, trie, layout=layout, pinned=pinned, beams=7)
@@ -252,9 +258,9 @@ def test_probabilities_of_all_sids_of_a_full_index_sum_to_that_of_all_paths() ->
     model = llama(vocabulary, seed=3)
     pinned, layout = layout_of(3, (), size=size), layout_of(3, (1, 2), 1, size=size)
     prompts = prompts_of(vocabulary, (4, 7))
-    plain = beam_search(model, vocabulary, prompts, ArrayTrie(codes, pinned), beams=1000)
+    plain = beam_search(model, vocabulary, prompts, CatalogueTrie(codes, pinned), beams=1000)
     summed = marginal_beam_search(
-        model, vocabulary, prompts, ArrayTrie(codes, layout), layout=layout, pinned=pinned, beams=1000
+        model, vocabulary, prompts, CatalogueTrie(codes, layout), layout=layout, pinned=pinned, beams=1000
     )
     for one, other in zip(plain, summed, strict=True):
         total = np.logaddexp.reduce([sid.score for sid in one])
@@ -265,7 +271,7 @@ def test_a_batch_of_queries_is_answered_like_each_query_alone() -> None:
     codes = random_codes(800, 3, 16, seed=8)
     pinned, layout = layout_of(3, (), size=16), layout_of(3, (0, 3, 5, 7), 1, size=16)
     vocabulary = vocabulary_of(3, 16)
-    model, trie = llama(vocabulary), ArrayTrie(codes, layout)
+    model, trie = llama(vocabulary), CatalogueTrie(codes, layout)
     prompts = prompts_of(vocabulary, (1, 20, 7, 7, 13))
     together = marginal_beam_search(model, vocabulary, prompts, trie, layout=layout, pinned=pinned, beams=10)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -285,7 +291,7 @@ def test_a_model_that_needs_the_plain_passes_is_summed_alike() -> None:
     pinned, layout = layout_of(4, (0,)), layout_of(4, (0, 1), 1)
     (prompt,) = prompts_of(vocabulary, (5,))
     (answer,) = marginal_beam_search(
-        model, vocabulary, [prompt], ArrayTrie(codes, layout), layout=layout, pinned=pinned, beams=500
+        model, vocabulary, [prompt], CatalogueTrie(codes, layout), layout=layout, pinned=pinned, beams=500
     )
     expected, _ = brute_force(model, vocabulary, prompt, codes, layout, pinned)
     assert_same(answer, ordered(expected))
@@ -294,7 +300,7 @@ def test_a_model_that_needs_the_plain_passes_is_summed_alike() -> None:
 def test_an_empty_index_gives_empty_answers() -> None:
     pinned, layout = layout_of(3, ()), layout_of(3, (0,), 1)
     vocabulary = vocabulary_of(3, SIZE)
-    trie = ArrayTrie(np.empty((0, 3), dtype=np.uint16), layout)
+    trie = CatalogueTrie(np.empty((0, 3), dtype=np.uint16), layout)
     prompts = prompts_of(vocabulary, (4, 2))
     assert marginal_beam_search(llama(vocabulary), vocabulary, prompts, trie, layout=layout, pinned=pinned) == [[], []]
 
@@ -317,7 +323,7 @@ def test_layouts_that_do_not_fit_are_refused(
             llama(vocabulary),
             vocabulary,
             prompts_of(vocabulary, (4,)),
-            ArrayTrie(codes, read_as or layout_of(3, layout.head_tokens)),
+            CatalogueTrie(codes, read_as or layout_of(3, layout.head_tokens)),
             layout=layout,
             pinned=pinned,
         )

@@ -13,6 +13,8 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.dead_letter import VERBATIM_MAXIMUM_BYTES
@@ -67,11 +69,11 @@ def fault(outgoing: Outgoing) -> str:
 
 
 def test_update_becomes_codes_in_the_partition_it_came_from(assign: AssignBatch) -> None:
-    [out] = assign([record(b"sku-1", update(1, 2, 3, 0, title="Kettle", weight=2.5, updated_at=77))])
+    [out] = assign([record(b"sku-1", update(1, 2, 3, 0, title="Kettle", weight=2.5, updated_at=1_767_000_000_077))])
     assert out.key == b"sku-1"
     assert out.partition == 2
     assert codes_of(out) == ItemCodes(
-        codebook="cafe0123cafe0123", codes=(1, 2, 3), title="Kettle", weight=2.5, updated_at=77
+        codebook="cafe0123cafe0123", codes=(1, 2, 3), title="Kettle", weight=2.5, updated_at=1_767_000_000_077
     )
 
 
@@ -256,6 +258,102 @@ def test_cloudevent_time_is_used_when_the_event_has_none(assign: AssignBatch) ->
 def test_unsupported_cloudevent_is_a_dead_letter(assign: AssignBatch, header: tuple[str, bytes]) -> None:
     [letter] = assign([record(b"a", update(1, 2, 3, 0), headers=[header])])
     assert fault(letter) == "UnsupportedCloudEvent"
+
+
+def test_update_without_any_time_is_used(assign: AssignBatch) -> None:
+    [out] = assign([record(b"a", update(1, 2, 3, 0), timestamp=(0, -1))])
+    assert codes_of(out).updated_at == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind", "words"),
+    [
+        (b"a", b"null", "UndecodableEvent", "send a null value"),
+        (b"a", b"\x00\x00\x00\x00\x07\x02a", "UndecodableEvent", "schema registry"),
+        (b"a", update(1, 2, 3, 0, updated_at=1_767_323_045), "InvalidEvent", "looks like seconds"),
+        (b"a", update(0, 0, 0, 0), "EmbeddingZero", "every number of the embedding is zero"),
+        (
+            b"a",
+            msgspec.msgpack.encode({"embedding": np.array([0.5, 1], "<f4").tobytes()}),
+            "AmbiguousEmbedding",
+            "float32",
+        ),
+        (b"a", update(1, 2, 3, 0, id="b"), "ContradictingId", "the key is 'a'"),
+        ((5).to_bytes(8), update(1, 2, 3, 0), "InvalidId", "8-byte integer, 5"),
+        ((5).to_bytes(8), None, "InvalidId", "8-byte integer, 5"),
+    ],
+)
+def test_letter_says_what_the_sender_does_about_it(
+    assign: AssignBatch, key: bytes, value: bytes | None, kind: str, words: str
+) -> None:
+    [letter] = assign([record(key, value)])
+    assert fault(letter) == kind
+    assert words in dict(letter.headers or [])["dlq.errors.message"].decode()
+    assert (letter.key, letter.value) == (key, value)
+
+
+def test_last_event_of_an_item_in_each_partition_is_sent_on_in_its_partition(assign: AssignBatch) -> None:
+    """A key in two partitions: which of them holds is for the indexer to judge, which sees both."""
+    outs = assign(
+        [
+            record(b"a", update(1, 1, 1, 0), partition=0),
+            record(b"a", update(2, 2, 2, 0), partition=0),
+            record(b"a", update(3, 3, 3, 0), partition=1),
+        ]
+    )
+    assert [(out.partition, codes_of(out).codes) for out in outs] == [(0, (2, 2, 2)), (1, (3, 3, 3))]
+
+
+def _sample(name: str, labels: dict[str, str] | None = None) -> float:
+    return REGISTRY.get_sample_value(name, labels or {}) or 0.0
+
+
+def test_unknown_fields_are_counted_logged_once_a_name_and_noted_for_status(assign: AssignBatch) -> None:
+    before = _sample("sidstream_unknown_fields_total", {"field": "titel"})
+    with capture_logs() as logs:
+        for _ in range(2):
+            outs = assign([record(b"a", update(1, 2, 3, 0, titel="Kettle")), record(b"b", update(1, 2, 3, 0))])
+            assert [codes_of(out).codes for out in outs] == [(1, 2, 3)] * 2
+    [line] = logs
+    assert (line["event"], line["field"]) == ("unknown_field", "'titel'")
+    assert "is title meant?" in line["advice"]
+    assert _sample("sidstream_unknown_fields_total", {"field": "titel"}) == before + 2
+    note = assign.commit_note()
+    assert note["unknown_fields"] == {"titel": 2}
+    assert abs(note["at"] - time.time() * 1000) < 60_000
+
+
+def test_strict_assigner_refuses_an_unknown_field_and_names_the_nearest_known_one() -> None:
+    limits = LIMITS.model_copy(update={"strict": True})
+    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=limits)
+    letter, out = reversed(assign([record(b"a", update(1, 2, 3, 0, titel="x")), record(b"b", update(1, 2, 3, 0))]))
+    assert codes_of(out).codes == (1, 2, 3)
+    assert fault(letter) == "UnknownField"
+    assert "'titel': is title meant?" in dict(letter.headers or [])["dlq.errors.message"].decode()
+    assert assign.commit_note()["unknown_fields"] == {}
+
+
+def test_implausible_norms_are_taken_counted_and_warned_of_once_a_minute() -> None:
+    now = 1_767_323_045_000
+    assign = AssignBatch(
+        SignEncoder(),
+        codes_topic="codes",
+        dead_letter_topic="dlq",
+        limits=LIMITS,
+        norms=(1.0, 1.0, 1.0, 1.0, 1.0),
+        clock=lambda: now,
+    )
+    before = _sample("sidstream_implausible_norms_total")
+    strange, usual = record(b"strange", update(90, 0, 0, 0)), record(b"usual", update(1, 0, 0, 0))
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert [codes_of(out).codes[0] for out in assign([usual, strange])] == [1, 90]
+        now += 60_000
+        assign([strange])
+    assert [(line["event"], line["item"], line["norm"]) for line in logs] == [
+        ("implausible_norms", "'strange'", 90.0)
+    ] * 2
+    assert _sample("sidstream_implausible_norms_total") == before + 4
 
 
 _VALUES = st.one_of(

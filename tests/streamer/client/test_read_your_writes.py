@@ -25,6 +25,7 @@ from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.indexer.codes import codes_batch
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
+from support.item_stream import FIRST_TIME
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 ONE = Delivery({0: ((0, 1),)})  # the first event of partition 0
@@ -73,7 +74,7 @@ def test_what_was_waited_for_is_in_the_index_every_time(
         for turn in range(15):
             with ItemPublisher(settings) as publisher:
                 for number in range(turn + 1):
-                    publisher.update(f"item-{number}", tiny_embeddings[number], updated_at=turn)
+                    publisher.update(f"item-{number}", tiny_embeddings[number], updated_at=FIRST_TIME + turn)
                 if turn:
                     publisher.delete("item-0")
             started = time.monotonic()
@@ -82,7 +83,7 @@ def test_what_was_waited_for_is_in_the_index_every_time(
             with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
                 found = snapshot.find([b"item-%d" % number for number in range(turn + 1)])
             assert (found[0] is None) == bool(turn)
-            assert [item and item.updated_at for item in found[1:]] == [turn] * turn
+            assert [item and item.updated_at for item in found[1:]] == [FIRST_TIME + turn] * turn
         # An event that becomes a dead letter has no codes: it is done when the assigner has refused it.
         producer = Producer(producer_configuration(settings.kafka))
         producer.produce(settings.topics.item_updates, key=b"bad", value=b"{", partition=2)

@@ -32,7 +32,7 @@ from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topic
 from streamer.operations.verify import examine
 from streamer.process.health import Health
 from streamer.settings import Settings
-from support.item_stream import Stream, index_has_everything
+from support.item_stream import FIRST_TIME, Stream, index_has_everything
 from support.processes import SidstreamProcess, wait_until
 
 
@@ -245,7 +245,9 @@ def test_on_call_commands_end_to_end(settings: Settings, tiny_embeddings: NDArra
     with SidstreamProcess(settings, "assigner", tmp_path), SidstreamProcess(settings, "indexer", tmp_path):
         with ItemPublisher(settings) as publisher:
             for number in range(300):
-                publisher.update(f"item-{number}", tiny_embeddings[number], title="\x1b[2Jkettle", updated_at=number)
+                publisher.update(
+                    f"item-{number}", tiny_embeddings[number], title="\x1b[2Jkettle", updated_at=FIRST_TIME + number
+                )
         await_indexed(settings, publisher.delivered, seconds=40)
 
         backed_up = command(settings, tmp_path, "backup", str(copy))

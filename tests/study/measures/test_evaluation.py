@@ -202,3 +202,35 @@ def test_own_probability_in_the_study_puts_items_in_the_order_of_the_retriever(s
     case = TestCase(0, tuple(served), history=())
     outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, LAYOUT, data.embeddings)
     assert outcome.item_ranks["own probability"].tolist() == list(range(1, 31))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_own_probability_goes_by_smoothed_counts_and_by_the_left_out_token_first_as_published(seed: int) -> None:
+    """The formula that the published results were computed with, written out."""
+    random_ = np.random.default_rng(seed)
+    data = dataset(popularity=random_.integers(4, size=40))
+    short = np.flatnonzero(LAYOUT.is_head[CODES[:, 1]])[:8]
+    left_out = {int(token): float(random_.normal()) for token in np.unique(CODES[short, 1])}
+    answer = [
+        sid(short.tolist(), -1.0, [left_out[int(token)] for token in CODES[short, 1]]),
+        sid(np.flatnonzero(~LAYOUT.is_head[CODES[:, 1]])[:5].tolist(), -1.5),
+    ]
+    scores: dict[bool, dict[int, float]] = {False: {}, True: {}}
+    for one in answer:
+        counts = {int(row): data.popularity[row] + 0.5 for row in one.items}
+        for row, count in counts.items():
+            scores[False][row] = one.score + np.log(count / sum(counts.values()))
+            if one.left_out is None:
+                scores[True][row] = scores[False][row]
+                continue
+            alike = [other for other in counts if CODES[other, 1] == CODES[row, 1]]
+            share = count / sum(counts[other] for other in alike)
+            total = sum(np.exp(left_out[token]) for token in left_out)
+            scores[True][row] = one.score + np.log(np.exp(left_out[int(CODES[row, 1])]) / total * share)
+    case = TestCase(0, tuple(scores[False]), history=())
+    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, LAYOUT, data.embeddings)
+    for name, by_left_out in (("own probability", False), ("own probability, left-out token", True)):
+        found = scores[by_left_out]
+        best_first = sorted(found, key=lambda row: (-round(found[row], 9), row))
+        ranks = dict(zip(outcome.item.tolist(), outcome.item_ranks[name].tolist(), strict=True))  # type: ignore[index]
+        assert sorted(ranks, key=lambda row: ranks[row]) == best_first

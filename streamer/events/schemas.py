@@ -1,0 +1,66 @@
+"""JSON Schema of each topic's values, for those who write or read them in other languages: the committed ``docs/schemas``.
+
+    python -m streamer.events.schemas docs/schemas
+
+writes them anew after a record has changed; a test holds them to the code, and to what the last release has promised.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from streamer.events.records import (
+    Alert,
+    Answer,
+    Drift,
+    ItemCodes,
+    ItemUpdate,
+    LayoutRecord,
+    Query,
+    TokenCount,
+)
+
+RECORDS: Final[Mapping[str, type[msgspec.Struct]]] = {
+    "item-updates": ItemUpdate,
+    "item-codes": ItemCodes,
+    "token-counts": TokenCount,
+    "layouts": LayoutRecord,
+    "drift": Drift,
+    "alerts": Alert,
+    "queries": Query,
+    "results": Answer,
+}
+_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema_of(topic: str) -> dict[str, Any]:
+    """The JSON Schema of a topic's values; MessagePack values have the same fields, with bytes where JSON has base64."""
+    record = RECORDS[topic]
+    described = msgspec.json.schema(record)
+    for definition in described["$defs"].values():
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
+    schema: dict[str, Any] = json.loads(
+        json.dumps({"$schema": _DIALECT, **described})
+    )  # as a file has it: lists, no tuples
+    return schema
+
+
+def write_schemas(directory: Path) -> None:
+    """``<topic>.json`` for each topic, under the topic's default name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for topic in RECORDS:
+        (directory / f"{topic}.json").write_text(json.dumps(schema_of(topic), indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m streamer.events.schemas DIRECTORY")
+    write_schemas(Path(sys.argv[1]))
