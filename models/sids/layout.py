@@ -22,6 +22,7 @@ from models.errors import SidstreamError
 MINIMUM_LAYERS: Final = 3  # with two layers, leaving out layer 2 would leave a bare cluster number
 MAXIMUM_LAYERS: Final = len(string.ascii_lowercase)  # the text form names a layer by a letter
 MAXIMUM_SIZE: Final = 65_536  # codes are uint16
+MAXIMUM_GENERATION: Final = 2**63 - 1  # the index keeps it in eight bytes
 HEAD_LAYER_INDEX: Final = 1  # layer 2 of the paper, counted from 0
 PADDING: Final = -1  # fills the end of a short SID's row
 
@@ -48,6 +49,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.generation < 0:
             raise LayoutError(f"layout: generation must be at least 0, not {self.generation}")
+        if self.generation > MAXIMUM_GENERATION:
+            raise LayoutError(f"layout: generation must be at most {MAXIMUM_GENERATION}, and this one is greater")
         if not self.codebook_id:
             raise LayoutError("layout: codebook_id is empty; give the id of the codebook whose codes the layout reads")
         if not MINIMUM_LAYERS <= self.layers <= MAXIMUM_LAYERS:

@@ -106,6 +106,7 @@ def test_largest_codes_do_not_overflow() -> None:
         ({"size": 0}, "size must be 1 to 65536 codewords per layer, not 0"),
         ({"size": 65_537}, "not 65537"),
         ({"generation": -1}, "generation must be at least 0, not -1"),
+        ({"generation": 2**64}, "generation must be at most 9223372036854775807"),
         ({"codebook_id": ""}, "codebook_id is empty"),
         ({"head_tokens": (1, 4)}, "head token 4 is not one of the 4"),
         ({"head_tokens": (-1,)}, "head token -1"),
