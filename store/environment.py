@@ -36,6 +36,8 @@ _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "census": {},
     "offsets": {},
     "layouts": {},
+    "deleted": {},  # since format 2, like the next
+    "elsewhere": {},
 }
 _SNAPSHOT_WAIT_SECONDS: Final = 30.0  # how long a change of the map waits for other threads' snapshots
 
@@ -108,14 +110,15 @@ class Environment:
         """Opens the databases that are there, or creates them; False as long as the directory holds no index."""
         if len(self.databases) == len(_DATABASES):
             return True
-        databases: dict[str, Any] = {}
+        databases = dict(self.databases)
+        missing = {name: flags for name, flags in _DATABASES.items() if name not in databases}
         if create:
             with self.lmdb.begin(write=True) as transaction:
-                for name, flags in _DATABASES.items():
+                for name, flags in missing.items():
                     databases[name] = self.lmdb.open_db(name.encode(), txn=transaction, **flags)
         else:
-            for name, flags in _DATABASES.items():
-                with suppress(lmdb.NotFoundError):  # a newer format may lack one: its version is read from "meta"
+            for name, flags in missing.items():
+                with suppress(lmdb.NotFoundError):  # another format may lack one: its version is read from "meta"
                     databases[name] = self.lmdb.open_db(name.encode(), create=False, **flags)
         if "meta" in databases:
             self.databases = databases

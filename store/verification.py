@@ -1,4 +1,4 @@
-"""The full check of an index: trie, items, ids, census and free numbers must tell the same story.
+"""The full check of an index: trie, items, ids, census, free numbers and split keys must tell the same story.
 
 It reads everything (seconds for a million items): for tests and ``sidstream verify``, not for serving.
 """
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from store import encoding
 from store.reader import Snapshot, read_state
+from store.split_keys import decode_records
 
 _CHUNK = 50_000  # items decoded at a time
 
@@ -24,6 +25,7 @@ def verify(snapshot: Snapshot) -> list[str]:
     _compare_trie(snapshot, numbers, codes, problems)
     _compare_census(snapshot, codes, problems)
     _compare_free(snapshot, numbers, problems)
+    _compare_split_keys(snapshot, problems)
     return problems
 
 
@@ -97,3 +99,34 @@ def _compare_free(snapshot: Snapshot, numbers: NDArray[np.uint32], problems: lis
         problems.append(
             f"{handed_out} item numbers were handed out, but {len(free)} are free and {len(numbers)} in use."
         )
+
+
+def _compare_split_keys(snapshot: Snapshot, problems: list[str]) -> None:
+    """Deletions that are noted of items that are there; and split keys whose records do not fit to their item."""
+    if snapshot.facts.format_version < 2:
+        return
+    live_deleted = 0
+    for item_id, _ in snapshot._cursor("deleted").iternext():
+        live_deleted += snapshot._read.get(item_id, db=snapshot._databases["ids"]) is not None
+    if live_deleted:
+        problems.append(f"{live_deleted} items are noted as deleted and are there.")
+    wrong = 0
+    for item_id, value in snapshot._cursor("elsewhere").iternext():
+        records = decode_records(value)
+        partitions = [record.partition for record in records]
+        number = snapshot._read.get(item_id, db=snapshot._databases["ids"])
+        if number is not None:
+            stored = snapshot._read.get(number, db=snapshot._databases["items"])
+            partitions += [] if stored is None else snapshot._items.headers_of([stored])["partition"].tolist()
+        values = [record.value for record in records if record.value is not None]
+        codes = snapshot._items.codes_of(values)
+        fits = (
+            len(partitions) > 1
+            and len(set(partitions)) == len(partitions)
+            and (number is not None or len(values) < len(records))
+            and all(snapshot._items.id_of(value) == item_id for value in values)
+            and (not codes.size or int(codes.max()) < snapshot.size)
+        )
+        wrong += not fits
+    if wrong:
+        problems.append(f"{wrong} keys with records in several partitions disagree with their items.")

@@ -271,7 +271,7 @@ def test_on_call_commands_end_to_end(settings: Settings, tiny_embeddings: NDArra
     with IndexWriter.open(
         settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
     ) as writer:
-        writer.apply(codes_batch([Message(topic="", key=b"item-7")], layout), {})
+        writer.apply(codes_batch([Message(topic="", partition=2, key=b"item-7", timestamp=(1, 2**50))], layout), {})
     differs = command(settings, tmp_path, "verify", "--against", str(fresh))
     assert differs.returncode == 1
     assert "0 items are here only, 1 there only, 0 differ" in differs.stdout
