@@ -123,6 +123,12 @@ class Snapshot:
         }
 
     @property
+    def log_ids(self) -> dict[str, str]:
+        """The id that Kafka gave each topic that the index was read from; empty if an older sidstream made the index."""
+        value = self._read.get(b"log_ids", db=self._databases["meta"])
+        return {} if value is None else msgspec.json.decode(value, type=dict[str, str])
+
+    @property
     def item_count(self) -> int:
         """Live items."""
         return int(self._read.stat(self._databases["items"])["entries"])
@@ -221,6 +227,11 @@ class Snapshot:
         found = dict(self._cursor("ids").getmulti(keys))
         items = dict(zip(found, self.items(encoding.numbers_of(list(found.values()))), strict=True))
         return [items.get(item_id) for item_id in ids]
+
+    def known(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Those of ``ids`` that have an item."""
+        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        return {item_id for item_id, _ in self._cursor("ids").getmulti(keys)}
 
     def digest(self) -> str:
         """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at.

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import lmdb
 import msgspec
@@ -38,6 +38,7 @@ from store.errors import (
 from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
 from store.split_keys import SplitKeys
+from store.storage import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.writer_lock import lock_directory, unlock
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
@@ -48,14 +49,6 @@ _DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.
 
 _log = structlog.get_logger(__name__)
 _Result = TypeVar("_Result")
-
-
-class IndexStorage(NamedTuple):
-    """Bytes of address space, of the pages that were ever in use (the file grows no smaller), and free on its disk."""
-
-    map_bytes: int
-    used_bytes: int
-    disk_free_bytes: int
 
 
 class IndexWriter:
@@ -276,6 +269,16 @@ class IndexWriter:
         reach(Failpoint.LAYOUT_COMMITTED)
         return fresh
 
+    def remember_log_ids(self, log_ids: Mapping[str, str]) -> None:
+        """Stores, beside those of other topics, the id that Kafka gave each topic that the index is read from."""
+
+        def write(transaction: Any) -> None:
+            meta = self._environment.databases["meta"]
+            known = msgspec.json.decode(transaction.get(b"log_ids", b"{}", meta), type=dict[str, str])
+            transaction.put(b"log_ids", msgspec.json.encode(known | dict(log_ids)), db=meta)
+
+        self._write(write)
+
     def offsets(self) -> dict[tuple[str, int], int]:
         """The next offset to read per (topic, partition), as of the last commit."""
         with self.snapshot() as snapshot:
@@ -291,13 +294,11 @@ class IndexWriter:
 
     def storage(self) -> IndexStorage:
         """How large the index is now; asks the operating system once, and reads no data."""
-        info = self._environment.lmdb.info()
-        page = int(self._environment.lmdb.stat()["psize"])
-        return IndexStorage(
-            map_bytes=int(info["map_size"]),
-            used_bytes=(int(info["last_pgno"]) + 1) * page,
-            disk_free_bytes=shutil.disk_usage(self.path).free,
-        )
+        return storage_of(self._environment)
+
+    def oldest_reader(self) -> OldestReader | None:
+        """The snapshot that keeps most pages from being reused, in whatever process; ``None`` if none is open."""
+        return oldest_reader_of(self._environment)
 
     def close(self) -> None:
         """Releases the files and the writer's lock; closing again does nothing."""
