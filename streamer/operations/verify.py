@@ -22,6 +22,13 @@ class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):
     comparison: Comparison
 
 
+class SplitKey(msgspec.Struct, frozen=True):
+    """A key with records in several partitions, and which ones."""
+
+    id: str
+    partitions: tuple[int, ...]
+
+
 class Examination(msgspec.Struct, frozen=True, kw_only=True):
     """What ``sidstream verify`` shows. ``position``: the next offset per ``topic/partition``; times in ms since 1970."""
 
@@ -33,6 +40,8 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     position: dict[str, int]
     digest: str
     faults: tuple[str, ...]
+    split_keys: int = 0
+    split_key_examples: tuple[SplitKey, ...] = ()
     against: ComparedIndex | None = None
 
     @property
@@ -41,7 +50,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> Examination:
-    """Hold trie, items, ids, census and free numbers against each other, and the items against those of another index.
+    """Hold trie, items, ids, census, free numbers and split keys against each other, and the items against another index's.
 
     The index may be written meanwhile: everything is read from one snapshot, and pages freed since are not reused until
     it ends.
@@ -61,6 +70,11 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
             position=_position(snapshot),
             digest=_digest(snapshot, faults),
             faults=faults,
+            split_keys=snapshot.split_keys,
+            split_key_examples=tuple(
+                SplitKey(item_id.decode("utf-8", "backslashreplace"), tuple(partitions))
+                for item_id, partitions in snapshot.split_key_examples(examples)
+            ),
             against=_against(snapshot, against, examples) if against is not None else None,
         )
 

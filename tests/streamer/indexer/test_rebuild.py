@@ -36,16 +36,6 @@ from support.item_stream import Stream, index_has_everything
 from support.processes import SidstreamProcess, wait_until
 
 
-@pytest.fixture
-def settings(pipeline_settings: Settings, tiny_bundle: Path) -> Settings:
-    return pipeline_settings.model_copy(update={"bundle": tiny_bundle})
-
-
-@pytest.fixture
-def layout(tiny_bundle: Path) -> Layout:
-    return Bundle.open(tiny_bundle).layout
-
-
 def transactions(settings: Settings, layout: Layout, *, seed: int, count: int) -> None:
     """Codes and tombstones over few ids in many small transactions, a third of them aborted, and one layout."""
     dice = random.Random(seed)
