@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS, Layout
 from store import encoding, environment
 from store.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
+from store.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, TrieEncoding
 from store.errors import (
     REBUILD_ADVICE,
@@ -38,7 +39,6 @@ from store.errors import (
 from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
 from store.split_keys import SplitKeys
-from store.storage import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.writer_lock import lock_directory, unlock
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
@@ -100,8 +100,14 @@ class IndexWriter:
                 f"layers={layers}, size={size}: a codebook has 3 to 26 layers of 1 to 65,536 codewords."
             )
         directory = Path(path)
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = lock_directory(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = lock_directory(directory)
+        except OSError as error:
+            raise IndexAccessError(
+                f"The index directory {directory} cannot be used: {error.strerror}. Name a directory that this user may "
+                "write to."
+            ) from error
         try:
             shared = environment.acquire(directory, write=True, map_size=map_size)
             try:
@@ -294,11 +300,11 @@ class IndexWriter:
 
     def storage(self) -> IndexStorage:
         """How large the index is now; asks the operating system once, and reads no data."""
-        return storage_of(self._environment)
+        return storage_of(self._environment.lmdb, self.path)
 
     def oldest_reader(self) -> OldestReader | None:
         """The snapshot that keeps most pages from being reused, in whatever process; ``None`` if none is open."""
-        return oldest_reader_of(self._environment)
+        return oldest_reader_of(self._environment.lmdb)
 
     def close(self) -> None:
         """Releases the files and the writer's lock; closing again does nothing."""

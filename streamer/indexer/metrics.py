@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from store.storage import OldestReader
+from store.data_file import OldestReader
 from store.writer import IndexWriter
 
 log = structlog.get_logger(__name__)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from store.comparison import Comparison, compare
 from store.errors import IndexAccessError
 from store.reader import IndexReader, Snapshot
-from store.verification import verify
+from store.verification import Comparison, compare, verify
 
 
 class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):

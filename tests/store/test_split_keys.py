@@ -24,7 +24,7 @@ from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of
 OpenWriter = Callable[..., IndexWriter]
 IDS = [b"a", b"b", b"c", b"d"]
 PARTITIONS = 3
-UNHURRIED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+UNHURRIED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 Logs = list[list[Event]]
 
