@@ -25,8 +25,9 @@ _META: Final = struct.Struct("<IIQQ")  # magic, version, address, map size
 _MAGIC: Final = 0xBEEFC0DE
 _VERSION: Final = 1
 _NO_PAGE: Final = 2**64 - 1
-_BRANCH, _LEAF, _OVERFLOW, _META_PAGE = 0x01, 0x02, 0x04, 0x08
-_BIG_DATA: Final = 0x01  # of a node: its value lies on overflow pages
+_BRANCH, _LEAF, _OVERFLOW, _META_PAGE, _FIXED_LEAF = 0x01, 0x02, 0x04, 0x08, 0x20
+# Of a node: its value lies on overflow pages, or is the record of another tree.
+_BIG_DATA, _SUBTREE = 0x01, 0x02
 _ATTEMPTS: Final = 20
 _ATTEMPT_SECONDS: Final = 0.05
 
@@ -38,6 +39,7 @@ class _Damage(Exception):
 class _Meta(NamedTuple):
     page_bytes: int
     free_root: int
+    main: bytes
     last_page: int
     transaction: int
 
@@ -104,7 +106,7 @@ def _meta_at(file: int, offset: int) -> _Meta:
     last_page, transaction = struct.unpack_from("<QQ", header, at + 2 * _DATABASE.size)
     if not 512 <= page_bytes <= 65_536 or page_bytes & (page_bytes - 1) or last_page < 1 or last_page >= 2**48:
         raise _Damage(f"its header tells of {last_page:,} pages of {page_bytes:,} bytes")
-    return _Meta(page_bytes, root, last_page, transaction)
+    return _Meta(page_bytes, root, header[at + _DATABASE.size : at + 2 * _DATABASE.size], last_page, transaction)
 
 
 def _free_pages(file: int, meta: _Meta, pages: int) -> Iterator[int]:
@@ -117,13 +119,8 @@ def _free_pages(file: int, meta: _Meta, pages: int) -> Iterator[int]:
         seen += 1
         if number >= pages or seen > pages:
             raise _Damage(f"page {number:,} is missing")
-        page = _read(file, number * meta.page_bytes, meta.page_bytes)
-        at, _, flags, lower, _ = _PAGE_HEADER.unpack_from(page)
-        if at != number or not flags & (_BRANCH | _LEAF) or not _PAGE_HEADER.size <= lower <= meta.page_bytes:
-            raise _Damage(f"page {number:,} holds something else than it should")
-        for node in struct.unpack_from(f"<{(lower - _PAGE_HEADER.size) // 2}H", page, _PAGE_HEADER.size):
-            if node + 8 > meta.page_bytes:
-                raise _Damage(f"page {number:,} holds something else than it should")
+        page, flags, nodes = _page_of(file, meta, number)
+        for node in nodes:
             low, high, node_flags, key_bytes = struct.unpack_from("<HHHH", page, node)
             if flags & _BRANCH:
                 waiting.append(low | high << 16 | node_flags << 32)
@@ -141,6 +138,76 @@ def _read(file: int, offset: int, size: int) -> bytes:
     if len(content) < size:
         raise _Damage(f"it ends at {os.fstat(file).st_size:,} bytes, before what is at {offset:,}")
     return content
+
+
+def require_sound_pages(path: Path) -> None:
+    """Return if every page of every tree is where it should be and of the right kind: for a file that nobody writes.
+
+    LMDB ends the process when it comes upon another one in some places. Reads everything but the items' own bytes.
+
+    Raises:
+        IndexAccessError: names the first page that is not.
+    """
+    require_whole(path)
+    try:
+        with path.open("rb", buffering=0) as file:
+            meta = _newest_meta(file.fileno())
+            waiting = [(meta.main, "the list of databases")]
+            while waiting:
+                tree, name = waiting.pop()
+                waiting.extend((subtree, "a database") for subtree in _subtrees(file.fileno(), meta, tree, name))
+    except _Damage as damage:
+        raise IndexAccessError(f"The index file {path} is damaged: {damage}. {REBUILD_ADVICE}") from None
+
+
+def _subtrees(file: int, meta: _Meta, tree: bytes, name: str) -> Iterator[bytes]:
+    """The records of the trees inside of one, all of whose pages are looked at."""
+    _, _, depth, *_, root = _DATABASE.unpack(tree)
+    waiting = [] if root == _NO_PAGE else [(root, 1)]
+    for number, level in waiting:
+        page, flags, nodes = _page_of(file, meta, number)
+        if (flags & _BRANCH == 0) == (level < depth) or level > depth:
+            raise _Damage(f"page {number:,} of {name} holds something else than it should")
+        if flags & _FIXED_LEAF:
+            continue
+        for node in nodes:
+            low, high, node_flags, key_bytes = struct.unpack_from("<HHHH", page, node)
+            if flags & _BRANCH:
+                waiting.append((low | high << 16 | node_flags << 32, level + 1))
+                if len(waiting) > meta.last_page:
+                    raise _Damage(f"the pages of {name} go round in a circle")
+                continue
+            size, start = low | high << 16, node + 8 + key_bytes
+            if node_flags & _BIG_DATA:
+                _require_overflow(file, meta, page[start : start + 8], size)
+            elif start + size > meta.page_bytes:
+                raise _Damage(f"page {number:,} of {name} holds something else than it should")
+            elif node_flags & _SUBTREE:
+                if size != _DATABASE.size:
+                    raise _Damage(f"page {number:,} of {name} holds something else than it should")
+                yield page[start : start + size]
+
+
+def _page_of(file: int, meta: _Meta, number: int) -> tuple[bytes, int, tuple[int, ...]]:
+    """A page of a tree, its flags and where its nodes begin."""
+    page = _read(file, number * meta.page_bytes, meta.page_bytes)
+    at, _, flags, lower, upper = _PAGE_HEADER.unpack_from(page)
+    sound = at == number and flags & (_BRANCH | _LEAF) and _PAGE_HEADER.size <= lower <= upper <= meta.page_bytes
+    if sound and flags & _FIXED_LEAF:
+        return page, flags, ()
+    nodes = struct.unpack_from(f"<{(lower - _PAGE_HEADER.size) // 2}H", page, _PAGE_HEADER.size) if sound else ()
+    if not sound or (nodes and (min(nodes) < upper or max(nodes) + 8 > meta.page_bytes)):
+        raise _Damage(f"page {number:,} holds something else than it should")
+    return page, flags, nodes
+
+
+def _require_overflow(file: int, meta: _Meta, pointer: bytes, size: int) -> None:
+    [number] = struct.unpack("<Q", pointer) if len(pointer) == 8 else [_NO_PAGE]
+    header = _read(file, number * meta.page_bytes, _PAGE_HEADER.size)
+    at, _, flags, low, high = _PAGE_HEADER.unpack(header)
+    pages = low | high << 16
+    if at != number or not flags & _OVERFLOW or pages * meta.page_bytes < _PAGE_HEADER.size + size:
+        raise _Damage(f"page {number:,} holds something else than it should")
 
 
 class IndexStorage(NamedTuple):

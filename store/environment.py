@@ -142,6 +142,10 @@ class Environment:
         thread = threading.get_ident()
         try:
             yield transaction
+        except lmdb.Error as error:
+            raise IndexAccessError(
+                f"The index {self.path} is damaged, or its disk fails: {error}. {REBUILD_ADVICE}"
+            ) from error
         finally:
             if self._process == os.getpid():  # an abort in a forked child would free the parent's reader slot
                 transaction.abort()

@@ -6,6 +6,7 @@ everything (seconds for a million items): for tests and ``sidstream verify``, no
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from store.errors import IndexMismatchError
 from store.reader import Snapshot, read_state
 from store.split_keys import decode_records
 
+# What decoding bytes raises that we did not write.
+_UNREADABLE: Final = (ValueError, IndexError, KeyError, OverflowError, msgspec.MsgspecError, struct.error)
 _CHUNK: Final = 50_000  # items decoded at a time
 _FIELDS: Final = ("codes", "weight", "title", "updated_at")
 
@@ -26,12 +29,15 @@ _FIELDS: Final = ("codes", "weight", "title", "updated_at")
 def verify(snapshot: Snapshot) -> list[str]:
     """A sentence per disagreement, none for a sound index."""
     problems: list[str] = []
-    numbers, codes, ids = _items(snapshot)
-    _compare_ids(snapshot, numbers, ids, problems)
-    _compare_trie(snapshot, numbers, codes, problems)
-    _compare_census(snapshot, codes, problems)
-    _compare_free(snapshot, numbers, problems)
-    _compare_split_keys(snapshot, problems)
+    try:
+        numbers, codes, ids = _items(snapshot)
+        _compare_ids(snapshot, numbers, ids, problems)
+        _compare_trie(snapshot, numbers, codes, problems)
+        _compare_census(snapshot, codes, problems)
+        _compare_free(snapshot, numbers, problems)
+        _compare_split_keys(snapshot, problems)
+    except _UNREADABLE as error:
+        problems.append(f"A record cannot be read ({type(error).__name__}: {error}).")
     return problems
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from store.data_file import require_sound_pages
+from store.environment import DATA_FILE
 from store.errors import IndexAccessError
 from store.reader import IndexReader, Snapshot
 from store.verification import Comparison, compare, verify
+from store.writer_lock import writer_of
 
 
 class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +60,9 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
     Raises:
         IndexMissingError: there is no index.
     """
+    data = index / DATA_FILE
+    if data.is_file() and data.stat().st_size and writer_of(index) is None:
+        require_sound_pages(data)  # before LMDB comes upon what it does not survive
     with IndexReader(index) as reader, reader.snapshot() as snapshot:
         faults = tuple(verify(snapshot))
         layout = snapshot.live_layout()
@@ -92,7 +98,7 @@ def _against(here: Snapshot, directory: Path, examples: int) -> ComparedIndex:
 def _digest(snapshot: Snapshot, faults: tuple[str, ...]) -> str:
     try:
         return snapshot.digest()
-    except IndexAccessError:
+    except (IndexAccessError, ValueError):
         if not faults:
             raise
         return ""  # the faults say what is missing

@@ -12,9 +12,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from store.data_file import require_whole
+from store.data_file import require_sound_pages, require_whole
 from store.errors import IndexAccessError, IndexMissingError
 from store.reader import IndexReader
+from store.verification import verify
 from store.writer import IndexWriter
 from support.plain_index import Event, batch_of, random_events
 
@@ -45,7 +46,7 @@ def test_a_file_is_whole_in_another_process_while_it_is_written(open_writer: Ope
     writer = open_writer(map_size=1 << 20)
     writer.apply(batch_of(random_events(0, 10, ids=10)), {})
     program = (
-        "import sys; from pathlib import Path; from store.data_file import require_whole\n"
+        "import sys; from pathlib import Path; from store.data_file import require_sound_pages, require_whole\n"
         "for _ in range(3_000): require_whole(Path(sys.argv[1]))"
     )
     with subprocess.Popen(
@@ -140,6 +141,25 @@ def test_directory_in_the_place_of_the_file_and_a_file_in_the_place_of_the_direc
         IndexReader(taken)
     with pytest.raises(IndexAccessError, match="cannot be used: File exists"):
         open_writer(path=taken)
+
+
+@pytest.mark.parametrize("content", [b"\0" * PAGE, b"\xff" * PAGE, b"other data " * 400])
+def test_page_that_was_overwritten_is_named_before_lmdb_comes_upon_it(index: Path, content: bytes) -> None:
+    """LMDB aborts the process, or not, depending on which page it is; free pages may hold anything."""
+    file = index / "data.mdb"
+    require_sound_pages(file)
+    whole = file.read_bytes()
+    refused = 0
+    for number in range(2, len(whole) // PAGE):
+        file.write_bytes(whole[: number * PAGE] + content[:PAGE] + whole[(number + 1) * PAGE :])
+        try:
+            require_sound_pages(file)
+        except IndexAccessError:
+            refused += 1
+            continue
+        with IndexReader(index) as reader, reader.snapshot() as snapshot:
+            assert verify(snapshot) == []
+    assert refused > 50
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
