@@ -59,7 +59,10 @@ class RawBatch:
     def of(cls, batch: CodesBatch, first_number: int) -> RawBatch:
         numbers = np.arange(first_number, first_number + len(batch), dtype=np.uint32)
         keys = number_keys(numbers)
-        values = ItemEncoding(LAYERS).encode(batch.ids, batch.codes, batch.weights, batch.titles, batch.updated_at)
+        origin = np.zeros(len(batch), np.int32), np.zeros(len(batch), np.int64)
+        values = ItemEncoding(LAYERS).encode(
+            batch.ids, batch.codes, batch.weights, batch.titles, batch.updated_at, *origin
+        )
         trie = TrieEncoding(LAYERS).encode(batch.codes, numbers)
         return cls(list(zip(keys, values, strict=True)), sorted(zip(batch.ids, keys, strict=True)), trie)
 

@@ -20,6 +20,7 @@ import msgspec
 
 from models.bundles.manifest import synchronise
 from store import environment
+from store.data_file import require_sound_pages
 from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.reader import IndexReader
 from store.verification import verify
@@ -138,6 +139,7 @@ def inspect(directory: Path) -> IndexCopy:
     Raises:
         BackupError: trie, items and census disagree.
     """
+    require_sound_pages(directory / environment.DATA_FILE)
     with IndexReader(directory) as reader, reader.snapshot() as snapshot:
         faults = verify(snapshot)
         if faults:

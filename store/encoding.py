@@ -1,8 +1,9 @@
 """How an item becomes bytes: keys and values of every LMDB database; what is written here is read back exactly.
 
 Big-endian where LMDB's byte order must be the numeric order (keys, trie records), little-endian elsewhere.
-An item's value begins with its codes, so that old codes are read without decoding the rest, and holds nothing
-but content, so that the digest can be taken over values as they are.
+An item's value begins with its codes, so that old codes are read without decoding the rest. Since format 2 it also holds
+its *origin*: the partition and the Kafka timestamp of the record that it came from. The digest leaves the origin out, so it
+is the same in both formats.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+# Format 1 is read as it is, and upgraded in place by a writer: its items have no origin until they are written again.
+READABLE_FORMATS: Final = frozenset({1, 2})
+NO_PARTITION: Final = -1  # of an item that format 1 wrote
+_HAS_ORIGIN: Final = 0x8000  # in ``id_bytes``: ids end at 511 bytes
 MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
 MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
 CENSUS_CHUNK: Final = 128  # counts per census record: 1 KiB, so that a small batch dirties few pages
@@ -35,14 +40,14 @@ class StoredItem:
 
 
 class ItemEncoding:
-    """Values of the ``items`` database: fixed header (codes, weight, updated_at, length of the id), id, title."""
+    """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title."""
 
     def __init__(self, layers: int) -> None:
         self._layers = layers
         self._codes_bytes = 2 * layers
-        self._header = np.dtype(
-            [("codes", "<u2", (layers,)), ("weight", "<f4"), ("updated_at", "<i8"), ("id_bytes", "<u2")]
-        )
+        content = [("codes", "<u2", (layers,)), ("weight", "<f4"), ("updated_at", "<i8"), ("id_bytes", "<u2")]
+        self._content = np.dtype(content)
+        self._header = np.dtype([*content, ("timestamp", "<i8"), ("partition", "<i4")])
 
     def encode(
         self,
@@ -51,11 +56,14 @@ class ItemEncoding:
         weights: NDArray[np.float32],
         titles: Sequence[str],
         updated_at: NDArray[np.int64],
+        partitions: NDArray[np.int32],
+        timestamps: NDArray[np.int64],
     ) -> list[bytes]:
-        """Values of N items; codes (N, L), weights (N,), updated_at (N,)."""
+        """Values of N items; codes (N, L), all other arrays (N,)."""
         headers = np.empty(len(ids), self._header)
         headers["codes"], headers["weight"], headers["updated_at"] = codes, weights, updated_at
-        headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids))
+        headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids)) | np.uint16(_HAS_ORIGIN)
+        headers["partition"], headers["timestamp"] = partitions, timestamps
         return [
             header + item_id + title.encode("utf-8", _SURROGATES)
             for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
@@ -63,23 +71,39 @@ class ItemEncoding:
 
     def decode(self, numbers: Sequence[int], values: Sequence[bytes]) -> list[StoredItem]:
         """The items of N values as LMDB returned them."""
-        size = self._header.itemsize
-        headers = np.frombuffer(b"".join(value[:size] for value in values), self._header)
+        headers = self.headers_of(values)
+        sizes = np.where(headers["partition"] == NO_PARTITION, self._content.itemsize, self._header.itemsize)
         rows = zip(
             numbers,
             values,
             headers["codes"].tolist(),
             headers["weight"].tolist(),
             headers["updated_at"].tolist(),
-            (headers["id_bytes"].astype(np.int64) + size).tolist(),
+            sizes.tolist(),
+            (headers["id_bytes"] + sizes).tolist(),
             strict=True,
         )
         return [
             StoredItem(
-                number, value[size:end], tuple(codes), weight, value[end:].decode("utf-8", _SURROGATES), updated_at
+                number, value[start:end], tuple(codes), weight, value[end:].decode("utf-8", _SURROGATES), updated_at
             )
-            for number, value, codes, weight, updated_at, end in rows
+            for number, value, codes, weight, updated_at, start, end in rows
         ]
+
+    def headers_of(self, values: Sequence[bytes]) -> NDArray[Any]:
+        """Structured array (N,) of N values: ``codes`` (L), ``weight``, ``updated_at``, ``id_bytes``, ``timestamp`` and
+        ``partition``, which is ``NO_PARTITION`` for an item that has no origin."""
+        size = self._header.itemsize
+        heads = [value[:size] for value in values]
+        joined = b"".join(heads)
+        if len(joined) != size * len(heads):  # a short item of format 1
+            joined = b"".join([head.ljust(size, b"\0") for head in heads])
+        headers = np.frombuffer(joined, self._header).copy()
+        without = (headers["id_bytes"] & _HAS_ORIGIN) == 0
+        headers["id_bytes"] &= ~np.uint16(_HAS_ORIGIN)
+        if without.any():
+            headers["partition"][without], headers["timestamp"][without] = NO_PARTITION, NO_PARTITION
+        return headers
 
     def codes_of(self, values: Sequence[bytes]) -> NDArray[np.uint16]:
         """Codes (N, L) of N values, the rest left undecoded."""
@@ -88,8 +112,18 @@ class ItemEncoding:
 
     def id_of(self, value: bytes) -> bytes:
         """The item id inside one value."""
-        size = self._header.itemsize
-        return value[size : size + int.from_bytes(value[size - 2 : size], "little")]
+        size = self._content.itemsize
+        length = int.from_bytes(value[size - 2 : size], "little")
+        start = self._header.itemsize if length & _HAS_ORIGIN else size
+        return value[start : start + (length & ~_HAS_ORIGIN)]
+
+    def content_of(self, value: bytes) -> bytes:
+        """The value without its origin, as format 1 wrote it: what the digest is taken over."""
+        size = self._content.itemsize
+        length = int.from_bytes(value[size - 2 : size], "little")
+        if not length & _HAS_ORIGIN:
+            return value
+        return value[: size - 2] + (length & ~_HAS_ORIGIN).to_bytes(2, "little") + value[self._header.itemsize :]
 
 
 class TrieEncoding:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import lmdb
 import structlog
 
+from store.data_file import require_whole
 from store.errors import (
     REBUILD_ADVICE,
     IndexAccessError,
@@ -36,6 +37,8 @@ _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "census": {},
     "offsets": {},
     "layouts": {},
+    "deleted": {},  # since format 2, like the next
+    "elsewhere": {},
 }
 _SNAPSHOT_WAIT_SECONDS: Final = 30.0  # how long a change of the map waits for other threads' snapshots
 
@@ -77,14 +80,21 @@ class Environment:
     def open(self, *, write: bool, map_size: int = 0) -> None:
         """Opens the files; ``write`` creates them where they are missing. ``map_size`` in bytes, 0 adopts the file's."""
         data = self.path / DATA_FILE
-        if not write and not data.exists():
+        try:
+            exists = os.path.lexists(data) and data.stat().st_size >= 0
+            empty = exists and data.is_file() and data.stat().st_size == 0
+        except OSError as error:
+            raise self._refused(error) from error
+        if not write and not exists:
             raise IndexMissingError(f"There is no index in {self.path}: start the indexer with this path first.")
-        if not write and data.stat().st_size == 0:  # LMDB would try to write to it
+        if not write and empty:  # LMDB would try to write to it
             raise IndexMissingError(f"{self.path} holds no index yet: {_WAIT}")
+        if exists and not empty:
+            require_whole(data)
         try:
             self._environment = lmdb.open(
                 str(self.path),
-                map_size=0 if data.exists() else map_size,  # 0 adopts the size that the last writer chose
+                map_size=0 if exists else map_size,  # 0 adopts the size that the last writer chose
                 readonly=not write,
                 metasync=False,  # a power failure may undo the last batch; its offsets are undone with it
                 max_readers=MAXIMUM_READERS,
@@ -97,25 +107,29 @@ class Environment:
             self._environment.reader_check()
         except (lmdb.Error, OSError) as error:
             self._environment = None
-            raise IndexAccessError(
-                f"The index {self.path} cannot be opened: {error}. Check that this user may write to the directory "
-                f"(readers too: LMDB registers them in lock.mdb). {REBUILD_ADVICE}"
-            ) from error
+            raise self._refused(error) from error
         self.writable = write
         self._file = self._file_now()
+
+    def _refused(self, error: Exception) -> IndexAccessError:
+        return IndexAccessError(
+            f"The index {self.path} cannot be opened: {error}. Check that this user may write to the directory "
+            f"(readers too: LMDB registers them in lock.mdb). {REBUILD_ADVICE}"
+        )
 
     def open_databases(self, *, create: bool) -> bool:
         """Opens the databases that are there, or creates them; False as long as the directory holds no index."""
         if len(self.databases) == len(_DATABASES):
             return True
-        databases: dict[str, Any] = {}
+        databases = dict(self.databases)
+        missing = {name: flags for name, flags in _DATABASES.items() if name not in databases}
         if create:
             with self.lmdb.begin(write=True) as transaction:
-                for name, flags in _DATABASES.items():
+                for name, flags in missing.items():
                     databases[name] = self.lmdb.open_db(name.encode(), txn=transaction, **flags)
         else:
-            for name, flags in _DATABASES.items():
-                with suppress(lmdb.NotFoundError):  # a newer format may lack one: its version is read from "meta"
+            for name, flags in missing.items():
+                with suppress(lmdb.NotFoundError):  # another format may lack one: its version is read from "meta"
                     databases[name] = self.lmdb.open_db(name.encode(), create=False, **flags)
         if "meta" in databases:
             self.databases = databases
@@ -128,6 +142,10 @@ class Environment:
         thread = threading.get_ident()
         try:
             yield transaction
+        except lmdb.Error as error:
+            raise IndexAccessError(
+                f"The index {self.path} is damaged, or its disk fails: {error}. {REBUILD_ADVICE}"
+            ) from error
         finally:
             if self._process == os.getpid():  # an abort in a forked child would free the parent's reader slot
                 transaction.abort()

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from models.sids.layout import Layout
 from store import encoding, environment
-from store.encoding import FORMAT_VERSION, ItemEncoding, StoredItem, TrieEncoding
+from store.encoding import READABLE_FORMATS, ItemEncoding, StoredItem, TrieEncoding
 from store.errors import REBUILD_ADVICE, IndexAccessError, IndexFormatError, IndexMissingError, IndexUsageError
+from store.split_keys import decode_records
 
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
 
@@ -52,9 +53,9 @@ def read_facts(transaction: Any, databases: dict[str, Any], path: Path) -> Index
         raise IndexMissingError(f"{path} holds no index yet: wait until the indexer has created it.")
     # Only the version is read first: a newer format may have other fields.
     version = msgspec.json.decode(value).get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_FORMATS:
         raise IndexFormatError(
-            f"The index {path} has format {version}, this sidstream reads {FORMAT_VERSION}: update sidstream. "
+            f"The index {path} has format {version}, this sidstream reads {max(READABLE_FORMATS)}: update sidstream. "
             f"Or: {REBUILD_ADVICE}"
         )
     return msgspec.json.decode(value, type=IndexFacts)
@@ -122,9 +123,35 @@ class Snapshot:
         }
 
     @property
+    def log_ids(self) -> dict[str, str]:
+        """The id that Kafka gave each topic that the index was read from; empty if an older sidstream made the index."""
+        value = self._read.get(b"log_ids", db=self._databases["meta"])
+        return {} if value is None else msgspec.json.decode(value, type=dict[str, str])
+
+    @property
     def item_count(self) -> int:
         """Live items."""
         return int(self._read.stat(self._databases["items"])["entries"])
+
+    @property
+    def split_keys(self) -> int:
+        """Keys that have records in more than one partition of ``item-codes``: none, while one partitioner writes."""
+        database = self._databases.get("elsewhere")  # format 1 has none
+        return 0 if database is None else int(self._read.stat(database)["entries"])
+
+    def split_key_examples(self, count: int) -> list[tuple[bytes, list[int]]]:
+        """The first ``count`` split keys, each with the partitions that hold a record of it."""
+        if not self.split_keys:
+            return []
+        examples = []
+        for item_id, value in islice(self._cursor("elsewhere").iternext(), count):
+            partitions = {record.partition for record in decode_records(value)}
+            number = self._read.get(item_id, db=self._databases["ids"])
+            if number is not None:
+                stored = self._read.get(number, db=self._databases["items"])
+                partitions.add(int(self._items.headers_of([stored])["partition"][0]))
+            examples.append((item_id, sorted(partitions)))
+        return examples
 
     @property
     def last_commit_at(self) -> int:
@@ -201,6 +228,11 @@ class Snapshot:
         items = dict(zip(found, self.items(encoding.numbers_of(list(found.values()))), strict=True))
         return [items.get(item_id) for item_id in ids]
 
+    def known(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Those of ``ids`` that have an item."""
+        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        return {item_id for item_id, _ in self._cursor("ids").getmulti(keys)}
+
     def digest(self) -> str:
         """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at.
 
@@ -224,7 +256,7 @@ class Snapshot:
             for item_id, number in entries:
                 if number not in values:
                     raise IndexAccessError(f"The index {self._path} is damaged: an id has no item. {REBUILD_ADVICE}")
-                yield item_id, values[number]
+                yield item_id, self._items.content_of(values[number])
 
     def decoded(self, value: bytes) -> StoredItem:
         """The item of a value of :meth:`values_by_id`; its number is not in there and is 0."""

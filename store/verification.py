@@ -1,29 +1,43 @@
-"""The full check of an index: trie, items, ids, census and free numbers must tell the same story.
+"""The full check of an index: trie, items, ids, census, free numbers and split keys must tell the same story.
 
-It reads everything (seconds for a million items): for tests and ``sidstream verify``, not for serving.
+And two indexes held against each other, item by item: which items one of them lacks, and which differ in what. Both read
+everything (seconds for a million items): for tests and ``sidstream verify``, not for serving.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from store import encoding
+from store.encoding import StoredItem
+from store.errors import IndexMismatchError
 from store.reader import Snapshot, read_state
+from store.split_keys import decode_records
 
-_CHUNK = 50_000  # items decoded at a time
+# What decoding bytes raises that we did not write.
+_UNREADABLE: Final = (ValueError, IndexError, KeyError, OverflowError, msgspec.MsgspecError, struct.error)
+_CHUNK: Final = 50_000  # items decoded at a time
+_FIELDS: Final = ("codes", "weight", "title", "updated_at")
 
 
 def verify(snapshot: Snapshot) -> list[str]:
     """A sentence per disagreement, none for a sound index."""
     problems: list[str] = []
-    numbers, codes, ids = _items(snapshot)
-    _compare_ids(snapshot, numbers, ids, problems)
-    _compare_trie(snapshot, numbers, codes, problems)
-    _compare_census(snapshot, codes, problems)
-    _compare_free(snapshot, numbers, problems)
+    try:
+        numbers, codes, ids = _items(snapshot)
+        _compare_ids(snapshot, numbers, ids, problems)
+        _compare_trie(snapshot, numbers, codes, problems)
+        _compare_census(snapshot, codes, problems)
+        _compare_free(snapshot, numbers, problems)
+        _compare_split_keys(snapshot, problems)
+    except _UNREADABLE as error:
+        problems.append(f"A record cannot be read ({type(error).__name__}: {error}).")
     return problems
 
 
@@ -97,3 +111,109 @@ def _compare_free(snapshot: Snapshot, numbers: NDArray[np.uint32], problems: lis
         problems.append(
             f"{handed_out} item numbers were handed out, but {len(free)} are free and {len(numbers)} in use."
         )
+
+
+def _compare_split_keys(snapshot: Snapshot, problems: list[str]) -> None:
+    """Deletions that are noted of items that are there; and split keys whose records do not fit to their item."""
+    if snapshot.facts.format_version < 2:
+        return
+    live_deleted = 0
+    for item_id, _ in snapshot._cursor("deleted").iternext():
+        live_deleted += snapshot._read.get(item_id, db=snapshot._databases["ids"]) is not None
+    if live_deleted:
+        problems.append(f"{live_deleted} items are noted as deleted and are there.")
+    wrong = 0
+    for item_id, value in snapshot._cursor("elsewhere").iternext():
+        records = decode_records(value)
+        partitions = [record.partition for record in records]
+        number = snapshot._read.get(item_id, db=snapshot._databases["ids"])
+        if number is not None:
+            stored = snapshot._read.get(number, db=snapshot._databases["items"])
+            partitions += [] if stored is None else snapshot._items.headers_of([stored])["partition"].tolist()
+        values = [record.value for record in records if record.value is not None]
+        codes = snapshot._items.codes_of(values)
+        fits = (
+            len(partitions) > 1
+            and len(set(partitions)) == len(partitions)
+            and (number is not None or len(values) < len(records))
+            and all(snapshot._items.id_of(value) == item_id for value in values)
+            and (not codes.size or int(codes.max()) < snapshot.size)
+        )
+        wrong += not fits
+    if wrong:
+        problems.append(f"{wrong} keys with records in several partitions disagree with their items.")
+
+
+class ItemDifference(msgspec.Struct, frozen=True):
+    """One item: what differs, ``field: here → there``."""
+
+    id: str
+    what: str
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """How many items only one index has, and how many differ; ``examples`` are the first of each kind by id."""
+
+    only_here: int = 0
+    only_there: int = 0
+    different: int = 0
+    examples: tuple[ItemDifference, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        return not (self.only_here or self.only_there or self.different)
+
+
+def compare(here: Snapshot, there: Snapshot, *, examples: int = 5) -> Comparison:
+    """Holds the items of two snapshots against each other; at most ``examples`` of each kind are named.
+
+    Raises:
+        IndexMismatchError: they belong to codebooks of different layers, so that no item can be equal.
+    """
+    if here.layers != there.layers:
+        raise IndexMismatchError(
+            f"the indexes cannot be compared: one has {here.layers} layers (codebook {here.codebook_id}), the other "
+            f"{there.layers} (codebook {there.codebook_id})"
+        )
+    counts = {"only here": 0, "only there": 0, "different": 0}
+    named: list[ItemDifference] = []
+    for item_id, mine, other in _pairs(here.values_by_id(), there.values_by_id()):
+        if mine == other:
+            continue
+        kind = "only there" if mine is None else "only here" if other is None else "different"
+        counts[kind] += 1
+        if counts[kind] <= examples:
+            what = kind if mine is None or other is None else _differences(here.decoded(mine), there.decoded(other))
+            named.append(ItemDifference(item_id.decode("utf-8", "backslashreplace"), what))
+    return Comparison(
+        only_here=counts["only here"],
+        only_there=counts["only there"],
+        different=counts["different"],
+        examples=tuple(named),
+    )
+
+
+def _pairs(
+    here: Iterator[tuple[bytes, bytes]], there: Iterator[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
+    """(id, value here, value there) of every id of either, in order."""
+    mine, other = next(here, None), next(there, None)
+    while mine is not None or other is not None:
+        if other is None or (mine is not None and mine[0] < other[0]):
+            assert mine is not None
+            yield mine[0], mine[1], None
+            mine = next(here, None)
+        elif mine is None or other[0] < mine[0]:
+            yield other[0], None, other[1]
+            other = next(there, None)
+        else:
+            yield mine[0], mine[1], other[1]
+            mine, other = next(here, None), next(there, None)
+
+
+def _differences(one: StoredItem, other: StoredItem) -> str:
+    return ", ".join(
+        f"{field}: {getattr(one, field)!r} → {getattr(other, field)!r}"
+        for field in _FIELDS
+        if getattr(one, field) != getattr(other, field)
+    )

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import lmdb
 import msgspec
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS, Layout
 from store import encoding, environment
-from store.batch import BatchOutcome, CodesBatch, PreparedBatch
+from store.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
+from store.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, TrieEncoding
 from store.errors import (
     REBUILD_ADVICE,
@@ -37,9 +38,11 @@ from store.errors import (
 )
 from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
+from store.split_keys import SplitKeys
 from store.writer_lock import lock_directory, unlock
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
+_PRUNE_MS: Final = 60_000  # how often deletions that the broker no longer has are looked for
 _STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
 # LMDB reports a write that the file system cut short, which is how a filling disk begins, as EIO.
 _DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
@@ -48,19 +51,16 @@ _log = structlog.get_logger(__name__)
 _Result = TypeVar("_Result")
 
 
-class IndexStorage(NamedTuple):
-    """Bytes of address space, of the pages that were ever in use (the file grows no smaller), and free on its disk."""
-
-    map_bytes: int
-    used_bytes: int
-    disk_free_bytes: int
-
-
 class IndexWriter:
     """The single writer of an index directory, for one thread; obtain it with :meth:`open`, a context manager."""
 
     def __init__(
-        self, shared: environment.Environment, lock: int, facts: IndexFacts, clock: Callable[[], float]
+        self,
+        shared: environment.Environment,
+        lock: int,
+        facts: IndexFacts,
+        clock: Callable[[], float],
+        order: Order = "arrival",
     ) -> None:
         self._environment = shared
         self._lock = lock
@@ -68,6 +68,9 @@ class IndexWriter:
         self._clock = clock
         self._items = ItemEncoding(facts.layers)
         self._trie = TrieEncoding(facts.layers)
+        self._order: Order = order
+        self._split_keys = SplitKeys(shared.databases, self._items, order)
+        self._pruned_at = 0.0
         self._commits = 0
         with self.snapshot() as snapshot:
             self._census = snapshot.census()
@@ -82,25 +85,35 @@ class IndexWriter:
         size: int,
         map_size: int = DEFAULT_MAP_SIZE,
         clock: Callable[[], float] = time.time,
+        order: Order = "arrival",
     ) -> IndexWriter:
         """Opens the directory for writing, creating it where it is missing.
 
-        ``map_size``: bytes of address space to begin with. Raises ``IndexLockedError`` (another writer),
-        ``IndexMismatchError`` (other codebook, layers or size), ``IndexFormatError`` (newer format).
+        An index of format 1 is upgraded in place. ``map_size``: bytes of address space to begin with. ``order``: which of two
+        updates of a key counts, the later one or the one with the greater ``updated_at``.
+
+        Raises ``IndexLockedError`` (another writer), ``IndexMismatchError`` (other codebook, layers or size),
+        ``IndexFormatError`` (newer format).
         """
         if not MINIMUM_LAYERS <= layers <= MAXIMUM_LAYERS or not 1 <= size <= MAXIMUM_SIZE:
             raise IndexMismatchError(
                 f"layers={layers}, size={size}: a codebook has 3 to 26 layers of 1 to 65,536 codewords."
             )
         directory = Path(path)
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = lock_directory(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = lock_directory(directory)
+        except OSError as error:
+            raise IndexAccessError(
+                f"The index directory {directory} cannot be used: {error.strerror}. Name a directory that this user may "
+                "write to."
+            ) from error
         try:
             shared = environment.acquire(directory, write=True, map_size=map_size)
             try:
                 wanted = IndexFacts(FORMAT_VERSION, codebook_id, layers, size, int(clock() * 1000))
                 facts = _create_or_check(shared, directory, wanted)
-                return cls(shared, lock, facts, clock)
+                return cls(shared, lock, facts, clock, order)
             except BaseException:
                 environment.release(shared)
                 raise
@@ -119,10 +132,12 @@ class IndexWriter:
         On ``BatchError``, ``IndexFullError`` and ``IndexAccessError`` nothing is written and the batch can be applied
         again. A full map grows and the batch is redone.
         """
-        prepared = PreparedBatch.of(batch, self._facts.layers, self._facts.size)
+        prepared = PreparedBatch.of(batch, self._facts.layers, self._facts.size, self._order)
         outcome, census = self._write(lambda transaction: self._apply(transaction, prepared, offsets))
         reach(Failpoint.BATCH_COMMITTED)
         self._census = census
+        if abs(self._clock() * 1000 - self._pruned_at) > _PRUNE_MS:
+            self._pruned_at = self._clock() * 1000
         return outcome
 
     def _apply(
@@ -140,11 +155,18 @@ class IndexWriter:
         stored = dict(transaction.cursor(databases["items"]).getmulti(sorted(found.values())))
         if len(stored) != len(found):
             raise self._damaged("an id has no item")
+        values = [stored[keys[row]] for row in existing]
+        headers = self._items.headers_of(values)
         old_codes = np.zeros_like(batch.codes)
-        if existing:
-            old_codes[existing] = self._items.codes_of([stored[keys[row]] for row in existing])
+        old_codes[existing] = headers["codes"]
 
-        # 2. Item numbers for new items: those that deletions left free first, then fresh ones.
+        # 2. Of a key with records in several partitions one is the item: its row becomes that one.
+        now_ms = int(self._clock() * 1000)
+        batch, stale = self._split_keys.settle(transaction, batch, existing, values, headers, now_ms)
+        if abs(now_ms - self._pruned_at) > _PRUNE_MS:
+            self._split_keys.prune(transaction, now_ms)
+
+        # 3. Item numbers for new items: those that deletions left free first, then fresh ones.
         upsert = ~batch.deleted
         added = np.flatnonzero(upsert & ~exists).tolist()
         reused = self._take_free(transaction, len(added))
@@ -154,7 +176,7 @@ class IndexWriter:
         numbers = np.zeros(count, np.uint32)
         numbers[exists | upsert] = encoding.numbers_of([key for key in keys if key])
 
-        # 3. The trie: a record goes when its codes changed or its item left.
+        # 4. The trie: a record goes when its codes changed or its item left.
         gone = exists & batch.deleted
         differs = exists & upsert & (old_codes != batch.codes).any(axis=1)
         left, entered = gone | differs, differs | (upsert & ~exists)
@@ -164,7 +186,7 @@ class IndexWriter:
                 raise self._damaged("a trie record is missing")
         transaction.cursor(trie).putmulti(self._trie.encode(batch.codes[entered], numbers[entered]))
 
-        # 4. Items and ids. An item that did not change at all is not written: redelivery dirties no page.
+        # 5. Items and ids. An item that did not change at all is not written: redelivery dirties no page.
         kept = [row for row in existing if upsert[row]] if gone.any() else existing
         changed = [(keys[row], batch.values[row]) for row in kept if stored[keys[row]] != batch.values[row]]
         refilled = [(keys[row], batch.values[row]) for row in added[: len(reused)]]
@@ -178,7 +200,7 @@ class IndexWriter:
             transaction.delete(keys[row], b"", databases["items"])
             transaction.put(keys[row], b"", db=databases["free"])
 
-        # 5. Census, offsets and state.
+        # 6. Census, offsets and state.
         census = self._census.copy()
         for layer in range(self._facts.layers):
             census[layer] += np.bincount(batch.codes[entered, layer], minlength=self._facts.size)
@@ -195,6 +217,8 @@ class IndexWriter:
                 zip(layer_indexes.tolist(), tokens.tolist(), census[layer_indexes, tokens].tolist(), strict=True)
             ),
             items=transaction.stat(databases["items"])["entries"],
+            stale=stale,
+            split_keys=transaction.stat(databases["elsewhere"])["entries"],
         )
         reach(Failpoint.BATCH_WRITTEN)
         return outcome, census
@@ -251,6 +275,16 @@ class IndexWriter:
         reach(Failpoint.LAYOUT_COMMITTED)
         return fresh
 
+    def remember_log_ids(self, log_ids: Mapping[str, str]) -> None:
+        """Stores, beside those of other topics, the id that Kafka gave each topic that the index is read from."""
+
+        def write(transaction: Any) -> None:
+            meta = self._environment.databases["meta"]
+            known = msgspec.json.decode(transaction.get(b"log_ids", b"{}", meta), type=dict[str, str])
+            transaction.put(b"log_ids", msgspec.json.encode(known | dict(log_ids)), db=meta)
+
+        self._write(write)
+
     def offsets(self) -> dict[tuple[str, int], int]:
         """The next offset to read per (topic, partition), as of the last commit."""
         with self.snapshot() as snapshot:
@@ -266,13 +300,11 @@ class IndexWriter:
 
     def storage(self) -> IndexStorage:
         """How large the index is now; asks the operating system once, and reads no data."""
-        info = self._environment.lmdb.info()
-        page = int(self._environment.lmdb.stat()["psize"])
-        return IndexStorage(
-            map_bytes=int(info["map_size"]),
-            used_bytes=(int(info["last_pgno"]) + 1) * page,
-            disk_free_bytes=shutil.disk_usage(self.path).free,
-        )
+        return storage_of(self._environment.lmdb, self.path)
+
+    def oldest_reader(self) -> OldestReader | None:
+        """The snapshot that keeps most pages from being reused, in whatever process; ``None`` if none is open."""
+        return oldest_reader_of(self._environment.lmdb)
 
     def close(self) -> None:
         """Releases the files and the writer's lock; closing again does nothing."""
@@ -367,4 +399,14 @@ def _create_or_check(shared: environment.Environment, directory: Path, wanted: I
             f"The index {directory} has {found.layers} layers × {found.size} codewords, this process "
             f"{wanted.layers} × {wanted.size}. {REBUILD_ADVICE}"
         )
-    return found
+    return _upgrade(shared, directory, found) if found.format_version < FORMAT_VERSION else found
+
+
+def _upgrade(shared: environment.Environment, directory: Path, facts: IndexFacts) -> IndexFacts:
+    """Format 1 → 2 at once, whatever the size: two more databases. Its items get their origin when they next change."""
+    shared.open_databases(create=True)
+    upgraded = msgspec.structs.replace(facts, format_version=FORMAT_VERSION)
+    with shared.lmdb.begin(write=True) as transaction:
+        transaction.put(b"index", msgspec.json.encode(upgraded), db=shared.databases["meta"])
+    _log.info("index_upgraded", path=str(directory), from_format=facts.format_version, to_format=FORMAT_VERSION)
+    return upgraded

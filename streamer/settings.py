@@ -122,6 +122,17 @@ class IndexerSettings(Section):
     )
     minimum_batch_interval_ms: float = Field(5.0, ge=0)
     counts_interval_seconds: float = Field(1.0, gt=0, description="how often changed counts are published")
+    maximum_items: int = Field(
+        0,
+        ge=0,
+        description="new items beyond so many are dead letters (IndexFull), known ones are updated; 0: no limit",
+    )
+    order: Literal["arrival", "updated_at"] = Field(
+        "arrival",
+        description="which of two updates of an item counts: arrival: the later one in its partition, as Kafka's compaction "
+        "keeps it; updated_at: the one with the greater updated_at. Compaction knows offsets alone: once it has removed "
+        "the newer update, a rebuild has the older one, which came later",
+    )
 
 
 class MonitorSettings(Section):

@@ -181,6 +181,13 @@ def _show_examination(console: Console, found: Examination) -> None:
         console.print(f"[red]✗[/] {shown(fault)}")
     if not found.faults:
         console.print("[green]✓[/] trie, items, ids and census agree; nothing is orphaned")
+    if found.split_keys:
+        console.print(
+            f"[yellow]![/] {found.split_keys:,} item ids have records in more than one partition of item-codes: the newest by "
+            "Kafka's time counts. Find the producer with another partitioner (docs/runbook.md, SidstreamSplitKeys)",
+        )
+    for key in found.split_key_examples:
+        console.print(Text(f"    {printable(key.id)}  in partitions {', '.join(map(str, key.partitions))}"))
     if found.against is None:
         return
     other, comparison = found.against, found.against.comparison

@@ -21,7 +21,11 @@ _BROKER_SECONDS: Final = 10.0
 
 
 class CensusPublisher:
-    """Publishes absolute counts of changed tokens, coalesced; the whole census first, and again after a lost delivery."""
+    """Publishes absolute counts of changed tokens, coalesced; the whole census first, and again whenever it is asked for.
+
+    ``as_of`` is one number for all partitions. Until an index has read every partition to its end, another one may have
+    published older counts under a greater number: so the whole census goes out again when it has caught up.
+    """
 
     def __init__(
         self, producer: Producer, topic: str, writer: IndexWriter, codebook_id: str, *, interval_seconds: float
@@ -40,6 +44,10 @@ class CensusPublisher:
         for layer_index, token, count in changed:
             self._changed[layer_index, token] = count
 
+    def publish_everything(self) -> None:
+        """The whole census with the next publishing."""
+        self._everything = True
+
     def publish_if_due(self, as_of: int) -> None:
         now = time.monotonic()
         if now - self._published_at < self._interval_seconds:
@@ -49,7 +57,7 @@ class CensusPublisher:
         self.publish(as_of)
 
     def publish(self, as_of: int) -> None:
-        """Send what changed. ``as_of`` is the number of ``item-codes`` records that the counts include."""
+        """Send what changed. ``as_of`` is the number of offsets of ``item-codes`` that the counts include."""
         if self._everything:
             self._everything = False
             census = self._writer.census()

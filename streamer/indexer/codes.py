@@ -67,6 +67,8 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         titles=[row.title for row in rows],
         updated_at=updated_at,
         deleted=np.array(deleted, dtype=bool),
+        partitions=np.array([record.partition() for record in records], dtype=np.int32),
+        timestamps=np.array([record.timestamp()[1] for record in records], dtype=np.int64),
     )
 
 

@@ -2,18 +2,19 @@
 
 Every partition is assigned, not subscribed: each host holds the whole index. The next offsets lie in the LMDB
 transaction of the data, so a ``kill -9`` loses nothing and repeats nothing. Counts are absolute and carry how many
-records they include (``as_of``): publishing one again changes nothing, so after a start the whole census is published.
+records they include (``as_of``): publishing one again changes nothing, so the whole census is published after a start, and
+again once the ends of the start are reached (``census_publisher`` says why).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
@@ -22,9 +23,12 @@ from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.census_publisher import CensusPublisher
 from streamer.indexer.codes import IndexerError, codes_batch, layout_record, next_offsets
-from streamer.indexer.metrics import COMMIT_SECONDS, ITEMS, StorageMetrics
+from streamer.indexer.item_limit import ItemLimit
+from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_reachable
+from streamer.indexer.metrics import COMMIT_SECONDS, ITEMS, SPLIT_KEYS, STALE_UPDATES, StorageMetrics
 from streamer.kafka.admin import await_topics
 from streamer.kafka.clients import consumer_configuration, producer_configuration
+from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError
 from streamer.kafka.gather import drain
 from streamer.kafka.input_progress import InputProgress
 from streamer.kafka.reachability import BrokerProbe, ClientCutOffError
@@ -64,6 +68,9 @@ class Indexer:
         self._input = InputProgress(PROCESS, health, f"the ends of {self._codes_topic} are not read yet")
         self._storage = StorageMetrics(writer)
         self._summary = BatchSummary()
+        # How far a partition is known to hold no record that was not applied: markers of transactions take offsets, too.
+        self._ends: dict[tuple[str, int], int] = {}
+        self._split_keys: int | None = None
         self._committed_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -83,16 +90,18 @@ class Indexer:
                 group=f"{settings.topics.prefix}sidstream-indexer",  # asked for by the client; never used for offsets
                 health=self._health,
                 enable_partition_eof=True,
+                auto_offset_reset="error",  # offsets that are gone are records that are lost: never passed over in silence
             )
         )
         producer = Producer(producer_configuration(settings.kafka, health=self._health))
-        publisher = CensusPublisher(
+        publisher = self._publisher = CensusPublisher(
             producer,
             settings.topics.token_counts,
             self._writer,
             self._codebook.codebook_id,
             interval_seconds=settings.indexer.counts_interval_seconds,
         )
+        self._limit = ItemLimit(settings, self._writer, producer, self._health)
         self._broker = BrokerProbe((consumer, producer), settings.kafka, self._health)
         try:
             self._assign(consumer)
@@ -108,26 +117,15 @@ class Indexer:
         """Start where the index stands.
 
         Raises:
-            IndexerError: the index is ahead of the topic, or so old that deletions may have been compacted away.
+            LogMismatchError: a topic is not the log that the index was read from.
+            IndexerError: the index is so old that deletions may have been compacted away.
         """
-        assignment, ends = [], {}
-        for topic in (self._codes_topic, self._layouts_topic):
-            for partition in partitions_of(consumer, topic):
-                offset = self._positions.get((topic, partition), OFFSET_BEGINNING)
-                low, high = watermarks(consumer, topic, partition)
-                if offset > high:
-                    raise IndexerError(
-                        f"the index stands at offset {offset} of {topic}/{partition}, which ends at {high}: the topic was "
-                        f"made anew. Delete {self._settings.index} (it is a cache) and start again. Make "
-                        f"{self._token_counts_topic} and the monitor's changelog anew too, or the monitor waits for counts newer "
-                        "than those it knows"
-                    )
-                log.info("partition_assigned", topic=topic, partition=partition, offset=max(offset, low), end=high)
-                assignment.append(TopicPartition(topic, partition, offset))
-                ends[topic, partition] = high
+        self._logs = LogWatch(self._settings, self._writer)
+        self._announced = False  # the whole census, once the ends are reached
+        self._ends = {}
         with self._writer.snapshot() as snapshot:
             age_ms = time.time() * 1000 - snapshot.last_commit_at
-            ITEMS.set(snapshot.item_count)
+            self._show_items(snapshot.item_count, snapshot.split_keys)
             if (live := snapshot.live_layout()) is not None:
                 LAYOUT_GENERATION.labels(PROCESS).set(live.generation)
         if self._positions and age_ms > TOMBSTONE_RETENTION_MS:
@@ -136,40 +134,79 @@ class Indexer:
                 f"older than {TOMBSTONE_RETENTION_MS // 86_400_000} days are compacted away and would be missed. "
                 f"Delete {self._settings.index} (it is a cache) and start again"
             )
+        places = [
+            (topic, partition)
+            for topic in (self._codes_topic, self._layouts_topic)
+            for partition in partitions_of(consumer, topic)
+        ]
+        assignment, ends = self._starts(consumer, places)
         consumer.assign(assignment)
         self._input.assign(ends, self._positions)
         self._storage.show()
+
+    def _add_partitions(self, consumer: Consumer, added: Sequence[tuple[str, int]]) -> None:
+        """Partitions that a topic got while we run are read from their beginning; the others go on where they are."""
+        for topic in {topic for topic, _ in added}:
+            partitions_of(consumer, topic)  # the client hears of them, too
+        assignment, ends = self._starts(consumer, [place for place in added if place not in self._positions])
+        consumer.incremental_assign(assignment)
+        self._input.add(ends)
+        self._announced = False
+
+    def _starts(
+        self, consumer: Consumer, places: Iterable[tuple[str, int]]
+    ) -> tuple[list[TopicPartition], dict[tuple[str, int], int]]:
+        """Where to begin in each partition, and its end now. A partition that is new to us is noted in the index at once, so
+        that its records cannot be lost unnoticed before the first was read."""
+        assignment, ends, fresh = [], {}, {}
+        for topic, partition in places:
+            low, high = watermarks(consumer, topic, partition)
+            offset = self._positions.get((topic, partition))
+            if offset is None:
+                offset = fresh[topic, partition] = low
+            require_reachable(self._settings, (topic, partition), offset, low, high)
+            log.info("partition_assigned", topic=topic, partition=partition, offset=offset, end=high)
+            assignment.append(TopicPartition(topic, partition, offset))
+            ends[topic, partition] = high
+        if fresh:
+            self._writer.apply(codes_batch([], self._codebook), fresh)
+            self._positions |= fresh
+        return assignment, ends
 
     def _one_batch(self, consumer: Consumer, publisher: CensusPublisher) -> None:
         own = self._settings.indexer
         started = time.monotonic()
         self._health.progress()
-        records = drain(consumer, own.batch_size, _IDLE_WAIT_SECONDS, self._on_end)
+        if added := self._logs.look(self._reached()):
+            self._add_partitions(consumer, added)
+        records = self._gather(consumer)
         if not records:
             self._summary.idle()
-            publisher.publish_if_due(self._as_of())
             self._show_life()
             self._show_progress(consumer, {})
+            publisher.publish_if_due(self._as_of())
             return
         codes = [record for record in records if record.topic() == self._codes_topic]
         done: dict[tuple[str, int], int] = {}
         if codes:
             offsets = next_offsets(codes)
             done |= offsets
-            batch = codes_batch(codes, self._codebook)
+            admitted = self._limit.admit(codes)
+            batch = codes_batch(admitted, self._codebook)
             with self._health.working(f"an index batch of {len(codes)} events"), COMMIT_SECONDS.time():
                 outcome = self._writer.apply(batch, offsets)
             self._positions |= offsets
             publisher.add(outcome.changed_tokens)
-            ITEMS.set(outcome.items)
+            self._show_items(outcome.items, outcome.split_keys)
+            STALE_UPDATES.inc(outcome.stale)
             observe_ages(FRESHNESS_SECONDS.labels(PROCESS), codes)
         for record in records:
             if record.topic() == self._layouts_topic:
                 self._put_layout(record)
                 done |= next_offsets([record])
-        publisher.publish_if_due(self._as_of())
         self._committed_at = time.monotonic()
         self._show_progress(consumer, done)
+        publisher.publish_if_due(self._as_of())
 
         seconds = time.monotonic() - started
         EVENTS.labels(PROCESS).inc(len(records))
@@ -180,8 +217,36 @@ class Indexer:
         if rest > 0:
             time.sleep(rest)
 
+    def _gather(self, consumer: Consumer) -> list[Message]:
+        try:
+            return drain(consumer, self._settings.indexer.batch_size, _IDLE_WAIT_SECONDS, self._on_end)
+        except ConsumerBrokenError:
+            raise
+        except FatalKafkaError as error:
+            if "_AUTO_OFFSET_RESET" not in str(error):
+                raise
+            raise LogMismatchError(
+                f"the log no longer has what comes next ({error}): it was made anew, or its records were removed. Delete "
+                f"{self._settings.index} (it is a cache) and start again; if items are missing then, send them again"
+            ) from error
+
+    def _show_items(self, items: int, split_keys: int) -> None:
+        ITEMS.set(items)
+        SPLIT_KEYS.set(split_keys)
+        self._limit.show(items)
+        if split_keys and not self._split_keys:
+            log.warning(
+                "split_keys",
+                keys=split_keys,
+                next="item ids have records in more than one partition: `sidstream verify` names some, the runbook says why",
+            )
+        self._split_keys = split_keys
+
     def _show_progress(self, consumer: Consumer, next_offsets: Mapping[tuple[str, int], int]) -> None:
         self._input.advance(next_offsets)
+        if self._input.caught_up and not self._announced:
+            self._announced = True
+            self._publisher.publish_everything()
         self._input.show_lag(consumer)
         self._storage.show()
         self._broker.look()
@@ -203,11 +268,17 @@ class Indexer:
         log.info("layout_live", generation=layout.generation, head_tokens=len(layout.head_tokens), cause=layout.cause)
 
     def _as_of(self) -> int:
-        """How many ``item-codes`` records the index includes: the sum of next offsets, the same on every host."""
-        return sum(offset for (topic, _), offset in self._positions.items() if topic == self._codes_topic)
+        """How many offsets of ``item-codes`` the index includes: where all partitions are read, the same on every host."""
+        return sum(offset for (topic, _), offset in self._reached().items() if topic == self._codes_topic)
+
+    def _reached(self) -> dict[tuple[str, int], int]:
+        """The offset before which nothing is left to read, of each partition."""
+        return {place: max(offset, self._ends.get(place, 0)) for place, offset in self._positions.items()}
 
     def _on_end(self, end: Message) -> None:
-        self._input.end_reached((end.topic(), end.partition()), end.offset())
+        place = (end.topic(), end.partition())
+        self._ends[place] = end.offset()
+        self._input.end_reached(place, end.offset())
 
 
 def run_indexer(settings: Settings) -> None:
@@ -225,6 +296,7 @@ def run_indexer(settings: Settings) -> None:
             layers=layout.layers,
             size=layout.size,
             map_size=settings.indexer.map_bytes,
+            order=settings.indexer.order,
         ) as writer:
             writer.put_layout(layout, {})
             collect_garbage_rarely()

@@ -24,7 +24,9 @@ from store.writer import IndexWriter
 from store.writer_lock import LOCK_FILE, writer_of
 from streamer.events.layouts import layout_of
 from streamer.indexer.codes import codes_batch, layout_record
+from streamer.indexer.log_watch import require_same_logs, watched_topics
 from streamer.kafka.admin import require
+from streamer.kafka.partition_watch import topic_states
 from streamer.kafka.read_to_end import Reading, Span, end_reader, read_spans, whole_topics
 from streamer.settings import Settings
 
@@ -75,8 +77,8 @@ def rebuild(
     far; where a topic ends in something that is no record, the position is the end itself.
 
     Raises:
-        RebuildError: ``into`` is in use or not empty.
-        IndexerError: a record that does not belong to the bundle.
+        RebuildError: ``into`` is in use or not empty, or the topics hold more than ``indexer.maximum_items``.
+        IndexerError: a record that does not belong to the bundle, or a topic that was made anew meanwhile.
     """
     require_room(into)
     layout = Bundle.open(settings.bundle).layout
@@ -86,11 +88,21 @@ def rebuild(
     consumer = end_reader(settings, "rebuild", queued_min_messages=2 * _BATCH_RECORDS)
     made = not into.exists()
     try:
+        before = _log_ids(settings)
         spans = whole_topics(consumer, topics)
-        with IndexWriter.open(into, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size) as writer:
+        with IndexWriter.open(
+            into,
+            codebook_id=layout.codebook_id,
+            layers=layout.layers,
+            size=layout.size,
+            order=settings.indexer.order,
+        ) as writer:
             try:
+                writer.remember_log_ids(before)
                 records = _fill(writer, layout, consumer, spans, settings.topics.item_codes, progress)
+                require_same_logs(settings, before, _log_ids(settings), f"the fresh index {into}")
                 with writer.snapshot() as snapshot:
+                    _require_within(settings.indexer.maximum_items, snapshot.item_count)
                     live = snapshot.live_layout()
                     return Rebuilt(
                         index=str(into),
@@ -106,6 +118,19 @@ def rebuild(
                 raise
     finally:
         consumer.close()
+
+
+def _require_within(maximum: int, items: int) -> None:
+    if maximum and items > maximum:
+        raise RebuildError(
+            f"the topics hold {items:,} items, indexer.maximum_items allows {maximum:,}: raise it, or delete items; nothing "
+            "was kept of the fresh index"
+        )
+
+
+def _log_ids(settings: Settings) -> dict[str, str]:
+    states = topic_states(settings.kafka, watched_topics(settings))
+    return {topic: state.topic_id for topic, state in states.items()}
 
 
 def _fill(

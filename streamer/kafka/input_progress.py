@@ -74,6 +74,15 @@ class InputProgress:
         self._health.set_unready(Part.INPUT, self._reason())
         self._settle()
 
+    def add(self, ends: Mapping[Place, int]) -> None:
+        """These partitions are ours from now on, too: unready until their ends are reached."""
+        self._next |= dict.fromkeys(ends, 0)
+        self._behind |= ends
+        self._assigned_at = time.monotonic()
+        if self._behind:
+            self._health.set_unready(Part.INPUT, self._reason())
+        self._settle()
+
     def end_reached(self, place: Place, offset: int) -> None:
         """There is no record before ``offset`` that was not given to us; counts once the batch in hand is processed."""
         self._empty_up_to[place] = offset

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import msgspec
 
-from store.comparison import Comparison, compare
+from store.data_file import require_sound_pages
+from store.environment import DATA_FILE
 from store.errors import IndexAccessError
 from store.reader import IndexReader, Snapshot
-from store.verification import verify
+from store.verification import Comparison, compare, verify
+from store.writer_lock import writer_of
 
 
 class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +22,13 @@ class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):
     position: dict[str, int]
     digest: str
     comparison: Comparison
+
+
+class SplitKey(msgspec.Struct, frozen=True):
+    """A key with records in several partitions, and which ones."""
+
+    id: str
+    partitions: tuple[int, ...]
 
 
 class Examination(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +42,8 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     position: dict[str, int]
     digest: str
     faults: tuple[str, ...]
+    split_keys: int = 0
+    split_key_examples: tuple[SplitKey, ...] = ()
     against: ComparedIndex | None = None
 
     @property
@@ -41,7 +52,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> Examination:
-    """Hold trie, items, ids, census and free numbers against each other, and the items against those of another index.
+    """Hold trie, items, ids, census, free numbers and split keys against each other, and the items against another index's.
 
     The index may be written meanwhile: everything is read from one snapshot, and pages freed since are not reused until
     it ends.
@@ -49,6 +60,9 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
     Raises:
         IndexMissingError: there is no index.
     """
+    data = index / DATA_FILE
+    if data.is_file() and data.stat().st_size and writer_of(index) is None:
+        require_sound_pages(data)  # before LMDB comes upon what it does not survive
     with IndexReader(index) as reader, reader.snapshot() as snapshot:
         faults = tuple(verify(snapshot))
         layout = snapshot.live_layout()
@@ -61,6 +75,11 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
             position=_position(snapshot),
             digest=_digest(snapshot, faults),
             faults=faults,
+            split_keys=snapshot.split_keys,
+            split_key_examples=tuple(
+                SplitKey(item_id.decode("utf-8", "backslashreplace"), tuple(partitions))
+                for item_id, partitions in snapshot.split_key_examples(examples)
+            ),
             against=_against(snapshot, against, examples) if against is not None else None,
         )
 
@@ -79,7 +98,7 @@ def _against(here: Snapshot, directory: Path, examples: int) -> ComparedIndex:
 def _digest(snapshot: Snapshot, faults: tuple[str, ...]) -> str:
     try:
         return snapshot.digest()
-    except IndexAccessError:
+    except (IndexAccessError, ValueError):
         if not faults:
             raise
         return ""  # the faults say what is missing

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from store import environment
 from store.backup import back_up, restore
-from store.comparison import compare
 from store.errors import BackupError, IndexLockedError, IndexMismatchError, IndexMissingError
 from store.reader import IndexReader
-from store.verification import verify
+from store.verification import compare, verify
 from store.writer import IndexWriter
 from support.paths import TESTS
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events

@@ -189,10 +189,10 @@ def test_newer_format_is_refused_by_writer_and_reader(open_writer: OpenWriter, p
     with lmdb.open(str(path), max_dbs=4) as future:
         meta = future.open_db(b"meta")
         with future.begin(write=True) as transaction:
-            transaction.put(b"index", msgspec.json.encode({"format_version": 2, "shards": 7}), db=meta)
-    with pytest.raises(IndexFormatError, match=r"format 2, this sidstream reads 1: update sidstream"):
+            transaction.put(b"index", msgspec.json.encode({"format_version": 3, "shards": 7}), db=meta)
+    with pytest.raises(IndexFormatError, match=r"format 3, this sidstream reads 2: update sidstream"):
         open_writer()
-    with pytest.raises(IndexFormatError, match=r"format 2"):
+    with pytest.raises(IndexFormatError, match=r"format 3"):
         IndexReader(path)
 
 

@@ -25,6 +25,8 @@ class Event:
     weight: float = 1.0
     title: str = ""
     updated_at: int = 0
+    partition: int = 0
+    timestamp: int = 0
 
 
 def batch_of(events: Sequence[Event], layers: int = 3) -> CodesBatch:
@@ -35,6 +37,8 @@ def batch_of(events: Sequence[Event], layers: int = 3) -> CodesBatch:
         titles=[event.title for event in events],
         updated_at=np.array([event.updated_at for event in events], np.int64),
         deleted=np.array([event.codes is None for event in events], np.bool_),
+        partitions=np.array([event.partition for event in events], np.int32),
+        timestamps=np.array([event.timestamp for event in events], np.int64),
     )
 
 

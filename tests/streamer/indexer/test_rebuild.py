@@ -36,16 +36,6 @@ from support.item_stream import FIRST_TIME, Stream, index_has_everything
 from support.processes import SidstreamProcess, wait_until
 
 
-@pytest.fixture
-def settings(pipeline_settings: Settings, tiny_bundle: Path) -> Settings:
-    return pipeline_settings.model_copy(update={"bundle": tiny_bundle})
-
-
-@pytest.fixture
-def layout(tiny_bundle: Path) -> Layout:
-    return Bundle.open(tiny_bundle).layout
-
-
 def transactions(settings: Settings, layout: Layout, *, seed: int, count: int) -> None:
     """Codes and tombstones over few ids in many small transactions, a third of them aborted, and one layout."""
     dice = random.Random(seed)
@@ -273,7 +263,7 @@ def test_on_call_commands_end_to_end(settings: Settings, tiny_embeddings: NDArra
     with IndexWriter.open(
         settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
     ) as writer:
-        writer.apply(codes_batch([Message(topic="", key=b"item-7")], layout), {})
+        writer.apply(codes_batch([Message(topic="", partition=2, key=b"item-7", timestamp=(1, 2**50))], layout), {})
     differs = command(settings, tmp_path, "verify", "--against", str(fresh))
     assert differs.returncode == 1
     assert "0 items are here only, 1 there only, 0 differ" in differs.stdout

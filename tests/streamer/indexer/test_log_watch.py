@@ -1,0 +1,137 @@
+"""A log that is not the one the index was read from: refused with what to do, and nothing written after it was noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from models.sids.layout import Layout
+from store.reader import IndexReader
+from store.writer import IndexWriter
+from streamer.events.topics import topic_specs
+from streamer.indexer.log_watch import LogMismatchError, require_reachable
+from streamer.indexer.rebuild import rebuild
+from streamer.kafka.admin import create
+from streamer.kafka.clients import client_configuration
+from streamer.kafka.partition_watch import topic_states
+from streamer.settings import Settings, load_settings
+from support.processes import SidstreamProcess, wait_until
+from support.running_indexer import running_indexer, send_codes
+
+
+def make_anew(settings: Settings, topic: str) -> None:
+    admin = AdminClient(client_configuration(settings.kafka))
+    admin.delete_topics([topic], operation_timeout=20)[topic].result()
+    wait_until(lambda: topic not in topic_states(settings.kafka, [topic]), seconds=20, what="a deleted topic")
+    create(settings.kafka, [spec for spec in topic_specs(settings) if spec.name == topic])
+
+
+def read_five(settings: Settings, layout: Layout, index: Path | None = None) -> dict[tuple[str, int], int]:
+    """Five items in partition 0; where the index then stands."""
+    send_codes(settings, layout, *({"key": b"%d" % number, "partition": 0, "codes": (1, 2, 3)} for number in range(5)))
+    with running_indexer(settings, layout, index) as running:
+        wait_until(lambda: running.health.ready, seconds=30, what="an indexer that has caught up")
+    assert running.fault is None
+    with IndexReader(index or settings.index) as reader, reader.snapshot() as snapshot:
+        return snapshot.position
+
+
+def test_index_remembers_the_ids_of_its_logs(settings: Settings, layout: Layout) -> None:
+    read_five(settings, layout)
+    topics = settings.topics
+    with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+        assert snapshot.log_ids == {
+            topic: state.topic_id
+            for topic, state in topic_states(
+                settings.kafka, [topics.item_codes, topics.layouts, topics.item_updates]
+            ).items()
+        }
+        assert rebuild(settings, settings.index.with_name("fresh")).digest == snapshot.digest()
+        with IndexReader(settings.index.with_name("fresh")) as fresh, fresh.snapshot() as rebuilt:
+            assert rebuilt.log_ids == snapshot.log_ids
+
+
+@pytest.mark.parametrize("topic", ["item_codes", "layouts", "item_updates"])
+def test_topic_that_was_made_anew_is_refused_at_the_start_and_nothing_is_written(
+    settings: Settings, layout: Layout, topic: str
+) -> None:
+    """As many records as before: offsets alone would not show it."""
+    read_five(settings, layout)
+    name = getattr(settings.topics, topic)
+    make_anew(settings, name)
+    if topic == "item_codes":
+        send_codes(settings, layout, *({"key": b"x", "partition": 0, "codes": (1, 2, 3)} for _ in range(9)))
+    with running_indexer(settings, layout) as running:
+        running.thread.join(30)
+    assert isinstance(running.fault, LogMismatchError)
+    assert f"{name} was made anew" in str(running.fault)
+    assert str(settings.index) in str(running.fault)
+    with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+        assert snapshot.find([b"x"]) == [None]
+
+
+def test_topic_that_is_made_anew_while_running_ends_the_indexer_with_what_to_do(
+    settings: Settings, layout: Layout, tmp_path: Path
+) -> None:
+    read_five(settings, layout)
+    with SidstreamProcess(settings, "indexer", tmp_path) as indexer:
+        wait_until(lambda: "caught_up" in indexer.log(), seconds=30, what="an indexer at work")
+        make_anew(settings, settings.topics.item_codes)
+        send_codes(settings, layout, *({"key": b"x", "partition": 0, "codes": (1, 2, 3)} for _ in range(3)))
+        assert indexer.wait() == 1
+        assert "Delete" in indexer.log()
+        assert str(settings.index) in indexer.log()
+    with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+        assert snapshot.find([b"x"]) == [None]
+
+
+def test_log_whose_beginning_moved_past_the_index_is_refused(settings: Settings, layout: Layout) -> None:
+    """Records between are gone, deletions among them; another policy or delete-records does that, never compaction."""
+    position = read_five(settings, layout)
+    topic = settings.topics.item_codes
+    assert position[topic, 1] == 0, "a partition without records is noted, too"
+    send_codes(settings, layout, *({"key": b"y", "partition": 1, "codes": (1, 2, 3)} for _ in range(4)))
+    admin = AdminClient(client_configuration(settings.kafka))
+    policy = ConfigEntry("cleanup.policy", "compact,delete", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[policy])
+    for done in admin.incremental_alter_configs([resource]).values():
+        done.result()
+    for answer in admin.delete_records([TopicPartition(topic, 1, 3)]).values():
+        answer.result()
+    with running_indexer(settings, layout) as running:
+        running.thread.join(30)
+    assert isinstance(running.fault, LogMismatchError)
+    assert f"stands at offset 0 of {topic}/1, which begins at 3" in str(running.fault)
+    with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+        assert snapshot.find([b"y"]) == [None]
+
+
+def test_restored_index_of_another_log_is_refused(settings: Settings, layout: Layout, tmp_path: Path) -> None:
+    read_five(settings, layout)
+    with IndexWriter.open(
+        settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
+    ) as writer:
+        writer.remember_log_ids({settings.topics.item_codes: "of-another-cluster"})
+    with running_indexer(settings, layout) as running:
+        running.thread.join(30)
+    assert isinstance(running.fault, LogMismatchError)
+
+
+@pytest.mark.parametrize(
+    ("position", "low", "high", "words"),
+    [
+        (7, 0, 5, "ends at 5.*made anew.*Delete"),
+        (3, 4, 9, "begins at 4.*gone.*delete"),
+        (5, 5, 5, None),
+        (0, 0, 0, None),
+    ],
+)
+def test_position_must_lie_within_the_log(position: int, low: int, high: int, words: str | None) -> None:
+    if words is None:
+        require_reachable(load_settings(), ("item-codes", 2), position, low, high)
+    else:
+        with pytest.raises(LogMismatchError, match=words):
+            require_reachable(load_settings(), ("item-codes", 2), position, low, high)
