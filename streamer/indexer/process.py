@@ -80,7 +80,7 @@ class Indexer:
         consumer = Consumer(
             consumer_configuration(
                 settings.kafka,
-                group=f"{settings.topics.prefix}sidstream-indexer",  # asked for by the client; never used for offsets
+                group=settings.in_cluster("sidstream-indexer"),  # asked for by the client; never used for offsets
                 health=self._health,
                 enable_partition_eof=True,
             )
