@@ -13,7 +13,14 @@ from structlog.testing import capture_logs
 from streamer.events.topics import TopicSpec
 from streamer.kafka.admin import create
 from streamer.kafka.clients import client_configuration, producer_configuration
-from streamer.kafka.partitioner import MISPLACED_KEYS, SAMPLED_KEYS, PartitionerCheck, murmur2, partition_of
+from streamer.kafka.partitioner import (
+    MISPLACED_KEYS,
+    MOVED_HEADER,
+    SAMPLED_KEYS,
+    PartitionerCheck,
+    murmur2,
+    partition_of,
+)
 from streamer.settings import Settings
 from support.processes import committed_records
 
@@ -133,6 +140,18 @@ def test_records_of_before_a_topic_grew_are_in_their_place_and_those_of_after_it
             ]
         )
     assert [line["misplaced"] for line in logs] == [16]
+
+
+def test_what_a_repartition_leaves_behind_is_no_misplaced_key() -> None:
+    left = [
+        Message(
+            topic="item-updates", partition=one.partition(), offset=0, key=one.key(), headers=[(MOVED_HEADER, b"[7]")]
+        )
+        for one in wrong(16, 4)
+    ]
+    with capture_logs() as logs:
+        PartitionerCheck("item-updates", lambda: 4).look(left)
+    assert not logs
 
 
 def _value(counter: Counter) -> float:
