@@ -20,7 +20,7 @@ class AlertWatch:
 
     def __init__(self, settings: Settings) -> None:
         topic = settings.topics.alerts
-        self._consumer = Consumer(consumer_configuration(settings.kafka, group=f"{settings.topics.prefix}demo"))
+        self._consumer = Consumer(consumer_configuration(settings.kafka, group=settings.in_cluster("sidstream-demo")))
         _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=_CONNECT_SECONDS)
         self._consumer.assign([TopicPartition(topic, 0, end)])
         self.firing: set[str] = set()

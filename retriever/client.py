@@ -111,7 +111,7 @@ class Client:
             require(self._settings.kafka, [topics.queries, topics.results])
             consumer = Consumer(
                 consumer_configuration(
-                    self._settings.kafka, group=f"{topics.prefix}sidstream-client", fetch_wait_max_ms=50
+                    self._settings.kafka, group=self._settings.in_cluster("sidstream-client"), fetch_wait_max_ms=50
                 )
             )
             try:

@@ -138,7 +138,7 @@ class IndexerSettings(Section):
 class MonitorSettings(Section):
     """Counts → layouts, alerts, drift. A share is of all live items, 0 to 1."""
 
-    app_id: str = "sidstream-monitor"
+    app_id: str = Field("sidstream-monitor", description="names the group, changelog and journal, after topics.prefix")
     interval_seconds: float = Field(1.0, gt=0, description="how often the counts are evaluated")
     drift_interval_seconds: float = Field(5.0, gt=0, description="how often a changed drift record is published")
     bucket_seconds: float = Field(10.0, gt=0)
@@ -251,6 +251,15 @@ class Settings(BaseSettings):
     retriever: RetrieverSettings = RetrieverSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    def in_cluster(self, name: str) -> str:
+        """What a group, a transactional id or a Faust app of ours is called: two pipelines share a cluster, never a name."""
+        return self.topics.prefix + name
+
+    @property
+    def monitor_app_id(self) -> str:
+        """The monitor's Faust app, and with it its consumer group, changelog and journal."""
+        return self.in_cluster(self.monitor.app_id)
 
     @classmethod
     def settings_customise_sources(

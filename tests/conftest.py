@@ -66,10 +66,8 @@ def broker_settings(broker: LocalBroker, unique_prefix: str, tmp_path: Path) -> 
         index=tmp_path / "index",
         kafka={"bootstrap_servers": broker.bootstrap_servers},
         topics={"prefix": unique_prefix},
-        assigner={"group": f"{unique_prefix}assigner"},
-        monitor={"app_id": f"{unique_prefix}monitor"},
         # A busy machine takes a while to load a model.
-        retriever={"group": f"{unique_prefix}retriever", "maximum_wait_seconds": 300},
+        retriever={"maximum_wait_seconds": 300},
     )
 
 

@@ -18,6 +18,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import retriever.answering.metrics
 import streamer.indexer.metrics
+import streamer.kafka.partitioner
 import streamer.monitor.metrics
 import streamer.process.metrics
 
@@ -28,7 +29,13 @@ RULE_TESTS = PROMETHEUS / "sidstream.tests.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "sidstream.json"
 PROCESSES = {"assigner", "indexer", "monitor", "retriever"}
 
-_MODULES = (streamer.process.metrics, streamer.indexer.metrics, streamer.monitor.metrics, retriever.answering.metrics)
+_MODULES = (
+    streamer.process.metrics,
+    streamer.kafka.partitioner,
+    streamer.indexer.metrics,
+    streamer.monitor.metrics,
+    retriever.answering.metrics,
+)
 _SERIES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 # Of the Prometheus client itself, and of the scrape.
 _FOREIGN = {

@@ -97,7 +97,7 @@ class _Wait:
 
     def for_assigner(self, wanted: Mapping[int, int]) -> dict[int, int]:
         """Wait for the assigner; the ends of ``item-codes`` that hold all of its outputs, by partition."""
-        group = self._settings.topics.prefix + self._settings.assigner.group
+        group = self._settings.in_cluster(self._settings.assigner.group)
         topic = self._settings.topics.item_updates
         while behind := {
             partition: committed

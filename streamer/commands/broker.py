@@ -1,4 +1,4 @@
-"""The command line of the local broker and the topics: ``broker``, ``topics create`` and ``topics describe``."""
+"""The command line of the local broker and the topics: ``broker``, ``topics create``, ``describe`` and ``repartition``."""
 
 from __future__ import annotations
 
@@ -115,6 +115,48 @@ def describe_topics() -> None:
     print_table(console, table)
     if missing:
         print_line(console, "create the missing ones with: sidstream topics create")
+
+
+@topics.command("repartition")
+def repartition_topics(
+    partitions: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many partitions there are to be.", show_default="as many as there are"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many items would move.")] = False,
+) -> None:
+    """Add partitions, and move every item into the partition that its id belongs into. Everything goes on meanwhile."""
+    from streamer.operations.repartition import RepartitionProgress, repartition
+
+    settings = load_settings()
+    configure_logging(settings.logging, process="topics")
+    console = terminal(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("looking at every id", total=None)
+
+        def show(now: RepartitionProgress) -> None:
+            bar.update(task, description=f"moving (look {now.look})", total=now.to_move, completed=now.moved)
+
+        outcome = repartition(settings, partitions, dry_run=dry_run, progress=show)
+    updates = settings.topics.item_updates
+    if dry_run:
+        console.print(
+            f"{outcome.to_move:,} of the {outcome.keys:,} ids on {shown(updates)} would move with {outcome.partitions} partitions; "
+            "nothing was changed"
+        )
+        return
+    for name in outcome.grown:
+        console.print(f"[green]✓[/] {shown(name)} has {outcome.partitions} partitions now")
+    console.print(f"[green]✓[/] {outcome.moved:,} of {outcome.keys:,} ids moved: each lies in its own partition")
+    if outcome.kept:
+        console.print(
+            f"[yellow]![/] {outcome.kept:,} stay where they are: the assigner refuses their newest update "
+            "(`sidstream dlq list`). Publish or delete these items, then run this again"
+        )
+    if outcome.partitions != settings.topics.partitions:
+        print_line(console, f"Next: set topics.partitions = {outcome.partitions} (it is {settings.topics.partitions})")
+        console.print("Then start programs that wait for answers again: they read the partitions of results that there were")
 
 
 def _description_table(settings: Settings) -> tuple[Table, int]:

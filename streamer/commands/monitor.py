@@ -63,7 +63,8 @@ def _read(settings: Settings, *, follow: bool) -> Iterator[Alert | None]:
     topic = settings.topics.alerts
     require(settings.kafka, [topic])
     consumer = Consumer(
-        consumer_configuration(settings.kafka, group=f"{topic}-reader", enable_partition_eof=True)  # offsets unused
+        # The client asks for a group; its offsets are never used.
+        consumer_configuration(settings.kafka, group=settings.in_cluster("sidstream-alerts"), enable_partition_eof=True)
     )
     consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
     at_end = False

@@ -328,4 +328,4 @@ class Replay:
 
 def _identity(settings: Settings) -> str:
     """The transactional id of all replays of one pipeline, and the group in whose offsets an older sidstream kept notes."""
-    return f"{settings.topics.prefix}sidstream-dead-letter-replay"
+    return settings.in_cluster("sidstream-dead-letter-replay")

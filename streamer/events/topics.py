@@ -38,9 +38,9 @@ class TopicSpec:
         return self.config.get("cleanup.policy", "delete")
 
 
-def monitor_changelog(app_id: str, table: str) -> str:
-    """The name that Faust gives to the changelog of a table."""
-    return f"{app_id}-{table}-changelog"
+def monitor_changelog(settings: Settings) -> str:
+    """The name that Faust gives to the changelog of the monitor's table."""
+    return f"{settings.monitor_app_id}-{MONITOR_TABLE}-changelog"
 
 
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
@@ -70,7 +70,7 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         return _spec(name, 1, replication, "compact,delete", _EVENT_BATCH_BYTES, retention)
 
     week = str(TOMBSTONE_RETENTION_MS)
-    changelog = monitor_changelog(settings.monitor.app_id, MONITOR_TABLE)
+    changelog = monitor_changelog(settings)
     return (
         compacted(topics.item_updates, many, delete_retention_ms=week),
         dead_letters(topics.item_updates_dead_letters),

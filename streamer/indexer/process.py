@@ -87,7 +87,7 @@ class Indexer:
         consumer = Consumer(
             consumer_configuration(
                 settings.kafka,
-                group=f"{settings.topics.prefix}sidstream-indexer",  # asked for by the client; never used for offsets
+                group=settings.in_cluster("sidstream-indexer"),  # asked for by the client; never used for offsets
                 health=self._health,
                 enable_partition_eof=True,
                 auto_offset_reset="error",  # offsets that are gone are records that are lost: never passed over in silence

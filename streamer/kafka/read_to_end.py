@@ -52,7 +52,7 @@ class Reading:
 
 def end_reader(settings: Settings, purpose: str, **more: Any) -> Consumer:
     """A consumer of committed records that is told of ends; its group is asked for by the client, never used."""
-    group = f"{settings.topics.prefix}sidstream-{purpose}"
+    group = settings.in_cluster(f"sidstream-{purpose}")
     return Consumer(consumer_configuration(settings.kafka, group=group, enable_partition_eof=True, **more))
 
 

@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import structlog
 
@@ -15,9 +15,11 @@ from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.local.kafka_distribution import FetchProgress
 from streamer.local.supervisor import Supervisor
+from streamer.process.ports import require_free_port
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
+_PROCESSES: Final = ("assigner", "indexer", "monitor")  # and then the retrievers
 
 
 class Pipeline:
@@ -43,6 +45,7 @@ class Pipeline:
         self.supervisor = Supervisor({}, log_directory)
 
     def __enter__(self) -> Self:
+        self._require_free_ports()
         with ExitStack() as stack:
             if self._embedded_broker:
                 self._start_broker(stack)
@@ -50,7 +53,7 @@ class Pipeline:
             environment = {"SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": self.settings.kafka.bootstrap_servers}
             self.supervisor = Supervisor(environment, self._log_directory, self.settings.shutdown_seconds)
             stack.callback(lambda: self.supervisor.stop())
-            for name in ("assigner", "indexer", "monitor"):
+            for name in _PROCESSES:
                 self._start(name, name, {})
             for number in range(self._retrievers):
                 instance = {"SIDSTREAM_RETRIEVER__INSTANCE": str(number)} if number else {}
@@ -60,10 +63,23 @@ class Pipeline:
 
     def _start(self, name: str, command: str, environment: dict[str, str]) -> None:
         if port := self.settings.metrics.port:
-            # One machine, one port each: the settings' own and those above it, in the order of starting.
             environment = {**environment, "SIDSTREAM_METRICS__PORT": str(port + self._started)}
         self._started += 1
         self.supervisor.start(name, [command], environment)
+
+    def _require_free_ports(self) -> None:
+        """Before anything runs: what another pipeline of this machine serves on is told once, not by every process in turn."""
+        metrics, monitor = self.settings.metrics, self.settings.monitor
+        if metrics.port:
+            # One machine, one port each: the settings' own and those above it, in the order of starting.
+            last = metrics.port + len(_PROCESSES) + self._retrievers - 1
+            for port in range(metrics.port, last + 1):
+                purpose = f"metrics (`up` takes {metrics.port} to {last}, one a process)"
+                require_free_port(metrics.host, port, setting="metrics.port", purpose=purpose)
+        if monitor.web_port:
+            require_free_port(
+                monitor.web_host, monitor.web_port, setting="monitor.web_port", purpose="the monitor's dashboard"
+            )
 
     def _start_broker(self, stack: ExitStack) -> None:
         own = self.settings.broker

@@ -85,9 +85,13 @@ class Monitor:
                 self._bad += 1  # told once a look, not once an event
                 continue
             key = token_count_key(count.codebook, count.layer, count.token)
-            known = self._table.get(key)
+            known, seconds = self._table.get(key), event.message.timestamp
             state = apply_count(
-                None if known is None else decode_state(known), count, int(event.message.timestamp * 1000), self.shape
+                None if known is None else decode_state(known),
+                count,
+                None if seconds is None else round(seconds * 1000),
+                self.shape,
+                now=int(time.time() * 1000),
             )
             if state is not None:
                 self._table[key] = encode_state(state)

@@ -199,7 +199,7 @@ def new_app(settings: Settings, data_directory: Path) -> MonitorApp:
     monitor, kafka = settings.monitor, settings.kafka
     servers = kafka.bootstrap_servers.split(",")
     return MonitorApp(
-        monitor.app_id,
+        settings.monitor_app_id,
         env={},  # Faust would take DEBUG, WEB_PORT and the like from the environment
         autodiscover=False,
         broker=[URL(f"kafka://{server.strip()}") for server in servers],

@@ -66,7 +66,7 @@ class Journal:
             JournalUnavailable: the broker does not answer for now.
             FatalKafkaError: it refuses.
         """
-        app_id = self._settings.monitor.app_id
+        app_id = self._settings.monitor_app_id
         configuration = producer_configuration(
             self._settings.kafka, transactional_id=f"{app_id}-journal", health=self._health, linger_ms=0
         )
@@ -133,7 +133,7 @@ class Journal:
     ) -> None:
         subject = key.decode()
         headers = cloud_event_headers(
-            type_, identity=f"{subject}@{at}", subject=subject, at=at, source=self._settings.monitor.app_id
+            type_, identity=f"{subject}@{at}", subject=subject, at=at, source=self._settings.monitor_app_id
         )
         self._translated(lambda: producer.produce(topic, key=key, value=codec.encode(record), headers=headers))
 
@@ -180,7 +180,7 @@ class Journal:
         return int(end)
 
     def _consumer(self) -> Consumer:
-        group = f"{self._settings.monitor.app_id}-journal"  # asked for by the client; never used for offsets
+        group = f"{self._settings.monitor_app_id}-journal"  # asked for by the client; never used for offsets
         return Consumer(consumer_configuration(self._settings.kafka, group=group, enable_partition_eof=True))
 
     @staticmethod
@@ -199,7 +199,7 @@ class Journal:
             code = inner.code()
             if code in (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED):
                 raise FatalKafkaError(
-                    f"another monitor took over the journal of {self._settings.monitor.app_id!r}; this one ends"
+                    f"another monitor took over the journal of {self._settings.monitor_app_id!r}; this one ends"
                 ) from error
             if inner.fatal() or not (
                 inner.retriable()

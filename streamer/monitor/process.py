@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
-from streamer.events.topics import MONITOR_TABLE, monitor_changelog
+from streamer.events.topics import monitor_changelog
 from streamer.kafka.admin import await_topics
 from streamer.monitor import dashboard
 from streamer.monitor.agent import PROCESS, Monitor
 from streamer.monitor.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
 from streamer.process.health import Health, Part
+from streamer.process.ports import require_free_port
 from streamer.process.run import run_process
 from streamer.settings import Settings
 
@@ -90,7 +91,13 @@ def monitor_until_stopped(
     Raises:
         MissingTopicsError: a topic is not there.
         FatalKafkaError: the broker refuses, or another monitor took over.
+        PortInUseError: something else listens on the dashboard's port.
     """
+    if port := settings.monitor.web_port:
+        # Faust's app would die of it as of a broker that is away, and be started again for ever.
+        require_free_port(
+            settings.monitor.web_host, port, setting="monitor.web_port", purpose="the monitor's dashboard"
+        )
     health.set_ready(Part.START)
     while await_topics(settings.kafka, _topics(settings), stop, health):
         try:
@@ -115,5 +122,4 @@ def run_monitor(settings: Settings) -> None:
 
 def _topics(settings: Settings) -> list[str]:
     topics = settings.topics
-    changelog = monitor_changelog(settings.monitor.app_id, MONITOR_TABLE)
-    return [topics.token_counts, topics.layouts, topics.alerts, topics.drift, changelog]
+    return [topics.token_counts, topics.layouts, topics.alerts, topics.drift, monitor_changelog(settings)]

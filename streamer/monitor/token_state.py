@@ -1,7 +1,8 @@
 """What the monitor remembers of a token: its newest absolute count, and its net change in a rolling window.
 
 Nothing is incremented on an event: a count replaces an older one, and the difference goes into the window's bucket of the
-event's own time. The same event again, or an older one, changes nothing, so redelivery is harmless.
+event's own time. The same event again, or an older one, changes nothing, so redelivery is harmless. No bucket lies in the
+future: one that did would push those of the present out of the window.
 """
 
 from __future__ import annotations
@@ -53,27 +54,33 @@ encode_state: Final = msgspec.json.encode  # JSON: a person can read the changel
 decode_state: Final = _DECODER.decode
 
 
-def apply_count(state: TokenState | None, count: TokenCount, at: int, shape: WindowShape) -> TokenState | None:
+def apply_count(
+    state: TokenState | None, count: TokenCount, at: int | None, shape: WindowShape, *, now: int
+) -> TokenState | None:
     """The token's next state, or ``None`` when ``count`` is not newer than ``state``.
 
-    ``at``: the event's time in milliseconds. A token without a state counts as zero items until then.
+    ``at``: the event's time in milliseconds; ``None``, below zero (Kafka's way to say that there is none) or after ``now``,
+    the event counts as of ``now``. A token without a state counts as zero items until then.
     """
+    if at is None or not 0 <= at <= now:
+        at = now
     if state is None:
         state = TokenState(n=0, as_of=-1)
     if count.as_of <= state.as_of:
         return None
-    return TokenState(count.n, count.as_of, _add(state.window, count.n - state.n, at, shape))
+    return TokenState(count.n, count.as_of, _add(state.window, count.n - state.n, at, shape, now))
 
 
 def growth_in(window: Iterable[Bucket], now: int, shape: WindowShape) -> int:
     """Net change in the window that ends ``now``."""
     first = shape.first_start(now)
-    return sum(change for start, change in window if start >= first)
+    return sum(change for start, change in window if first <= start <= now)
 
 
-def _add(window: tuple[Bucket, ...], change: int, at: int, shape: WindowShape) -> tuple[Bucket, ...]:
+def _add(window: tuple[Bucket, ...], change: int, at: int, shape: WindowShape, now: int) -> tuple[Bucket, ...]:
     start = at - at % shape.bucket_ms
-    buckets = dict(window)
+    # A table of before may hold buckets of the future.
+    buckets = {begin: net for begin, net in window if begin <= now}
     if change:
         buckets[start] = buckets.get(start, 0) + change
     newest = max(buckets, default=start)

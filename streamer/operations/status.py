@@ -120,9 +120,9 @@ def _lags(
     try:
         lags, unknown_fields = [], {}
         for process, topic, group in (
-            ("assigner", topics.item_updates, topics.prefix + settings.assigner.group),
-            ("monitor", topics.token_counts, settings.monitor.app_id),
-            ("retriever", topics.queries, topics.prefix + settings.retriever.group),
+            ("assigner", topics.item_updates, settings.in_cluster(settings.assigner.group)),
+            ("monitor", topics.token_counts, settings.monitor_app_id),
+            ("retriever", topics.queries, settings.in_cluster(settings.retriever.group)),
         ):
             committed = _committed(admin, group, topic)
             running = members_of(admin, group)

@@ -8,9 +8,9 @@ from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from models.errors import SidstreamError
 from streamer.process.health import Health
 from streamer.process.http_headers import HEADERS
+from streamer.process.ports import refusing_a_taken_port
 from streamer.settings import MetricsSettings
 
 _REQUEST_SECONDS: Final = 10.0  # a client that connects and says nothing keeps a thread for this long
@@ -41,13 +41,9 @@ class HealthServer:
             def log_message(self, format: str, *arguments: object) -> None:
                 """A probe every few seconds is no news."""
 
-        try:
-            self._server = ThreadingHTTPServer((settings.host, settings.port), Handler)
-        except OSError as error:
-            raise SidstreamError(
-                f"cannot serve metrics on {settings.host}:{settings.port} ({error.strerror}): "
-                "choose another metrics.port, or 0 to switch it off"
-            ) from None
+        host, port = settings.host, settings.port
+        with refusing_a_taken_port(host, port, setting="metrics.port", purpose="the metrics of this process"):
+            self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 

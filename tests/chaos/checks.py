@@ -28,7 +28,7 @@ from streamer.events.records import (
     TokenCount,
     token_count_key,
 )
-from streamer.events.topics import MONITOR_TABLE, monitor_changelog
+from streamer.events.topics import monitor_changelog
 from streamer.monitor.token_state import decode_state
 from streamer.settings import Settings
 from support.processes import committed_records
@@ -125,7 +125,7 @@ def check_counts(settings: Settings, census: NDArray[np.int64], codebook: str) -
         known = published.get(record.key())
         if known is None or count.as_of >= known.as_of:
             published[record.key()] = count
-    changelog = monitor_changelog(settings.monitor.app_id, MONITOR_TABLE)
+    changelog = monitor_changelog(settings)
     table = {record.key(): decode_state(record.value()) for record in committed_records(settings, changelog)}
     keys = {token_count_key(codebook, layer + 1, token): (layer, token) for layer, token in np.ndindex(census.shape)}
     assert published.keys() == keys.keys() == table.keys()

@@ -140,7 +140,7 @@ def test_every_fuzzed_count_is_taken_or_skipped_by_the_monitor(seed: int) -> Non
         if found is None:
             skipped += 1
             continue
-        state = apply_count(None, found, 1_767_323_045_000, shape)
+        state = apply_count(None, found, 1_767_323_045_000, shape, now=1_767_323_045_000)
         assert state is not None
         assert decode_state(encode_state(state)) == state
         taken += 1

@@ -29,7 +29,7 @@ from retriever.client import Client
 from store.reader import IndexReader
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import TOKEN_COUNT
-from streamer.events.topics import topic_specs
+from streamer.events.topics import monitor_changelog, topic_specs
 from streamer.kafka.admin import create, require
 from streamer.kafka.errors import LoginRefusedError
 from streamer.local.broker import LocalBroker
@@ -78,7 +78,6 @@ def secure_settings(
         index=tmp_path / "index",
         kafka={"bootstrap_servers": secure_broker.bootstrap_servers, "security": security.client_properties(USER)},
         topics={"prefix": unique_prefix},
-        monitor={"app_id": f"{unique_prefix}monitor"},
         retriever={"maximum_wait_seconds": 300},  # a busy machine takes a while to load a model
         logging={"level": "debug"},
     )
@@ -113,7 +112,7 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
 ) -> None:
     settings = secure_settings
     topics = settings.topics
-    changelog = f"{settings.monitor.app_id}-token_counts-changelog"
+    changelog = monitor_changelog(settings)
 
     def items() -> int:
         if not settings.index.exists():

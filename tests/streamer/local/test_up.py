@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from streamer.local.broker import BrokerError
 from streamer.local.supervisor import Supervisor
 from streamer.local.up import Pipeline
+from streamer.process.ports import PortInUseError
 from streamer.settings import load_settings
 
 
@@ -71,6 +74,26 @@ def test_metrics_that_are_switched_off_stay_off(started: dict[str, Mapping[str, 
     with Pipeline(load_settings(), embedded_broker=False):
         pass
     assert not any("SIDSTREAM_METRICS__PORT" in environment for environment in started.values())
+
+
+@pytest.mark.parametrize(
+    ("taken", "wanted", "setting"),
+    [("metrics", 2, "metrics.port"), ("metrics", 0, "metrics.port"), ("dashboard", 0, "monitor.web_port")],
+)
+def test_port_of_another_pipeline_is_refused_with_its_setting_before_anything_runs(
+    started: dict[str, Mapping[str, str]], taken: str, wanted: int, setting: str
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings = load_settings(
+            **{"metrics": {"port": port - wanted}} if taken == "metrics" else {"monitor": {"web_port": port}}
+        )
+        pipeline = Pipeline(settings, embedded_broker=True)
+        with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port}.*another {re.escape(setting)}"):
+            pipeline.__enter__()
+    assert (list(started), DyingBroker.starts) == ([], 0), "nothing was started"
 
 
 def test_embedded_broker_that_dies_is_started_again_and_one_that_cannot_ends_the_pipeline(

@@ -51,7 +51,6 @@ class Process:
                     "topics": {"prefix": settings.topics.prefix},
                     "metrics": {"port": self.metrics},
                     "monitor": {
-                        "app_id": settings.monitor.app_id,
                         "web_port": self.web,
                         "interval_seconds": 0.2,
                         "drift_interval_seconds": 0.5,

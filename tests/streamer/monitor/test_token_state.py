@@ -27,10 +27,11 @@ def count(n: int, as_of: int) -> TokenCount:
 
 
 def follow(events: list[tuple[int, int, int]]) -> TokenState:
-    """States after (n, as_of, seconds since START)."""
-    state = None
+    """States after (n, as_of, seconds since START), each seen a second after it was dated, or after the latest of them."""
+    state, now = None, START
     for n, as_of, second in events:
-        state = apply_count(state, count(n, as_of), START + second * 1_000, SHAPE) or state
+        now = max(now, START + second * 1_000 + 1_000)
+        state = apply_count(state, count(n, as_of), START + second * 1_000, SHAPE, now=now) or state
     assert state is not None
     return state
 
@@ -43,12 +44,12 @@ def test_newer_count_replaces_and_its_difference_enters_the_window() -> None:
 
 def test_same_message_again_changes_nothing() -> None:
     state = follow([(10, 1, 0)])
-    assert apply_count(state, count(10, 1), START + 3_000, SHAPE) is None
+    assert apply_count(state, count(10, 1), START + 3_000, SHAPE, now=START + 3_000) is None
 
 
 def test_older_as_of_is_ignored_even_when_it_comes_late() -> None:
     state = follow([(10, 5, 0)])
-    assert apply_count(state, count(99, 4), START + 1_000, SHAPE) is None
+    assert apply_count(state, count(99, 4), START + 1_000, SHAPE, now=START + 1_000) is None
 
 
 def test_redelivery_from_any_earlier_point_gives_the_same_state() -> None:
@@ -82,7 +83,7 @@ def test_live_census_shows_the_states_that_were_put(seed: int) -> None:
     for number in range(300):
         layer, token, now = dice.randrange(3), dice.randrange(8), START + number * 37
         record = TokenCount(codebook="c", layer=layer + 1, token=token, n=dice.randrange(50), as_of=number)
-        states[layer, token] = apply_count(states.get((layer, token)), record, now, SHAPE)
+        states[layer, token] = apply_count(states.get((layer, token)), record, now, SHAPE, now=now)
         live.put(layer, token, states[layer, token])
     expected = np.zeros((3, 8), dtype=np.int64)
     for place, state in states.items():
@@ -95,3 +96,43 @@ def test_live_census_shows_the_states_that_were_put(seed: int) -> None:
 
 def test_late_event_enters_its_own_bucket() -> None:
     assert follow([(10, 1, 3), (14, 2, 1)]).window == ((START + 1_000, 4), (START + 3_000, 10))
+
+
+HOUR = 3_600_000
+
+
+def test_count_dated_in_the_future_is_of_now_and_later_growth_is_seen() -> None:
+    now = START + 10_400
+    state = apply_count(None, count(10, 1), now + HOUR, SHAPE, now=now)
+    assert state is not None
+    assert state.window == ((START + 10_000, 10),)
+    state = apply_count(state, count(60, 2), now + 1_000, SHAPE, now=now + 1_000)
+    assert state is not None
+    assert growth_in(state.window, now + 1_000, SHAPE) == 60
+    assert growth_in(state.window, now + HOUR, SHAPE) == 0, "and it grows once, not again in an hour"
+
+
+@pytest.mark.parametrize("at", [None, -1])
+def test_count_without_a_time_is_of_now(at: int | None) -> None:
+    state = apply_count(None, count(10, 1), at, SHAPE, now=START + 400)
+    assert state is not None
+    assert state.window == ((START, 10),)
+
+
+def test_buckets_of_the_future_that_an_earlier_version_wrote_are_neither_counted_nor_kept() -> None:
+    written = decode_state(b'{"n":500,"as_of":3,"window":[[%d,20],[%d,480]]}' % (START, START + HOUR))
+    live = LiveCensus(3, 8, SHAPE)
+    live.put(1, 7, written)
+    assert growth_in(written.window, START + 1_000, SHAPE) == live.growth(START + 1_000)[7] == 20
+    state = apply_count(written, count(530, 4), START + 2_000, SHAPE, now=START + 2_000)
+    assert state is not None
+    assert state.window == ((START, 20), (START + 2_000, 30))
+    live.put(1, 7, state)
+    assert live.growth(START + HOUR)[7] == 0
+
+
+def test_clock_that_was_set_back_keeps_the_growth_of_now() -> None:
+    state = follow([(10, 1, 100)])
+    later = apply_count(state, count(40, 2), START + 50_000, SHAPE, now=START + 50_000)
+    assert later is not None
+    assert later.window == ((START + 50_000, 30),)

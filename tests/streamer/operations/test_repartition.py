@@ -1,0 +1,283 @@
+"""Topics that grow on the real broker: every item is in its own partition afterwards, whoever writes or is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from numpy.typing import NDArray
+
+from store.failpoints import FAILPOINT_VARIABLE
+from store.reader import IndexReader
+from streamer.events.records import ITEM_UPDATE, ItemUpdate
+from streamer.indexer.rebuild import rebuild
+from streamer.kafka.admin import TopicMismatchError, describe
+from streamer.kafka.clients import client_configuration, producer_configuration
+from streamer.kafka.partitioner import MOVED_HEADER, partition_of
+from streamer.operations.repartition import repartition
+from streamer.settings import Settings
+from support.processes import SidstreamProcess, committed_records, wait_until
+
+ITEMS, DELETED, BEFORE, AFTER = 300, 40, 2, 5
+
+
+@pytest.fixture
+def shop(pipeline_settings: Settings, tiny_bundle: Path) -> Settings:
+    """Settings of a pipeline whose topics have two partitions."""
+    return pipeline_settings.model_copy(update={"bundle": tiny_bundle})
+
+
+@pytest.fixture
+def broker_settings(broker_settings: Settings) -> Settings:
+    topics = broker_settings.topics.model_copy(update={"partitions": BEFORE})
+    return broker_settings.model_copy(update={"topics": topics})
+
+
+def update(number: int, state: int) -> bytes:
+    embedding = np.random.default_rng(number).normal(size=8).astype("<f4").tobytes()
+    return ITEM_UPDATE.encode(ItemUpdate(embedding=embedding, title=f"state {state} of {number}"))
+
+
+class Truth(dict[bytes, bytes | None]):
+    """What was published last of each item; ``None`` for a deletion."""
+
+    def __init__(self, settings: Settings, **producer: str) -> None:
+        super().__init__()
+        self._topic = settings.topics.item_updates
+        self._producer = Producer(producer_configuration(settings.kafka) | producer)
+
+    def publish(self, numbers: Iterable[int], state: int, *, delete: bool = False) -> None:
+        for number in numbers:
+            key = b"item-%d" % number
+            self[key] = None if delete else update(number, state)
+            self._producer.produce(self._topic, key=key, value=self[key], headers={"trace": str(state).encode()})
+        assert self._producer.flush(30) == 0
+
+    @property
+    def live(self) -> dict[bytes, bytes | None]:
+        return {key: value for key, value in self.items() if value is not None}
+
+
+def last_of_partitions(records: Iterable[Message]) -> dict[bytes, dict[int, Message]]:
+    last: dict[bytes, dict[int, Message]] = {}
+    for record in records:
+        last.setdefault(record.key() or b"", {})[record.partition()] = record
+    return last
+
+
+def items_of(records: Iterable[Message]) -> dict[bytes, bytes | None]:
+    """The items by the index's rule; deleted ones left out."""
+    newest = {
+        key: max(last.values(), key=lambda record: (record.timestamp()[1], record.partition()))
+        for key, last in last_of_partitions(records).items()
+    }
+    return {key: record.value() for key, record in newest.items() if record.value() is not None}
+
+
+def assert_at_home(records: Iterable[Message], partitions: int) -> None:
+    """No partition but its own shows a state of any key."""
+    for key, last in last_of_partitions(records).items():
+        showing = {partition for partition, record in last.items() if record.value() is not None}
+        assert showing <= {partition_of(key, partitions)}, key
+
+
+def notes(records: Iterable[Message]) -> Counter[bytes]:
+    """How many copies moves have made of each key."""
+    return Counter(
+        record.key()
+        for record in records
+        if record.value() is not None and MOVED_HEADER in dict(record.headers() or ())
+    )
+
+
+def test_items_move_into_their_partitions_while_producers_go_on(shop: Settings) -> None:
+    topic, truth = shop.topics.item_updates, Truth(shop)
+    truth.publish(range(ITEMS), 1)
+    truth.publish(range(DELETED), 2, delete=True)
+    times = {(record.key(), record.value()): record.timestamp() for record in committed_records(shop, topic)}
+
+    would = repartition(shop, AFTER, dry_run=True)
+    assert would.keys == ITEMS
+    assert 0 < would.to_move < ITEMS - DELETED, "deleted items need nothing, some are where they belong"
+    assert {one.partitions for one in describe(shop.kafka, [topic])} == {BEFORE}, "a dry run changes nothing"
+
+    # A producer goes on, and hears of the new partitions a second after they are there.
+    dice, stop, went_on = random.Random(1), threading.Event(), threading.Event()
+    late = Truth(shop, **{"topic.metadata.refresh.interval.ms": "1000"})
+    late.publish([0], 3)
+
+    def go_on() -> None:
+        state = 10
+        while not stop.is_set():
+            state += 1
+            numbers = dice.sample(range(ITEMS), 20)
+            late.publish(numbers[:15], state)
+            late.publish(numbers[15:], state, delete=True)
+            went_on.set()
+
+    producing = threading.Thread(target=go_on)
+    producing.start()
+    went_on.wait(30)
+    try:
+        repartition(shop, AFTER)
+    finally:
+        stop.set()
+        producing.join()
+    truth.update(late)
+    records = committed_records(shop, topic)
+    assert items_of(records) == truth.live
+    assert_at_home(records, AFTER)
+    assert {one.partitions for one in describe(shop.kafka, _all_topics(shop))} == {AFTER}
+    assert repartition(shop, AFTER).moved == 0, "again: nothing to do"
+    assert len(committed_records(shop, topic)) == len(records)
+    for record in records:
+        headers = dict(record.headers() or ())
+        if record.value() is not None and MOVED_HEADER in headers:
+            assert headers.keys() == {"trace", MOVED_HEADER}
+            if (known := times.get((record.key(), record.value()))) is not None:
+                assert record.timestamp() == known, "verbatim: the Kafka time too"
+
+
+def test_killed_anywhere_and_run_again_moves_every_item_once(shop: Settings, tmp_path: Path) -> None:
+    topic, truth = shop.topics.item_updates, Truth(shop)
+    truth.publish(range(1_500), 1)
+    truth.publish(range(DELETED), 2, delete=True)
+    for failpoint in ("transaction-committed=1", "outputs-sent=1"):
+        answer = sidstream(shop, tmp_path, "topics", "repartition", "--partitions", str(AFTER), failpoint=failpoint)
+        assert answer.returncode == -signal.SIGKILL, answer.stderr
+    assert 0 < len(notes(committed_records(shop, topic))) < 1_000, "a part of them is moved"
+    answer = sidstream(shop, tmp_path, "topics", "repartition", "--partitions", str(AFTER))
+    assert answer.returncode == 0, answer.stderr
+    assert f"set topics.partitions = {AFTER}" in " ".join(answer.stderr.split())
+    records = committed_records(shop, topic)
+    assert items_of(records) == truth.live
+    assert_at_home(records, AFTER)
+    copies = notes(records)
+    assert set(copies.values()) == {1}, "each once"
+    assert set(copies) == {key for key in truth.live if partition_of(key, AFTER) != partition_of(key, BEFORE)}
+
+
+def test_keys_of_another_partitioner_are_brought_home_without_new_partitions(shop: Settings) -> None:
+    truth, other = Truth(shop), Truth(shop, partitioner="consistent_random")
+    other.publish(range(100), 1)
+    truth.publish(range(50, 120), 2)
+    other.publish(range(70, 90), 3, delete=True)
+    truth = Truth(shop) | truth | {key: other[key] for key in [b"item-%d" % n for n in (*range(50), *range(70, 90))]}
+    outcome = repartition(shop)
+    assert outcome.grown == ()
+    assert outcome.moved > 0
+    records = committed_records(shop, shop.topics.item_updates)
+    assert items_of(records) == {key: value for key, value in truth.items() if value is not None}
+    assert_at_home(records, BEFORE)
+
+
+def test_item_whose_newest_update_the_assigner_refuses_stays_where_it_is(shop: Settings) -> None:
+    truth = Truth(shop)
+    truth.publish(range(20), 1)
+    producer = Producer(producer_configuration(shop.kafka))
+    refused = next(n for n in range(20) if partition_of(b"item-%d" % n, BEFORE) != partition_of(b"item-%d" % n, AFTER))
+    producer.produce(shop.topics.item_updates, key=b"item-%d" % refused, value=b'{"embedding": [1]}')
+    assert producer.flush(30) == 0
+    outcome = repartition(shop, AFTER)
+    assert outcome.kept == 1
+    last = last_of_partitions(committed_records(shop, shop.topics.item_updates))[b"item-%d" % refused]
+    assert list(last) == [partition_of(b"item-%d" % refused, BEFORE)], "its codes are an earlier update's: untouched"
+
+
+def test_topic_that_the_broker_dates_and_fewer_partitions_are_refused_with_what_to_do(shop: Settings) -> None:
+    with pytest.raises(TopicMismatchError, match=rf"has {BEFORE} partitions, more than 1: .*--partitions {BEFORE}"):
+        repartition(shop, 1)
+    _configure(shop, shop.topics.item_codes, "message.timestamp.type", "LogAppendTime")
+    with pytest.raises(TopicMismatchError, match=r"kafka-configs .*message\.timestamp\.type=CreateTime"):
+        repartition(shop, AFTER)
+    assert {one.partitions for one in describe(shop.kafka, _all_topics(shop))} == {BEFORE}
+
+
+def test_compaction_waits_while_items_move_and_is_as_before_afterwards(shop: Settings) -> None:
+    topic = shop.topics.item_updates
+    Truth(shop).publish(range(50), 1)
+    _configure(shop, topic, "min.compaction.lag.ms", "60000")
+    during: list[str] = []
+    repartition(shop, AFTER, progress=lambda _progress: during.append(_lag(shop, topic)))
+    assert set(during) == {str(24 * 60 * 60 * 1000)}
+    assert _lag(shop, topic) == "60000"
+
+
+def test_index_follows_and_a_rebuild_agrees(
+    shop: Settings, tiny_embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    truth = Truth(shop)
+
+    def indexed() -> dict[bytes, str]:
+        if not shop.index.exists():
+            return {}
+        with IndexReader(shop.index) as reader, reader.snapshot() as snapshot:
+            found = snapshot.find(list(truth))
+            return {key: item.title for key, item in zip(truth, found, strict=True) if item is not None}
+
+    def expected() -> dict[bytes, str]:
+        return {key: ITEM_UPDATE.decode(value).title for key, value in truth.live.items() if value is not None}
+
+    with SidstreamProcess(shop, "assigner", tmp_path), SidstreamProcess(shop, "indexer", tmp_path):
+        truth.publish(range(ITEMS), 1)
+        truth.publish(range(DELETED), 2, delete=True)
+        wait_until(lambda: indexed() == expected(), seconds=120, what="items before", every=0.5)
+    repartition(shop, AFTER)
+    later = Truth(shop)
+    later.publish(range(20, 60), 3)  # some anew, some changed
+    later.publish(range(100, 110), 4, delete=True)
+    truth.update(later)
+    with SidstreamProcess(shop, "assigner", tmp_path), SidstreamProcess(shop, "indexer", tmp_path):
+        wait_until(lambda: indexed() == expected(), seconds=120, what="items after", every=0.5)
+    codes = committed_records(shop, shop.topics.item_codes)
+    assert_at_home(codes, AFTER)
+    with IndexReader(shop.index) as reader, reader.snapshot() as snapshot:
+        digest = snapshot.digest()
+    assert rebuild(shop, tmp_path / "fresh").digest == digest
+
+
+def sidstream(
+    settings: Settings, directory: Path, *arguments: str, failpoint: str = ""
+) -> subprocess.CompletedProcess[str]:
+    configuration = directory / "sidstream.toml"
+    configuration.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+    environment = {**os.environ, "SIDSTREAM_CONFIG": str(configuration), FAILPOINT_VARIABLE: failpoint}
+    return subprocess.run(
+        [sys.executable, "-m", "sidstream", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def _all_topics(settings: Settings) -> list[str]:
+    topics = settings.topics
+    return [topics.item_updates, topics.item_codes, topics.queries, topics.results]
+
+
+def _configure(settings: Settings, topic: str, name: str, value: str) -> None:
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient(client_configuration(settings.kafka))
+    admin.incremental_alter_configs([resource])[resource].result(20)
+
+
+def _lag(settings: Settings, topic: str) -> str:
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    admin = AdminClient(client_configuration(settings.kafka))
+    answer = admin.describe_configs([resource])[resource].result(20)
+    return str(answer["min.compaction.lag.ms"].value)
