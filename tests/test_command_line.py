@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
+from support.patience import PATIENCE_SECONDS
 from support.processes import wait_until
 
 
@@ -25,7 +26,7 @@ def command(*arguments: str, environment: dict[str, str], **more: Any) -> subpro
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=PATIENCE_SECONDS,
         check=False,
         **more,
     )
@@ -69,7 +70,7 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         text=True,
     )
     try:
-        wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
+        wait_until(lambda: len(children(up.pid)) == 4, what="four processes")
         pids = children(up.pid)
 
         published = command("publish", str(tmp_path / "catalogue"), "--wait", environment=environment)
@@ -95,15 +96,15 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
 
         gone = command("publish", str(tmp_path / "catalogue"), "--delete", "--limit", "40", environment=environment)
         assert gone.returncode == 0, gone.stderr
-        wait_until(lambda: status()["items"] == 60, seconds=20, what="40 items deleted", every=0.5)
+        wait_until(lambda: status()["items"] == 60, what="40 items deleted", every=0.5)
 
         # The supervisor starts again what dies.
         os.kill(pids[0], signal.SIGKILL)
-        wait_until(lambda: len([pid for pid in children(up.pid) if alive(pid)]) == 4, seconds=15, what="a new process")
+        wait_until(lambda: len([pid for pid in children(up.pid) if alive(pid)]) == 4, what="a new process")
         pids = children(up.pid)
     finally:
         up.send_signal(signal.SIGINT)
-        _, errors = up.communicate(timeout=40)
+        _, errors = up.communicate(timeout=PATIENCE_SECONDS)
     assert up.returncode == 0, errors
     assert "everything has stopped" in errors
     assert not [pid for pid in pids if alive(pid)]
@@ -117,11 +118,11 @@ def test_processes_end_by_themselves_when_up_is_killed(environment: dict[str, st
         env={**os.environ, **environment},
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
+    wait_until(lambda: len(children(up.pid)) == 4, what="four processes")
     pids = children(up.pid)
     up.kill()
     up.wait()
-    wait_until(lambda: not any(alive(pid) for pid in pids), seconds=40, what="no process left behind")
+    wait_until(lambda: not any(alive(pid) for pid in pids), what="no process left behind")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from streamer.events.records import ITEM_UPDATE, ItemUpdate
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 
 
 def publish_updates(settings: Settings, embeddings: NDArray[np.float32], ids: range) -> None:
@@ -23,7 +24,7 @@ def publish_updates(settings: Settings, embeddings: NDArray[np.float32], ids: ra
     for number in ids:
         value = ITEM_UPDATE.encode(ItemUpdate(embedding=embeddings[number].astype("<f4").tobytes()))
         produce(producer, settings.topics.item_updates, key=f"item-{number}".encode(), value=value)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
 
 class Stream:
@@ -62,7 +63,7 @@ class Stream:
             if row % 100 == 0:
                 producer.poll(0)
                 time.sleep(max(0.0, started + row / self._per_second - time.monotonic()))
-        assert producer.flush(120) == 0
+        assert producer.flush(PATIENCE_SECONDS) == 0
         self.sent.set()
 
 

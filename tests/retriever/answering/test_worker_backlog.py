@@ -29,6 +29,7 @@ from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.process.health import Health
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import committed_records, wait_until
 
 LATE = 6_000
@@ -87,7 +88,7 @@ def running(loop: TransactionalLoop) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
 
 
@@ -107,10 +108,10 @@ def test_late_queries_are_answered_by_the_thousand_though_the_model_is_slow(
         if number % every == 0:
             value = QUERY.encode(Query(text=f"thing {number}", limit=3))
             produce(producer, settings.topics.queries, key=f"in-time-{number // every}".encode(), value=value)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     time.sleep(0.1)  # the youngest is late now, too
     with running(loop):
-        wait_until(lambda: len(answers_of(settings)) >= LATE + IN_TIME, seconds=60, what="every answer", every=1.0)
+        wait_until(lambda: len(answers_of(settings)) >= LATE + IN_TIME, what="every answer", every=1.0)
     answers = answers_of(settings)
     assert Counter(answer.query_id for answer in answers) == Counter(
         [f"late-{number}" for number in range(LATE)] + [f"in-time-{number}" for number in range(IN_TIME)]

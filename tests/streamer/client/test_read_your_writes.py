@@ -21,6 +21,7 @@ from streamer.client.read_your_writes import NotIndexedError, await_indexed
 from streamer.indexer.codes import codes_batch
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess
 
 
@@ -56,7 +57,7 @@ def transaction(settings: Settings, name: str) -> Producer:
     producer.init_transactions(20)
     producer.begin_transaction()
     producer.produce(settings.topics.item_codes, key=b"a", value=b"never decoded", partition=0)
-    assert producer.flush(20) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     return producer
 
 
@@ -71,7 +72,7 @@ def test_what_was_waited_for_is_in_the_index_every_time(
                 if turn:
                     publisher.delete("item-0")
             started = time.monotonic()
-            await_indexed(settings, publisher.delivered, seconds=40)
+            await_indexed(settings, publisher.delivered, seconds=PATIENCE_SECONDS)
             print(f"turn {turn}: {1000 * (time.monotonic() - started):.0f} ms")
             with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
                 found = snapshot.find([b"item-%d" % number for number in range(turn + 1)])
@@ -80,8 +81,8 @@ def test_what_was_waited_for_is_in_the_index_every_time(
         # An event that becomes a dead letter has no codes: it is done when the assigner has refused it.
         producer = Producer(producer_configuration(settings.kafka))
         producer.produce(settings.topics.item_updates, key=b"bad", value=b"{", partition=2)
-        assert producer.flush(20) == 0
-        await_indexed(settings, {2: publisher.delivered.get(2, 0) + 1}, seconds=20)
+        assert producer.flush(PATIENCE_SECONDS) == 0
+        await_indexed(settings, {2: publisher.delivered.get(2, 0) + 1}, seconds=PATIENCE_SECONDS)
 
 
 def test_nothing_published_is_nothing_to_wait_for(settings: Settings) -> None:
@@ -119,7 +120,7 @@ def test_markers_and_aborted_records_behind_the_last_one_are_not_waited_for(
     transaction(settings, "codes").commit_transaction(20)
     transaction(settings, "codes").abort_transaction(20)
     writer.apply(codes_batch([], layout), {(settings.topics.item_codes, 0): 1})  # of 4: two markers, one aborted record
-    await_indexed(settings, {0: 1}, seconds=5)
+    await_indexed(settings, {0: 1}, seconds=PATIENCE_SECONDS)
 
 
 def test_open_transaction_is_waited_for_and_named(settings: Settings, writer: IndexWriter, layout: Layout) -> None:
@@ -131,7 +132,7 @@ def test_open_transaction_is_waited_for_and_named(settings: Settings, writer: In
     returned = threading.Event()
 
     def wait() -> None:
-        await_indexed(settings, {0: 1}, seconds=30)
+        await_indexed(settings, {0: 1}, seconds=PATIENCE_SECONDS)
         returned.set()
 
     waiting = threading.Thread(target=wait)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamer.settings import Settings
 from support.item_stream import publish_updates
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 # Only aiokafka's Python encoder takes a text that encodes itself.
@@ -41,13 +42,11 @@ def test_record_with_an_unreadable_header_is_a_dead_letter_and_the_next_one_goes
         [sys.executable, "-c", PRODUCE, settings.kafka.bootstrap_servers, topics.item_updates],
         env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
         check=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     publish_updates(settings, tiny_embeddings, range(20, 40))
     with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
-        wait_until(
-            lambda: len(committed_records(settings, topics.item_codes)) == 40, seconds=40, what="40 items", every=0.5
-        )
+        wait_until(lambda: len(committed_records(settings, topics.item_codes)) == 40, what="40 items", every=0.5)
         assert assigner.stop() == 0
     [letter] = committed_records(settings, topics.item_updates_dead_letters)
     headers = dict(letter.headers())

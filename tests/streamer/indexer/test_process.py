@@ -21,6 +21,7 @@ from streamer.indexer.process import Indexer, IndexerError
 from streamer.kafka.clients import producer_configuration
 from streamer.process.health import Health
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import wait_until
 
 DAY = 86_400
@@ -52,7 +53,7 @@ def writer(pipeline_settings: Settings, layout: Layout, clock: list[float]) -> I
 def send(settings: Settings, key: bytes, value: bytes | None) -> None:
     producer = Producer(producer_configuration(settings.kafka))
     producer.produce(settings.topics.item_codes, key=key, value=value, partition=0)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
 
 def codes(codebook: str, *numbers: int) -> bytes:
@@ -140,7 +141,7 @@ def test_idle_index_is_dated_anew_so_that_it_is_not_taken_for_a_stale_one(
             return snapshot.last_commit_at == int(clock[0] * 1000)
 
     try:
-        wait_until(dated, seconds=15, what="a new date")
+        wait_until(dated, what="a new date")
         assert health.ready
     finally:
         stop.set()
@@ -163,18 +164,16 @@ def test_metrics_tell_freshness_from_the_updates_own_timestamp_items_and_storage
     sent_at = int(time.time() * 1000) - 100_000  # as if the assigner had needed 100 s
     for number in range(3):
         producer.produce(topic, key=b"item-%d" % number, value=codes(layout.codebook_id, 1, 2, 3), timestamp=sent_at)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     before = freshness()
     stop, health = threading.Event(), Health()
     indexer = threading.Thread(target=Indexer(pipeline_settings, writer, layout, health).run, args=(stop,))
     indexer.start()
     try:
-        wait_until(lambda: health.ready and freshness()[0] - before[0] == 3, seconds=30, what="three items")
+        wait_until(lambda: health.ready and freshness()[0] - before[0] == 3, what="three items")
         assert 300 <= freshness()[1] - before[1] < 390
         assert value("sidstream_index_items") == 3
-        wait_until(
-            lambda: value("sidstream_lag_records", process="indexer", topic=topic) == 0, seconds=10, what="no lag"
-        )
+        wait_until(lambda: value("sidstream_lag_records", process="indexer", topic=topic) == 0, what="no lag")
         used, room = value("sidstream_index_used_bytes"), value("sidstream_index_map_bytes")
         assert 0 < used < room
         assert value("sidstream_index_disk_free_bytes") > 0

@@ -13,6 +13,7 @@ from streamer.kafka.gather import drain
 from streamer.kafka.input_progress import InputProgress
 from streamer.process.health import Health, Part
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 
 ENDS = {("codes", 0): 100, ("codes", 1): 50}
 
@@ -91,7 +92,7 @@ def test_consumer_of_a_group_catches_up_and_has_no_lag_by_its_statistics(
         producer.produce(topic, key=f"query-{number}".encode(), value=b"{}")
     if transactional:
         producer.commit_transaction(10)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
     progress = InputProgress("test", health, "waiting")
     consumer = Consumer(

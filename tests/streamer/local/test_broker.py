@@ -22,6 +22,7 @@ from streamer.events.topics import TopicSpec
 from streamer.kafka.admin import create, describe
 from streamer.local.broker import BrokerError, DirectoryInUseError, LocalBroker, PortTakenError
 from streamer.settings import KafkaSettings, Settings
+from support.patience import PATIENCE_SECONDS
 
 RECORDS_A_TRANSACTION = 100
 
@@ -106,7 +107,7 @@ def test_missing_topic_is_not_made_by_producing_to_it(broker: LocalBroker, uniqu
     refused: list[KafkaError | None] = []
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "topic.metadata.propagation.max.ms": 100})
     producer.produce(f"{unique_prefix}nobody-made-this", value=b"", on_delivery=lambda error, _: refused.append(error))
-    producer.flush(20)
+    producer.flush(PATIENCE_SECONDS)
     codes = [error.code() for error in refused if error]
     assert len(codes) == 1
     assert codes[0] in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
@@ -141,7 +142,7 @@ def test_given_port_is_used_and_data_survives_a_restart(stopped: LocalBroker, tm
         create(kafka, [TopicSpec("kept", 1, 1, {"cleanup.policy": "compact"})])
         producer = Producer({"bootstrap.servers": first.bootstrap_servers})
         producer.produce("kept", key=b"key", value=b"value")
-        assert producer.flush(20) == 0
+        assert producer.flush(PATIENCE_SECONDS) == 0
     assert not first.running
     stopped.start()
     found = describe(KafkaSettings(bootstrap_servers=stopped.bootstrap_servers), ["kept"])
@@ -261,7 +262,7 @@ def test_death_while_running_is_reported_by_wait_and_the_directory_is_free_again
     assert stopped._process is not None
     os.kill(stopped._process.pid, signal.SIGKILL)
     with pytest.raises(BrokerError, match="SIGKILL"):
-        stopped.wait(20)
+        stopped.wait(PATIENCE_SECONDS)
     assert not stopped.running
     # The directory is free for the next start, though nobody has called stop().
     monkeypatch.setattr(stopped, "_launch", lambda _: None)
@@ -341,7 +342,7 @@ def test_broker_command_announces_itself_and_stops_on_sigterm(tmp_path: Path) ->
         told.append(line)
         if line.startswith("Next:"):
             process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_SECONDS) == 0
     assert "127.0.0.1:" in "".join(told)
     assert "has stopped" in told[-1]
     assert (tmp_path / "broker" / "data" / ".kafka_cleanshutdown").is_file()
