@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.text import Text
 
 from demo.alert_watch import AlertWatch
-from demo.display import alert_text, census_table, fad_panel, progress_bar, short
+from demo.display import alert_text, answer_lines, census_table, fad_panel, progress_bar, short
 from demo.figures import Figures
 from demo.live_queries import LiveQueries
-from demo.preparation import Trained, fit, head_size, train
+from demo.preparation import TRAINING_SECONDS, Trained, fit, head_size, train
 from demo.shop.shop import Fad, Shop, choose_fad
 from models.bundles.building import Fitted
 from models.catalogue import CatalogueItem
@@ -104,7 +104,10 @@ class Story:
         return fitted
 
     def _train(self, fitted: Fitted) -> Trained:
-        self._act("Fine-tune a small language model", f"{len(self._shop.examples):,} queries and histories → SIDs")
+        self._act(
+            "Fine-tune a small language model",
+            f"{len(self._shop.examples):,} queries and histories → SIDs, in {TRAINING_SECONDS:.0f} s at most",
+        )
         with progress_bar(self._console) as progress:
             task = progress.add_task("training", total=None)
 
@@ -118,6 +121,11 @@ class Story:
             f"{trained.parameters / 1e6:.1f} M parameters, loss {trained.loss:.2f} after {trained.seconds:.0f} s. Trained with "
             "layer-2 dropout, so it may follow the live layout."
         )
+        if trained.share < 1:
+            figures.trained_share = trained.share
+            self._say(
+                f"The time was up after {trained.share:.0%} of the steps: enough for the story, and a faster machine learns more."
+            )
         return trained
 
     # --- streaming ---------------------------------------------------------------------------------------------------
@@ -334,8 +342,7 @@ class Story:
         if answer.error is not None:
             self._console.print(f"    [red]{answer.error.kind}: {escape(answer.error.message)}[/]")
         width = max(30, self._console.width - 34)
-        for item in answer.items:
-            line = f"    [cyan]{item.sid:<20}[/] {escape(short(item.title, width)):<{width}} [dim]{item.score:6.2f}[/]"
+        for line in answer_lines(answer.items, width):
             self._console.print(line, highlight=False)
 
     def _publish(self, items: Sequence[CatalogueItem], embeddings: NDArray[np.float32]) -> None:

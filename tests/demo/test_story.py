@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from demo.commands import demo_settings
-from demo.display import summary
+from demo.display import show_summary
 from demo.preparation import head_size
 from demo.shop.shop import own_shop
 from demo.story import Story
@@ -33,7 +33,7 @@ def test_story_streams_answers_changes_deletes_and_reshortens_live_while_every_q
     figures = Story(shop, settings, console, tmp_path / "logs").tell(
         lambda: Pipeline(settings, embedded_broker=False, log_directory=tmp_path / "logs")
     )
-    console.print(summary(figures, 1.0, [("sidstream up", "go on")]))
+    show_summary(console, figures, 1.0, [("sidstream up", "go on")])
     text = output.getvalue()
 
     assert figures.burst_items == len(shop.known) - 100
