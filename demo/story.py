@@ -38,10 +38,11 @@ from streamer.settings import Settings
 
 LATE_PER_SECOND: Final = 500
 FAD_PER_SECOND: Final = 100
-_READY_SECONDS: Final = 90.0
-_ARRIVAL_SECONDS: Final = 60.0
-_RESHORTENING_SECONDS: Final = 45.0
-_CLEARING_SECONDS: Final = 60.0
+# Limits for a machine that is slow or busy; none is waited for when all is well.
+_READY_SECONDS: Final = 300.0
+_ARRIVAL_SECONDS: Final = 300.0
+_RESHORTENING_SECONDS: Final = 120.0
+_CLEARING_SECONDS: Final = 180.0
 _SHOWN_ITEMS: Final = 3
 _WARM_UPDATES: Final = 600
 

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from streamer.events.topics import TopicSpec, topic_specs
 from streamer.kafka.admin import create, describe
-from streamer.local.broker import STOP_SECONDS, LocalBroker
+from streamer.local.broker import LocalBroker
+from streamer.local.broker_process import STOP_SECONDS
 from streamer.local.kafka_distribution import KAFKA_VERSION, FetchProgress
 from streamer.process.logs import configure_logging
 from streamer.process.shutdown import Shutdown

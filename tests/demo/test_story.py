@@ -26,6 +26,11 @@ def test_story_streams_answers_changes_deletes_and_reshortens_live_while_every_q
     monkeypatch.setenv("SIDSTREAM_TOPICS__PREFIX", unique_prefix)
     monkeypatch.setenv("SIDSTREAM_MONITOR__APP_ID", f"{unique_prefix}monitor")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Windows half as long as the demo's: as much happens in them, sooner.
+    monkeypatch.setenv("SIDSTREAM_MONITOR__BUCKET_SECONDS", "1.0")
+    monkeypatch.setenv("SIDSTREAM_MONITOR__DRIFT_INTERVAL_SECONDS", "1.0")
+    monkeypatch.setenv("SIDSTREAM_MONITOR__MINIMUM_INTERVAL_SECONDS", "2.0")
+    monkeypatch.setenv("SIDSTREAM_MONITOR__RESHORTENED_SECONDS", "5.0")
     settings = demo_settings(tmp_path, head_size(shop))
     output = io.StringIO()
     console = Console(file=output, width=120)

@@ -67,6 +67,7 @@ class SidstreamProcess:
             **os.environ,
             "SIDSTREAM_CONFIG": str(configuration),
             "OMP_NUM_THREADS": "1",
+            "SIDSTREAM_SHUTDOWN_SECONDS": str(PATIENCE_SECONDS),  # a clean end takes longer on a busy machine
             SUPERVISOR_VARIABLE: str(os.getpid()),  # none outlives a test run that was killed
             **(environment or {}),
         }

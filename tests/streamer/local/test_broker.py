@@ -23,6 +23,7 @@ from streamer.kafka.admin import create, describe
 from streamer.local.broker import BrokerError, DirectoryInUseError, LocalBroker, PortTakenError
 from streamer.settings import KafkaSettings, Settings
 from support.patience import PATIENCE_SECONDS
+from support.processes import wait_until
 
 RECORDS_A_TRANSACTION = 100
 
@@ -39,7 +40,7 @@ def read_all(bootstrap_servers: str, topic: str, *, isolation: str) -> list[byte
     )
     consumer.assign([TopicPartition(topic, 0, 0)])
     values = []
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
         assert time.monotonic() < give_up, "no end of the partition in time"
         record = consumer.poll(1.0)
@@ -56,7 +57,7 @@ def read_all(bootstrap_servers: str, topic: str, *, isolation: str) -> list[byte
 
 def transactional_producer(bootstrap_servers: str, transactional_id: str) -> Producer:
     producer = Producer({"bootstrap.servers": bootstrap_servers, "transactional.id": transactional_id})
-    producer.init_transactions(20)
+    producer.init_transactions(PATIENCE_SECONDS)
     return producer
 
 
@@ -204,7 +205,7 @@ def test_every_transaction_that_a_kill_interrupts_is_ended_after_the_restart_and
     ]
     for thread in threads:
         thread.start()
-    time.sleep(1.5)
+    wait_until(lambda: len(acknowledged) > 60, what="transactions of every producer", every=0.01)
     os.kill(stopped.pid, signal.SIGKILL)
     for thread in threads:
         thread.join()
@@ -288,6 +289,25 @@ def test_free_port_that_another_process_takes_meanwhile_is_given_up_for_another(
 def test_directory_with_a_comma_is_refused_because_kafka_would_take_it_for_two(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match="no comma"):
         LocalBroker(tmp_path / "one,two").start()
+
+
+def test_java_that_this_machine_cannot_run_is_an_error_that_says_what_to_do(
+    stopped: LocalBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a Java for another processor is: its ``release`` file is read without running it."""
+    java = tmp_path / "java home" / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_bytes(b"\x7fELF of another machine")
+    java.chmod(0o755)
+    (java.parent.parent / "release").write_text('JAVA_VERSION="25.0.1"\n')
+    monkeypatch.setenv("JAVA_HOME", str(java.parent.parent))
+    for formatted in (False, True):
+        if formatted:
+            (stopped.directory / "data").mkdir()
+            (stopped.directory / "data" / ".kafka_cleanshutdown").touch()
+        with pytest.raises(BrokerError, match=r"java cannot be run on this machine.*JAVA_HOME"):
+            stopped.start()
+        assert not stopped.running
 
 
 def test_unwritable_directory_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
