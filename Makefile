@@ -16,7 +16,7 @@ demo: ## The whole story on a real Apache Kafka
 
 test: ## All tests, on a real Apache Kafka
 	@$(FIRST_STEPS) test
-	@$(BIN)/python -m pytest
+	@.ci/test
 
 setup: ## Create .venv with everything in it
 	@$(FIRST_STEPS) setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,3 +199,9 @@ def test_help_shows_the_first_commands_first() -> None:
     assert commands[:3] == ["demo", "test", "setup"]
     assert commands[-1] == "help"
     assert {"lint", "bench", "chaos", "audit", "lock", "clean"} < set(commands)
+
+
+def test_half_of_the_tests_that_runs_beside_the_other_is_of_folders_that_there_are() -> None:
+    [folders] = re.findall(r"^half=\((.*)\)$", (ROOT / ".ci" / "test").read_text(), re.MULTILINE)
+    assert len(folders.split()) > 1
+    assert all((ROOT / folder).is_dir() for folder in folders.split())

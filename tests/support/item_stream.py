@@ -43,12 +43,15 @@ class Stream:
         self.expected: dict[str, int | None] = {}
         self.malformed = self._kinds.count("malformed")
         self.sent = threading.Event()
+        self._stopping = threading.Event()
 
     def publish(self) -> None:
         producer = Producer(producer_configuration(self._settings.kafka))
         topic = self._settings.topics.item_updates
         started = time.monotonic()
         for row, (item_id, kind) in enumerate(zip(self._ids, self._kinds, strict=True)):
+            if self._stopping.is_set():
+                break
             value: bytes | None
             if kind == "update":
                 update = ItemUpdate(embedding=self.embeddings[row].tobytes(), title=f"title {row}", updated_at=row)
@@ -65,6 +68,10 @@ class Stream:
                 time.sleep(max(0.0, started + row / self._per_second - time.monotonic()))
         assert producer.flush(PATIENCE_SECONDS) == 0
         self.sent.set()
+
+    def stop(self) -> None:
+        """Publish no more; ``sent`` says when what was published is there."""
+        self._stopping.set()
 
 
 def index_has_everything(settings: Settings, stream: Stream) -> bool:

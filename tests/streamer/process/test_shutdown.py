@@ -53,7 +53,7 @@ def test_every_process_becomes_ready_under_load_and_ends_clean_on_one_signal(
         for name in PROCESSES
     }
     dimension = OnnxEncoder(Bundle.open(tiny_model_bundle).encoder_path).dimension
-    stream = Stream(pipeline_settings, dimension, events=30_000, ids=3_000, per_second=500, seed=5)
+    stream = Stream(pipeline_settings, dimension, events=300_000, ids=3_000, per_second=500, seed=5)
     publisher = threading.Thread(target=stream.publish, daemon=True)
     publisher.start()
     try:
@@ -71,9 +71,11 @@ def test_every_process_becomes_ready_under_load_and_ends_clean_on_one_signal(
             assert "stopped" in processes[name].log()
             assert "Traceback" not in processes[name].log()
     finally:
+        stream.stop()
         for process in processes.values():
             if process.running():
                 process.kill()
+        publisher.join()
     with IndexReader(pipeline_settings.index) as reader, reader.snapshot() as snapshot:
         assert verify(snapshot) == []
 
