@@ -54,6 +54,9 @@ def environment(broker: LocalBroker, unique_prefix: str, tiny_model_bundle: Path
         "SIDSTREAM_INDEX": str(tmp_path / "index"),
         "SIDSTREAM_CONFIG": "",
         "OMP_NUM_THREADS": "1",
+        # A clean end, and the answer to a query asked while the model loads, take longer on a busy machine.
+        "SIDSTREAM_SHUTDOWN_SECONDS": str(PATIENCE_SECONDS),
+        "SIDSTREAM_RETRIEVER__MAXIMUM_WAIT_SECONDS": str(PATIENCE_SECONDS),
     }
 
 
@@ -73,7 +76,14 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         wait_until(lambda: len(children(up.pid)) == 4, what="four processes")
         pids = children(up.pid)
 
-        published = command("publish", str(tmp_path / "catalogue"), "--wait", environment=environment)
+        published = command(
+            "publish",
+            str(tmp_path / "catalogue"),
+            "--wait",
+            "--timeout",
+            str(PATIENCE_SECONDS),
+            environment=environment,
+        )
         assert published.returncode == 0, published.stderr
         assert "100 item updates" in published.stderr
         assert "has them" in published.stderr
@@ -90,7 +100,7 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         assert "census agree" in verified.stdout
         assert [lag["records"] for lag in status()["lags"][:2]] == [0, 0]
 
-        asked = command("ask", "thing 7", "--limit", "3", "--timeout", "60", environment=environment)
+        asked = command("ask", "thing 7", "--limit", "3", "--timeout", str(PATIENCE_SECONDS), environment=environment)
         assert asked.returncode == 0, asked.stderr
         assert "thing" in asked.stdout
 

@@ -58,7 +58,7 @@ def test_update_is_answered_deletion_is_not_and_kill_9_answers_every_query_once(
         with ItemPublisher(settings) as publisher:
             publisher.delete(best)
         wait_until(lambda: items() == 199, what="the deletion in the index")
-        again = client.ask("thing number 7", limit=50)
+        again = client.ask("thing number 7", limit=50, timeout_seconds=PATIENCE_SECONDS)
         assert best not in {item.item_id for item in again.items}
 
         producer = Producer(producer_configuration(settings.kafka))
