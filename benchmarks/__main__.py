@@ -22,7 +22,7 @@ BENCHMARKS: Final = {
     "store": "writing and reading the index at a million items, against bare LMDB",
     "decode": "constrained beam search, against transformers' generate",
     "fm-index": "the constraint as an FM-index, against the prefix tree",
-    "pipeline": "item updates → retrievable on a real broker, against a plain copy",
+    "pipeline": "item updates → retrievable on a real broker, against a plain copy; minutes",
 }
 
 

@@ -9,6 +9,9 @@ the index. Item ids are random, as they are in life. Baselines come from the sam
 A rate is counted from the first items seen to the last, with everything running: the start of processes is not in it.
 The first runs are thrown away, as a broker's first half minute is compilation.
 
+With the defaults that takes three to five minutes on two idle cores, and longer on a busy machine; `--rounds 1 --items 50000
+--seconds 5` is a look of about a minute, too short for figures to keep.
+
 The cost per item at L = 3, M = 256, D = 384, on two cores that other work kept busy too (1,601 bytes in and 98 on, key and
 value together). Each figure is processor time in µs:
 

@@ -22,7 +22,7 @@ def demo(
     ),
 ) -> None:
     """The whole story on a real Apache Kafka, in a few minutes."""
-    from demo.display import summary
+    from demo.display import show_summary
     from demo.preparation import head_size
     from demo.shop.shop import own_shop, shop_of
     from demo.story import Story
@@ -57,7 +57,7 @@ def demo(
     if catalog is None:
         steps.append((".venv/bin/sidstream demo --catalog DIR", "the same story on your own products (README)"))
     console.print()
-    console.print(summary(figures, time.monotonic() - started, steps))
+    show_summary(console, figures, time.monotonic() - started, steps)
 
 
 def _empty(directory: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from demo.shop.shop import Fad
 from models.sids.census import measure_layer
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.terminal import printable, shown
-from streamer.events.records import Alert
+from streamer.events.records import Alert, AnswerItem
 
 _BAR: Final = 24
 _SEVERITY_STYLES: Final = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
@@ -92,47 +93,91 @@ def fad_panel(
     return Group(table, *news)
 
 
-def summary(figures: Figures, seconds: float, next_steps: Sequence[tuple[str, str]]) -> RenderableType:
-    """Everything that was measured, and what to try next: (command, what it does)."""
-    table = Table.grid(padding=(0, 3))
+def answer_lines(items: Sequence[AnswerItem], width: int) -> list[Text]:
+    """One line an item, in their order, with titles of at most ``width`` characters.
+
+    Items that share a SID are often variants of one product with one score: the first of them has its title, the others
+    say what sets them apart.
+    """
+    lines = []
+    for sid, group in groupby(items, key=lambda item: item.sid):
+        members = list(group)
+        titles = told_apart([printable(item.title) for item in members], width)
+        for number, (item, title) in enumerate(zip(members, titles, strict=True)):
+            name = printable(sid) if number == 0 else "  the same SID"
+            line = Text.assemble(
+                f"    {name:<20} ", f"{title or printable(item.item_id):<{width}} ", f"{item.score:6.2f}"
+            )
+            line.stylize("cyan", 4, 24)
+            line.stylize("dim", len(line) - 6)
+            lines.append(line)
+    return lines
+
+
+def told_apart(titles: Sequence[str], width: int) -> list[str]:
+    """Titles of things that belong together, each cut to ``width`` so that the words which the others lack stay visible.
+
+    A later title that has half of its words in common with all others is these words alone, after an ellipsis; it is empty
+    if it has none.
+    """
+    words = [title.split() for title in titles]
+    common = set(words[0]).intersection(*words[1:])
+    told = []
+    for number, (title, own) in enumerate(zip(titles, words, strict=True)):
+        different = " ".join(word for word in own if word not in common)
+        if len(titles) == 1 or 2 * len(common) < len(set(own)):
+            told.append(short(title, width))
+        elif number > 0:
+            told.append(short(f"… {different}", width) if different else "")
+        elif len(title) > width and different and len(different) < width // 2:
+            told.append(f"{short(title, width - len(different) - 3)} · {different}")
+        else:
+            told.append(short(title, width))
+    return told
+
+
+def show_summary(console: Console, figures: Figures, seconds: float, next_steps: Sequence[tuple[str, str]]) -> None:
+    """Everything that was measured, a figure a line, and what to try next: (command, what it does).
+
+    The lines fit into 80 columns, and a command is never broken: it is there to be copied.
+    """
+    table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="bold cyan", no_wrap=True)
     table.add_column()
+    for row in _summary_rows(figures):
+        table.add_row(*row)
+    table.add_row(f"{seconds:.0f} s", "from start to here")
+    console.print(Panel(table, title="What happened", border_style="cyan", box=box.ROUNDED))
+    console.print(Text("Try next", "bold"))
+    for command, what in next_steps:
+        console.print(Text(f"# {what}", "dim"))
+        console.print(Text(command, "green"), soft_wrap=True)
+
+
+def _summary_rows(figures: Figures) -> Iterator[tuple[str, str]]:
+    """(figure, what it is)"""
     rate = figures.burst_items / figures.burst_seconds
-    table.add_row(f"{figures.products:,}", f"products; codebooks fitted in {figures.fit_seconds:.1f} s")
-    table.add_row(
+    yield f"{figures.products:,}", f"products; codebooks fitted in {figures.fit_seconds:.1f} s"
+    yield (
         f"{figures.parameters / 1e6:.1f} M",
-        f"parameters fine-tuned on {figures.examples:,} examples in {figures.train_seconds:.0f} s, loss {figures.loss:.2f}",
+        f"parameters fine-tuned in {figures.train_seconds:.0f} s, loss {figures.loss:.2f}",
     )
-    table.add_row(f"{rate:,.0f}/s", f"item updates from publish to retrievable ({figures.burst_items:,} in a burst)")
-    table.add_row(
-        f"{figures.fresh_p50_ms:.0f} ms",
-        f"update → retrievable, p50; [bold]{figures.fresh_p99_ms:.0f} ms[/] p99 ({figures.fresh_items:,} updates)",
-    )
-    table.add_row(
-        f"{figures.queries:,}",
-        f"queries answered while the fad came and went, {figures.unanswered:,} not; p50 {figures.query_p50_ms:.0f} ms, "
-        f"p95 {figures.query_p95_ms:.0f} ms, over layouts {shown(', '.join(map(str, sorted(figures.layouts))))}",
-    )
-    table.add_row(
-        f"{figures.invalid_items:,}",
-        f"answers that named no live product; {figures.deleted_in_answers:,} deleted ones came back",
+    if figures.trained_share < 1:
+        yield f"{figures.trained_share:.0%}", "of the training's steps done when its time was up"
+    yield f"{figures.examples:,}", "queries and histories to learn from"
+    yield f"{rate:,.0f}/s", f"item updates, publish → retrievable ({figures.burst_items:,} in a burst)"
+    yield f"{figures.fresh_p50_ms:.0f} ms", f"update → retrievable, p50 of {figures.fresh_items:,} updates"
+    yield f"{figures.fresh_p99_ms:.0f} ms", "update → retrievable, p99"
+    yield f"{figures.queries:,}", f"queries answered while the fad came and went, {figures.unanswered} not"
+    yield f"{figures.query_p50_ms:.0f} ms", f"query → answer meanwhile, p50; p95 {figures.query_p95_ms:.0f} ms"
+    yield f"{len(figures.layouts)}", f"layouts answered under: {', '.join(map(str, sorted(figures.layouts)))}"
+    yield (
+        f"{figures.invalid_items}",
+        f"answers named no live product; {figures.deleted_in_answers} deleted ones came back",
     )
     if figures.reshortened_after_seconds is None:
-        table.add_row("[red]none[/]", "new layout: the monitor did not re-shorten in time")
+        yield "[red]none[/]", "new layout: the monitor did not re-shorten in time"
     else:
-        table.add_row(
-            f"{figures.reshortened_after_seconds:.0f} s",
-            f"from the fad's first product to shorter SIDs; {figures.reshortened_items:,} items re-shortened, none rewritten",
-        )
-    table.add_row(f"{figures.alerts_fired:,}", f"alerts fired, {figures.alerts_resolved:,} resolved")
-    table.add_row(f"{seconds:.0f} s", "from start to here")
-    steps = Table.grid(padding=(0, 2))
-    steps.add_column(style="green")
-    for command, what in next_steps:
-        steps.add_row(Text.assemble((f"# {what}\n", "dim"), command))
-    return Panel(
-        Group(table, Text(), Text("Try next", "bold"), steps),
-        title="What happened",
-        border_style="cyan",
-        box=box.ROUNDED,
-    )
+        yield f"{figures.reshortened_after_seconds:.0f} s", "from the fad's first product to shorter SIDs"
+        yield f"{figures.reshortened_items:,}", "items re-shortened, none rewritten"
+    yield f"{figures.alerts_fired}", f"alerts fired, {figures.alerts_resolved} resolved"

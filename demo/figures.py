@@ -14,6 +14,7 @@ class Figures:
     parameters: int = 0
     fit_seconds: float = 0.0
     train_seconds: float = 0.0
+    trained_share: float = 1.0
     loss: float = 0.0
     burst_items: int = 0
     burst_seconds: float = 0.0

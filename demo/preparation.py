@@ -16,17 +16,21 @@ from models.training.fine_tuning import TrainingSettings
 
 HEAD_SHARE_OF_TOKENS: Final = 0.1  # top@K with K = 10 % of M
 LAYER2_DROPOUT: Final = 0.3
+# A slow machine learns less in it, and the story still has an end that is worth waiting for.
+TRAINING_SECONDS: Final = 75.0
 _THREADS: Final = 2
 
 
 @dataclass(frozen=True)
 class Trained:
-    """``loss``: mean cross-entropy a SID token at the end, natural logarithm; ``seconds`` of training."""
+    """``loss``: mean cross-entropy a SID token at the end, natural logarithm; ``seconds`` of training; ``share``: of the
+    planned steps, below 1 if the time was up."""
 
     bundle: Bundle
     parameters: int
     loss: float
     seconds: float
+    share: float
 
 
 def head_size(shop: Shop) -> int:
@@ -52,10 +56,18 @@ def train(shop: Shop, fitted: Fitted, progress: Callable[[int, int, float], None
         [item.id for item in shop.known.items],
         fitted.codes,
         ModelSettings(hidden_size=128, model_layers=2, prompt=PromptSettings(max_text_tokens=24, max_history=5)),
-        TrainingSettings(epochs=shop.epochs, learning_rate=3e-3, layer2_dropout=LAYER2_DROPOUT),
+        TrainingSettings(
+            epochs=shop.epochs, learning_rate=3e-3, layer2_dropout=LAYER2_DROPOUT, seconds=TRAINING_SECONDS
+        ),
         texts=[item.title for item in shop.known.items],
         progress=progress,
     )
     record = bundle.manifest.language_model
     assert record is not None  # train_bundle adds one
-    return Trained(bundle, int(record.training["parameters"]), outcome.loss, time.monotonic() - started)
+    return Trained(
+        bundle,
+        parameters=int(record.training["parameters"]),
+        loss=outcome.loss,
+        seconds=time.monotonic() - started,
+        share=outcome.steps / outcome.planned_steps,
+    )

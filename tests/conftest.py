@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,6 +18,12 @@ from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, load_settings
+
+# A broker that lives for seconds or minutes gains nothing from Java's optimising compiler, which takes half of its time.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+hypothesis.settings.register_profile("events alone", deadline=None)  # a slow machine is no fault of what is tested
+hypothesis.settings.load_profile("events alone")
 
 _SHARED_DATA = Path(os.environ.get("SIDSTREAM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
+from support.patience import PATIENCE_SECONDS
 from support.processes import wait_until
 
 
@@ -25,7 +26,7 @@ def command(*arguments: str, environment: dict[str, str], **more: Any) -> subpro
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=PATIENCE_SECONDS,
         check=False,
         **more,
     )
@@ -53,6 +54,9 @@ def environment(broker: LocalBroker, unique_prefix: str, tiny_model_bundle: Path
         "SIDSTREAM_INDEX": str(tmp_path / "index"),
         "SIDSTREAM_CONFIG": "",
         "OMP_NUM_THREADS": "1",
+        # A clean end, and the answer to a query asked while the model loads, take longer on a busy machine.
+        "SIDSTREAM_SHUTDOWN_SECONDS": str(PATIENCE_SECONDS),
+        "SIDSTREAM_RETRIEVER__MAXIMUM_WAIT_SECONDS": str(PATIENCE_SECONDS),
     }
 
 
@@ -69,10 +73,17 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         text=True,
     )
     try:
-        wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
+        wait_until(lambda: len(children(up.pid)) == 4, what="four processes")
         pids = children(up.pid)
 
-        published = command("publish", str(tmp_path / "catalogue"), "--wait", environment=environment)
+        published = command(
+            "publish",
+            str(tmp_path / "catalogue"),
+            "--wait",
+            "--timeout",
+            str(PATIENCE_SECONDS),
+            environment=environment,
+        )
         assert published.returncode == 0, published.stderr
         assert "100 item updates" in published.stderr
         assert "has them" in published.stderr
@@ -89,21 +100,21 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         assert "census agree" in verified.stdout
         assert [lag["records"] for lag in status()["lags"][:2]] == [0, 0]
 
-        asked = command("ask", "thing 7", "--limit", "3", "--timeout", "60", environment=environment)
+        asked = command("ask", "thing 7", "--limit", "3", "--timeout", str(PATIENCE_SECONDS), environment=environment)
         assert asked.returncode == 0, asked.stderr
         assert "thing" in asked.stdout
 
         gone = command("publish", str(tmp_path / "catalogue"), "--delete", "--limit", "40", environment=environment)
         assert gone.returncode == 0, gone.stderr
-        wait_until(lambda: status()["items"] == 60, seconds=20, what="40 items deleted", every=0.5)
+        wait_until(lambda: status()["items"] == 60, what="40 items deleted", every=0.5)
 
         # The supervisor starts again what dies.
         os.kill(pids[0], signal.SIGKILL)
-        wait_until(lambda: len([pid for pid in children(up.pid) if alive(pid)]) == 4, seconds=15, what="a new process")
+        wait_until(lambda: len([pid for pid in children(up.pid) if alive(pid)]) == 4, what="a new process")
         pids = children(up.pid)
     finally:
         up.send_signal(signal.SIGINT)
-        _, errors = up.communicate(timeout=40)
+        _, errors = up.communicate(timeout=PATIENCE_SECONDS)
     assert up.returncode == 0, errors
     assert "everything has stopped" in errors
     assert not [pid for pid in pids if alive(pid)]
@@ -121,11 +132,11 @@ def test_processes_end_by_themselves_when_up_is_killed_and_a_json_log_has_no_oth
             env={**os.environ, **environment, "SIDSTREAM_LOGGING__FORMAT": "json"},
             stderr=log,
         )
-    wait_until(lambda: len(children(up.pid)) == 4, seconds=30, what="four processes")
+    wait_until(lambda: len(children(up.pid)) == 4, what="four processes")
     pids = children(up.pid)
     up.kill()
     up.wait()
-    wait_until(lambda: not any(alive(pid) for pid in pids), seconds=40, what="no process left behind")
+    wait_until(lambda: not any(alive(pid) for pid in pids), what="no process left behind")
     events = [json.loads(line)["event"] for line in written.read_text().splitlines()]
     assert "up" in events
 

@@ -23,6 +23,7 @@ from streamer.commands.terminal import ascii_json
 from streamer.events.records import ALERT, Alert, Answer, AnswerError, AnswerItem
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\u2066\r\x00[bold]x[/] :bomb: [/nothing]"
@@ -99,7 +100,7 @@ def test_alerts_status_and_verify_show_what_strangers_wrote_as_text(
     producer.produce(settings.topics.alerts, key=EVIL.encode(), value=ALERT.encode(alert))
     producer.produce(settings.topics.alerts, key=b"none", value=b"\xff" + EVIL.encode())
     producer.produce(settings.topics.alerts, key=b"deep", value=b"[" * 100_000)
-    assert producer.flush(20) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     group = settings.topics.prefix + settings.assigner.group
     with closing(Consumer(consumer_configuration(settings.kafka, group=group))) as consumer:
         note = json.dumps({"at": 1, "unknown_fields": {EVIL: 3}})

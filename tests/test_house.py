@@ -148,7 +148,10 @@ def test_optional_weight_is_not_imported(modules: str, allowed: set[str]) -> Non
 
 
 # An absolute path below a directory that people or machines build in; the addresses of package registries.
-PATH_OF_A_MACHINE = re.compile(r"(?<![\w./~-])/(?:home|Users|root|work|workspace|build|mnt)/[\w.-]+")
+PATH_OF_A_MACHINE = re.compile(
+    r"(?<![\w./~$}-])/(?:home|Users|root|work|workspace|workspaces|builds?|mnt|__w|private/var|github/workspace)/[\w.-]+"
+    r"|(?<!\w)[A-Za-z]:\\+Users\\+\w+"
+)
 REGISTRY = re.compile(
     r"--(?:extra-)?index-url|--find-l" + r"inks|files\.python" + r"hosted|(?:index-url|registry)\s*=\s*\S*https?://"
 )
@@ -168,3 +171,22 @@ def test_no_registry_address_and_no_path_of_a_machine_is_committed() -> None:
         for pattern in (PATH_OF_A_MACHINE, REGISTRY):
             for match in pattern.finditer(text):
                 assert ALLOWED_PATHS.match(match[0]), f"{name} holds {match[0]!r}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["home/alice/sidstream", "Users/bob/src", "root/project/.venv", "builds/team/sidstream", "workspaces/sidstream", "__w/s/s",
+     "mnt/data/bundle", "private/var/folders"],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["{}", "directory = '{}'", "--path={}", "file://{}", "({})", "PATH={}:x"])
+def test_path_of_a_machine_is_found_wherever_it_stands(path: str, around: str) -> None:
+    assert PATH_OF_A_MACHINE.search(around.format(f"/{path}").replace("file:///", "file: /"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://example.org/home/docs", "./build/lib", "~/work/sidstream", "$HOME/work/x", "${ROOT}/build/x", "src/home/page",
+     "/srv/sidstream/index", "homework/root/x", "a/root/b", "and/or", "/live", "/homes"],
+)  # fmt: skip
+def test_address_or_relative_path_is_no_path_of_a_machine(text: str) -> None:
+    assert not PATH_OF_A_MACHINE.search(text)

@@ -133,6 +133,10 @@ def train(
         Path | None, typer.Option(help="Local directory of a causal LM to fine-tune.", show_default="a small new one")
     ] = None,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.")] = 6.0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Stop after so long, with what is learnt by then.", show_default="all epochs"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[
         float | None, typer.Option(show_default="0.003 for a new model, 0.0001 for a checkpoint")
@@ -189,6 +193,7 @@ def train(
         layer2_dropout=layer2_dropout,
         loss=_loss(loss),
         gamma=gamma,
+        seconds=60 * minutes if minutes is not None else None,
     )
     if threads:
         torch.set_num_threads(threads)
@@ -242,6 +247,11 @@ def train(
         f"({outcome.examples_per_second:,.0f} examples/s)",
         soft_wrap=True,
     )
+    if outcome.steps < outcome.planned_steps:
+        console.print(
+            f"[yellow]![/] the time was up after {outcome.steps:,} of {outcome.planned_steps:,} steps: with more --minutes "
+            "the model learns more"
+        )
 
 
 def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Towers | None]:

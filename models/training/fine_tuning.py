@@ -49,6 +49,8 @@ class TrainingSettings:
     ``warm_up``: share of the steps over which the learning rate rises; it then falls along a cosine.
     ``layer2_dropout``: probability with which a SID is written in the form that is not the layout's.
     ``gamma``: γ of the focal or MiLe loss; None for its paper's (see ``models.training.losses``).
+    ``seconds``: time that training may take; it stops there with what it has learnt, and the learning rate has fallen by
+    then. The same seed then gives the same model only where all steps fit. None: as long as the steps take.
     """
 
     epochs: float = 3.0
@@ -62,6 +64,7 @@ class TrainingSettings:
     report_every: int = 20
     loss: Loss = "cross-entropy"
     gamma: float | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer2_dropout < 1.0:
@@ -75,18 +78,24 @@ class TrainingSettings:
                 )
         if self.learning_rate <= 0:
             raise SidstreamError(f"the learning rate must be positive, not {self.learning_rate:g}: correct it")
+        if self.seconds is not None and not self.seconds > 0:
+            raise SidstreamError(
+                f"the time of training must be positive, not {self.seconds:g} s: give it more, or none"
+            )
         checked_gamma(self.loss, self.gamma)
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """``skipped``: examples whose item is unknown; ``loss``: mean over the last reported steps (natural logarithm, a
-    token) of the loss that was trained on, so only outcomes with the same loss and γ compare.
+    """``skipped``: examples whose item is unknown; ``steps``: done, of ``planned_steps`` (fewer if the time was up);
+    ``loss``: mean over the last reported steps (natural logarithm, a token) of the loss that was trained on, so only
+    outcomes with the same loss and γ compare.
     """
 
     examples: int
     skipped: int
     steps: int
+    planned_steps: int
     loss: float
     seconds: float
     examples_per_second: float
@@ -94,6 +103,25 @@ class TrainingOutcome:
     def to_dict(self) -> dict[str, Any]:
         """Figures for the bundle's manifest."""
         return asdict(self)
+
+
+class _Budget:
+    """How much of a training is done: by its steps, or by its time if that runs out first."""
+
+    def __init__(self, steps: int, warm_up: float, seconds: float) -> None:
+        self._steps, self._warm_up, self._seconds = steps, warm_up, seconds
+        self._started = time.monotonic()
+
+    def share(self, step: int) -> float:
+        """0 at the start, 1 when no step is left or the time is up."""
+        return min(1.0, max(step / self._steps, (time.monotonic() - self._started) / self._seconds))
+
+    def learning_rate(self, step: int) -> float:
+        """As a share of the highest: rises over the warm-up, then falls along a cosine. The first step learns already."""
+        share = self.share(step)
+        if share < self._warm_up:
+            return max(share, 1 / self._steps) / self._warm_up
+        return 0.5 * (1 + math.cos(math.pi * (share - self._warm_up) / (1 - self._warm_up)))
 
 
 class _Batches:
@@ -174,12 +202,14 @@ def fine_tune(
 
     ``checkpoints``: directory that holds the state after each epoch; training goes on from the last one there, to the
     same weights as without the interruption. Keep one directory a table, settings and model; delete it afterwards.
+    ``settings.seconds`` counts anew from there.
     """
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     loader = _Batches(table, settings)
     total = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * len(loader)))
+    budget = _Budget(total, settings.warm_up, settings.seconds) if settings.seconds is not None else None
     losses: list[float] = []
 
     class TargetTrainer(Trainer):  # type: ignore[misc]
@@ -193,12 +223,23 @@ def fine_tune(
                 raise _failed(f"the loss of step {step} is NaN or infinite", settings)
             return loss
 
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if budget is None:
+                return super().create_scheduler(num_training_steps, optimizer)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, budget.learning_rate)
+            return self.lr_scheduler
+
     class Report(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
                 losses.append(float(logs["loss"]))
                 if progress is not None:
-                    progress(int(state.global_step), total, losses[-1])
+                    done = int(state.global_step)
+                    progress(done, total if budget is None else round(done / budget.share(done)), losses[-1])
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if budget is not None and budget.share(int(state.global_step)) >= 1:
+                control.should_training_stop = control.should_log = True
 
     with nullcontext(checkpoints) if checkpoints else TemporaryDirectory(prefix="sidstream-train-") as directory:
         arguments = TrainingArguments(
@@ -234,11 +275,13 @@ def fine_tune(
     guessing = math.log(int(model.get_input_embeddings().weight.shape[0]))
     if losses and losses[-1] > _DIVERGED * guessing:
         raise _failed(f"the loss at the end is {losses[-1]:.1f}, and guessing would give {guessing:.1f}", settings)
-    seen = total * table.targets / len(loader)
+    steps = int(trainer.state.global_step)
+    seen = steps * table.targets / len(loader)
     outcome = TrainingOutcome(
         examples=table.targets,
         skipped=table.skipped,
-        steps=total,
+        steps=steps,
+        planned_steps=total,
         loss=losses[-1] if losses else float("nan"),
         seconds=round(seconds, 2),
         examples_per_second=round(seen / seconds, 1),

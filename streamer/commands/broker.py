@@ -20,7 +20,8 @@ from rich.text import Text
 from models.terminal import print_line, print_table, shown, terminal
 from streamer.events.topics import TopicSpec, topic_specs
 from streamer.kafka.admin import create, describe
-from streamer.local.broker import STOP_SECONDS, LocalBroker
+from streamer.local.broker import LocalBroker
+from streamer.local.broker_process import STOP_SECONDS
 from streamer.local.kafka_distribution import KAFKA_VERSION, FetchProgress
 from streamer.process.logs import configure_logging, speaks_json
 from streamer.process.shutdown import Shutdown
@@ -142,8 +143,8 @@ def repartition_topics(
     updates = settings.topics.item_updates
     if dry_run:
         console.print(
-            f"{outcome.to_move:,} of the {outcome.keys:,} ids on {shown(updates)} would move with {outcome.partitions} partitions; "
-            "nothing was changed"
+            f"{outcome.to_move:,} of the {outcome.keys:,} ids on {shown(updates)} would move with {outcome.partitions} "
+            "partitions; nothing was changed"
         )
         return
     for name in outcome.grown:
@@ -156,7 +157,9 @@ def repartition_topics(
         )
     if outcome.partitions != settings.topics.partitions:
         print_line(console, f"Next: set topics.partitions = {outcome.partitions} (it is {settings.topics.partitions})")
-        console.print("Then start programs that wait for answers again: they read the partitions of results that there were")
+        console.print(
+            "Then start programs that wait for answers again: they read the partitions of results that there were"
+        )
 
 
 def _description_table(settings: Settings) -> tuple[Table, int]:

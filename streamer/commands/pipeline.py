@@ -151,7 +151,7 @@ def up(
     """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. A second Ctrl-C ends at once."""
     from models.bundles.bundle import Bundle
     from models.bundles.manifest import BundleError
-    from streamer.local.broker import STOP_SECONDS
+    from streamer.local.broker_process import STOP_SECONDS
     from streamer.local.supervisor import KILL_MARGIN_SECONDS
     from streamer.local.up import Pipeline
     from streamer.process.logs import configure_logging, speaks_json

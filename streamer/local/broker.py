@@ -10,10 +10,8 @@ import base64
 import fcntl
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from contextlib import ExitStack
@@ -23,8 +21,8 @@ from typing import IO, Final, Self
 
 import structlog
 
-from models.errors import SidstreamError
-from streamer.local import broker_guard, kafka_distribution
+from streamer.local import kafka_distribution
+from streamer.local.broker_process import BrokerError, BrokerProcess, java_cannot_run
 from streamer.local.broker_properties import broker_properties, controller_properties, logging_properties
 from streamer.local.broker_security import BrokerSecurity
 from streamer.local.kafka_distribution import FetchProgress
@@ -32,21 +30,15 @@ from streamer.local.kafka_distribution import FetchProgress
 log = structlog.get_logger(__name__)
 
 _HOST: Final = "127.0.0.1"
-_START_SECONDS: Final = 90.0  # 3 s usually; a busy machine or the recovery of much data takes longer
-STOP_SECONDS: Final = 30.0
+_START_SECONDS: Final = 300.0  # 3 s usually; a busy machine or the recovery of much data takes longer
 _LOCK_SECONDS: Final = 20.0  # the broker of a killed process ends within the guard's grace
 _PORT_ATTEMPTS: Final = 3  # a free port may be taken by another process before the broker has it
-_LOG_LINES_SHOWN: Final = 12
 _CLEAN_SHUTDOWN_FILE: Final = ".kafka_cleanshutdown"
 _ACTIVE_SIGN: Final = "Becoming the active controller"
 _FENCED_SIGN: Final = "Fencing broker 1 "
-_ACTIVE_SECONDS: Final = 45.0  # 1.5 s usually
-_FENCE_SECONDS: Final = 5.0  # .6 s usually
+_ACTIVE_SECONDS: Final = 180.0  # 1.5 s usually
+_FENCE_SECONDS: Final = 10.0  # 0.6 s usually
 _PORT_TAKEN_SIGNS: Final = ("Address already in use", "BindException")
-
-
-class BrokerError(SidstreamError):
-    """The local broker cannot be started or has died; the message says why and what to do."""
 
 
 class PortTakenError(BrokerError):
@@ -85,10 +77,8 @@ class LocalBroker:
         self._ports: tuple[int, ...] | None = None
         self._heap = heap
         self._progress = progress
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: BrokerProcess | None = None
         self._lock: IO[str] | None = None
-        self._earlier_log_bytes = 0
 
     @property
     def bootstrap_servers(self) -> str:
@@ -99,7 +89,7 @@ class LocalBroker:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.running
 
     @property
     def pid(self) -> int:
@@ -112,10 +102,6 @@ class LocalBroker:
     def log_file(self) -> Path:
         """Kafka's own log."""
         return self.directory / "logs" / "kafka.log"
-
-    @property
-    def _jvm_log_file(self) -> Path:
-        return self.directory / "logs" / "jvm.log"
 
     def start(self) -> None:
         """Start and return when a transaction can be begun; does nothing when it runs already.
@@ -165,17 +151,8 @@ class LocalBroker:
 
     def _stop_process(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                log.warning("broker_killed", waited_seconds=STOP_SECONDS, log_file=str(self.log_file))
-                process.kill()
-                process.wait()
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.wait()  # it ends with the broker
+        if process is not None:
+            process.stop()
 
     def kill(self) -> None:
         """SIGKILL, from any thread; the directory is let go of when this process ends. The broker recovers at its next start."""
@@ -188,15 +165,8 @@ class LocalBroker:
         Raises:
             BrokerError: the broker ended without being asked to.
         """
-        process = self._process
-        if process is None:
-            return
-        try:
-            status = process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            return
-        if self._process is not None:
-            raise self._died(status)
+        if (process := self._process) is not None:
+            process.wait(timeout_seconds)
 
     def __enter__(self) -> Self:
         self.start()
@@ -243,8 +213,7 @@ class LocalBroker:
             try:
                 if killed:
                     self._fence_the_dead(java, ports)
-                self._spawn(java, "server.properties")
-                self._await_readiness()
+                self._await_readiness(self._spawn(java, "server.properties"))
                 return
             except BrokerError as error:
                 taken = any(sign in str(error) for sign in _PORT_TAKEN_SIGNS)
@@ -269,7 +238,7 @@ class LocalBroker:
             properties = broker_properties(_HOST, ports, data=self.directory / "data", security=self._security)
             (self.directory / "server.properties").write_text(properties, "utf-8")
             (self.directory / "log4j2.properties").write_text(logging_properties(self.log_file), "utf-8")
-            self._jvm_log_file.write_bytes(b"")
+            (self.directory / "logs" / "jvm.log").write_bytes(b"")
         except OSError as error:
             raise BrokerError(
                 f"the broker cannot write to {self.directory}: {error.strerror}; free some space"
@@ -295,7 +264,10 @@ class LocalBroker:
             f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}",
             "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(configuration), *users,
         ]  # fmt: skip
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            raise java_cannot_run(java[0], error) from None
         if answer.returncode != 0:
             raise BrokerError(
                 f"Kafka cannot format {data}; correct the cause and start again:\n{(answer.stderr or answer.stdout).strip()}"
@@ -317,55 +289,32 @@ class LocalBroker:
         """
         properties = controller_properties(_HOST, ports, data=self.directory / "data", security=self._security)
         (self.directory / "controller.properties").write_text(properties, "utf-8")
-        self._spawn(java, "controller.properties")
+        controller = self._spawn(java, "controller.properties")
         give_up, active = time.monotonic() + _ACTIVE_SECONDS, False
-        while _FENCED_SIGN not in (said := _said(self.log_file, self._earlier_log_bytes)):
+        while _FENCED_SIGN not in (said := controller.said()):
             if not active and _ACTIVE_SIGN in said:
-                # None is to be fenced if it died before it was registered.
+                # A broker that died before it was registered is unknown, and never fenced: no reason to wait for long.
                 active, give_up = True, time.monotonic() + _FENCE_SECONDS
-            self._check_process()
+            controller.check()
             if time.monotonic() > give_up:
                 log.warning("dead_broker_not_fenced", controller_active=active, log_file=str(self.log_file))
                 break
             time.sleep(0.05)
         self._stop_process()
 
-    def _spawn(self, java: list[str], configuration: str) -> None:
+    def _spawn(self, java: list[str], configuration: str) -> BrokerProcess:
         assert self._lock is not None
-        command = [
-            *java[:1], f"-Xmx{self._heap}", "-Xshare:auto", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
-            "-Djava.awt.headless=true", *java[1:],
-            f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}",
-            "kafka.Kafka", str(self.directory / configuration),
-        ]  # fmt: skip
-        self._earlier_log_bytes = self.log_file.stat().st_size if self.log_file.is_file() else 0
-        with self._jvm_log_file.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.directory,
-                pass_fds=(self._lock.fileno(),),
-                start_new_session=True,  # the terminal's Ctrl-C goes to us, and we stop it last
-            )
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", broker_guard.__file__, str(os.getpid()), str(self._process.pid)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.directory,
-                start_new_session=True,
-            )
+        self._process = BrokerProcess(java, self.directory, configuration, heap=self._heap, lock=self._lock)
+        return self._process
 
-    def _await_readiness(self) -> None:
+    def _await_readiness(self, process: BrokerProcess) -> None:
         """Wait until the port is open, the cluster describes itself, and a throw-away transaction begins and aborts."""
         from confluent_kafka import KafkaException, Producer
         from confluent_kafka.admin import AdminClient
 
         give_up = time.monotonic() + _START_SECONDS
         while not _accepts(*self.bootstrap_servers.split(":")):
-            self._check_alive(give_up, "its port does not open")
+            self._check_alive(process, give_up, "its port does not open")
             time.sleep(0.05)
         login = {} if self._security is None else self._security.client_properties(next(iter(self._security.users)))
         client = {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "error_cb": lambda error: None, **login}
@@ -375,7 +324,7 @@ class LocalBroker:
                 admin.describe_cluster(request_timeout=2).result()
                 break
             except KafkaException:
-                self._check_alive(give_up, "it does not describe its cluster")
+                self._check_alive(process, give_up, "it does not describe its cluster")
         # The coordinator's first answers are "loading": ask again at once instead of after librdkafka's 100 ms.
         producer = Producer({**client, "transactional.id": "sidstream-readiness", "retry.backoff.ms": 10})
         while True:
@@ -383,52 +332,17 @@ class LocalBroker:
                 producer.init_transactions(2)
                 break
             except KafkaException:
-                self._check_alive(give_up, "it does not begin a transaction")
+                self._check_alive(process, give_up, "it does not begin a transaction")
         producer.begin_transaction()
         producer.abort_transaction(10)
 
-    def _check_process(self) -> None:
-        assert self._process is not None
-        status = self._process.poll()
-        if status is not None:
-            raise self._died(status)
-
-    def _check_alive(self, give_up: float, complaint: str) -> None:
-        self._check_process()
+    def _check_alive(self, process: BrokerProcess, give_up: float, complaint: str) -> None:
+        process.check()
         if time.monotonic() > give_up:
             raise BrokerError(
                 f"the broker on {self.directory} is not ready after {_START_SECONDS:.0f} s ({complaint}); "
-                f"its log is {self.log_file}:\n{self._last_log_lines()}"
+                f"its log is {self.log_file}:\n{process.last_log_lines()}"
             )
-
-    def _died(self, status: int) -> BrokerError:
-        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return BrokerError(
-            f"the broker on {self.directory} died ({how}); its logs are {self.log_file} and {self._jvm_log_file}:\n"
-            f"{self._last_log_lines()}"
-        )
-
-    def _last_log_lines(self) -> str:
-        lines: list[str] = []
-        for path, earlier in ((self.log_file, self._earlier_log_bytes), (self._jvm_log_file, 0)):
-            tail = _said(path, earlier)[-100_000:].splitlines()
-            # What failed is said before the stack trace and the shutdown's chatter.
-            telling = [line for line in tail if " ERROR " in line or " FATAL " in line or "Exception" in line]
-            lines += (telling or tail)[-_LOG_LINES_SHOWN:]
-        return "\n".join(f"  {line}" for line in lines)
-
-
-def _said(log_file: Path, earlier_bytes: int) -> str:
-    """What a log has beyond its first ``earlier_bytes``; all of it if it was rolled since."""
-    try:
-        with log_file.open("rb") as file:
-            if file.seek(0, os.SEEK_END) >= earlier_bytes:
-                file.seek(earlier_bytes)
-            else:
-                file.seek(0)
-            return file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
 
 
 def _is_alive(pid: str) -> bool:

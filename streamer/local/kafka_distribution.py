@@ -265,7 +265,10 @@ def _is_pinned(path: Path, jar: Jar) -> bool:
 def _verify(path: Path, jar: Jar, *, remedy: str) -> None:
     if not path.is_file():
         raise DistributionError(f"{path} is missing: {remedy}")
-    found = _sha256(path)
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise DistributionError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from None
     if found != jar.sha256:
         raise DistributionError(
             f"{path} is not the pinned {jar.file_name} (sha256 {found[:16]}… instead of {jar.sha256[:16]}…): {remedy}"

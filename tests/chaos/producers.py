@@ -23,6 +23,7 @@ from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
 from support.item_stream import FIRST_TIME
+from support.patience import PATIENCE_SECONDS
 
 PROBE: Final = "probe"
 _TAIL: Final = 5_000
@@ -168,7 +169,7 @@ class Producers(threading.Thread):
                 self._query()
                 queries += 1
             self._producer.poll(0.002)
-        assert self._producer.flush(120) == 0, "the broker does not take everything"
+        assert self._producer.flush(PATIENCE_SECONDS) == 0, "the broker does not take everything"
 
     def _event(self) -> None:
         [kind] = self._dice.choice(list(_KINDS), p=list(_KINDS.values()), size=1)

@@ -15,10 +15,11 @@ from typing import Final
 
 from chaos.faults import KillAt
 from store.failpoints import FAILPOINT_VARIABLE, Failpoint
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess
 
 _DEATH_SECONDS: Final = 45.0  # of a failpoint that chance chose: a layout may not come at all
-_SURE_DEATH_SECONDS: Final = 120.0  # a retriever loads its model first
+_SURE_DEATH_SECONDS: Final = PATIENCE_SECONDS
 _KILLED: Final = -signal.SIGKILL
 
 

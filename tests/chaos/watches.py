@@ -15,6 +15,7 @@ from store.reader import IndexReader
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.gather import drain
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Watches:
             self._settings.kafka, group="chaos-watch", isolation_level="read_committed"
         )
         consumer = Consumer(configuration)
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=PATIENCE_SECONDS).topics[topic].partitions
         consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
         while not self._stop.is_set():
             yield from drain(consumer, 500, 0.1)

@@ -101,7 +101,7 @@ class World:
             index=self.disk.path / "index",
             kafka={"bootstrap_servers": self.broker.bootstrap_servers},
             # Larger batches: more in a transaction when a kill comes, and less of the cores for the broker.
-            assigner={"minimum_batch_interval_ms": 20},
+            assigner={"minimum_batch_interval_ms": 50},
             indexer={"map_bytes": 1 << 20, "counts_interval_seconds": 0.2},
             retriever={"layout": "live"},
             monitor={

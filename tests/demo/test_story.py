@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from demo.commands import demo_settings
-from demo.display import summary
+from demo.display import show_summary
 from demo.preparation import head_size
 from demo.shop.shop import own_shop
 from demo.story import Story
@@ -26,6 +26,11 @@ def test_story_streams_answers_changes_deletes_and_reshortens_live_while_every_q
     monkeypatch.setenv("SIDSTREAM_TOPICS__PREFIX", unique_prefix)
     monkeypatch.setenv("SIDSTREAM_MONITOR__APP_ID", f"{unique_prefix}monitor")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Windows half as long as the demo's: as much happens in them, sooner.
+    monkeypatch.setenv("SIDSTREAM_MONITOR__BUCKET_SECONDS", "1.0")
+    monkeypatch.setenv("SIDSTREAM_MONITOR__DRIFT_INTERVAL_SECONDS", "1.0")
+    monkeypatch.setenv("SIDSTREAM_MONITOR__MINIMUM_INTERVAL_SECONDS", "2.0")
+    monkeypatch.setenv("SIDSTREAM_MONITOR__RESHORTENED_SECONDS", "5.0")
     settings = demo_settings(tmp_path, head_size(shop))
     output = io.StringIO()
     console = Console(file=output, width=120)
@@ -33,7 +38,7 @@ def test_story_streams_answers_changes_deletes_and_reshortens_live_while_every_q
     figures = Story(shop, settings, console, tmp_path / "logs").tell(
         lambda: Pipeline(settings, embedded_broker=False, log_directory=tmp_path / "logs")
     )
-    console.print(summary(figures, 1.0, [("sidstream up", "go on")]))
+    show_summary(console, figures, 1.0, [("sidstream up", "go on")])
     text = output.getvalue()
 
     assert figures.burst_items == len(shop.known) - 100

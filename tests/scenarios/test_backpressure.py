@@ -26,6 +26,7 @@ from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, load_settings
 from support.item_stream import FIRST_TIME, publish_updates
 from support.paths import SUPPORT
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 PADDING = "x" * 65_536  # of an event; a query's is its history
@@ -70,7 +71,7 @@ def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model
         SidstreamProcess(settings, "retriever", tmp_path, program=SUPPORT / "slow_retriever.py") as retriever,
     ):
         publish_updates(settings, tiny_embeddings, range(100))
-        wait_until(lambda: updated_at(b"item-99") >= 0, seconds=60, what="100 items")
+        wait_until(lambda: updated_at(b"item-99") >= 0, what="100 items")
         asked = ask_until_answered(settings)
         processes = {"assigner": assigner, "indexer": indexer, "retriever": retriever}
         before = {name: process.peak_mebibytes for name, process in processes.items()}
@@ -80,15 +81,10 @@ def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model
         finally:
             os.kill(indexer.pid, signal.SIGCONT)
         wait_until(
-            lambda: updated_at(b"flood-last") == FIRST_TIME + sent,
-            seconds=300,
-            what="the last update in the index",
-            every=1.0,
+            lambda: updated_at(b"flood-last") == FIRST_TIME + sent, what="the last update in the index", every=1.0
         )
         asked += queries
-        wait_until(
-            lambda: len(answered(settings)) >= len(asked), seconds=300, what="every answer", every=2.0 + seconds / 60
-        )
+        wait_until(lambda: len(answered(settings)) >= len(asked), what="every answer", every=2.0 + seconds / 60)
         peaks = {name: process.peak_mebibytes - before[name] for name, process in processes.items()}
         print(f"{sent} events of {len(PADDING)} bytes, {len(asked)} queries; memory beyond {before} MiB: {peaks}")
         assert all(process.stop() == 0 for process in processes.values())
@@ -106,8 +102,8 @@ def ask_until_answered(settings: Settings) -> list[str]:
     """A retriever that has loaded its model has its base of memory."""
     producer = Producer(producer_configuration(settings.kafka))
     produce(producer, settings.topics.queries, key=b"first", value=QUERY.encode(Query(text="thing")))
-    assert producer.flush(30) == 0
-    wait_until(lambda: "first" in answered(settings), seconds=240, what="a retriever that answers", every=0.5)
+    assert producer.flush(PATIENCE_SECONDS) == 0
+    wait_until(lambda: "first" in answered(settings), what="a retriever that answers", every=0.5)
     return ["first"]
 
 
@@ -144,7 +140,7 @@ def flood(
         producer.poll(0.001)
     last = json.dumps({"embedding": embeddings[0].tolist(), "updated_at": FIRST_TIME + sent}).encode()
     produce(producer, settings.topics.item_updates, key=b"flood-last", value=last)
-    assert producer.flush(60) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     return sent, asked
 
 
@@ -193,8 +189,8 @@ def test_broker_that_stands_still_for_seconds_loses_no_answer_and_repeats_none(
             finally:
                 done.set()
                 asking.join()
-            assert producer.flush(120) == 0
-            wait_until(lambda: len(answered(settings)) >= len(asked), seconds=90, what="every answer", every=1.0)
+            assert producer.flush(PATIENCE_SECONDS) == 0
+            wait_until(lambda: len(answered(settings)) >= len(asked), what="every answer", every=1.0)
             assert retriever.stop() == 0
         assert len(asked) > 100
         assert answered(settings) == Counter(asked), "one answer per query"

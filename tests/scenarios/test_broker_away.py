@@ -37,29 +37,27 @@ def test_assigner_waits_for_a_broker_that_was_killed_or_is_not_there_yet_and_goe
 
         with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
             publish_updates(settings, tiny_embeddings, range(100))
-            wait_until(lambda: len(assigned()) == 100, seconds=40, what="100 items before", every=0.5)
+            wait_until(lambda: len(assigned()) == 100, what="100 items before", every=0.5)
             assert is_ready()
 
             os.kill(broker.pid, signal.SIGKILL)
-            wait_until(lambda: not is_ready(), seconds=20, what="an assigner that says that the broker is away")
+            wait_until(lambda: not is_ready(), what="an assigner that says that the broker is away")
             broker.start()
             publish_updates(settings, tiny_embeddings, range(100, 200))
-            wait_until(lambda: len(assigned()) >= 200, seconds=40, what="100 items after", every=0.5)
-            wait_until(is_ready, seconds=20, what="a ready assigner")
+            wait_until(lambda: len(assigned()) >= 200, what="100 items after", every=0.5)
+            wait_until(is_ready, what="a ready assigner")
             assert assigned() == sorted(f"item-{number}".encode() for number in range(200))
 
             broker.stop()
-            wait_until(lambda: not is_ready(), seconds=20, what="an assigner that says that the broker is away")
+            wait_until(lambda: not is_ready(), what="an assigner that says that the broker is away")
             assert assigner.stop() == 0, assigner.log()
             assert "Traceback" not in assigner.log()
 
         with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
-            wait_until(
-                lambda: "is the broker running" in http_get(port, "/ready")[1], seconds=40, what="one that says so"
-            )
+            wait_until(lambda: "is the broker running" in http_get(port, "/ready")[1], what="one that says so")
             assert http_get(port, "/live")[0] == 200
             broker.start()
             publish_updates(settings, tiny_embeddings, range(200, 250))
-            wait_until(lambda: len(assigned()) >= 250, seconds=40, what="50 items more", every=0.5)
+            wait_until(lambda: len(assigned()) >= 250, what="50 items more", every=0.5)
             assert assigner.stop() == 0, assigner.log()
         assert assigned() == sorted(f"item-{number}".encode() for number in range(250))

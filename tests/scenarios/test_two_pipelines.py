@@ -111,11 +111,11 @@ def test_two_pipelines_side_by_side_on_one_cluster_keep_everything_apart(
     with ExitStack() as stack:
         pipelines = [stack.enter_context(SidstreamProcess(shop.settings, "up", tmp_path / shop.name)) for shop in shops]
         for shop in shops:
-            wait_until(lambda s=shop: "is up on" in _log(tmp_path, s), seconds=120, what=f"{shop.name} is up")
+            wait_until(lambda s=shop: "is up on" in _log(tmp_path, s), what=f"{shop.name} is up")
             shop.publish(tiny_embeddings, range(ITEMS))
         for shop in shops:
-            wait_until(lambda s=shop: s.indexed() == ITEMS, seconds=120, what=f"{shop.name}: items indexed")
-            wait_until(lambda s=shop: s.judged_items() == ITEMS, seconds=120, what=f"{shop.name}: items counted")
+            wait_until(lambda s=shop: s.indexed() == ITEMS, what=f"{shop.name}: items indexed")
+            wait_until(lambda s=shop: s.judged_items() == ITEMS, what=f"{shop.name}: items counted")
         for shop in shops:
             with Client(shop.settings) as client:
                 answer = client.ask("thing number 7", limit=20, timeout_seconds=200)
@@ -128,13 +128,10 @@ def test_two_pipelines_side_by_side_on_one_cluster_keep_everything_apart(
             shop.publish(tiny_embeddings, range(ITEMS, ITEMS + more))
             wait_until(
                 lambda s=shop, n=more: s.judged_items() == ITEMS + n,
-                seconds=120,
                 what=f"{shop.name}: more items counted",
             )
         assert (red.indexed(), blue.indexed()) == (ITEMS + LATER, ITEMS + 2 * LATER)
-        wait_until(
-            lambda: bool(red.published(red.settings.topics.alerts, ALERT)), seconds=60, what="red's alert of its layout"
-        )
+        wait_until(lambda: bool(red.published(red.settings.topics.alerts, ALERT)), what="red's alert of its layout")
         groups = [
             shop.settings.in_cluster(f"sidstream-{process}")
             for shop in shops

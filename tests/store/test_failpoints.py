@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from support.patience import PATIENCE_SECONDS
+
 PASS_THREE_TIMES = """
 from store.failpoints import Failpoint, reach
 for passing in (1, 2, 3):
@@ -21,7 +23,9 @@ for passing in (1, 2, 3):
 def run(failpoint: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SIDSTREAM_FAILPOINT": failpoint}
     command = [sys.executable, "-c", PASS_THREE_TIMES]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from store.reader import IndexReader
 from store.trie_view import TrieView
 from store.verification import verify
 from store.writer import IndexWriter
+from support.patience import PATIENCE_SECONDS
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
 OpenWriter = Callable[..., IndexWriter]
@@ -99,17 +100,17 @@ def test_growth_waits_for_the_snapshot_of_another_thread(open_writer: OpenWriter
     def hold() -> None:
         with writer.snapshot() as snapshot:
             opened.set()
-            finish.wait(10)
+            finish.wait(PATIENCE_SECONDS)
             seen.append(snapshot.item_count)
 
     holder = threading.Thread(target=hold)
     applier = threading.Thread(target=writer.apply, args=(batch_of(random_events(1, 5_000, ids=1_000_000)), {}))
     holder.start()
-    assert opened.wait(10)
+    assert opened.wait(PATIENCE_SECONDS)
     applier.start()
     finish.set()
-    holder.join(10)
-    applier.join(10)
+    holder.join(PATIENCE_SECONDS)
+    applier.join(PATIENCE_SECONDS)
     assert seen == [0]
     with writer.snapshot() as snapshot:
         assert snapshot.item_count > 0
@@ -282,7 +283,7 @@ def test_forked_child_is_refused_and_the_parent_goes_on(open_writer: OpenWriter,
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
         child = context.Process(target=_child_after_fork, args=(reader, path, answers))
         child.start()
-        child.join(20)
+        child.join(PATIENCE_SECONDS)
         assert child.exitcode == 0
         assert "fork before opening it" in answers.get()
         assert "fork before opening it" in answers.get()
@@ -299,5 +300,5 @@ def test_forked_child_does_not_keep_the_lock_of_a_closed_writer(open_writer: Ope
     writer.close()
     open_writer()
     finish.set()
-    child.join(20)
+    child.join(PATIENCE_SECONDS)
     assert child.exitcode == 0

@@ -13,6 +13,7 @@ from store.reader import IndexReader
 from store.verification import verify
 from store.writer import IndexWriter
 from support.paths import TESTS
+from support.patience import PATIENCE_SECONDS
 from support.plain_index import CODEBOOK, PlainIndex, random_events
 
 OpenWriter = Callable[..., IndexWriter]
@@ -85,7 +86,7 @@ def test_killed_writer_leaves_whole_batches_and_its_successor_goes_on(open_write
 
 def test_full_disk_stops_with_what_to_do_and_loses_no_batch(path: Path) -> None:
     with run(FILL_THE_DISK, path) as child:
-        told, _ = child.communicate(timeout=60)
+        told, _ = child.communicate(timeout=PATIENCE_SECONDS)
     assert child.returncode == 0
     batches = int(told.split()[0])
     assert "no offset moved: make room" in told
@@ -110,5 +111,5 @@ def test_slot_of_a_killed_reader_is_freed_by_the_next_one(open_writer: OpenWrite
         assert str(pid) in writer._environment.lmdb.readers()
         child.kill()
     with run("from store.reader import IndexReader; IndexReader(sys.argv[1])", path) as next_reader:
-        assert next_reader.wait(20) == 0
+        assert next_reader.wait(PATIENCE_SECONDS) == 0
     assert str(pid) not in writer._environment.lmdb.readers()

@@ -16,6 +16,7 @@ from streamer.events.records import ITEM_UPDATE, ItemUpdate
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 
 FIRST_TIME: Final = 1_767_225_600_000  # 2026: an update's number is told by its time, which has to be plausible
 
@@ -26,7 +27,7 @@ def publish_updates(settings: Settings, embeddings: NDArray[np.float32], ids: ra
     for number in ids:
         value = ITEM_UPDATE.encode(ItemUpdate(embedding=embeddings[number].astype("<f4").tobytes()))
         produce(producer, settings.topics.item_updates, key=f"item-{number}".encode(), value=value)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
 
 class Stream:
@@ -45,12 +46,15 @@ class Stream:
         self.expected: dict[str, int | None] = {}
         self.malformed = self._kinds.count("malformed")
         self.sent = threading.Event()
+        self._stopping = threading.Event()
 
     def publish(self) -> None:
         producer = Producer(producer_configuration(self._settings.kafka))
         topic = self._settings.topics.item_updates
         started = time.monotonic()
         for row, (item_id, kind) in enumerate(zip(self._ids, self._kinds, strict=True)):
+            if self._stopping.is_set():
+                break
             value: bytes | None
             if kind == "update":
                 update = ItemUpdate(
@@ -67,8 +71,12 @@ class Stream:
             if row % 100 == 0:
                 producer.poll(0)
                 time.sleep(max(0.0, started + row / self._per_second - time.monotonic()))
-        assert producer.flush(120) == 0
+        assert producer.flush(PATIENCE_SECONDS) == 0
         self.sent.set()
+
+    def stop(self) -> None:
+        """Publish no more; ``sent`` says when what was published is there."""
+        self._stopping.set()
 
 
 def index_has_everything(settings: Settings, stream: Stream) -> bool:

@@ -22,6 +22,7 @@ from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.gather import drain
 from streamer.process.run import SUPERVISOR_VARIABLE
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 
 
 def free_port() -> int:
@@ -66,6 +67,7 @@ class SidstreamProcess:
             **os.environ,
             "SIDSTREAM_CONFIG": str(configuration),
             "OMP_NUM_THREADS": "1",
+            "SIDSTREAM_SHUTDOWN_SECONDS": str(PATIENCE_SECONDS),  # a clean end takes longer on a busy machine
             SUPERVISOR_VARIABLE: str(os.getpid()),  # none outlives a test run that was killed
             **(environment or {}),
         }
@@ -95,7 +97,7 @@ class SidstreamProcess:
         """SIGTERM; the exit status."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(30)
+        return self._process.wait(PATIENCE_SECONDS)
 
     def status(self) -> int | None:
         """The exit status; negative for the signal that ended it, ``None`` while it runs."""
@@ -110,7 +112,7 @@ class SidstreamProcess:
     def wait(self) -> int:
         """The exit status, waited for; negative for a signal."""
         assert self._process is not None
-        return self._process.wait(30)
+        return self._process.wait(PATIENCE_SECONDS)
 
     @property
     def peak_mebibytes(self) -> float:
@@ -136,7 +138,9 @@ class SidstreamProcess:
             self.stop()
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float, what: str, every: float = 0.1) -> None:
+def wait_until(
+    condition: Callable[[], bool], *, what: str, every: float = 0.1, seconds: float = PATIENCE_SECONDS
+) -> None:
     """Poll until ``condition`` holds; fails with ``what`` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -152,7 +156,7 @@ def committed_records(settings: Settings, topic: str, *, committed: bool = True)
     )
     consumer = Consumer(configuration)
     try:
-        partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+        partitions = list(consumer.list_topics(topic, timeout=PATIENCE_SECONDS).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
         return list(_until_end(consumer, set(partitions)))
     finally:
@@ -160,7 +164,7 @@ def committed_records(settings: Settings, topic: str, *, committed: bool = True)
 
 
 def _until_end(consumer: Consumer, partitions: set[int]) -> Iterator[Message]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while partitions:
         assert time.monotonic() < deadline, f"partitions {partitions} have no end"
         yield from drain(consumer, 10_000, 1.0, lambda end: partitions.discard(end.partition()))

@@ -17,6 +17,7 @@ from streamer.indexer.process import Indexer
 from streamer.kafka.clients import producer_configuration
 from streamer.process.health import Health
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 
 
 def with_indexer(settings: Settings, **values: Any) -> Settings:
@@ -79,4 +80,4 @@ def send_codes(settings: Settings, layout: Layout, *records: dict[str, Any]) -> 
             )
         producer.produce(settings.topics.item_codes, value=value, **record)
         producer.poll(0)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0

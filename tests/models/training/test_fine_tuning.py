@@ -21,7 +21,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from models.language.language_model import small_causal_lm  # noqa: E402
-from models.training.fine_tuning import TrainingFailedError, TrainingSettings, fine_tune, target_loss  # noqa: E402
+from models.training.fine_tuning import (  # noqa: E402
+    TrainingFailedError,
+    TrainingSettings,
+    _Budget,
+    fine_tune,
+    target_loss,
+)
 
 SIZE, ITEMS = 8, 12
 CODES = np.random.default_rng(0).integers(SIZE, size=(ITEMS, 3)).astype(np.uint16)
@@ -126,6 +132,60 @@ def test_a_small_model_learns_its_examples_and_reports_progress() -> None:
     with torch.inference_mode():
         best = int(model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
     assert best == PROMPTS.vocabulary.sid_base + CODES[4, 0]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """``[now, step]``: fine tuning's clock, which goes on by ``step`` seconds each time that it is read."""
+    now = [0.0, 0.0]
+
+    def monotonic() -> float:
+        now[0] += now[1]
+        return now[0]
+
+    monkeypatch.setattr("models.training.fine_tuning.time.monotonic", monotonic)
+    return now
+
+
+def test_training_stops_when_its_time_is_up_with_what_it_has_and_says_how_far_it_came(clock: list[float]) -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=48, layers=2, heads=2)
+    clock[1] = 1.0
+    seen: list[tuple[int, int]] = []
+    settings = TrainingSettings(
+        max_steps=1_000, batch_size=12, learning_rate=5e-3, report_every=20, seconds=250.0, layer2_dropout=0.3
+    )
+    outcome = fine_tune(model, table(), settings, lambda step, total, loss: seen.append((step, total)))
+    assert 20 < outcome.steps < 250
+    assert outcome.planned_steps == 1_000
+    assert outcome.loss < 1.0, "the learning rate has fallen by then, and the model has learnt its examples"
+    assert not model.training
+    assert seen[-1][0] == outcome.steps
+    assert all(abs(total - outcome.steps) <= 0.2 * outcome.steps for step, total in seen if step > 20), seen
+
+
+def test_training_whose_steps_fit_into_its_time_does_them_all() -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+    outcome = fine_tune(model, table(), TrainingSettings(max_steps=10, batch_size=12, seconds=1e6))
+    assert (outcome.steps, outcome.planned_steps) == (10, 10)
+
+
+def test_learning_rate_rises_and_then_falls_to_nothing_by_the_end_of_the_time_or_of_the_steps(
+    clock: list[float],
+) -> None:
+    by_steps = _Budget(100, 0.1, seconds=1e6)
+    rates = [by_steps.learning_rate(step) for step in range(101)]
+    assert 0 < rates[0] < rates[5] < rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.0, abs=1e-6)
+    by_time = _Budget(100, 0.1, seconds=60.0)
+    clock[0] += 60.0
+    assert by_time.learning_rate(3) == pytest.approx(0.0)
+    assert by_time.share(3) == 1.0
+
+
+def test_time_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(SidstreamError, match="time of training must be positive"):
+        TrainingSettings(seconds=0.0)
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:

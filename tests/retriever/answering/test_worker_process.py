@@ -18,6 +18,7 @@ from streamer.events.records import ANSWER, QUERY, Query
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 QUERIES = 240
@@ -49,15 +50,15 @@ def test_update_is_answered_deletion_is_not_and_kill_9_answers_every_query_once(
         with ItemPublisher(settings) as publisher:
             for number, embedding in enumerate(tiny_embeddings[:200]):
                 publisher.update(f"item-{number}", embedding, title=f"thing {number}")
-        wait_until(lambda: items() == 200, seconds=40, what="200 items in the index")
+        wait_until(lambda: items() == 200, what="200 items in the index")
 
-        answer = client.ask("thing number 7", limit=50, timeout_seconds=150)
+        answer = client.ask("thing number 7", limit=50, timeout_seconds=PATIENCE_SECONDS)
         assert answer.error is None
         best = answer.items[0].item_id
         with ItemPublisher(settings) as publisher:
             publisher.delete(best)
-        wait_until(lambda: items() == 199, seconds=20, what="the deletion in the index")
-        again = client.ask("thing number 7", limit=50)
+        wait_until(lambda: items() == 199, what="the deletion in the index")
+        again = client.ask("thing number 7", limit=50, timeout_seconds=PATIENCE_SECONDS)
         assert best not in {item.item_id for item in again.items}
 
         producer = Producer(producer_configuration(settings.kafka))
@@ -81,7 +82,7 @@ def test_update_is_answered_deletion_is_not_and_kill_9_answers_every_query_once(
             records = committed_records(settings, settings.topics.results)
             return Counter(ANSWER.decode(record.value()).query_id for record in records)
 
-        wait_until(lambda: answered().keys() >= set(ids), seconds=150, what="every query answered", every=1.0)
+        wait_until(lambda: answered().keys() >= set(ids), what="every query answered", every=1.0)
         assert retriever.stop() == 0
         counts = answered()
     assert {query_id: counts[query_id] for query_id in ids} == dict.fromkeys(ids, 1), "one answer per query"

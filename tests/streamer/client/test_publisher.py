@@ -88,7 +88,7 @@ def test_text_alone_is_published_and_gets_the_codes_of_its_embedding(
 
     with SidstreamProcess(pipeline_settings, "assigner", tmp_path):
         topic = pipeline_settings.topics.item_codes
-        wait_until(lambda: len(committed_records(pipeline_settings, topic)) == 16, seconds=40, what="16 items' codes")
+        wait_until(lambda: len(committed_records(pipeline_settings, topic)) == 16, what="16 items' codes")
     codes = {
         record.key().decode(): ITEM_CODES.decode(record.value()).codes
         for record in committed_records(pipeline_settings, topic)

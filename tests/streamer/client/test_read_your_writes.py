@@ -26,6 +26,7 @@ from streamer.indexer.codes import codes_batch
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
 from support.item_stream import FIRST_TIME
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 ONE = Delivery({0: ((0, 1),)})  # the first event of partition 0
@@ -63,7 +64,7 @@ def transaction(settings: Settings, name: str) -> Producer:
     producer.init_transactions(20)
     producer.begin_transaction()
     producer.produce(settings.topics.item_codes, key=b"a", value=b"never decoded", partition=0)
-    assert producer.flush(20) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     return producer
 
 
@@ -78,7 +79,7 @@ def test_what_was_waited_for_is_in_the_index_every_time(
                 if turn:
                     publisher.delete("item-0")
             started = time.monotonic()
-            await_indexed(settings, publisher.delivered, seconds=40)
+            await_indexed(settings, publisher.delivered, seconds=PATIENCE_SECONDS)
             print(f"turn {turn}: {1000 * (time.monotonic() - started):.0f} ms")
             with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
                 found = snapshot.find([b"item-%d" % number for number in range(turn + 1)])
@@ -87,9 +88,9 @@ def test_what_was_waited_for_is_in_the_index_every_time(
         # An event that becomes a dead letter has no codes: it is done when the assigner has refused it.
         producer = Producer(producer_configuration(settings.kafka))
         producer.produce(settings.topics.item_updates, key=b"bad", value=b"{", partition=2)
-        assert producer.flush(20) == 0
+        assert producer.flush(PATIENCE_SECONDS) == 0
         end = publisher.delivered.ends.get(2, 0)
-        outcome = await_indexed(settings, Delivery({2: ((end, end + 1),)}), seconds=20)
+        outcome = await_indexed(settings, Delivery({2: ((end, end + 1),)}), seconds=PATIENCE_SECONDS)
         assert [(one.kind, one.events) for one in outcome.refused] == [("UndecodableEvent", 1)]
 
 
@@ -128,7 +129,7 @@ def test_markers_and_aborted_records_behind_the_last_one_are_not_waited_for(
     transaction(settings, "codes").commit_transaction(20)
     transaction(settings, "codes").abort_transaction(20)
     writer.apply(codes_batch([], layout), {(settings.topics.item_codes, 0): 1})  # of 4: two markers, one aborted record
-    await_indexed(settings, ONE, seconds=5)
+    await_indexed(settings, ONE, seconds=PATIENCE_SECONDS)
 
 
 def test_open_transaction_is_waited_for_and_named(settings: Settings, writer: IndexWriter, layout: Layout) -> None:
@@ -140,7 +141,7 @@ def test_open_transaction_is_waited_for_and_named(settings: Settings, writer: In
     returned = threading.Event()
 
     def wait() -> None:
-        await_indexed(settings, ONE, seconds=30)
+        await_indexed(settings, ONE, seconds=PATIENCE_SECONDS)
         returned.set()
 
     waiting = threading.Thread(target=wait)
@@ -207,7 +208,6 @@ def test_outcome_is_exact_when_the_assigner_is_killed_and_comes_back(
                 lambda at_least=letters: (  # type: ignore[misc]
                     len(committed_records(settings, settings.topics.item_updates_dead_letters)) >= at_least
                 ),
-                seconds=60,
                 what="dead letters",
                 every=0.02,
             )
@@ -229,7 +229,7 @@ def test_codes_that_the_indexer_refuses_are_refused_events_of_their_producer(
     producer = Producer(producer_configuration(settings.kafka))
     for key in (b"mine", b"of another"):
         producer.produce(settings.topics.item_codes, key=key, value=b"never decoded", partition=partition)
-    assert producer.flush(20) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     group = settings.topics.prefix + settings.assigner.group
     consumer = Consumer(consumer_configuration(settings.kafka, group=group))
     consumer.commit(offsets=[TopicPartition(settings.topics.item_updates, partition, 1)], asynchronous=False)
@@ -239,7 +239,7 @@ def test_codes_that_the_indexer_refuses_are_refused_events_of_their_producer(
             settings.topics.item_updates_dead_letters, record, Rejection("indexer", "IndexFull", "no room for it")
         )
         producer.produce(full.topic, key=full.key, value=full.value, headers=full.headers)
-    assert producer.flush(20) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     writer.apply(codes_batch([], layout), {(settings.topics.item_codes, partition): 2})
     outcome = await_indexed(settings, publisher.delivered, seconds=20)
     assert (outcome.indexed, classes(outcome)) == (0, {"IndexFull": 1})

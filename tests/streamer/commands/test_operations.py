@@ -16,6 +16,7 @@ from models.bundles.bundle import Bundle
 from store import environment
 from store.batch import CodesBatch
 from store.writer import IndexWriter
+from support.patience import PATIENCE_SECONDS
 
 DAY_SECONDS = 86_400
 
@@ -49,7 +50,7 @@ def run(index: Path, bundle: Path, *arguments: str) -> subprocess.CompletedProce
         env={**os.environ, "SIDSTREAM_CONFIG": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

@@ -26,6 +26,7 @@ from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.read_to_end import end_reader, watermarks
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 from support.unreadable_headers import send_unreadable_header
 
@@ -42,7 +43,7 @@ def send(settings: Settings, *records: dict[str, Any], topic: str | None = None,
             **{"partition": 1, **record},
             on_delivery=lambda error, _: refusals.append(str(error)) if error else None,
         )
-    assert producer.flush(20) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     assert refusals == []
 
 
@@ -399,7 +400,7 @@ def run(settings: Settings, directory: Path, *arguments: str) -> subprocess.Comp
     environment = {**SidstreamProcess(settings, "assigner", directory)._environment, "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", "sidstream", *arguments],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
 
 
@@ -476,12 +477,12 @@ def test_event_refused_for_a_limit_is_indexed_by_a_replay_after_the_limit_was_ra
         return list(read_letters(settings, [settings.topics.item_updates_dead_letters]))
 
     with SidstreamProcess(strict, "assigner", tmp_path):
-        wait_until(lambda: len(refused()) == 1, seconds=30, what="a dead letter")
+        wait_until(lambda: len(refused()) == 1, what="a dead letter")
     assert refused()[0].kind == "EventTooLarge"
     done = run(settings, tmp_path, "dlq", "replay")
     assert done.returncode == 0, done.stderr
     assert "1 letters replayed, 0 left" in done.stderr
     with SidstreamProcess(settings, "assigner", tmp_path):
         codes = settings.topics.item_codes
-        wait_until(lambda: len(committed_records(settings, codes)) == 1, seconds=30, what="codes", every=0.5)
+        wait_until(lambda: len(committed_records(settings, codes)) == 1, what="codes", every=0.5)
     assert len(refused()) == 1

@@ -23,9 +23,7 @@ def test_record_with_an_unreadable_header_is_a_dead_letter_and_the_next_one_goes
     send_unreadable_header(settings, topics.item_updates, key="poison", value="{}")
     publish_updates(settings, tiny_embeddings, range(20, 40))
     with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
-        wait_until(
-            lambda: len(committed_records(settings, topics.item_codes)) == 40, seconds=40, what="40 items", every=0.5
-        )
+        wait_until(lambda: len(committed_records(settings, topics.item_codes)) == 40, what="40 items", every=0.5)
         assert assigner.stop() == 0
     [letter] = committed_records(settings, topics.item_updates_dead_letters)
     headers = dict(letter.headers())

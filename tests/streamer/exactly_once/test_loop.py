@@ -19,6 +19,7 @@ from streamer.process.health import Health
 from streamer.process.metrics import FRESHNESS_SECONDS
 from streamer.settings import Settings
 from support.item_stream import publish_updates
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 
@@ -33,7 +34,7 @@ def test_consumer_whose_static_membership_was_taken_is_replaced_and_events_stay_
 
     with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
         publish_updates(settings, tiny_embeddings, range(100))
-        wait_until(lambda: len(assigned()) == 100, seconds=40, what="100 items before", every=0.5)
+        wait_until(lambda: len(assigned()) == 100, what="100 items before", every=0.5)
 
         # Someone joins under the assigner's name: the broker fences the assigner's consumer (KIP-345).
         intruder = Consumer(consumer_configuration(settings.kafka, group=group, instance=settings.assigner.instance))
@@ -44,11 +45,11 @@ def test_consumer_whose_static_membership_was_taken_is_replaced_and_events_stay_
             return "consumer_replaced" in assigner.log()
 
         try:
-            wait_until(taken, seconds=30, what="a fenced consumer")
+            wait_until(taken, what="a fenced consumer")
         finally:
             intruder.close()
         publish_updates(settings, tiny_embeddings, range(100, 200))
-        wait_until(lambda: len(assigned()) >= 200, seconds=40, what="100 items after", every=0.5)
+        wait_until(lambda: len(assigned()) >= 200, what="100 items after", every=0.5)
         assert assigner.stop() == 0
     assert sorted(key or b"" for key in assigned()) == sorted(f"item-{number}".encode() for number in range(200))
 
@@ -62,7 +63,7 @@ def test_gathered_records_that_wait_for_their_batch_survive_rebalances_exactly_o
     producer = Producer(producer_configuration(settings.kafka))
     for number in range(2_000):
         produce(producer, source, key=f"{number:04}".encode(), value=b"x")
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
     def transform(records: list[Message]) -> list[Outgoing]:
         assert len(records) <= 10
@@ -85,24 +86,23 @@ def test_gathered_records_that_wait_for_their_batch_survive_rebalances_exactly_o
     try:
         for name in ("1", "2"):
             before = len(copied())
-            wait_until(lambda least=before + 100: len(copied()) >= least, seconds=30, what="progress", every=0.2)  # type: ignore[misc]
+            wait_until(lambda least=before + 100: len(copied()) >= least, what="progress", every=0.2)  # type: ignore[misc]
             instances.append(instance(name))
         for _ in range(2):
             before = len(copied())
             wait_until(
                 lambda least=min(before + 100, 2_000): len(copied()) >= least,  # type: ignore[misc]
-                seconds=40,
                 what="progress",
                 every=0.2,
             )
             thread, stop = instances.pop(0)
             stop.set()
-            thread.join(30)
-        wait_until(lambda: len(copied()) >= 2_000, seconds=90, what="every record", every=1.0)
+            thread.join(PATIENCE_SECONDS)
+        wait_until(lambda: len(copied()) >= 2_000, what="every record", every=1.0)
     finally:
         for thread, stop in instances:
             stop.set()
-            thread.join(30)
+            thread.join(PATIENCE_SECONDS)
     records = copied()
     assert Counter(record.key() for record in records) == Counter(f"{number:04}".encode() for number in range(2_000))
     for partition in range(settings.topics.partitions):

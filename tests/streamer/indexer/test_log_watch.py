@@ -25,7 +25,7 @@ from support.running_indexer import running_indexer, send_codes
 def make_anew(settings: Settings, topic: str) -> None:
     admin = AdminClient(client_configuration(settings.kafka))
     admin.delete_topics([topic], operation_timeout=20)[topic].result()
-    wait_until(lambda: topic not in topic_states(settings.kafka, [topic]), seconds=20, what="a deleted topic")
+    wait_until(lambda: topic not in topic_states(settings.kafka, [topic]), what="a deleted topic")
     create(settings.kafka, [spec for spec in topic_specs(settings) if spec.name == topic])
 
 
@@ -33,7 +33,7 @@ def read_five(settings: Settings, layout: Layout, index: Path | None = None) -> 
     """Five items in partition 0; where the index then stands."""
     send_codes(settings, layout, *({"key": b"%d" % number, "partition": 0, "codes": (1, 2, 3)} for number in range(5)))
     with running_indexer(settings, layout, index) as running:
-        wait_until(lambda: running.health.ready, seconds=30, what="an indexer that has caught up")
+        wait_until(lambda: running.health.ready, what="an indexer that has caught up")
     assert running.fault is None
     with IndexReader(index or settings.index) as reader, reader.snapshot() as snapshot:
         return snapshot.position
@@ -78,7 +78,7 @@ def test_topic_that_is_made_anew_while_running_ends_the_indexer_with_what_to_do(
 ) -> None:
     read_five(settings, layout)
     with SidstreamProcess(settings, "indexer", tmp_path) as indexer:
-        wait_until(lambda: "caught_up" in indexer.log(), seconds=30, what="an indexer at work")
+        wait_until(lambda: "caught_up" in indexer.log(), what="an indexer at work")
         make_anew(settings, settings.topics.item_codes)
         send_codes(settings, layout, *({"key": b"x", "partition": 0, "codes": (1, 2, 3)} for _ in range(3)))
         assert indexer.wait() == 1

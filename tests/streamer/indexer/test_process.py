@@ -28,6 +28,7 @@ from streamer.kafka.input_progress import InputProgress
 from streamer.operations.verify import examine
 from streamer.process.health import Health, Part
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
 from support.running_indexer import running_indexer, send_codes, with_indexer
 
@@ -55,7 +56,7 @@ def writer(pipeline_settings: Settings, layout: Layout, clock: list[float]) -> I
 def send(settings: Settings, key: bytes, value: bytes | None) -> None:
     producer = Producer(producer_configuration(settings.kafka))
     producer.produce(settings.topics.item_codes, key=key, value=value, partition=0)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
 
 def codes(codebook: str, *numbers: int) -> bytes:
@@ -143,7 +144,7 @@ def test_idle_index_is_dated_anew_so_that_it_is_not_taken_for_a_stale_one(
             return snapshot.last_commit_at == int(clock[0] * 1000)
 
     try:
-        wait_until(dated, seconds=15, what="a new date")
+        wait_until(dated, what="a new date")
         assert health.ready
     finally:
         stop.set()
@@ -163,18 +164,16 @@ def test_metrics_tell_freshness_from_the_updates_own_timestamp_items_and_storage
     sent_at = int(time.time() * 1000) - 100_000  # as if the assigner had needed 100 s
     for number in range(3):
         producer.produce(topic, key=b"item-%d" % number, value=codes(layout.codebook_id, 1, 2, 3), timestamp=sent_at)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     before = freshness()
     stop, health = threading.Event(), Health()
     indexer = threading.Thread(target=Indexer(pipeline_settings, writer, layout, health).run, args=(stop,))
     indexer.start()
     try:
-        wait_until(lambda: health.ready and freshness()[0] - before[0] == 3, seconds=30, what="three items")
+        wait_until(lambda: health.ready and freshness()[0] - before[0] == 3, what="three items")
         assert 300 <= freshness()[1] - before[1] < 390
         assert value("sidstream_index_items") == 3
-        wait_until(
-            lambda: value("sidstream_lag_records", process="indexer", topic=topic) == 0, seconds=10, what="no lag"
-        )
+        wait_until(lambda: value("sidstream_lag_records", process="indexer", topic=topic) == 0, what="no lag")
         used, room = value("sidstream_index_used_bytes"), value("sidstream_index_map_bytes")
         assert 0 < used < room
         assert value("sidstream_index_disk_free_bytes") > 0
@@ -193,7 +192,7 @@ def test_partitions_that_are_added_while_running_are_read_without_a_restart(sett
     first = {"partition": 3, "codes": (1, 2, 3)}
     send_codes(settings, layout, *({"key": b"old-%d" % number, **first} for number in range(20)))
     with running_indexer(settings, layout) as running:
-        wait_until(lambda: running.health.ready, seconds=30, what="an indexer that has caught up")
+        wait_until(lambda: running.health.ready, what="an indexer that has caught up")
         admin = AdminClient(client_configuration(settings.kafka))
         admin.create_partitions([NewPartitions(topic, 10)])[topic].result()
         added = {"codes": (3, 2, 1)}
@@ -205,11 +204,9 @@ def test_partitions_that_are_added_while_running_are_read_without_a_restart(sett
             with running.writer.snapshot() as snapshot:
                 return snapshot.item_count
 
-        wait_until(lambda: items() == 30, seconds=60, what="the items of all ten partitions")
-        wait_until(lambda: running.health.ready, seconds=30, what="an indexer that has caught up again")
-        wait_until(
-            lambda: value("sidstream_lag_records", process="indexer", topic=topic) == 0, seconds=10, what="no lag"
-        )
+        wait_until(lambda: items() == 30, what="the items of all ten partitions")
+        wait_until(lambda: running.health.ready, what="an indexer that has caught up again")
+        wait_until(lambda: value("sidstream_lag_records", process="indexer", topic=topic) == 0, what="no lag")
         position = running.writer.offsets()
     assert running.fault is None
     assert {partition for name, partition in position if name == topic} == set(range(10))
@@ -252,10 +249,9 @@ def test_one_key_in_two_partitions_is_the_same_item_streamed_and_rebuilt(setting
             sent += len(records)
             wait_until(
                 lambda: sum(running.writer.offsets().values()) >= sent,  # noqa: B023
-                seconds=30,
                 what="the record in the index",
             )
-        wait_until(lambda: value("sidstream_index_split_keys") == 3, seconds=10, what="the split keys' metric")
+        wait_until(lambda: value("sidstream_index_split_keys") == 3, what="the split keys' metric")
     assert running.fault is None
     found = examine(settings.index)
     assert (found.items, found.split_keys, found.faults) == (3, 3, ())
@@ -265,7 +261,7 @@ def test_one_key_in_two_partitions_is_the_same_item_streamed_and_rebuilt(setting
         built = rebuild(settings, settings.index.with_name(target))
         assert built.digest == found.digest
     with running_indexer(backwards, layout) as again:
-        wait_until(lambda: again.health.ready, seconds=30, what="an index read anew")
+        wait_until(lambda: again.health.ready, what="an index read anew")
     assert examine(backwards.index).digest == found.digest
 
 
@@ -274,7 +270,7 @@ def test_new_items_beyond_the_limit_are_dead_letters_and_known_ones_go_on(settin
     one = {"partition": 0, "codes": (1, 1, 1)}
     send_codes(settings, layout, *({"key": b"item-%d" % number, **one} for number in range(5)))
     with running_indexer(limited, layout) as running:
-        wait_until(lambda: running.health.ready, seconds=30, what="an indexer that has caught up")
+        wait_until(lambda: running.health.ready, what="an indexer that has caught up")
         assert value("sidstream_index_fill_ratio") == 1
         send_codes(
             settings,
@@ -284,7 +280,7 @@ def test_new_items_beyond_the_limit_are_dead_letters_and_known_ones_go_on(settin
             {"key": b"late", **one},
             {"key": b"later", **one},
         )
-        wait_until(lambda: running.writer.offsets()[settings.topics.item_codes, 0] == 9, seconds=30, what="all read")
+        wait_until(lambda: running.writer.offsets()[settings.topics.item_codes, 0] == 9, what="all read")
         with running.writer.snapshot() as snapshot:
             names = [b"item-0", b"item-1", b"item-2", b"item-3", b"item-4", b"late", b"later"]
             items = [item.codes if item else None for item in snapshot.find(names)]
@@ -341,12 +337,12 @@ def test_counts_are_the_census_after_the_index_was_deleted_and_read_anew(
     for partition in range(4):
         send(1_000 * partition, 300, partition)
     with SidstreamProcess(monitored, "monitor", tmp_path), SidstreamProcess(monitored, "indexer", tmp_path) as indexer:
-        wait_until(lambda: "caught_up" in indexer.log(), seconds=60, what="an indexer that has caught up")
-        wait_until(counts_are_the_census, seconds=60, what="counts of the first index")
+        wait_until(lambda: "caught_up" in indexer.log(), what="an indexer that has caught up")
+        wait_until(counts_are_the_census, what="counts of the first index")
         assert indexer.stop() == 0
         send(0, 40, 0)  # in the partition that may be read first
         shutil.rmtree(settings.index)
         indexer.start()
-        wait_until(lambda: indexer.log().count("caught_up") == 2, seconds=60, what="an index read anew")
-        wait_until(counts_are_the_census, seconds=60, what="counts of the index read anew")
+        wait_until(lambda: indexer.log().count("caught_up") == 2, what="an index read anew")
+        wait_until(counts_are_the_census, what="counts of the index read anew")
         assert indexer.stop() == 0

@@ -33,6 +33,7 @@ from streamer.operations.verify import examine
 from streamer.process.health import Health
 from streamer.settings import Settings
 from support.item_stream import FIRST_TIME, Stream, index_has_everything
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, wait_until
 
 
@@ -68,7 +69,7 @@ def transactions(settings: Settings, layout: Layout, *, seed: int, count: int) -
             producer.produce(settings.topics.layouts, key=b"layout", value=LAYOUT.encode(issued))
             producer.commit_transaction(20)
         elif dice.random() < 1 / 3:
-            producer.flush(20)  # so that the aborted records are in the log
+            producer.flush(PATIENCE_SECONDS)  # so that the aborted records are in the log
             producer.abort_transaction(20)
         else:
             producer.commit_transaction(20)
@@ -82,7 +83,7 @@ def stream_into(settings: Settings, layout: Layout, index: Path) -> tuple[str, i
         indexer = threading.Thread(target=Indexer(settings, writer, layout, health).run, args=(stop,))
         indexer.start()
         try:
-            wait_until(lambda: health.ready, seconds=30, what="an indexer that has caught up")
+            wait_until(lambda: health.ready, what="an indexer that has caught up")
         finally:
             stop.set()
             indexer.join()
@@ -136,7 +137,7 @@ def test_rebuild_beside_a_running_indexer_takes_its_place_and_loses_nothing(sett
     publisher = threading.Thread(target=stream.publish)
     with SidstreamProcess(settings, "assigner", tmp_path), SidstreamProcess(settings, "indexer", tmp_path) as indexer:
         publisher.start()
-        wait_until(lambda: has_items(settings), seconds=30, what="an indexer at work")
+        wait_until(lambda: has_items(settings), what="an indexer at work")
         with pytest.raises(RebuildError, match=r"indexer \(process \d+\) writes.*--into"):
             rebuild(settings, settings.index)
         built = rebuild(settings, fresh)
@@ -146,10 +147,8 @@ def test_rebuild_beside_a_running_indexer_takes_its_place_and_loses_nothing(sett
         fresh.rename(settings.index)
         indexer.start()
         publisher.join()
-        wait_until(lambda: index_has_everything(settings, stream), seconds=40, what="every item in the rebuilt index")
-        wait_until(
-            lambda: indexer.log().count("caught_up") == 2, seconds=20, what="an indexer that has caught up again"
-        )
+        wait_until(lambda: index_has_everything(settings, stream), what="every item in the rebuilt index")
+        wait_until(lambda: indexer.log().count("caught_up") == 2, what="an indexer that has caught up again")
         assert indexer.stop() == 0
         assert rebuild(settings, tmp_path / "again").digest == examine(settings.index).digest
 
@@ -166,7 +165,7 @@ def test_rebuild_that_fails_leaves_nothing_behind(settings: Settings, layout: La
     transactions(settings, layout, seed=7, count=3)
     producer = Producer(producer_configuration(settings.kafka))
     producer.produce(settings.topics.item_codes, key=b"item", value=b"{", partition=0)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     with pytest.raises(IndexerError, match="who else writes"):
         rebuild(settings, tmp_path / "fresh")
     assert not (tmp_path / "fresh").exists()
@@ -192,7 +191,7 @@ def test_reading_ends_where_the_topic_ended_at_the_start_and_before_an_open_tran
     def send(count: int) -> None:
         for _ in range(count):
             plain.produce(topic, key=b"a", value=b"b", partition=0)
-        assert plain.flush(10) == 0
+        assert plain.flush(PATIENCE_SECONDS) == 0
 
     def offsets(spans: dict[tuple[str, int], Span]) -> Iterator[int]:
         for reading in read_spans(consumer, spans):
@@ -207,7 +206,7 @@ def test_reading_ends_where_the_topic_ended_at_the_start_and_before_an_open_tran
     opened.init_transactions(20)
     opened.begin_transaction()
     opened.produce(topic, key=b"a", value=b"c", partition=0)
-    opened.flush(10)
+    opened.flush(PATIENCE_SECONDS)
     send(5)
     spans = whole_topics(consumer, [topic])
     assert spans[topic, 0] == Span(0, 10), "the end is where the open transaction begins"
@@ -225,7 +224,7 @@ def command(settings: Settings, directory: Path, *arguments: str) -> subprocess.
         env=process._environment,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
@@ -238,7 +237,7 @@ def test_on_call_commands_end_to_end(settings: Settings, tiny_embeddings: NDArra
                 publisher.update(
                     f"item-{number}", tiny_embeddings[number], title="\x1b[2Jkettle", updated_at=FIRST_TIME + number
                 )
-        await_indexed(settings, publisher.delivered, seconds=40)
+        await_indexed(settings, publisher.delivered, seconds=PATIENCE_SECONDS)
 
         backed_up = command(settings, tmp_path, "backup", str(copy))
         assert backed_up.returncode == 0, backed_up.stderr

@@ -13,6 +13,8 @@ from streamer.kafka.gather import drain
 from streamer.kafka.input_progress import InputProgress
 from streamer.process.health import Health, Part
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
+from support.processes import wait_until
 
 ENDS = {("codes", 0): 100, ("codes", 1): 50}
 
@@ -91,7 +93,7 @@ def test_consumer_of_a_group_catches_up_and_has_no_lag_by_its_statistics(
         producer.produce(topic, key=f"query-{number}".encode(), value=b"{}")
     if transactional:
         producer.commit_transaction(10)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
     progress = InputProgress("test", health, "waiting")
     consumer = Consumer(
@@ -103,7 +105,7 @@ def test_consumer_of_a_group_catches_up_and_has_no_lag_by_its_statistics(
     )
     try:
         consumer.subscribe([topic])
-        read, deadline = 0, time.monotonic() + 40
+        read, deadline = 0, time.monotonic() + PATIENCE_SECONDS
         while not consumer.assignment():
             records = drain(consumer, 100, 0.1)
             read += len(records)
@@ -118,8 +120,12 @@ def test_consumer_of_a_group_catches_up_and_has_no_lag_by_its_statistics(
             progress.show_lag(consumer)
             assert time.monotonic() < deadline, health.reason
         assert read == 40
-        time.sleep(1.1)
-        progress.show_lag(consumer)
-        assert REGISTRY.get_sample_value("sidstream_lag_records", {"process": "test", "topic": topic}) == 0
+
+        def has_no_lag() -> bool:
+            consumer.poll(0)  # the statistics come with it
+            progress.show_lag(consumer)
+            return REGISTRY.get_sample_value("sidstream_lag_records", {"process": "test", "topic": topic}) == 0
+
+        wait_until(has_no_lag, what="no lag")
     finally:
         consumer.close()

@@ -18,7 +18,7 @@ def changes_of(watch: PartitionWatch, wanted: int) -> list[TopicChange]:
         seen.extend(watch.look())
         return len(seen) >= wanted
 
-    wait_until(looked, seconds=40, what=f"{wanted} changes", every=0.05)
+    wait_until(looked, what=f"{wanted} changes", every=0.05)
     return seen
 
 
@@ -26,14 +26,14 @@ def test_added_partitions_are_told_once_and_those_that_were_there_are_not(broker
     kafka, topic = broker_settings.kafka, broker_settings.topics.item_codes
     create(kafka, [TopicSpec(topic, 2, 1)])
     watch = PartitionWatch(kafka, [topic], every_seconds=0.2)
-    wait_until(lambda: watch.look() == [] and topic in watch.states, seconds=30, what="a first answer")
+    wait_until(lambda: watch.look() == [] and topic in watch.states, what="a first answer")
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
     admin.create_partitions([NewPartitions(topic, 5)])[topic].result()
     [change] = changes_of(watch, 1)
     assert (change.topic, list(change.new_partitions)) == (topic, [2, 3, 4])
     assert not change.made_anew
     assert not change.deleted
-    wait_until(lambda: watch.states[topic].partitions == 5, seconds=10, what="the new state")
+    wait_until(lambda: watch.states[topic].partitions == 5, what="the new state")
     assert watch.look() == []
 
 

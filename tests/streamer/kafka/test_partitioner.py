@@ -22,6 +22,7 @@ from streamer.kafka.partitioner import (
     partition_of,
 )
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import committed_records
 
 
@@ -53,7 +54,7 @@ def sent(settings: Settings, topic: str, keys: list[bytes], **configuration: Any
     producer = Producer({**producer_configuration(settings.kafka), **configuration})
     for key in keys:
         producer.produce(topic, key=key, value=b"")
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     return committed_records(settings, topic)
 
 
@@ -75,7 +76,7 @@ def test_producer_with_librdkafkas_default_partitioner_is_noticed_and_told_what_
     producer = Producer(client_configuration(broker_settings.kafka))  # as somebody writes it who sets none
     for key in keys:
         producer.produce(topic, key=key, value=b"")
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     check = PartitionerCheck(topic, lambda: 4)
     before = _value(SAMPLED_KEYS), _value(MISPLACED_KEYS)
     with capture_logs() as logs:

@@ -128,7 +128,7 @@ def test_loop_whose_producer_reaches_nobody_gets_a_new_one_and_does_its_events_o
     thread = threading.Thread(target=loop.run, args=(stop,))
     thread.start()
     try:
-        wait_until(lambda: health.ready, seconds=60, what="a loop with a producer that reaches the cluster", every=0.2)
+        wait_until(lambda: health.ready, what="a loop with a producer that reaches the cluster", every=0.2)
         written = committed_records(settings, settings.topics.item_codes)
     finally:
         stop.set()
@@ -170,7 +170,7 @@ def test_processes_that_were_told_of_a_cluster_without_brokers_replace_their_cli
             assert stream.sent.is_set()
             expected |= stream.expected
             stream.expected = expected
-            wait_until(lambda: index_has_everything(settings, stream), seconds=90, what=f"turn {turn}", every=0.5)  # noqa: B023
+            wait_until(lambda: index_has_everything(settings, stream), what=f"turn {turn}", every=0.5)  # noqa: B023
             replaced = {name for name, process in processes.items() if "clients_replaced" in process.log()}
             print(f"turn {turn}: replaced {sorted(replaced)}")
             if {"assigner", "retriever", "monitor"} <= replaced:

@@ -22,6 +22,8 @@ from streamer.events.topics import TopicSpec
 from streamer.kafka.admin import create, describe
 from streamer.local.broker import BrokerError, DirectoryInUseError, LocalBroker, PortTakenError
 from streamer.settings import KafkaSettings, Settings
+from support.patience import PATIENCE_SECONDS
+from support.processes import wait_until
 
 RECORDS_A_TRANSACTION = 100
 
@@ -38,7 +40,7 @@ def read_all(bootstrap_servers: str, topic: str, *, isolation: str) -> list[byte
     )
     consumer.assign([TopicPartition(topic, 0, 0)])
     values = []
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
         assert time.monotonic() < give_up, "no end of the partition in time"
         record = consumer.poll(1.0)
@@ -55,7 +57,7 @@ def read_all(bootstrap_servers: str, topic: str, *, isolation: str) -> list[byte
 
 def transactional_producer(bootstrap_servers: str, transactional_id: str) -> Producer:
     producer = Producer({"bootstrap.servers": bootstrap_servers, "transactional.id": transactional_id})
-    producer.init_transactions(20)
+    producer.init_transactions(PATIENCE_SECONDS)
     return producer
 
 
@@ -106,7 +108,7 @@ def test_missing_topic_is_not_made_by_producing_to_it(broker: LocalBroker, uniqu
     refused: list[KafkaError | None] = []
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "topic.metadata.propagation.max.ms": 100})
     producer.produce(f"{unique_prefix}nobody-made-this", value=b"", on_delivery=lambda error, _: refused.append(error))
-    producer.flush(20)
+    producer.flush(PATIENCE_SECONDS)
     codes = [error.code() for error in refused if error]
     assert len(codes) == 1
     assert codes[0] in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
@@ -141,7 +143,7 @@ def test_given_port_is_used_and_data_survives_a_restart(stopped: LocalBroker, tm
         create(kafka, [TopicSpec("kept", 1, 1, {"cleanup.policy": "compact"})])
         producer = Producer({"bootstrap.servers": first.bootstrap_servers})
         producer.produce("kept", key=b"key", value=b"value")
-        assert producer.flush(20) == 0
+        assert producer.flush(PATIENCE_SECONDS) == 0
     assert not first.running
     stopped.start()
     found = describe(KafkaSettings(bootstrap_servers=stopped.bootstrap_servers), ["kept"])
@@ -203,7 +205,7 @@ def test_every_transaction_that_a_kill_interrupts_is_ended_after_the_restart_and
     ]
     for thread in threads:
         thread.start()
-    time.sleep(1.5)
+    wait_until(lambda: len(acknowledged) > 60, what="transactions of every producer", every=0.01)
     os.kill(stopped.pid, signal.SIGKILL)
     for thread in threads:
         thread.join()
@@ -261,7 +263,7 @@ def test_death_while_running_is_reported_by_wait_and_the_directory_is_free_again
     assert stopped._process is not None
     os.kill(stopped._process.pid, signal.SIGKILL)
     with pytest.raises(BrokerError, match="SIGKILL"):
-        stopped.wait(20)
+        stopped.wait(PATIENCE_SECONDS)
     assert not stopped.running
     # The directory is free for the next start, though nobody has called stop().
     monkeypatch.setattr(stopped, "_launch", lambda _: None)
@@ -287,6 +289,25 @@ def test_free_port_that_another_process_takes_meanwhile_is_given_up_for_another(
 def test_directory_with_a_comma_is_refused_because_kafka_would_take_it_for_two(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match="no comma"):
         LocalBroker(tmp_path / "one,two").start()
+
+
+def test_java_that_this_machine_cannot_run_is_an_error_that_says_what_to_do(
+    stopped: LocalBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a Java for another processor is: its ``release`` file is read without running it."""
+    java = tmp_path / "java home" / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_bytes(b"\x7fELF of another machine")
+    java.chmod(0o755)
+    (java.parent.parent / "release").write_text('JAVA_VERSION="25.0.1"\n')
+    monkeypatch.setenv("JAVA_HOME", str(java.parent.parent))
+    for formatted in (False, True):
+        if formatted:
+            (stopped.directory / "data").mkdir()
+            (stopped.directory / "data" / ".kafka_cleanshutdown").touch()
+        with pytest.raises(BrokerError, match=r"java cannot be run on this machine.*JAVA_HOME"):
+            stopped.start()
+        assert not stopped.running
 
 
 def test_unwritable_directory_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -341,7 +362,7 @@ def test_broker_command_announces_itself_and_stops_on_sigterm(tmp_path: Path) ->
         told.append(line)
         if line.startswith("Next:"):
             process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_SECONDS) == 0
     assert "127.0.0.1:" in "".join(told)
     assert "has stopped" in told[-1]
     assert (tmp_path / "broker" / "data" / ".kafka_cleanshutdown").is_file()

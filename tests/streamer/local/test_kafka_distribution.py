@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import sys
 import threading
@@ -99,6 +100,31 @@ def test_cached_jar_that_was_changed_is_refused_with_what_to_do(tmp_path: Path, 
     (directory / "one-1.jar").write_bytes(b"tampered with")
     with pytest.raises(DistributionError, match=r"not the pinned one-1\.jar.*delete"):
         ensure_jars(tmp_path, jars)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone", "a directory", "empty"])
+def test_damaged_cache_is_refused_with_the_file_and_what_to_delete(
+    tmp_path: Path, repository: Repository, damage: str
+) -> None:
+    jars = (fake_jar("one", b"first"), fake_jar("two", b"second"))
+    directory = ensure_jars(tmp_path, jars)
+    jar = directory / "two-1.jar"
+    jar.unlink()
+    if damage == "a directory":
+        jar.mkdir()
+    elif damage != "gone":
+        jar.write_bytes(b"sec" if damage == "cut short" else b"")
+    with pytest.raises(DistributionError, match=rf"two-1\.jar .*delete {re.escape(str(directory))} and start again"):
+        ensure_jars(tmp_path, jars)
+    assert repository.asked == ["one", "two"], "nothing is fetched over what somebody may want to look at"
+
+
+def test_file_in_the_place_of_the_cache_is_refused_with_what_to_do(tmp_path: Path, repository: Repository) -> None:
+    (tmp_path / f"kafka-{kafka_distribution.KAFKA_VERSION}").write_text("no directory")
+    with pytest.raises(
+        DistributionError, match=f"cannot write Kafka's jars into .*{kafka_distribution.CACHE_VARIABLE}"
+    ):
+        ensure_jars(tmp_path, (fake_jar("one", b"first"),))
 
 
 def test_two_at_once_fetch_each_jar_once(tmp_path: Path, repository: Repository) -> None:

@@ -6,24 +6,29 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from streamer.local.supervisor import Supervisor
+from support.patience import PATIENCE_SECONDS
 from support.processes import wait_until
 
-# Writes when it was asked to end; `deaf` goes on for ever.
+# Writes its start, when it was asked to end, and its end; `deaf` goes on for ever, the others until TOGETHER have heard.
 CHILD = """
-import signal, sys, time
+import os, signal, sys, time
 name, log = sys.argv[1:]
+def heard():
+    with open(log) as file:
+        return sum(line[0].isalpha() for line in file)
 def on_signal(number, frame):
     with open(log, "a") as file:
         file.write(f"{name}\\n")
-    if name != "deaf":
-        time.sleep(0.3)  # a batch in hand
-        sys.exit(0)
+    while name == "deaf" or heard() < int(os.environ.get("TOGETHER", "1")):
+        time.sleep(0.01)
+    with open(log, "a") as file:
+        file.write(f"-{name}\\n")
+    sys.exit(0)
 signal.signal(signal.SIGTERM, on_signal)
 with open(log, "a") as file:
     file.write(f"+{name}\\n")
@@ -52,13 +57,14 @@ def order(tmp_path: Path) -> list[str]:
 
 def test_all_finish_their_batches_side_by_side_within_one_deadline(supervisor: Supervisor, tmp_path: Path) -> None:
     names = ["assigner", "indexer", "monitor", "retriever"]
+    supervisor.shutdown_seconds = PATIENCE_SECONDS
     for name in names:
-        supervisor.start(name, [name])
-    wait_until(lambda: len(order(tmp_path)) == 4, seconds=20, what="four processes")
-    started = time.monotonic()
+        supervisor.start(name, [name], {"TOGETHER": "4"})
+    wait_until(lambda: len(order(tmp_path)) == 4, what="four processes")
     supervisor.stop()
-    assert time.monotonic() - started < 2.0, "their last batches are finished side by side"
-    assert sorted(order(tmp_path)[4:]) == names, "each was asked once, and none was killed"
+    told = order(tmp_path)[4:]
+    assert sorted(told[:4]) == names, "each was asked once, and all before the first one had ended"
+    assert sorted(told[4:]) == [f"-{name}" for name in names], "none was killed"
 
 
 def test_process_that_does_not_end_is_killed_when_its_deadline_has_passed(
@@ -66,29 +72,27 @@ def test_process_that_does_not_end_is_killed_when_its_deadline_has_passed(
 ) -> None:
     for name in ("deaf", "retriever"):
         supervisor.start(name, [name])
-    wait_until(lambda: len(order(tmp_path)) == 2, seconds=20, what="two processes")
+    wait_until(lambda: len(order(tmp_path)) == 2, what="two processes")
     pid = supervisor.pid("deaf")
     assert pid is not None
-    started = time.monotonic()
     supervisor.stop()
-    assert 2.4 < time.monotonic() - started < 6
+    assert "-deaf" not in order(tmp_path)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
-def test_kill_ends_all_at_once_and_nothing_is_started_again(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_kill_ends_all_at_once_and_nothing_is_started_again(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.local.supervisor._FIRST_PAUSE_SECONDS", 0.0)
     for name in ("deaf", "indexer"):
         supervisor.start(name, [name])
-    wait_until(lambda: len(order(tmp_path)) == 2, seconds=20, what="two processes")
+    wait_until(lambda: len(order(tmp_path)) == 2, what="two processes")
     pids = [supervisor.pid(name) for name in ("deaf", "indexer")]
     supervisor.kill()
-    wait_until(
-        lambda: supervisor.pid("deaf") is None and supervisor.pid("indexer") is None, seconds=5, what="their end"
-    )
-    time.sleep(0.6)
-    supervisor.check()
-    time.sleep(0.6)
-    supervisor.check()
+    wait_until(lambda: supervisor.pid("deaf") is None and supervisor.pid("indexer") is None, what="their end")
+    for _ in range(3):
+        supervisor.check()
     assert supervisor.pid("deaf") is None
     assert supervisor.pid("indexer") is None
     assert all(pid is not None for pid in pids)

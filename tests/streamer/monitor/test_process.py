@@ -27,6 +27,7 @@ from streamer.kafka.admin import create
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.settings import Settings
 from support.paths import SUPPORT
+from support.patience import PATIENCE_SECONDS
 from support.processes import free_port
 
 LAYERS, SIZE = 3, 20
@@ -35,7 +36,6 @@ BASELINE = np.full((LAYERS, SIZE), 100, dtype=np.int64)
 BASELINE[:, :2] = 300
 # A take-over lasts 8 s at the most on an idle machine, 6 s of them until the broker gives up the killed monitor; where ten
 # processes shared two cores, 32 s were measured.
-WAIT_SECONDS = 60.0
 
 
 class Process:
@@ -76,7 +76,7 @@ class Process:
     def kill(self, number: int = signal.SIGKILL) -> int:
         assert self.child is not None
         self.child.send_signal(number)
-        return self.child.wait(WAIT_SECONDS)
+        return self.child.wait(PATIENCE_SECONDS)
 
     def get(self, path: str, port: int | None = None) -> str | None:
         assert self.child is not None
@@ -102,13 +102,13 @@ class Process:
 
 def until(what: Callable[[], Any], why: str, *monitors: Process) -> Any:
     """The first true result of ``what``; a failure tells what the monitors say of themselves."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if result := what():
             return result
         time.sleep(0.05)
     told = "\n".join(f"--- ends with\n{monitor.log}" for monitor in monitors)
-    raise AssertionError(f"not within {WAIT_SECONDS:g} s: {why}\n{told}")
+    raise AssertionError(f"not within {PATIENCE_SECONDS:g} s: {why}\n{told}")
 
 
 class Indexer:

@@ -28,6 +28,7 @@ from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.kafka.partitioner import MOVED_HEADER, partition_of
 from streamer.operations.repartition import repartition
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 ITEMS, DELETED, BEFORE, AFTER = 300, 40, 2, 5
@@ -63,7 +64,7 @@ class Truth(dict[bytes, bytes | None]):
             key = b"item-%d" % number
             self[key] = None if delete else update(number, state)
             self._producer.produce(self._topic, key=key, value=self[key], headers={"trace": str(state).encode()})
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(PATIENCE_SECONDS) == 0
 
     @property
     def live(self) -> dict[bytes, bytes | None]:
@@ -189,7 +190,7 @@ def test_item_whose_newest_update_the_assigner_refuses_stays_where_it_is(shop: S
     producer = Producer(producer_configuration(shop.kafka))
     refused = next(n for n in range(20) if partition_of(b"item-%d" % n, BEFORE) != partition_of(b"item-%d" % n, AFTER))
     producer.produce(shop.topics.item_updates, key=b"item-%d" % refused, value=b'{"embedding": [1]}')
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
     outcome = repartition(shop, AFTER)
     assert outcome.kept == 1
     last = last_of_partitions(committed_records(shop, shop.topics.item_updates))[b"item-%d" % refused]
@@ -233,14 +234,14 @@ def test_index_follows_and_a_rebuild_agrees(
     with SidstreamProcess(shop, "assigner", tmp_path), SidstreamProcess(shop, "indexer", tmp_path):
         truth.publish(range(ITEMS), 1)
         truth.publish(range(DELETED), 2, delete=True)
-        wait_until(lambda: indexed() == expected(), seconds=120, what="items before", every=0.5)
+        wait_until(lambda: indexed() == expected(), what="items before", every=0.5)
     repartition(shop, AFTER)
     later = Truth(shop)
     later.publish(range(20, 60), 3)  # some anew, some changed
     later.publish(range(100, 110), 4, delete=True)
     truth.update(later)
     with SidstreamProcess(shop, "assigner", tmp_path), SidstreamProcess(shop, "indexer", tmp_path):
-        wait_until(lambda: indexed() == expected(), seconds=120, what="items after", every=0.5)
+        wait_until(lambda: indexed() == expected(), what="items after", every=0.5)
     codes = committed_records(shop, shop.topics.item_codes)
     assert_at_home(codes, AFTER)
     with IndexReader(shop.index) as reader, reader.snapshot() as snapshot:

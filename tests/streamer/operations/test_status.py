@@ -9,6 +9,7 @@ from confluent_kafka import Producer
 from streamer.kafka.clients import producer_configuration
 from streamer.operations.status import Lag, read_status, unknown_fields_of
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, wait_until
 
 
@@ -25,14 +26,14 @@ def test_assigner_that_never_ran_one_that_waits_for_its_first_record_and_one_tha
     assert lag_of(settings, "assigner") == Lag("assigner", topic, None)
     with SidstreamProcess(settings, "assigner", tmp_path):
         waiting = Lag("assigner", topic, 0, running=1, waits=True)
-        wait_until(lambda: lag_of(settings, "assigner") == waiting, seconds=60, what="a waiting assigner", every=0.3)
+        wait_until(lambda: lag_of(settings, "assigner") == waiting, what="a waiting assigner", every=0.3)
         producer = Producer(producer_configuration(settings.kafka))
         producer.produce(topic, key=b"a", value=b"{")
-        assert producer.flush(20) == 0
+        assert producer.flush(PATIENCE_SECONDS) == 0
         done = Lag("assigner", topic, 0, running=1)
-        wait_until(lambda: lag_of(settings, "assigner") == done, seconds=60, what="a record that was read", every=0.3)
+        wait_until(lambda: lag_of(settings, "assigner") == done, what="a record that was read", every=0.3)
     gone = Lag("assigner", topic, 0, running=0)
-    wait_until(lambda: lag_of(settings, "assigner") == gone, seconds=60, what="an assigner that is gone", every=0.3)
+    wait_until(lambda: lag_of(settings, "assigner") == gone, what="an assigner that is gone", every=0.3)
 
 
 def test_records_behind_an_open_transaction_are_counted_and_said_to_be_held_back(
@@ -45,19 +46,19 @@ def test_records_behind_an_open_transaction_are_counted_and_said_to_be_held_back
         open_one = Producer(producer_configuration(settings.kafka, transactional_id=f"{settings.topics.prefix}open"))
         open_one.init_transactions(20)
         plain.produce(topic, key=b"read", value=b"{", partition=0)
-        assert plain.flush(20) == 0
+        assert plain.flush(PATIENCE_SECONDS) == 0
         open_one.begin_transaction()
         for number in range(3):
             open_one.produce(topic, key=b"held %d" % number, value=b"{", partition=0)
-        assert open_one.flush(20) == 0
+        assert open_one.flush(PATIENCE_SECONDS) == 0
         for number in range(15):
             plain.produce(topic, key=b"behind %d" % number, value=b"{", partition=0)
-        assert plain.flush(20) == 0
+        assert plain.flush(PATIENCE_SECONDS) == 0
         held = Lag("assigner", topic, 18, held_back=18, running=1)
-        wait_until(lambda: lag_of(settings, "assigner") == held, seconds=60, what="18 records held back", every=0.3)
+        wait_until(lambda: lag_of(settings, "assigner") == held, what="18 records held back", every=0.3)
         open_one.commit_transaction(20)
         done = Lag("assigner", topic, 0, running=1)
-        wait_until(lambda: lag_of(settings, "assigner") == done, seconds=60, what="all of them read", every=0.3)
+        wait_until(lambda: lag_of(settings, "assigner") == done, what="all of them read", every=0.3)
 
 
 def test_unknown_fields_are_those_of_the_newest_notes_and_what_is_none_is_left_out() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,26 @@ from streamer.process.health import Health, Part
 from streamer.process.health_server import HealthServer
 from streamer.settings import MetricsSettings
 from support.processes import free_port, http_get
+
+
+class Clock:
+    """Health's clock, which goes on only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stopped = Clock()
+    monkeypatch.setattr("streamer.process.health.time", stopped)
+    return stopped
 
 
 @contextmanager
@@ -55,12 +74,12 @@ def test_taken_port_is_refused_with_what_to_do() -> None:
         HealthServer(MetricsSettings(port=port), Health())
 
 
-def test_loop_that_no_longer_turns_is_neither_alive_nor_ready_until_it_turns_again() -> None:
+def test_loop_that_no_longer_turns_is_neither_alive_nor_ready_until_it_turns_again(clock: Clock) -> None:
     health = well(MetricsSettings(stalled_seconds=0.2))
     with serving(health) as port:
         health.progress()
         assert (http_get(port, "/live")[0], http_get(port, "/ready")[0]) == (200, 200)
-        time.sleep(0.3)
+        clock.advance(0.3)
         status, reason = http_get(port, "/live")
         assert status == 503
         assert "the loop has not turned for" in reason
@@ -69,40 +88,40 @@ def test_loop_that_no_longer_turns_is_neither_alive_nor_ready_until_it_turns_aga
         assert (http_get(port, "/live")[0], http_get(port, "/ready")[0]) == (200, 200)
 
 
-def test_long_call_is_alive_past_the_loops_limit_and_not_past_its_own() -> None:
+def test_long_call_is_alive_past_the_loops_limit_and_not_past_its_own(clock: Clock) -> None:
     health = well(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.3))
     with health.working("a batch of 16 events"):
-        time.sleep(0.15)
+        clock.advance(0.15)
         assert health.stalled is None
-        time.sleep(0.25)
+        clock.advance(0.25)
         assert "a batch of 16 events has taken" in (health.stalled or "")
     assert health.stalled is None, "the end of the call is a turn of the loop"
-    time.sleep(0.1)
+    clock.advance(0.1)
     assert "the loop has not turned" in (health.stalled or "")
 
 
-def test_start_is_a_long_call_whatever_the_loops_limit() -> None:
+def test_start_is_a_long_call_whatever_the_loops_limit(clock: Clock) -> None:
     health = Health(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.3))
-    time.sleep(0.15)
+    clock.advance(0.15)
     assert health.stalled is None
-    time.sleep(0.25)
+    clock.advance(0.25)
     assert "the start has taken" in (health.stalled or "")
 
 
-def test_start_that_goes_on_while_it_waits_for_its_broker_is_alive() -> None:
+def test_start_that_goes_on_while_it_waits_for_its_broker_is_alive(clock: Clock) -> None:
     health = Health(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.3))
     for _ in range(5):
-        time.sleep(0.15)
+        clock.advance(0.15)
         health.progress()
         assert health.stalled is None
 
 
-def test_attempts_that_fail_again_and_again_are_alive_and_one_that_hangs_is_not() -> None:
+def test_attempts_that_fail_again_and_again_are_alive_and_one_that_hangs_is_not(clock: Clock) -> None:
     health = well(MetricsSettings(stalled_seconds=0.05, slow_seconds=0.2))
     for _ in range(6):
         with health.working("commit_transaction"):
-            time.sleep(0.06)
+            clock.advance(0.06)
         assert health.stalled is None
     with health.working("commit_transaction"):
-        time.sleep(0.3)
+        clock.advance(0.3)
         assert "commit_transaction" in (health.stalled or "")

@@ -24,14 +24,15 @@ from streamer.local.broker import LocalBroker
 from streamer.process.shutdown import STUCK_STATUS
 from streamer.settings import MetricsSettings, Settings, load_settings
 from support.item_stream import Stream, publish_updates
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
 
 PROCESSES = ("retriever", "monitor", "indexer", "assigner")
 
 
-def exit_status(process: subprocess.Popen[str], seconds: float) -> int:
+def exit_status(process: subprocess.Popen[str]) -> int:
     try:
-        return process.wait(seconds)
+        return process.wait(PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -52,14 +53,14 @@ def test_every_process_becomes_ready_under_load_and_ends_clean_on_one_signal(
         for name in PROCESSES
     }
     dimension = OnnxEncoder(Bundle.open(tiny_model_bundle).encoder_path).dimension
-    stream = Stream(pipeline_settings, dimension, events=30_000, ids=3_000, per_second=500, seed=5)
+    stream = Stream(pipeline_settings, dimension, events=300_000, ids=3_000, per_second=500, seed=5)
     publisher = threading.Thread(target=stream.publish, daemon=True)
     publisher.start()
     try:
         for process in processes.values():
             process.start()
         for name in PROCESSES:
-            wait_until(lambda: http_get(ports[name], "/ready")[0] == 200, seconds=60, what=f"{name} ready", every=0.5)  # noqa: B023
+            wait_until(lambda: http_get(ports[name], "/ready")[0] == 200, what=f"{name} ready", every=0.5)  # noqa: B023
             assert http_get(ports[name], "/live") == (200, "alive\n")
         metrics = http_get(ports["indexer"], "/metrics")[1]
         assert 'sidstream_ready{process="indexer"} 1.0' in metrics
@@ -70,16 +71,18 @@ def test_every_process_becomes_ready_under_load_and_ends_clean_on_one_signal(
             assert "stopped" in processes[name].log()
             assert "Traceback" not in processes[name].log()
     finally:
+        stream.stop()
         for process in processes.values():
             if process.running():
                 process.kill()
+        publisher.join()
     with IndexReader(pipeline_settings.index) as reader, reader.snapshot() as snapshot:
         assert verify(snapshot) == []
 
 
 STUCK_ASSIGNER = """
 import time
-from streamer import assigner
+from streamer.assigner import process as assigner
 from streamer.settings import load_settings
 
 def encode(encoder, embeddings):
@@ -100,7 +103,7 @@ def test_stuck_assigner_ends_at_once_when_asked_twice_and_else_at_its_deadline_a
     second_signal: bool,
 ) -> None:
     settings = pipeline_settings.model_copy(
-        update={"bundle": tiny_bundle, "shutdown_seconds": 60.0 if second_signal else 2.0}
+        update={"bundle": tiny_bundle, "shutdown_seconds": 2 * PATIENCE_SECONDS if second_signal else 2.0}
     )
     publish_updates(settings, tiny_embeddings, range(100))
     successor = SidstreamProcess(settings, "assigner", tmp_path)
@@ -114,16 +117,14 @@ def test_stuck_assigner_ends_at_once_when_asked_twice_and_else_at_its_deadline_a
     assert stuck.stdout is not None
     assert stuck.stderr is not None
     assert stuck.stdout.readline() == "encoding\n"
-    started = time.monotonic()
     stuck.send_signal(signal.SIGTERM)
     if second_signal:
-        time.sleep(0.5)
+        assert any("stopping" in line for line in stuck.stderr)
         assert stuck.poll() is None, "one signal is a request"
         stuck.send_signal(signal.SIGINT)
-        assert exit_status(stuck, 2) == 128 + signal.SIGINT
+        assert exit_status(stuck) == 128 + signal.SIGINT, "and not the status of a deadline"
     else:
-        assert exit_status(stuck, 6) == STUCK_STATUS
-        assert time.monotonic() - started > 1.9
+        assert exit_status(stuck) == STUCK_STATUS
         told = stuck.stderr.read().split("ended_at_deadline")[1]
         assert "a batch of " in told
         assert "encode" in told, "where it is stuck"
@@ -132,7 +133,7 @@ def test_stuck_assigner_ends_at_once_when_asked_twice_and_else_at_its_deadline_a
         return sorted(record.key() for record in committed_records(settings, settings.topics.item_codes))
 
     with successor:
-        wait_until(lambda: len(assigned()) >= 100, seconds=40, what="100 items", every=0.5)
+        wait_until(lambda: len(assigned()) >= 100, what="100 items", every=0.5)
         assert successor.stop() == 0
     assert assigned() == sorted(f"item-{number}".encode() for number in range(100))
 
@@ -152,22 +153,20 @@ def test_process_whose_broker_hangs_says_so_and_stays_alive_and_is_ready_when_it
         broker_pid = broker.pid
         stream = Stream(settings, 8, events=1_000, ids=300, per_second=500, seed=3)
         with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
-            wait_until(lambda: http_get(port, "/ready")[0] == 200, seconds=40, what="a ready assigner", every=0.2)
+            wait_until(lambda: http_get(port, "/ready")[0] == 200, what="a ready assigner", every=0.2)
             publisher = threading.Thread(target=stream.publish)
             publisher.start()
             time.sleep(0.5)  # in the middle of batches
             os.kill(broker_pid, signal.SIGSTOP)
             try:
-                wait_until(
-                    lambda: http_get(port, "/ready")[0] == 503, seconds=30, what="an assigner that says so", every=0.2
-                )
+                wait_until(lambda: http_get(port, "/ready")[0] == 503, what="an assigner that says so", every=0.2)
                 for _ in range(10):
                     assert http_get(port, "/live") == (200, "alive\n"), "waiting is no reason to be started anew"
                     time.sleep(1)
             finally:
                 os.kill(broker_pid, signal.SIGCONT)
                 publisher.join()
-            wait_until(lambda: http_get(port, "/ready")[0] == 200, seconds=60, what="a ready assigner again", every=0.2)
+            wait_until(lambda: http_get(port, "/ready")[0] == 200, what="a ready assigner again", every=0.2)
             assert assigner.stop() == 0, assigner.log()
 
 
@@ -210,25 +209,23 @@ run_process("blind", load_settings(shutdown_seconds={deadline}, metrics={{"port"
 )
 def test_process_that_is_stuck_in_a_call_ends_within_its_deadline_and_says_where(call: str, words: str) -> None:
     process = blind_process(call, 1.0, 0)
-    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    status = exit_status(process, 15)
+    status = exit_status(process)
     assert process.stderr is not None
     log = process.stderr.read()
     assert status != 0, log
-    assert 0.9 < time.monotonic() - started < 8
     assert words in log[log.index("stopping") :]
 
 
 def test_stopping_process_is_not_ready_but_alive_and_a_second_signal_ends_it_although_it_is_stuck() -> None:
     port = free_port()
-    process = blind_process(IN_A_CALL, 60.0, port)
+    process = blind_process(IN_A_CALL, 2 * PATIENCE_SECONDS, port)
     assert http_get(port, "/live")[0] == 200
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: http_get(port, "/ready")[1].startswith("stopping"), seconds=5, what="an unready process")
+    wait_until(lambda: http_get(port, "/ready")[1].startswith("stopping"), what="an unready process")
     assert http_get(port, "/live")[0] == 200
     process.send_signal(signal.SIGTERM)
-    assert exit_status(process, 5) == 128 + signal.SIGTERM
+    assert exit_status(process) == 128 + signal.SIGTERM
 
 
 def test_second_signal_to_up_kills_its_processes_and_ends_at_once(
@@ -241,6 +238,7 @@ def test_second_signal_to_up_kills_its_processes_and_ends_at_once(
         "SIDSTREAM_BUNDLE": str(tiny_bundle),
         "SIDSTREAM_INDEX": str(tmp_path / "index"),
         "SIDSTREAM_CONFIG": "",
+        "SIDSTREAM_SHUTDOWN_SECONDS": str(2 * PATIENCE_SECONDS),
     }
     log = tmp_path / "up.log"
     with log.open("wb") as output:
@@ -251,19 +249,17 @@ def test_second_signal_to_up_kills_its_processes_and_ends_at_once(
         )
     try:
         indexer_log = tmp_path / "logs" / "indexer.log"
-        wait_until(
-            lambda: indexer_log.exists() and "caught_up" in indexer_log.read_text(), seconds=60, what="an indexer"
-        )
+        wait_until(lambda: indexer_log.exists() and "caught_up" in indexer_log.read_text(), what="an indexer")
         pids = children(up.pid)
         assert len(pids) == 3
         # A child that does not end by itself: `up` would wait for it until the deadline.
         os.kill(pids[0], signal.SIGSTOP)
         up.send_signal(signal.SIGTERM)
-        wait_until(lambda: "stopping" in log.read_text(), seconds=10, what="an `up` that ends")
+        wait_until(lambda: "stopping" in log.read_text(), what="an `up` that ends")
         assert up.poll() is None
         up.send_signal(signal.SIGINT)
-        assert up.wait(3) == 128 + signal.SIGINT
-        wait_until(lambda: not any(alive(pid) for pid in pids), seconds=3, what="no process left behind")
+        assert up.wait(PATIENCE_SECONDS) == 128 + signal.SIGINT
+        wait_until(lambda: not any(alive(pid) for pid in pids), what="no process left behind")
     finally:
         if up.poll() is None:
             up.kill()
