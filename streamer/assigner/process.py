@@ -12,22 +12,11 @@ from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
-from streamer.kafka.admin import TopicMismatchError, await_topics, describe
+from streamer.kafka.admin import await_topics
 from streamer.process.health import Health
 from streamer.process.metrics import FRESHNESS_SECONDS
 from streamer.process.run import collect_garbage_rarely, run_process
 from streamer.settings import Settings
-
-
-def _require_as_many_partitions(settings: Settings) -> None:
-    """An item's codes go to the partition that its update came from."""
-    topics = settings.topics
-    updates, codes = describe(settings.kafka, [topics.item_updates, topics.item_codes])
-    if codes.partitions < updates.partitions:
-        raise TopicMismatchError(
-            f"{codes.name} has {codes.partitions} partitions and {updates.name} has {updates.partitions}: codes go to the "
-            f"partition that their update came from, so give {codes.name} {updates.partitions}"
-        )
 
 
 def run_assigner(settings: Settings) -> None:
@@ -38,9 +27,8 @@ def run_assigner(settings: Settings) -> None:
         bundle = Bundle.open(settings.bundle)
         encoder = OnnxEncoder(bundle.encoder_path, threads=own.encoder_threads)
         needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes]
-        if not await_topics(settings.kafka, needed, stop, health):
+        if not await_topics(settings, needed, stop, health):
             return
-        _require_as_many_partitions(settings)
         transform = AssignBatch(
             encoder,
             codes_topic=topics.item_codes,

@@ -92,7 +92,7 @@ def monitor_until_stopped(
         FatalKafkaError: the broker refuses, or another monitor took over.
     """
     health.set_ready(Part.START)
-    while await_topics(settings.kafka, _topics(settings), stop, health):
+    while await_topics(settings, _topics(settings), stop, health):
         try:
             asyncio.run(_run(settings, layout, baseline, stop, health))
         except PASSING_ERRORS as error:
