@@ -141,7 +141,8 @@ def _alter(settings: Settings, topic: str, **config: str) -> None:
     wanted = {name.replace("_", "."): value for name, value in config.items()}
 
     def seen() -> bool:
-        entries = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).popitem()[1].result()
+        [answer] = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+        entries = answer.result(timeout=20)
         return {name: entries[name].value for name in wanted} == wanted
 
     wait_until(seen, seconds=20, what=f"{wanted} of {topic}")
