@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from models.errors import SidstreamError
 from streamer.events.topics import FoundTopic, TopicSpec, topic_faults, topic_specs
 from streamer.kafka.clients import ErrorListener, client_configuration
-from streamer.kafka.errors import PASSING_CODES, LoginRefusedError, error_text
+from streamer.kafka.errors import LoginRefusedError, Meaning, error_text, meaning
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings, Settings
 
@@ -27,16 +27,6 @@ _METADATA_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 _ONE_LOOK_SECONDS: Final = (1.0, 2.0)
 _RETRY_SECONDS: Final = 0.02
 _AWAY_SECONDS: Final = 1.0
-# A partition between two leaders, or before its first: it answers a moment later.
-_PASSING: Final = frozenset(
-    {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.UNKNOWN_LEADER_EPOCH,
-        KafkaError.FENCED_LEADER_EPOCH,
-    }
-)
 
 
 class TopicError(SidstreamError):
@@ -305,9 +295,7 @@ def _configs(admin: _Admin, kafka: KafkaSettings, names: Sequence[str]) -> dict[
                 hidden.append(resource.name)
                 continue
             text = f"{kafka.bootstrap_servers} does not tell the properties of {resource.name}: {error_text(error)}"
-            raise (ClusterAwayError if code in PASSING_CODES or error.args[0].retriable() else TopicError)(
-                text
-            ) from error
+            raise (ClusterAwayError if meaning(error.args[0]) is Meaning.PASSING else TopicError)(text) from error
         configs[resource.name] = {name: entry.value for name, entry in entries.items() if entry.value is not None}
     if hidden:
         log.warning(
@@ -334,7 +322,7 @@ def _offsets(
             return {(key.topic, key.partition): int(_answer(future, kafka).offset) for key, future in answers.items()}
         except TopicError as error:
             cause = error.__cause__
-            passing = isinstance(cause, KafkaException) and cause.args[0].code() in _PASSING
+            passing = isinstance(cause, KafkaException) and meaning(cause.args[0]) is Meaning.PASSING
             if not passing or time.monotonic() > give_up:
                 raise
         time.sleep(_RETRY_SECONDS)

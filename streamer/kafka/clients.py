@@ -1,7 +1,4 @@
-"""The two Kafka clients: their configuration, how a batch is gathered, and what their errors mean to us.
-
-Nothing here connects on import or in a constructor; every broker error leaves here as a typed exception.
-"""
+"""The configuration of the two Kafka clients, and the listener that hears what they complain of. Nothing here connects."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaError
 
-from streamer.kafka.errors import REFUSAL_CODES
+from streamer.kafka.errors import Meaning, meaning
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings
 
@@ -53,7 +50,7 @@ class ErrorListener:
         if code == KafkaError._ALL_BROKERS_DOWN:
             log.warning("broker_away", servers=self._servers)
             self._unready(f"no broker of {self._servers} answers")
-        elif code in REFUSAL_CODES:
+        elif meaning(error) is Meaning.LOGIN_REFUSED:
             self.refusal = error.str()
             log.error("login_refused", servers=self._servers, reason=self.refusal, next="correct kafka.security")
             self._unready(self.refusal)

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
-from streamer.kafka.errors import PASSING_CODES, ConsumerBrokenError, FatalKafkaError, error_text
+from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError, Meaning, error_text, meaning
 
 log = structlog.get_logger(__name__)
 
@@ -40,11 +40,12 @@ def _is_event(record: Message, on_end: Callable[[Message], None] | None) -> bool
     error = record.error()
     if error is None:
         return False
-    if error.code() == KafkaError._PARTITION_EOF:
+    means = meaning(error)
+    if means is Meaning.END:
         if on_end is not None:
             on_end(record)
         return True
-    if error.retriable() or error.code() in PASSING_CODES:
+    if means is Meaning.PASSING or error.retriable():
         log.warning("consumer_waits", code=error.name(), message=error.str())
         return True
     kind = ConsumerBrokenError if error.code() == KafkaError._FATAL else FatalKafkaError
