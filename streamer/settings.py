@@ -108,6 +108,9 @@ class AssignerSettings(IntakeSettings):
     maximum_title_characters: int = Field(8_192, ge=0, description="events with a longer title are dead letters")
     maximum_weight: float = Field(1e12, gt=0, le=1e30, description="events with a greater weight are dead letters")
     encoder_threads: int = Field(1, ge=1)
+    accept_missed_updates: bool = Field(
+        False, description="start although updates or deletions may have been missed; for one start (docs/runbook.md)"
+    )
 
 
 class IndexerSettings(Section):

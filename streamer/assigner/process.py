@@ -19,6 +19,18 @@ from streamer.process.run import collect_garbage_rarely, run_process
 from streamer.settings import Settings
 
 
+def _remedy(settings: Settings) -> str:
+    """What to do when updates or deletions may have been missed, or a log is another one."""
+    topics, group = settings.topics, settings.topics.prefix + settings.assigner.group
+    return (
+        f"Items that were deleted meanwhile may stay in {topics.item_codes}: publish tombstones for them, or make "
+        f"{topics.item_codes} and the index anew. To read {topics.item_updates} again from its start, stop every assigner and "
+        f"run kafka-consumer-groups --bootstrap-server {settings.kafka.bootstrap_servers} --group {group} --topic "
+        f"{topics.item_updates} --reset-offsets --to-earliest --execute. To go on with what there is, start once with "
+        "SIDSTREAM_ASSIGNER__ACCEPT_MISSED_UPDATES=true (docs/runbook.md)"
+    )
+
+
 def run_assigner(settings: Settings) -> None:
     """Run the process until it is told to stop."""
 
@@ -43,6 +55,10 @@ def run_assigner(settings: Settings) -> None:
             batch_size=own.batch_size,
             minimum_batch_interval_ms=own.minimum_batch_interval_ms,
             event_seconds=FRESHNESS_SECONDS.labels(PROCESS),
+            outputs=(topics.item_codes,),
+            every_record=True,
+            remedy=_remedy(settings),
+            accept_missed=own.accept_missed_updates,
         )
         collect_garbage_rarely()
         TransactionalLoop(loop, settings.kafka, transform, health).run(stop)

@@ -16,24 +16,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import structlog
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from prometheus_client import Histogram
 
 from streamer.events.outgoing import Outgoing
-from streamer.exactly_once.assignment import Assignment
+from streamer.exactly_once.assignment import Assignment, Input, MissedRecordsError
+from streamer.exactly_once.commit_note import encode_note
 from streamer.exactly_once.retrying import AbortRequired, Stopped
 from streamer.exactly_once.transaction import RETRY_SECONDS, TransactionalProducer
 from streamer.kafka.clients import consumer_configuration
-from streamer.kafka.errors import ConsumerBrokenError
+from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError, OffsetGoneError
 from streamer.kafka.gather import drain
-from streamer.kafka.input_progress import InputProgress, Place
+from streamer.kafka.input_progress import InputProgress
+from streamer.kafka.partition_watch import PartitionWatch
 from streamer.kafka.reachability import BrokerProbe, ClientCutOffError
+from streamer.kafka.read_to_end import has_records
 from streamer.process.batch_log import BatchSummary
 from streamer.process.health import Health, Part
 from streamer.process.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, TRANSACTION_ABORTS, observe_ages
@@ -43,6 +47,7 @@ log = structlog.get_logger(__name__)
 
 IDLE_WAIT_SECONDS: Final = 0.1
 _REPLACE_SECONDS: Final = 60.0
+_LEARN_SECONDS: Final = 2.0
 # What waits here for its batch is no more than this many bytes of values, and what one more look at the queue brings.
 _GATHERED_BYTES: Final = 8 * 1024 * 1024
 
@@ -56,7 +61,10 @@ class LoopSettings:
     """One transactional loop: ``group`` and ``instance`` make its stable transactional id.
 
     ``event_seconds`` is told how long events took from their Kafka timestamps to the commit of what came of them.
-    ``gather_size``: records to select a batch from; without it, ``batch_size``.
+    ``gather_size``: records to select a batch from; without it, ``batch_size``. ``outputs`` to ``accept_missed``:
+    see ``Input``. ``commit_note``: fields for the note that is committed with each offset (JSON, a few hundred bytes at
+    most), asked once a batch. ``life_sign_seconds``: how often an idle loop commits where it stands, so that the time in
+    the note says when somebody read last.
     """
 
     process: str
@@ -67,6 +75,16 @@ class LoopSettings:
     minimum_batch_interval_ms: float
     event_seconds: Histogram
     gather_size: int | None = None
+    outputs: tuple[str, ...] = ()
+    every_record: bool = False
+    remedy: str = ""
+    accept_missed: bool = False
+    commit_note: Callable[[], Mapping[str, Any]] | None = None
+    life_sign_seconds: float = 3_600.0
+
+    @property
+    def reads(self) -> Input:
+        return Input(self.source, self.outputs, self.every_record, self.remedy, self.accept_missed)
 
 
 class TransactionalLoop:
@@ -93,6 +111,9 @@ class TransactionalLoop:
         self._waiting: list[Message] = []
         self._summary = BatchSummary()
         self._input = InputProgress(settings.process, health, f"waiting for partitions of {settings.source}")
+        # Next offsets, known to be committed, of every partition that is read.
+        self._committed: dict[int, int] = {}
+        self._life_sign_at = float("-inf")
         self._aborts = TRANSACTION_ABORTS.labels(settings.process)
 
     def run(self, stop: threading.Event) -> None:
@@ -119,6 +140,9 @@ class TransactionalLoop:
         self._producer = TransactionalProducer(
             settings.process, settings.group, settings.instance, self._kafka, self._health, stop
         )
+        # Its first answer comes while the group is joined.
+        self._watch = PartitionWatch(self._kafka, [settings.source, *settings.outputs])
+        self._watch.look()
         self._producer.take_over()
         self._health.set_ready(Part.BROKER)
         self._consumer = self._new_consumer()
@@ -129,6 +153,10 @@ class TransactionalLoop:
                         self._one_batch(committer)
                     except ConsumerBrokenError as reason:
                         self._replace_consumer(reason)
+                    except OffsetGoneError as reason:
+                        log.warning("offset_gone", reason=str(reason))
+                        self._watch.refresh()  # another log may have the topic's name
+                        self._read_again()
                 self._finish_commit()
             except AbortRequired as reason:
                 self._abort_transaction(reason, len(self._unfinished))
@@ -144,18 +172,31 @@ class TransactionalLoop:
                 instance=settings.instance,
                 health=self._health,
                 on_statistics=self._input.read_statistics,
+                auto_offset_reset="error",  # where to read from is never guessed (``Assignment``)
             )
         )
         self._broker = BrokerProbe((consumer, self._producer.client), self._kafka, self._health)
         self._assignment = Assignment(
-            consumer, settings.source, self._health, self._input, before_revoke=self._finish_under_way
+            consumer,
+            settings.reads,
+            self._health,
+            self._input,
+            before_revoke=self._finish_under_way,
+            has_records=partial(has_records, self._kafka, f"{settings.group}-start"),
         )
         return consumer
 
     def _replace_consumer(self, reason: ConsumerBrokenError) -> None:
         """A new consumer starts at what is committed. Once in a while only: two instances of one name would take turns."""
+        settings = self._settings
         if time.monotonic() - self._replaced_at < _REPLACE_SECONDS:
-            raise reason
+            if KafkaError(KafkaError.FENCED_INSTANCE_ID).str() not in str(reason):
+                raise reason
+            raise FatalKafkaError(
+                f"another {settings.process} runs as instance {settings.instance!r} of group {settings.group!r}, and they take "
+                f"turns: give each one its own {settings.process}.instance "
+                f"(SIDSTREAM_{settings.process.upper()}__INSTANCE), or end one of them"
+            ) from reason
         self._replaced_at = time.monotonic()
         log.warning("consumer_replaced", reason=str(reason))
         self._finish_or_abort([])
@@ -173,11 +214,12 @@ class TransactionalLoop:
             # What a transaction aborted during the rebalance held comes before what was just gathered.
             aborted, self._unfinished = self._unfinished, []
             self._seek_back(aborted + records)
+            self._watch.refresh()
             return
-        if self._assignment.take_up():
-            self._broker.answered()
+        self._follow_topics()
         if not records:
-            self._finish_or_abort([])
+            if self._finish_or_abort([]) and not self._waiting:
+                self._give_life_sign()
             self._summary.idle()
             self._input.advance({}, nothing_waits=not self._waiting)
             self._input.show_lag(self._consumer)
@@ -192,15 +234,16 @@ class TransactionalLoop:
         try:
             offsets = self._send(records, outgoing)
             if len(records) >= settings.batch_size:
-                self._committing = committer.submit(self._commit, records)
+                self._committing = committer.submit(self._commit, records, offsets)
                 self._unfinished = records
             else:
-                self._commit(records)
+                self._commit(records, offsets)
         except AbortRequired as reason:
             self._abort(records, reason)
             return
         seconds = time.monotonic() - started
-        self._input.advance(offsets, nothing_waits=not self._waiting)
+        following = {(settings.source, partition): offset for partition, offset in offsets.items()}
+        self._input.advance(following, nothing_waits=not self._waiting)
         self._input.show_lag(self._consumer)
         BATCH_EVENTS.labels(settings.process).observe(len(records))
         EVENTS.labels(settings.process).inc(len(records))
@@ -220,16 +263,75 @@ class TransactionalLoop:
         wait = 0.0 if waiting else 0.005 if self._committing else IDLE_WAIT_SECONDS
         return waiting + drain(self._consumer, wanted, wait)
 
-    def _send(self, records: list[Message], outgoing: Iterable[Outgoing]) -> dict[Place, int]:
-        """Everything but the commit; the offsets that it will commit."""
-        source = self._settings.source
-        last = {record.partition(): record.offset() for record in records}
-        offsets = [TopicPartition(source, partition, offset + 1) for partition, offset in last.items()]
-        self._producer.send(offsets, self._consumer.consumer_group_metadata(), outgoing)
-        return {(source, partition): offset + 1 for partition, offset in last.items()}
+    def _follow_topics(self) -> None:
+        """Take up what was given to us, and hear of topics that changed.
 
-    def _commit(self, records: list[Message]) -> None:
+        Raises:
+            MissedRecordsError: records were missed, or a log is not the one that was read.
+        """
+        settings, assignment = self._settings, self._assignment
+        for change in self._watch.look():
+            if change.deleted or change.made_anew:
+                what = "was deleted" if change.deleted else "was deleted and made anew"
+                raise MissedRecordsError(
+                    f"{change.topic} {what} while the {settings.process} ran. {settings.remedy}".strip()
+                )
+            if change.topic in settings.outputs:
+                self._learn_partitions(change.topic)
+        if assignment.has_room(self._watch.states):
+            self._read_again()
+        now_ms = time.time_ns() // 1_000_000
+        if self._watch.stale or not assignment.take_up(self._watch.states, now_ms):
+            return
+        self._broker.answered()
+        standings = assignment.standings.values()
+        self._committed = {one.partition: one.start for one in standings}
+        # One that was never committed, or by a process that noted no time, is noted at the first turn that is idle.
+        oldest = min((one.note.at if one.committed is not None else 0 for one in standings), default=now_ms)
+        self._life_sign_at = time.monotonic() - (now_ms - oldest) / 1000
+
+    def _learn_partitions(self, topic: str) -> None:
+        """The producer's own metadata may be some seconds behind; a record for a partition that it does not know fails."""
+        try:
+            self._producer.client.list_topics(topic, timeout=_LEARN_SECONDS)
+        except KafkaException as error:
+            log.warning("partitions_not_learned", topic=topic, reason=str(error))  # the batch is aborted and done again
+
+    def _read_again(self) -> None:
+        """From what is committed: for partitions that waited, or whose log has changed."""
+        self._finish_or_abort([])
+        self._waiting, self._committed = [], {}
+        self._assignment.take_up_again()
+
+    def _give_life_sign(self) -> None:
+        """An idle process commits where it stands now and then: an old note must mean that nobody has read."""
+        due = time.monotonic() - self._life_sign_at >= self._settings.life_sign_seconds
+        if not (due and self._committed and self._input.caught_up):
+            return
+        try:
+            self._send([], ())
+            self._commit([], dict(self._committed))
+        except AbortRequired as reason:
+            self._abort([], reason)
+
+    def _send(self, records: list[Message], outgoing: Iterable[Outgoing]) -> dict[int, int]:
+        """Everything but the commit; the next offsets that it will commit, by partition."""
+        settings = self._settings
+        offsets = {record.partition(): record.offset() + 1 for record in records}
+        if time.monotonic() - self._life_sign_at >= settings.life_sign_seconds:
+            offsets = self._committed | offsets
+        logs = {topic: state.topic_id for topic, state in self._watch.states.items()}
+        more = settings.commit_note() if settings.commit_note is not None else {}
+        note = encode_note(time.time_ns() // 1_000_000, logs, more)
+        noted = [TopicPartition(settings.source, partition, offset, note) for partition, offset in offsets.items()]
+        self._producer.send(noted, self._consumer.consumer_group_metadata(), outgoing)
+        return offsets
+
+    def _commit(self, records: list[Message], offsets: dict[int, int]) -> None:
         self._producer.commit()
+        if offsets.keys() >= self._committed.keys():
+            self._life_sign_at = time.monotonic()
+        self._committed |= offsets
         self._broker.answered()
         observe_ages(self._settings.event_seconds, records)
 
@@ -266,6 +368,8 @@ class TransactionalLoop:
         except AbortRequired as reason:
             # No seek in here: the records stay in ``_unfinished`` until the rebalance is over.
             self._abort_transaction(reason, len(self._unfinished))
+        # Nobody else's positions are committed for a sign of life.
+        self._committed = {}
 
     def _seek_back(self, records: list[Message]) -> None:
         """To the first offset of ``records``, and of what waits, in each partition that is still ours."""

@@ -24,6 +24,8 @@ SESSION_TIMEOUT_MS: Final = 6_000
 # A dangling transaction holds readers back until this has passed, when its producer never comes back.
 TRANSACTION_TIMEOUT_MS: Final = 15_000
 STATISTICS_INTERVAL_MS: Final = 1_000
+# How soon a client knows of partitions that were added; librdkafka's default is five minutes.
+METADATA_REFRESH_MS: Final = 5_000
 # Java's partitioner, so that every producer of a topic puts a key into the same partition.
 PARTITIONER: Final = "murmur2_random"
 # What a topic takes (2 MiB), and room for the headers that a dead letter adds.
@@ -70,6 +72,7 @@ def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> 
         "logger": _client_logger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2_000,
+        "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
         **kafka.security_properties(),
     }
 

@@ -104,6 +104,10 @@ class ConsumerBrokenError(FatalKafkaError):
     """This consumer cannot go on, but a new one in its place can: its membership was lost while the broker was away."""
 
 
+class OffsetGoneError(FatalKafkaError):
+    """The log does not hold the next offset any more: its start has moved on, or it is another log."""
+
+
 class LoginRefusedError(FatalKafkaError):
     """The broker refuses our user or password, or one side does not trust the other's certificate."""
 
