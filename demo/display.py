@@ -20,7 +20,7 @@ from demo.live_queries import LiveQueries
 from demo.shop.shop import Fad
 from models.sids.census import measure_layer
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
-from models.terminal import printable, shown
+from models.terminal import print_line, printable, shown
 from streamer.events.records import Alert, AnswerItem
 
 _BAR: Final = 24
@@ -94,7 +94,7 @@ def fad_panel(
 
 
 def answer_lines(items: Sequence[AnswerItem], width: int) -> list[Text]:
-    """One line an item, in their order, with titles of at most ``width`` characters.
+    """A line an item, in their order, with titles of at most ``width`` characters.
 
     Items that share a SID are often variants of one product with one score: the first of them has its title, the others
     say what sets them apart.
@@ -105,12 +105,14 @@ def answer_lines(items: Sequence[AnswerItem], width: int) -> list[Text]:
         titles = told_apart([printable(item.title) for item in members], width)
         for number, (item, title) in enumerate(zip(members, titles, strict=True)):
             name = printable(sid) if number == 0 else "  the same SID"
-            line = Text.assemble(
-                f"    {name:<20} ", f"{title or printable(item.item_id):<{width}} ", f"{item.score:6.2f}"
+            what = short(title or printable(item.item_id), width)
+            lines.append(
+                Text.assemble(
+                    (f"    {name:<20} ", "cyan" if number == 0 else "dim"),
+                    f"{what:<{width}} ",
+                    (f"{item.score:6.2f}", "dim"),
+                )
             )
-            line.stylize("cyan", 4, 24)
-            line.stylize("dim", len(line) - 6)
-            lines.append(line)
     return lines
 
 
@@ -150,8 +152,8 @@ def show_summary(console: Console, figures: Figures, seconds: float, next_steps:
     console.print(Panel(table, title="What happened", border_style="cyan", box=box.ROUNDED))
     console.print(Text("Try next", "bold"))
     for command, what in next_steps:
-        console.print(Text(f"# {what}", "dim"))
-        console.print(Text(command, "green"), soft_wrap=True)
+        print_line(console, f"# {what}", "dim")
+        print_line(console, command, "green")
 
 
 def _summary_rows(figures: Figures) -> Iterator[tuple[str, str]]:
@@ -168,16 +170,16 @@ def _summary_rows(figures: Figures) -> Iterator[tuple[str, str]]:
     yield f"{rate:,.0f}/s", f"item updates, publish → retrievable ({figures.burst_items:,} in a burst)"
     yield f"{figures.fresh_p50_ms:.0f} ms", f"update → retrievable, p50 of {figures.fresh_items:,} updates"
     yield f"{figures.fresh_p99_ms:.0f} ms", "update → retrievable, p99"
-    yield f"{figures.queries:,}", f"queries answered while the fad came and went, {figures.unanswered} not"
+    yield f"{figures.queries:,}", f"queries answered while the fad came and went, {figures.unanswered:,} not"
     yield f"{figures.query_p50_ms:.0f} ms", f"query → answer meanwhile, p50; p95 {figures.query_p95_ms:.0f} ms"
-    yield f"{len(figures.layouts)}", f"layouts answered under: {', '.join(map(str, sorted(figures.layouts)))}"
+    yield f"{len(figures.layouts):d}", f"layouts answered under: {shown(', '.join(map(str, sorted(figures.layouts))))}"
     yield (
-        f"{figures.invalid_items}",
-        f"answers named no live product; {figures.deleted_in_answers} deleted ones came back",
+        f"{figures.invalid_items:,}",
+        f"answers named no live product; {figures.deleted_in_answers:,} deleted ones came back",
     )
     if figures.reshortened_after_seconds is None:
         yield "[red]none[/]", "new layout: the monitor did not re-shorten in time"
     else:
         yield f"{figures.reshortened_after_seconds:.0f} s", "from the fad's first product to shorter SIDs"
         yield f"{figures.reshortened_items:,}", "items re-shortened, none rewritten"
-    yield f"{figures.alerts_fired}", f"alerts fired, {figures.alerts_resolved} resolved"
+    yield f"{figures.alerts_fired:,}", f"alerts fired, {figures.alerts_resolved:,} resolved"

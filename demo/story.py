@@ -345,7 +345,7 @@ class Story:
             self._console.print(f"    [red]{shown(answer.error.kind)}: {shown(answer.error.message)}[/]")
         width = max(30, self._console.width - 34)
         for line in answer_lines(answer.items, width):
-            self._console.print(line, highlight=False)
+            self._console.print(line)
 
     def _publish(self, items: Sequence[CatalogueItem], embeddings: NDArray[np.float32]) -> None:
         for item in items:

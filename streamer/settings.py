@@ -111,6 +111,9 @@ class AssignerSettings(IntakeSettings):
     maximum_weight: float = Field(1e12, gt=0, le=1e30, description="events with a greater weight are dead letters")
     strict: bool = Field(False, description="updates with an unknown field are dead letters, not merely counted")
     encoder_threads: int = Field(1, ge=1)
+    accept_missed_updates: bool = Field(
+        False, description="start although updates or deletions may have been missed; for one start (docs/runbook.md)"
+    )
 
 
 class IndexerSettings(Section):

@@ -315,9 +315,7 @@ def run_retriever(settings: Settings) -> None:
         topics, own = settings.topics, settings.retriever
         torch.set_num_threads(own.threads)
         bundle = Bundle.open(settings.bundle, need_model=True)
-        if not await_topics(
-            settings.kafka, [topics.queries, topics.queries_dead_letters, topics.results], stop, health
-        ):
+        if not await_topics(settings, [topics.queries, topics.queries_dead_letters, topics.results], stop, health):
             return
         model, prompts = load_language_model(bundle)
         reader = _wait_for_index(settings, stop, health)

@@ -15,7 +15,7 @@ from models.codebooks.onnx_encoder import OnnxEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
-from streamer.kafka.admin import TopicMismatchError, await_topics, describe
+from streamer.kafka.admin import await_topics
 from streamer.kafka.partitioner import PartitionerCheck
 from streamer.process.health import Health
 from streamer.process.metrics import FRESHNESS_SECONDS
@@ -23,16 +23,16 @@ from streamer.process.run import collect_garbage_rarely, run_process
 from streamer.settings import Settings
 
 
-def _require_as_many_partitions(settings: Settings) -> int:
-    """The partitions of ``item-updates``; ``item-codes`` needs as many: an item's codes go to the partition of its update."""
-    topics = settings.topics
-    updates, codes = describe(settings.kafka, [topics.item_updates, topics.item_codes])
-    if codes.partitions < updates.partitions:
-        raise TopicMismatchError(
-            f"{codes.name} has {codes.partitions} partitions and {updates.name} has {updates.partitions}: codes go to the "
-            f"partition that their update came from, so give {codes.name} {updates.partitions}"
-        )
-    return updates.partitions
+def _remedy(settings: Settings) -> str:
+    """What to do when updates or deletions may have been missed, or a log is another one."""
+    topics, group = settings.topics, settings.topics.prefix + settings.assigner.group
+    return (
+        f"Items that were deleted meanwhile may stay in {topics.item_codes}: publish tombstones for them, or make "
+        f"{topics.item_codes} and the index anew. To read {topics.item_updates} again from its start, stop every assigner and "
+        f"run kafka-consumer-groups --bootstrap-server {settings.kafka.bootstrap_servers} --group {group} --topic "
+        f"{topics.item_updates} --reset-offsets --to-earliest --execute. To go on with what there is, start once with "
+        "SIDSTREAM_ASSIGNER__ACCEPT_MISSED_UPDATES=true (docs/runbook.md)"
+    )
 
 
 def run_assigner(settings: Settings) -> None:
@@ -43,10 +43,9 @@ def run_assigner(settings: Settings) -> None:
         bundle = Bundle.open(settings.bundle)
         encoder = OnnxEncoder(bundle.encoder_path, threads=own.encoder_threads)
         needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes]
-        if not await_topics(settings.kafka, needed, stop, health):
+        if not await_topics(settings, needed, stop, health):
             return
-        partitions = _require_as_many_partitions(settings)
-        partitioner = PartitionerCheck(topics.item_updates, lambda: partitions)
+        partitioner = PartitionerCheck(topics.item_updates, lambda: consuming.partitions)
         assign = AssignBatch(
             encoder,
             codes_topic=topics.item_codes,
@@ -62,6 +61,10 @@ def run_assigner(settings: Settings) -> None:
             batch_size=own.batch_size,
             minimum_batch_interval_ms=own.minimum_batch_interval_ms,
             event_seconds=FRESHNESS_SECONDS.labels(PROCESS),
+            outputs=(topics.item_codes,),
+            every_record=True,
+            remedy=_remedy(settings),
+            accept_missed=own.accept_missed_updates,
         )
         collect_garbage_rarely()
 
@@ -69,6 +72,7 @@ def run_assigner(settings: Settings) -> None:
             partitioner.look(records)
             return assign(records)
 
-        TransactionalLoop(loop, settings.kafka, transform, health).run(stop)
+        consuming = TransactionalLoop(loop, settings.kafka, transform, health)
+        consuming.run(stop)
 
     run_process(PROCESS, settings, work)

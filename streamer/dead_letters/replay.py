@@ -24,9 +24,10 @@ from streamer.dead_letters.plan import Choice, Letter, ReplayPlan, make_plan, or
 from streamer.dead_letters.progress import ReplayProgress, note, read_notes
 from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, dead_letter_topics
 from streamer.events.headers import UnreadableHeadersError, headers_of
+from streamer.exactly_once.retrying import AbortRequired, repeated
 from streamer.kafka.admin import require
 from streamer.kafka.clients import consumer_configuration, producer_configuration
-from streamer.kafka.errors import error_text
+from streamer.kafka.errors import Meaning, error_text, meaning
 from streamer.kafka.read_to_end import Partition, Span, end_reader, read_spans, whole_topics
 from streamer.settings import Settings
 
@@ -36,10 +37,6 @@ _GIVE_UP_SECONDS: Final = 60.0
 _LETTERS_A_TRANSACTION: Final = 100
 # An original whose value was left out was larger than a topic takes uncompressed.
 _LARGEST_BYTES: Final = 64 * 1024 * 1024
-
-
-# Of a record that a topic will not take, however often it is sent: too large, or without a key where it is compacted.
-_REFUSALS: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
 
 
 class ReplayError(SidstreamError):
@@ -191,7 +188,7 @@ class Replay:
             self._call(producer.abort_transaction, _CALL_SECONDS)
             producer.poll(0)  # hear of the deliveries that failed
             self._renew()
-            refusal = next((one for one in (*refusals, error.args[0]) if one.code() in _REFUSALS), None)
+            refusal = next((one for one in (*refusals, error.args[0]) if meaning(one) is Meaning.RECORD_REFUSED), None)
             # A record that was refused takes its neighbours along, under errors of their own: each is tried by itself.
             if refusal is not None or len(originals) > 1:
                 raise _RefusedError(refusal.str() if refusal is not None else error_text(error)) from error
@@ -309,21 +306,22 @@ class Replay:
     def _call(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Repeat a call while its error is retriable; what asks for an abort is the caller's, anything else the end."""
         give_up = time.monotonic() + _GIVE_UP_SECONDS
-        while True:
-            try:
-                call(*arguments)
-                return
-            except KafkaException as error:
-                inner = error.args[0]
-                if inner.txn_requires_abort():
-                    raise
-                if inner.code() in (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH):
-                    raise ReplayError(
-                        "another replay has taken over: this one has stopped, what it sent is noted"
-                    ) from error
-                if not inner.retriable() or time.monotonic() > give_up:
-                    raise ReplayError(f"the replay cannot go on: {error_text(error)}") from error
-                time.sleep(_RETRY_SECONDS)
+
+        def wait(error: KafkaException) -> None:
+            if time.monotonic() > give_up:
+                raise self._refusal(error, Meaning.PASSING) from error
+            time.sleep(_RETRY_SECONDS)
+
+        try:
+            repeated(call, *arguments, between=wait, refusal=self._refusal)
+        except AbortRequired as abort:
+            raise abort.error from None
+
+    @staticmethod
+    def _refusal(error: KafkaException, means: Meaning) -> ReplayError:
+        if means is Meaning.FENCED:
+            return ReplayError("another replay has taken over: this one has stopped, what it sent is noted")
+        return ReplayError(f"the replay cannot go on: {error_text(error)}")
 
 
 def _identity(settings: Settings) -> str:

@@ -1,39 +1,43 @@
 """Consume → transform → produce, exactly once: outputs, dead letters and offsets of a batch in one Kafka transaction.
 
-The steps of a batch, and what happens when one fails:
+The turn of a batch, and what happens when a part of it fails:
 
-1. *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet. A loop
-   that selects takes its batch from the front of what it has gathered; the rest waits here for the next batches.
-2. *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's.
-3. *Begin*, send the batch's own offsets, produce.
-4. *Commit*; when the batch came back full, in a second thread, so that the next one is gathered and transformed meanwhile.
+- *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet. A loop
+  that selects takes its batch from the front of what it has gathered; the rest waits here for the next batches.
+- *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's.
+- *Send and commit* it (``transaction``, in numbered steps); when the batch came back full, the commit runs in a second
+  thread, so that the next batch is gathered and transformed meanwhile.
 
-An error that asks for an abort aborts the transaction and seeks back to the first offset that is not committed; a
-retriable one repeats the same call; a fatal one ends the process, whose successor takes over the transactional id. Clients
-that have lost a cluster which answers others are replaced by new ones, as if the process had been killed.
-A ``kill -9`` leaves an open transaction, which the successor's ``init_transactions`` aborts (KIP-98).
+After an abort the consumer seeks back to the first offset that is not committed (``assignment``). Clients that have lost a
+cluster which answers others are replaced by new ones, as if the process had been killed.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from prometheus_client import Histogram
 
-from store.failpoints import Failpoint, reach
 from streamer.events.outgoing import Outgoing
-from streamer.kafka.clients import consumer_configuration, producer_configuration
-from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError, error_text
+from streamer.exactly_once.assignment import Assignment, Input, MissedRecordsError
+from streamer.exactly_once.commit_note import encode_note
+from streamer.exactly_once.retrying import AbortRequired, Stopped
+from streamer.exactly_once.transaction import RETRY_SECONDS, TransactionalProducer
+from streamer.kafka.clients import consumer_configuration
+from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError, OffsetGoneError
 from streamer.kafka.gather import drain
-from streamer.kafka.input_progress import InputProgress, Place
-from streamer.kafka.reachability import BrokerProbe, ClientCutOffError, CutOffGuard
+from streamer.kafka.input_progress import InputProgress
+from streamer.kafka.partition_watch import PartitionWatch
+from streamer.kafka.reachability import BrokerProbe, ClientCutOffError
+from streamer.kafka.read_to_end import has_records
 from streamer.process.batch_log import BatchSummary
 from streamer.process.health import Health, Part
 from streamer.process.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, TRANSACTION_ABORTS, observe_ages
@@ -42,13 +46,8 @@ from streamer.settings import KafkaSettings
 log = structlog.get_logger(__name__)
 
 IDLE_WAIT_SECONDS: Final = 0.1
-RETRY_SECONDS: Final = 0.2
-_ENDS_SECONDS: Final = 2.0
-_SEEK_SECONDS: Final = 5.0
 _REPLACE_SECONDS: Final = 60.0
-# One attempt; then the process says that it is not ready, looks whether it is to stop, and makes the same call again.
-_CALL_SECONDS: Final = 5.0
-
+_LEARN_SECONDS: Final = 2.0
 # What waits here for its batch is no more than this many bytes of values, and what one more look at the queue brings.
 _GATHERED_BYTES: Final = 8 * 1024 * 1024
 
@@ -57,20 +56,15 @@ Transform = Callable[[list[Message]], Iterable[Outgoing]]
 Select = Callable[[list[Message]], int]
 
 
-class _AbortRequired(Exception):
-    """The transaction can only be aborted; the batch is processed again."""
-
-
-class _Stopped(Exception):
-    """Told to stop while the broker does not answer: the successor aborts the open transaction and does its batch anew."""
-
-
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
     """One transactional loop: ``group`` and ``instance`` make its stable transactional id.
 
     ``event_seconds`` is told how long events took from their Kafka timestamps to the commit of what came of them.
-    ``gather_size``: records to select a batch from; without it, ``batch_size``.
+    ``gather_size``: records to select a batch from; without it, ``batch_size``. ``outputs`` to ``accept_missed``:
+    see ``Input``. ``commit_note``: fields for the note that is committed with each offset (JSON, a few hundred bytes at
+    most), asked once a batch. ``life_sign_seconds``: how often an idle loop commits where it stands, so that the time in
+    the note says when somebody read last.
     """
 
     process: str
@@ -81,6 +75,16 @@ class LoopSettings:
     minimum_batch_interval_ms: float
     event_seconds: Histogram
     gather_size: int | None = None
+    outputs: tuple[str, ...] = ()
+    every_record: bool = False
+    remedy: str = ""
+    accept_missed: bool = False
+    commit_note: Callable[[], Mapping[str, Any]] | None = None
+    life_sign_seconds: float = 3_600.0
+
+    @property
+    def reads(self) -> Input:
+        return Input(self.source, self.outputs, self.every_record, self.remedy, self.accept_missed)
 
 
 class TransactionalLoop:
@@ -99,19 +103,23 @@ class TransactionalLoop:
         self._kafka = kafka
         self._transform = transform
         self._health = health
-        self._stop = threading.Event()
         self._replaced_at = float("-inf")
-        self._rebalanced = False
         self._committing: Future[None] | None = None
         # Records whose transaction is not known to be committed, oldest batch first.
         self._unfinished: list[Message] = []
         # Gathered, but in no batch yet.
         self._waiting: list[Message] = []
         self._summary = BatchSummary()
-        # What the consumer was given since the last turn: the ends of these partitions are to be read.
-        self._new_assignment: list[TopicPartition] | None = None
         self._input = InputProgress(settings.process, health, f"waiting for partitions of {settings.source}")
+        # Next offsets, known to be committed, of every partition that is read.
+        self._committed: dict[int, int] = {}
+        self._life_sign_at = float("-inf")
         self._aborts = TRANSACTION_ABORTS.labels(settings.process)
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions the source has now; known from the first batch on."""
+        return self._watch.states[self._settings.source].partitions
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first.
@@ -119,7 +127,6 @@ class TransactionalLoop:
         Raises:
             FatalKafkaError: fenced by another instance of the same name, not authorised, or the client is broken.
         """
-        self._stop = stop
         self._health.set_ready(Part.START)
         try:
             while True:
@@ -130,17 +137,18 @@ class TransactionalLoop:
                     log.warning("clients_replaced", reason=str(reason), events=len(self._unfinished))
                     # The new producer aborts what the old one left open; the new consumer starts at what is committed.
                     self._unfinished, self._waiting, self._committing = [], [], None
-        except _Stopped:
+        except Stopped:
             log.warning("stopped_without_broker", events=len(self._unfinished), next="the successor does them again")
 
     def _run(self, stop: threading.Event) -> None:
         settings = self._settings
-        identity = f"{settings.group}-{settings.instance}"
-        self._producer = Producer(
-            # Lingering fills the requests of a large batch, and costs a small one nothing: a commit sends at once.
-            producer_configuration(self._kafka, transactional_id=identity, health=self._health)
+        self._producer = TransactionalProducer(
+            settings.process, settings.group, settings.instance, self._kafka, self._health, stop
         )
-        self._retrying(self._producer.init_transactions, _CALL_SECONDS)
+        # Its first answer comes while the group is joined.
+        self._watch = PartitionWatch(self._kafka, [settings.source, *settings.outputs])
+        self._watch.look()
+        self._producer.take_over()
         self._health.set_ready(Part.BROKER)
         self._consumer = self._new_consumer()
         with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
@@ -150,8 +158,12 @@ class TransactionalLoop:
                         self._one_batch(committer)
                     except ConsumerBrokenError as reason:
                         self._replace_consumer(reason)
+                    except OffsetGoneError as reason:
+                        log.warning("offset_gone", reason=str(reason))
+                        self._watch.refresh()  # another log may have the topic's name
+                        self._read_again()
                 self._finish_commit()
-            except _AbortRequired as reason:
+            except AbortRequired as reason:
                 self._abort_transaction(reason, len(self._unfinished))
             finally:
                 self._consumer.close()
@@ -165,18 +177,31 @@ class TransactionalLoop:
                 instance=settings.instance,
                 health=self._health,
                 on_statistics=self._input.read_statistics,
+                auto_offset_reset="error",  # where to read from is never guessed (``Assignment``)
             )
         )
-        self._broker = BrokerProbe((consumer, self._producer), self._kafka, self._health)
-        consumer.subscribe(
-            [settings.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        self._broker = BrokerProbe((consumer, self._producer.client), self._kafka, self._health)
+        self._assignment = Assignment(
+            consumer,
+            settings.reads,
+            self._health,
+            self._input,
+            before_revoke=self._finish_under_way,
+            has_records=partial(has_records, self._kafka, f"{settings.group}-start"),
         )
         return consumer
 
     def _replace_consumer(self, reason: ConsumerBrokenError) -> None:
         """A new consumer starts at what is committed. Once in a while only: two instances of one name would take turns."""
+        settings = self._settings
         if time.monotonic() - self._replaced_at < _REPLACE_SECONDS:
-            raise reason
+            if KafkaError(KafkaError.FENCED_INSTANCE_ID).str() not in str(reason):
+                raise reason
+            raise FatalKafkaError(
+                f"another {settings.process} runs as instance {settings.instance!r} of group {settings.group!r}, and they take "
+                f"turns: give each one its own {settings.process}.instance "
+                f"(SIDSTREAM_{settings.process.upper()}__INSTANCE), or end one of them"
+            ) from reason
         self._replaced_at = time.monotonic()
         log.warning("consumer_replaced", reason=str(reason))
         self._finish_or_abort([])
@@ -188,17 +213,18 @@ class TransactionalLoop:
         settings = self._settings
         started = time.monotonic()
         self._health.progress()
-        self._rebalanced = False
+        self._assignment.rebalanced = False
         records = self._gather()
-        if self._rebalanced:
+        if self._assignment.rebalanced:
             # What a transaction aborted during the rebalance held comes before what was just gathered.
             aborted, self._unfinished = self._unfinished, []
             self._seek_back(aborted + records)
+            self._watch.refresh()
             return
-        if self._new_assignment is not None:
-            self._read_ends()
+        self._follow_topics()
         if not records:
-            self._finish_or_abort([])
+            if self._finish_or_abort([]) and not self._waiting:
+                self._give_life_sign()
             self._summary.idle()
             self._input.advance({}, nothing_waits=not self._waiting)
             self._input.show_lag(self._consumer)
@@ -211,17 +237,18 @@ class TransactionalLoop:
         if not self._finish_or_abort(records):
             return
         try:
-            offsets = self._begin(records, outgoing)
+            offsets = self._send(records, outgoing)
             if len(records) >= settings.batch_size:
-                self._committing = committer.submit(self._commit, records)
+                self._committing = committer.submit(self._commit, records, offsets)
                 self._unfinished = records
             else:
-                self._commit(records)
-        except _AbortRequired as reason:
+                self._commit(records, offsets)
+        except AbortRequired as reason:
             self._abort(records, reason)
             return
         seconds = time.monotonic() - started
-        self._input.advance(offsets, nothing_waits=not self._waiting)
+        following = {(settings.source, partition): offset for partition, offset in offsets.items()}
+        self._input.advance(following, nothing_waits=not self._waiting)
         self._input.show_lag(self._consumer)
         BATCH_EVENTS.labels(settings.process).observe(len(records))
         EVENTS.labels(settings.process).inc(len(records))
@@ -241,49 +268,83 @@ class TransactionalLoop:
         wait = 0.0 if waiting else 0.005 if self._committing else IDLE_WAIT_SECONDS
         return waiting + drain(self._consumer, wanted, wait)
 
-    def _commit(self, records: list[Message]) -> None:
-        self._retrying(self._producer.commit_transaction, _CALL_SECONDS)
-        reach(Failpoint.TRANSACTION_COMMITTED)
+    def _follow_topics(self) -> None:
+        """Take up what was given to us, and hear of topics that changed.
+
+        Raises:
+            MissedRecordsError: records were missed, or a log is not the one that was read.
+        """
+        settings, assignment = self._settings, self._assignment
+        for change in self._watch.look():
+            if change.deleted or change.made_anew:
+                what = "was deleted" if change.deleted else "was deleted and made anew"
+                raise MissedRecordsError(
+                    f"{change.topic} {what} while the {settings.process} ran. {settings.remedy}".strip()
+                )
+            if change.topic in settings.outputs:
+                self._learn_partitions(change.topic)
+        if assignment.has_room(self._watch.states):
+            self._read_again()
+        now_ms = time.time_ns() // 1_000_000
+        if self._watch.stale or not assignment.take_up(self._watch.states, now_ms):
+            return
+        self._broker.answered()
+        standings = assignment.standings.values()
+        self._committed = {one.partition: one.start for one in standings}
+        # One that was never committed, or by a process that noted no time, is noted at the first turn that is idle.
+        oldest = min((one.note.at if one.committed is not None else 0 for one in standings), default=now_ms)
+        self._life_sign_at = time.monotonic() - (now_ms - oldest) / 1000
+
+    def _learn_partitions(self, topic: str) -> None:
+        """The producer's own metadata may be some seconds behind; a record for a partition that it does not know fails."""
+        try:
+            self._producer.client.list_topics(topic, timeout=_LEARN_SECONDS)
+        except KafkaException as error:
+            log.warning("partitions_not_learned", topic=topic, reason=str(error))  # the batch is aborted and done again
+
+    def _read_again(self) -> None:
+        """From what is committed: for partitions that waited, or whose log has changed."""
+        self._finish_or_abort([])
+        self._waiting, self._committed = [], {}
+        self._assignment.take_up_again()
+
+    def _give_life_sign(self) -> None:
+        """An idle process commits where it stands now and then: an old note must mean that nobody has read."""
+        due = time.monotonic() - self._life_sign_at >= self._settings.life_sign_seconds
+        if not (due and self._committed and self._input.caught_up):
+            return
+        try:
+            self._send([], ())
+            self._commit([], dict(self._committed))
+        except AbortRequired as reason:
+            self._abort([], reason)
+
+    def _send(self, records: list[Message], outgoing: Iterable[Outgoing]) -> dict[int, int]:
+        """Everything but the commit; the next offsets that it will commit, by partition."""
+        settings = self._settings
+        offsets = {record.partition(): record.offset() + 1 for record in records}
+        if time.monotonic() - self._life_sign_at >= settings.life_sign_seconds:
+            offsets = self._committed | offsets
+        logs = {topic: state.topic_id for topic, state in self._watch.states.items()}
+        more = settings.commit_note() if settings.commit_note is not None else {}
+        note = encode_note(time.time_ns() // 1_000_000, logs, more)
+        noted = [TopicPartition(settings.source, partition, offset, note) for partition, offset in offsets.items()]
+        self._producer.send(noted, self._consumer.consumer_group_metadata(), outgoing)
+        return offsets
+
+    def _commit(self, records: list[Message], offsets: dict[int, int]) -> None:
+        self._producer.commit()
+        if offsets.keys() >= self._committed.keys():
+            self._life_sign_at = time.monotonic()
+        self._committed |= offsets
         self._broker.answered()
         observe_ages(self._settings.event_seconds, records)
-
-    def _begin(self, records: list[Message], outgoing: Iterable[Outgoing]) -> dict[Place, int]:
-        """Everything but the commit; the offsets that it will commit."""
-        producer = self._producer
-        self._retrying(producer.begin_transaction)
-        reach(Failpoint.TRANSACTION_BEGUN)
-        source = self._settings.source
-        last = {record.partition(): record.offset() for record in records}
-        offsets = [TopicPartition(source, partition, offset + 1) for partition, offset in last.items()]
-        # The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms).
-        self._retrying(
-            producer.send_offsets_to_transaction, offsets, self._consumer.consumer_group_metadata(), _CALL_SECONDS
-        )
-        reach(Failpoint.OFFSETS_SENT)
-        for topic, key, value, partition, headers, timestamp in outgoing:
-            while True:
-                try:
-                    producer.produce(
-                        topic, value=value, key=key, partition=partition, headers=headers, timestamp=timestamp
-                    )
-                    break
-                except BufferError:
-                    self._health.progress()  # a slow broker; its records are given up after transaction.timeout.ms
-                    producer.poll(0.05)
-                except KafkaException as error:
-                    if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                        raise FatalKafkaError(
-                            f"a record for {topic} is larger than message.max.bytes: {error_text(error)}"
-                        ) from error
-                    raise _AbortRequired(error_text(error)) from error
-        reach(Failpoint.OUTPUTS_SENT, producer.flush)
-        return {(source, partition): offset + 1 for partition, offset in last.items()}
 
     def _finish_or_abort(self, next_records: list[Message]) -> bool:
         """Wait for the commit under way; ``False`` when it failed and ``next_records`` are to be gathered again."""
         try:
             self._finish_commit()
-        except _AbortRequired as reason:
+        except AbortRequired as reason:
             self._abort(next_records, reason)
             return False
         return True
@@ -303,91 +364,19 @@ class TransactionalLoop:
     def _abort_transaction(self, reason: Exception, events: int) -> None:
         log.warning("transaction_aborted", reason=str(reason), events=events)
         self._aborts.inc()
-        self._retrying(self._producer.abort_transaction, _CALL_SECONDS)
+        self._producer.abort()
+
+    def _finish_under_way(self) -> None:
+        """Before partitions are given back."""
+        try:
+            self._finish_commit()
+        except AbortRequired as reason:
+            # No seek in here: the records stay in ``_unfinished`` until the rebalance is over.
+            self._abort_transaction(reason, len(self._unfinished))
+        # Nobody else's positions are committed for a sign of life.
+        self._committed = {}
 
     def _seek_back(self, records: list[Message]) -> None:
         """To the first offset of ``records``, and of what waits, in each partition that is still ours."""
         waiting, self._waiting = self._waiting, []
-        first: dict[int, int] = {}
-        for record in records + waiting:
-            partition, offset = record.partition(), record.offset()
-            first[partition] = min(offset, first.get(partition, offset))
-        assigned = {assignment.partition for assignment in self._consumer.assignment()}
-        for partition in first.keys() & assigned:
-            self._seek(TopicPartition(self._settings.source, partition, first[partition]))
-
-    def _seek(self, target: TopicPartition) -> None:
-        deadline = time.monotonic() + _SEEK_SECONDS
-        while True:
-            try:
-                self._consumer.seek(target)
-                return
-            except KafkaException as error:
-                # A partition that was assigned this instant has no fetcher yet.
-                if time.monotonic() > deadline:
-                    raise FatalKafkaError(f"cannot seek back to {target}: {error_text(error)}") from error
-                time.sleep(0.05)
-
-    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._rebalanced = True
-        self._new_assignment = partitions
-        log.info("partitions_assigned", partitions=[assigned.partition for assigned in partitions])
-
-    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Revoked or lost: finish what is under way first. A lost partition's commit is refused by the coordinator."""
-        self._rebalanced = True
-        log.info("partitions_revoked", partitions=[revoked.partition for revoked in partitions])
-        try:
-            self._finish_commit()
-        except _AbortRequired as reason:
-            # No seek in here: the records stay in ``_unfinished`` until the rebalance is over.
-            self._abort_transaction(reason, len(self._unfinished))
-
-    def _read_ends(self) -> None:
-        """Of the partitions just assigned; when the broker does not answer, at the next turn."""
-        assert self._new_assignment is not None
-        ends: dict[Place, int] = {}
-        for assigned in self._new_assignment:
-            place = (assigned.topic, assigned.partition)
-            try:
-                ends[place] = self._consumer.get_watermark_offsets(assigned, timeout=_ENDS_SECONDS)[1]
-            except KafkaException as error:
-                self._health.set_unready(
-                    Part.BROKER, f"the end of {assigned.topic} cannot be read: {error_text(error)}"
-                )
-                return
-        self._new_assignment = None
-        self._broker.answered()
-        self._input.assign(ends)
-
-    def _retrying(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Repeat the same call while its error is retriable (KIP-98's three kinds of error), and the cluster is away."""
-        guard: CutOffGuard | None = None
-        while True:
-            try:
-                # An attempt that does not return at all (librdkafka issue 5456) is a reason to start anew; attempts that fail
-                # while the broker is away are not.
-                with self._health.working(getattr(call, "__name__", "a call of the broker")):
-                    call(*arguments)
-                return
-            except KafkaException as error:
-                inner = error.args[0]
-                if inner.txn_requires_abort():
-                    raise _AbortRequired(error_text(error)) from error
-                if not inner.retriable():
-                    raise FatalKafkaError(self._fatal_text(error)) from error
-                log.warning("kafka_call_repeated", call=getattr(call, "__name__", "call"), reason=error_text(error))
-                self._health.set_unready(Part.BROKER, error_text(error))
-                guard = guard or CutOffGuard(self._kafka)
-                guard.fails()
-                if self._stop.wait(RETRY_SECONDS):
-                    raise _Stopped from error
-
-    def _fatal_text(self, error: KafkaException) -> str:
-        settings = self._settings
-        if error.args[0].code() == KafkaError._FENCED:
-            return (
-                f"another {settings.process} took over as instance {settings.instance!r} of group {settings.group!r}: "
-                f"give each one its own {settings.process}.instance"
-            )
-        return f"the {settings.process} cannot go on: {error_text(error)}"
+        self._assignment.seek_back(records + waiting)

@@ -288,7 +288,7 @@ def run_indexer(settings: Settings) -> None:
         bundle = Bundle.open(settings.bundle)
         layout = bundle.layout
         topics = settings.topics
-        if not await_topics(settings.kafka, [topics.item_codes, topics.layouts, topics.token_counts], stop, health):
+        if not await_topics(settings, [topics.item_codes, topics.layouts, topics.token_counts], stop, health):
             return
         with IndexWriter.open(
             settings.index,

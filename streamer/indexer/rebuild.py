@@ -25,7 +25,7 @@ from store.writer_lock import LOCK_FILE, writer_of
 from streamer.events.layouts import layout_of
 from streamer.indexer.codes import codes_batch, layout_record
 from streamer.indexer.log_watch import require_same_logs, watched_topics
-from streamer.kafka.admin import require
+from streamer.kafka.admin import require_usable
 from streamer.kafka.partition_watch import topic_states
 from streamer.kafka.read_to_end import Reading, Span, end_reader, read_spans, whole_topics
 from streamer.settings import Settings
@@ -83,7 +83,7 @@ def rebuild(
     require_room(into)
     layout = Bundle.open(settings.bundle).layout
     topics = (settings.topics.item_codes, settings.topics.layouts)
-    require(settings.kafka, topics)
+    require_usable(settings, topics)
     started = time.monotonic()
     consumer = end_reader(settings, "rebuild", queued_min_messages=2 * _BATCH_RECORDS)
     made = not into.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,11 +13,11 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPar
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType, TopicMetadata
 
 from models.errors import SidstreamError
-from streamer.events.topics import TopicSpec
+from streamer.events.topics import FoundTopic, TopicSpec, topic_faults, topic_specs
 from streamer.kafka.clients import ErrorListener, client_configuration
-from streamer.kafka.errors import LoginRefusedError, error_text
+from streamer.kafka.errors import LoginRefusedError, Meaning, error_text, meaning
 from streamer.process.health import Health, Part
-from streamer.settings import KafkaSettings
+from streamer.settings import KafkaSettings, Settings
 
 log = structlog.get_logger(__name__)
 _REQUEST_SECONDS: Final = 15.0
@@ -27,16 +27,6 @@ _METADATA_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 _ONE_LOOK_SECONDS: Final = (1.0, 2.0)
 _RETRY_SECONDS: Final = 0.02
 _AWAY_SECONDS: Final = 1.0
-# A partition between two leaders, or before its first: it answers a moment later.
-_PASSING: Final = frozenset(
-    {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.UNKNOWN_LEADER_EPOCH,
-        KafkaError.FENCED_LEADER_EPOCH,
-    }
-)
 
 
 class TopicError(SidstreamError):
@@ -44,7 +34,7 @@ class TopicError(SidstreamError):
 
 
 class TopicMismatchError(TopicError):
-    """A topic exists with another shape than the settings say."""
+    """A topic exists, and is not as it must be; the message has the command that mends each fault."""
 
 
 class ClusterAwayError(TopicError):
@@ -82,8 +72,10 @@ class CreationOutcome:
 def create(kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> CreationOutcome:
     """Create the topics that are not there; all existing ones are compared before the first is created.
 
+    An existing topic may have more partitions than the settings say: it has grown since.
+
     Raises:
-        TopicMismatchError: an existing topic has other partitions, replication or cleanup policy; nothing is altered.
+        TopicMismatchError: an existing topic is not as it must be; nothing is altered.
         TopicError: the cluster refuses, or does not answer.
     """
     admin = _Admin(kafka)
@@ -133,7 +125,7 @@ def describe(kafka: KafkaSettings, names: Iterable[str]) -> list[TopicDescriptio
     admin = _Admin(kafka)
     metadata = _metadata(admin, kafka)
     present = [metadata[name] for name in names if name in metadata]
-    policies = _cleanup_policies(admin, kafka, [topic.topic for topic in present])
+    configs = _configs(admin, kafka, [topic.topic for topic in present])
     partitions = [(topic.topic, number) for topic in present for number in sorted(topic.partitions)]
     first = _offsets(admin, kafka, partitions, OffsetSpec.earliest())
     following = _offsets(admin, kafka, partitions, OffsetSpec.latest())
@@ -142,7 +134,7 @@ def describe(kafka: KafkaSettings, names: Iterable[str]) -> list[TopicDescriptio
             name=topic.topic,
             partitions=len(topic.partitions),
             replication=_replication(topic),
-            cleanup_policy=policies[topic.topic],
+            cleanup_policy=configs.get(topic.topic, {}).get("cleanup.policy", "not readable"),
             offsets=tuple(
                 (first[topic.topic, number], following[topic.topic, number]) for number in sorted(topic.partitions)
             ),
@@ -159,26 +151,21 @@ def require(kafka: KafkaSettings, names: Iterable[str], attempt_seconds: Sequenc
         ClusterAwayError: the cluster does not answer.
         LoginRefusedError: it refuses our user or password.
     """
-    metadata = _metadata(_Admin(kafka), kafka, attempt_seconds)
-    missing = [name for name in names if name not in metadata]
-    if missing:
-        raise MissingTopicsError(
-            f"{kafka.bootstrap_servers} has no topic {', '.join(missing)}: run `sidstream topics create` "
-            "(or correct topics.* in the settings)"
-        )
+    _refuse_missing(kafka, names, _metadata(_Admin(kafka), kafka, attempt_seconds))
 
 
-def await_topics(kafka: KafkaSettings, names: Sequence[str], stop: threading.Event, health: Health) -> bool:
-    """``require`` for a process: a cluster that is away is waited for; ``False`` when ``stop`` was set first.
+def await_topics(settings: Settings, names: Sequence[str], stop: threading.Event, health: Health) -> bool:
+    """``require_usable`` for a process: a cluster that is away is waited for; ``False`` when ``stop`` was set first.
 
     Raises:
         MissingTopicsError: names each missing one and what to do.
+        TopicMismatchError: names everything that does not hold of them, and the commands that mend it.
         LoginRefusedError: the cluster refuses our user or password.
     """
     while not stop.is_set():
         health.progress()
         try:
-            require(kafka, names, _ONE_LOOK_SECONDS)
+            require_usable(settings, names, _ONE_LOOK_SECONDS)
             return True
         except ClusterAwayError as error:
             log.warning("waiting_for_broker", reason=str(error))
@@ -187,25 +174,73 @@ def await_topics(kafka: KafkaSettings, names: Sequence[str], stop: threading.Eve
     return False
 
 
+def require_usable(
+    settings: Settings, names: Sequence[str], attempt_seconds: Sequence[float] = _METADATA_SECONDS
+) -> None:
+    """Return if every topic exists and is as it must be (``streamer.events.topics``). Asks twice: metadata, properties.
+
+    A user who may not read the properties of topics is warned, and only partitions are held against the table.
+
+    Raises:
+        MissingTopicsError: names each missing one and what to do.
+        TopicMismatchError: names everything that does not hold of them, and the commands that mend it.
+        ClusterAwayError: the cluster does not answer.
+        LoginRefusedError: it refuses our user or password.
+    """
+    kafka = settings.kafka
+    admin = _Admin(kafka)
+    metadata = _metadata(admin, kafka, attempt_seconds)
+    _refuse_missing(kafka, names, metadata)
+    specs = [spec for spec in topic_specs(settings) if spec.name in names]
+    _refuse_faults(admin, kafka, specs, metadata)
+
+
+def _refuse_missing(kafka: KafkaSettings, names: Iterable[str], metadata: Mapping[str, TopicMetadata]) -> None:
+    missing = [name for name in names if name not in metadata]
+    if missing:
+        raise MissingTopicsError(
+            f"{kafka.bootstrap_servers} has no topic {', '.join(missing)}: run `sidstream topics create` "
+            "(or correct topics.* in the settings)"
+        )
+
+
+def _refuse_faults(
+    admin: _Admin, kafka: KafkaSettings, specs: Sequence[TopicSpec], metadata: Mapping[str, TopicMetadata]
+) -> None:
+    present = [spec for spec in specs if spec.name in metadata]
+    configs = _configs(admin, kafka, [spec.name for spec in present])
+    found = {
+        spec.name: FoundTopic(
+            len(metadata[spec.name].partitions), _replication(metadata[spec.name]), configs.get(spec.name)
+        )
+        for spec in present
+    }
+    faults = topic_faults(present, found, kafka.bootstrap_servers)
+    if faults:
+        secured = " (with --command-config for a secured cluster)" if kafka.security else ""
+        raise TopicMismatchError(
+            f"topics on {kafka.bootstrap_servers} are not as they must be; nothing was changed. Run these commands{secured} and "
+            "start again:\n" + "\n".join(f"  {fault.what}:\n    {fault.command}" for fault in faults)
+        )
+
+
 def _refuse_mismatches(admin: _Admin, kafka: KafkaSettings, specs: Sequence[TopicSpec]) -> set[str]:
-    """Names of the specs that exist, all of them in the right shape."""
+    """Names of the specs that exist, all of them usable and not smaller than the settings say."""
     metadata = _metadata(admin, kafka)
     existing = [spec for spec in specs if spec.name in metadata]
-    policies = _cleanup_policies(admin, kafka, [spec.name for spec in existing])
     faults = []
     for spec in existing:
         topic = metadata[spec.name]
-        if len(topic.partitions) != spec.partitions:
+        if len(topic.partitions) < spec.partitions:
             faults.append(f"{spec.name} has {len(topic.partitions)} partitions instead of {spec.partitions}")
         if _replication(topic) != spec.replication:
             faults.append(f"{spec.name} has {_replication(topic)} replicas instead of {spec.replication}")
-        if set(policies[spec.name].split(",")) != set(spec.cleanup_policy.split(",")):
-            faults.append(f"{spec.name} has cleanup.policy={policies[spec.name]} instead of {spec.cleanup_policy}")
     if faults:
         raise TopicMismatchError(
             f"topics on {kafka.bootstrap_servers} have another shape than the settings; nothing was changed. "
             "Correct topics.* in the settings, or alter or delete these topics yourself:\n  " + "\n  ".join(faults)
         )
+    _refuse_faults(admin, kafka, specs, metadata)
     return {spec.name for spec in existing}
 
 
@@ -245,12 +280,31 @@ def _replication(topic: TopicMetadata) -> int:
     return min((len(partition.replicas) for partition in topic.partitions.values()), default=0)
 
 
-def _cleanup_policies(admin: _Admin, kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
+def _configs(admin: _Admin, kafka: KafkaSettings, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The effective properties of each topic; without those that we may not read, which is told."""
     if not names:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-    answers = admin.describe_configs(resources, request_timeout=_REQUEST_SECONDS)
-    return {resource.name: str(_answer(future, kafka)["cleanup.policy"].value) for resource, future in answers.items()}
+    configs, hidden = {}, []
+    for resource, answer in admin.describe_configs(resources, request_timeout=_REQUEST_SECONDS).items():
+        try:
+            entries = answer.result()
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+                hidden.append(resource.name)
+                continue
+            text = f"{kafka.bootstrap_servers} does not tell the properties of {resource.name}: {error_text(error)}"
+            raise (ClusterAwayError if meaning(error.args[0]) is Meaning.PASSING else TopicError)(text) from error
+        configs[resource.name] = {name: entry.value for name, entry in entries.items() if entry.value is not None}
+    if hidden:
+        log.warning(
+            "topics_not_verified",
+            topics=hidden,
+            reason="this user may not read the properties of these topics",
+            next="allow it DescribeConfigs on them, or compare them with `sidstream topics describe` as another user",
+        )
+    return configs
 
 
 def _offsets(
@@ -268,7 +322,7 @@ def _offsets(
             return {(key.topic, key.partition): int(_answer(future, kafka).offset) for key, future in answers.items()}
         except TopicError as error:
             cause = error.__cause__
-            passing = isinstance(cause, KafkaException) and cause.args[0].code() in _PASSING
+            passing = isinstance(cause, KafkaException) and meaning(cause.args[0]) is Meaning.PASSING
             if not passing or time.monotonic() > give_up:
                 raise
         time.sleep(_RETRY_SECONDS)

@@ -1,7 +1,4 @@
-"""The two Kafka clients: their configuration, how a batch is gathered, and what their errors mean to us.
-
-Nothing here connects on import or in a constructor; every broker error leaves here as a typed exception.
-"""
+"""The configuration of the two Kafka clients, and the listener that hears what they complain of. Nothing here connects."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaError
 
-from streamer.kafka.errors import REFUSAL_CODES
+from streamer.kafka.errors import Meaning, meaning
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings
 
@@ -27,6 +24,8 @@ SESSION_TIMEOUT_MS: Final = 6_000
 # A dangling transaction holds readers back until this has passed, when its producer never comes back.
 TRANSACTION_TIMEOUT_MS: Final = 15_000
 STATISTICS_INTERVAL_MS: Final = 1_000
+# How soon a client knows of partitions that were added; librdkafka's default is five minutes.
+METADATA_REFRESH_MS: Final = 5_000
 # Java's partitioner, so that every producer of a topic puts a key into the same partition.
 PARTITIONER: Final = "murmur2_random"
 # What a topic takes (2 MiB), and room for the headers that a dead letter adds.
@@ -53,7 +52,7 @@ class ErrorListener:
         if code == KafkaError._ALL_BROKERS_DOWN:
             log.warning("broker_away", servers=self._servers)
             self._unready(f"no broker of {self._servers} answers")
-        elif code in REFUSAL_CODES:
+        elif meaning(error) is Meaning.LOGIN_REFUSED:
             self.refusal = error.str()
             log.error("login_refused", servers=self._servers, reason=self.refusal, next="correct kafka.security")
             self._unready(self.refusal)
@@ -73,6 +72,7 @@ def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> 
         "logger": _client_logger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2_000,
+        "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
         **kafka.security_properties(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -9,28 +10,90 @@ from confluent_kafka import KafkaError, KafkaException
 from models.errors import SidstreamError
 from streamer.settings import KafkaSettings
 
-# The client goes on by itself after these; it does not mark all of them as retriable.
-PASSING_CODES: Final = frozenset(
-    {
+
+class Meaning(Enum):
+    """What is to be done about an error."""
+
+    END = auto()
+    """No error: the end of a partition was reached."""
+    PASSING = auto()
+    """Wait: the client goes on by itself, and the same call succeeds later."""
+    ABORT = auto()
+    """Abort the transaction, and do its batch again."""
+    FENCED = auto()
+    """End: another client has taken our transactional id or our place in the group."""
+    LOGIN_REFUSED = auto()
+    """Other settings alone help: user, password, certificate."""
+    RECORD_REFUSED = auto()
+    """The topic does not take this record, however often it is sent: too large, or without a key where it is compacted."""
+    OFFSET_GONE = auto()
+    """The log does not hold the offset that we wanted to read next."""
+    UNKNOWN_PARTITION = auto()
+    """The topic has fewer partitions than the number that a record was to go to."""
+    GONE = auto()
+    """The topic is not there, or not any more."""
+    FATAL = auto()
+    """End: the client is broken, we are not allowed to, or it is a fault of ours."""
+
+
+# ``KafkaError.retriable()`` is set by the calls of a transaction alone; elsewhere the code tells.
+_MEANINGS: Final = {
+    Meaning.END: (KafkaError._PARTITION_EOF,),
+    Meaning.PASSING: (
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TRANSPORT,
+        KafkaError._RESOLVE,
         KafkaError._TIMED_OUT,
         KafkaError._MAX_POLL_EXCEEDED,
+        KafkaError.REQUEST_TIMED_OUT,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.NOT_COORDINATOR,
+        # A partition between two leaders, or before its first: it answers a moment later.
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+        # A transaction that commits these offsets is not finished yet.
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        # Of a topic that was just made not every broker knows. Whether it is gone for good ``PartitionWatch`` tells.
         KafkaError.UNKNOWN_TOPIC_OR_PART,
-    }
-)
-# No attempt more will help.
-REFUSAL_CODES: Final = frozenset(
-    {
+    ),
+    Meaning.FENCED: (
+        KafkaError._FENCED,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.FENCED_INSTANCE_ID,
+    ),
+    Meaning.LOGIN_REFUSED: (
         KafkaError._AUTHENTICATION,
         KafkaError._SSL,
         KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.UNSUPPORTED_SASL_MECHANISM,
-    }
-)
+    ),
+    Meaning.RECORD_REFUSED: (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD),
+    Meaning.OFFSET_GONE: (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._NO_OFFSET),
+    Meaning.UNKNOWN_PARTITION: (KafkaError._UNKNOWN_PARTITION,),
+    Meaning.GONE: (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_ID),
+}
+_MEANING_OF_CODE: Final = {code: means for means, codes in _MEANINGS.items() for code in codes}
+
+
+def meaning(error: KafkaError) -> Meaning:
+    """The one table: what ``error`` means, whichever client or call it comes from."""
+    if error.txn_requires_abort():
+        return Meaning.ABORT
+    means = _MEANING_OF_CODE.get(error.code())
+    if error.fatal() and means is not Meaning.FENCED:
+        return Meaning.FATAL
+    if means is None:
+        return Meaning.PASSING if error.retriable() else Meaning.FATAL
+    return means
+
+
+def took_our_place(error: KafkaError) -> bool:
+    """Whether another client is the reason, even where the client would let us abort and go on."""
+    return _MEANING_OF_CODE.get(error.code()) is Meaning.FENCED
 
 
 class FatalKafkaError(SidstreamError):
@@ -39,6 +102,10 @@ class FatalKafkaError(SidstreamError):
 
 class ConsumerBrokenError(FatalKafkaError):
     """This consumer cannot go on, but a new one in its place can: its membership was lost while the broker was away."""
+
+
+class OffsetGoneError(FatalKafkaError):
+    """The log does not hold the next offset any more: its start has moved on, or it is another log."""
 
 
 class LoginRefusedError(FatalKafkaError):

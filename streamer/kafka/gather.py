@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
-from streamer.kafka.errors import PASSING_CODES, ConsumerBrokenError, FatalKafkaError, error_text
+from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError, Meaning, OffsetGoneError, error_text, meaning
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,8 @@ def drain(
     ``on_end`` hears of every partition whose end was reached, if the consumer has ``enable.partition.eof``.
 
     Raises:
-        FatalKafkaError: the broker refuses the subscription (authorisation, unknown topic).
+        OffsetGoneError: the next offset is gone; with ``auto.offset.reset=error`` alone.
+        FatalKafkaError: the broker refuses the subscription (authorisation).
     """
     records: list[Message] = consumer.consume(maximum, 0)
     if not records:
@@ -40,14 +41,21 @@ def _is_event(record: Message, on_end: Callable[[Message], None] | None) -> bool
     error = record.error()
     if error is None:
         return False
-    if error.code() == KafkaError._PARTITION_EOF:
+    means = meaning(error)
+    if means is Meaning.END:
         if on_end is not None:
             on_end(record)
         return True
-    if error.retriable() or error.code() in PASSING_CODES:
+    if means is Meaning.PASSING or error.retriable():
         log.warning("consumer_waits", code=error.name(), message=error.str())
         return True
-    kind = ConsumerBrokenError if error.code() == KafkaError._FATAL else FatalKafkaError
+    if means is Meaning.GONE:
+        return True  # whoever needs the topic watches it (PartitionWatch)
+    kind = FatalKafkaError
+    if error.code() == KafkaError._FATAL:
+        kind = ConsumerBrokenError
+    elif means is Meaning.OFFSET_GONE:
+        kind = OffsetGoneError
     raise kind(f"cannot consume {record.topic() or 'the subscription'}: {error.str()} ({error.name()})")
 
 

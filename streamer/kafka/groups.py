@@ -9,7 +9,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicP
 from confluent_kafka.admin import AdminClient
 
 from models.errors import SidstreamError
-from streamer.kafka.errors import PASSING_CODES, error_text
+from streamer.kafka.errors import Meaning, error_text, meaning
 
 _REQUEST_SECONDS: Final = 10.0
 
@@ -44,7 +44,7 @@ def committed_offsets(
         [answer] = admin.list_consumer_group_offsets(asked, request_timeout=_REQUEST_SECONDS).values()
         found = answer.result().topic_partitions
     except KafkaException as error:
-        kind = GroupStartingError if error.args[0].code() in PASSING_CODES else GroupError
+        kind = GroupStartingError if meaning(error.args[0]) is Meaning.PASSING else GroupError
         raise kind(f"cannot read the offsets of group {group}: {error_text(error)}") from error
     return {
         at.partition: Committed(at.offset, at.metadata or "") for at in found if at.topic == topic and at.offset >= 0

@@ -98,16 +98,23 @@ class PartitionWatch:
         self._clock = clock
         self._asked_at = float("-inf")
         self._answers: dict[str, Future[Any]] = {}
+        self.stale = True
+        """Whether no answer came since the start, or since ``refresh``."""
 
     @property
     def states(self) -> Mapping[str, TopicState]:
         """The last known state of each topic that was seen; empty before the first answer."""
         return self._known
 
+    def refresh(self) -> None:
+        """Ask at the next look; until that answer is there the states are ``stale``."""
+        self._answers, self._asked_at, self.stale = {}, float("-inf"), True
+
     def look(self) -> list[TopicChange]:
         """What changed since the last look; call it at every turn."""
         if self._answers and all(answer.done() for answer in self._answers.values()):
             answers, self._answers = self._answers, {}
+            self.stale = any(_failed(answer) for answer in answers.values())
             return [change for topic in answers if (change := self._compare(topic, answers[topic])) is not None]
         now = self._clock()
         if not self._answers and now - self._asked_at >= self._every_seconds:
@@ -166,6 +173,11 @@ def topic_states(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, Topic
                     "there, and may this user describe the topic?"
                 ) from error
     return states
+
+
+def _failed(answer: Future[Any]) -> bool:
+    error = answer.exception()
+    return isinstance(error, KafkaException) and error.args[0].code() not in _GONE
 
 
 def _state(description: Any) -> TopicState:

@@ -17,7 +17,7 @@ from models.errors import SidstreamError
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.errors import error_text
 from streamer.kafka.gather import drain
-from streamer.settings import Settings
+from streamer.settings import KafkaSettings, Settings
 
 Partition = tuple[str, int]
 
@@ -104,6 +104,19 @@ def read_spans(
         consumer.unassign()
 
 
+def has_records(kafka: KafkaSettings, group: str, topic: str) -> bool:
+    """Whether a topic holds any committed record; what was aborted is none. ``group``: asked for by the client, never used.
+
+    Raises:
+        LogReadError: the broker refuses or does not answer.
+    """
+    consumer = Consumer(consumer_configuration(kafka, group=group, enable_partition_eof=True))
+    try:
+        return any(reading.records for reading in read_spans(consumer, whole_topics(consumer, [topic]), size=1))
+    finally:
+        consumer.close()
+
+
 def _one_reading(consumer: Consumer, unread: dict[Partition, int], size: int) -> Reading:
     """Takes what was read to its end out of ``unread``."""
     kept: list[Message] = []
@@ -130,7 +143,7 @@ def _one_reading(consumer: Consumer, unread: dict[Partition, int], size: int) ->
                 positions[at] = min(following, end)
             if following >= end:
                 ended.add(at)
-        # What is there to its end would bring on whatever is written meanwhile.
+        # A partition that was read to its end would go on to bring records that were written since.
         finished = ended & unread.keys()
         if finished:
             consumer.pause([TopicPartition(*at) for at in finished])

@@ -12,14 +12,16 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from store.failpoints import Failpoint, reach
 from streamer.events.cloudevents import cloud_event_headers
 from streamer.events.records import ALERT, DRIFT, LAYOUT, Alert, Codec, LayoutRecord, layout_key
-from streamer.kafka.clients import consumer_configuration, producer_configuration
-from streamer.kafka.errors import FatalKafkaError, error_text
+from streamer.exactly_once.retrying import AbortRequired, repeated
+from streamer.kafka.clients import producer_configuration
+from streamer.kafka.errors import FatalKafkaError, Meaning, error_text, took_our_place
 from streamer.kafka.reachability import ClientCutOffError, CutOffGuard, client_answers
+from streamer.kafka.read_to_end import LogReadError, end_reader, read_spans, whole_topics
 from streamer.monitor.look import Outcome
 from streamer.process.health import Health
 from streamer.process.metrics import TRANSACTION_ABORTS
@@ -142,27 +144,16 @@ class Journal:
         consumer = self._consumer()
         records, bad = [], 0
         try:
-            waiting = self._translated(self._assign, consumer, topic)
-            while waiting:
-                message: Message | None = consumer.poll(_BROKER_SECONDS)
-                if message is None:
-                    raise JournalUnavailable(f"{topic} cannot be read to its end: no answer")
-                if (error := message.error()) is not None:
-                    if error.code() == KafkaError._PARTITION_EOF:
-                        waiting.discard(message.partition())
-                    elif not error.retriable() and error.code() not in (
-                        KafkaError._ALL_BROKERS_DOWN,
-                        KafkaError._TRANSPORT,
-                    ):
-                        raise FatalKafkaError(f"cannot read {topic}: {error.str()} ({error.name()})")
-                    continue
-                value = message.value()
-                if value is None:
-                    continue
-                try:
-                    records.append(codec.decode(value))
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    bad += 1
+            for reading in read_spans(consumer, whole_topics(consumer, [topic])):
+                for record in reading.records:
+                    if (value := record.value()) is None:
+                        continue
+                    try:
+                        records.append(codec.decode(value))
+                    except (msgspec.DecodeError, UnicodeDecodeError):
+                        bad += 1
+        except LogReadError as error:
+            raise JournalUnavailable(str(error)) from error
         finally:
             consumer.close()
         if bad:
@@ -180,32 +171,28 @@ class Journal:
         return int(end)
 
     def _consumer(self) -> Consumer:
-        group = f"{self._settings.monitor_app_id}-journal"  # asked for by the client; never used for offsets
-        return Consumer(consumer_configuration(self._settings.kafka, group=group, enable_partition_eof=True))
-
-    @staticmethod
-    def _assign(consumer: Consumer, topic: str) -> set[int]:
-        partitions = set(consumer.list_topics(topic, timeout=_BROKER_SECONDS).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
-        return partitions
+        return end_reader(self._settings, "journal")
 
     def _translated(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return call(*arguments)
+            return repeated(call, *arguments, between=self._give_up, refusal=self._refusal)
         except BufferError as error:
             raise JournalUnavailable("the local queue is full") from error
-        except KafkaException as error:
-            inner = error.args[0]
-            code = inner.code()
-            if code in (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED):
-                raise FatalKafkaError(
-                    f"another monitor took over the journal of {self._settings.monitor_app_id!r}; this one ends"
-                ) from error
-            if inner.fatal() or not (
-                inner.retriable()
-                or inner.txn_requires_abort()
-                or code
-                in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._STATE)
-            ):
-                raise FatalKafkaError(f"the monitor cannot write its journal: {error_text(error)}") from error
-            raise JournalUnavailable(error_text(error)) from error
+        except AbortRequired as abort:
+            # Aborting and taking over again would fence the other one, and so by turns.
+            if took_our_place(abort.error.args[0]):
+                raise self._refusal(abort.error, Meaning.FENCED) from abort
+            raise JournalUnavailable(str(abort)) from abort
+
+    @staticmethod
+    def _give_up(error: KafkaException) -> None:
+        raise JournalUnavailable(error_text(error)) from error
+
+    def _refusal(self, error: KafkaException, means: Meaning) -> Exception:
+        if means is Meaning.FENCED:
+            return FatalKafkaError(
+                f"another monitor took over the journal of {self._settings.monitor_app_id!r}; this one ends"
+            )
+        if error.args[0].code() == KafkaError._STATE and not error.args[0].fatal():
+            return JournalUnavailable(error_text(error))  # an earlier call's outcome is not known
+        return FatalKafkaError(f"the monitor cannot write its journal: {error_text(error)}")

@@ -99,7 +99,7 @@ def monitor_until_stopped(
             settings.monitor.web_host, port, setting="monitor.web_port", purpose="the monitor's dashboard"
         )
     health.set_ready(Part.START)
-    while await_topics(settings.kafka, _topics(settings), stop, health):
+    while await_topics(settings, _topics(settings), stop, health):
         try:
             asyncio.run(_run(settings, layout, baseline, stop, health))
         except PASSING_ERRORS as error:

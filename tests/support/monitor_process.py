@@ -23,7 +23,7 @@ def main() -> None:
     baseline = np.array(arguments["baseline"], dtype=np.int64)
 
     if not arguments["awaits_topics"]:  # as if they had been there a moment ago
-        monitor.await_topics = lambda _kafka, _names, stop, _health: not stop.is_set()
+        monitor.await_topics = lambda _settings, _names, stop, _health: not stop.is_set()
 
     def work(stop: threading.Event, health: Health) -> None:
         monitor.monitor_until_stopped(settings, layout, baseline, stop, health)
