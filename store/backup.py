@@ -21,10 +21,10 @@ import msgspec
 from models.bundles.manifest import synchronise
 from store import environment
 from store.data_file import require_sound_pages
+from store.environment import LOCK_FILE, lock_directory, unlock, writer_of
 from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.reader import IndexReader
 from store.verification import verify
-from store.writer_lock import LOCK_FILE, lock_directory, unlock, writer_of
 
 MANIFEST_FILE: Final = "backup.json"
 # What an index directory may hold without holding an index.
