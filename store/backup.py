@@ -21,10 +21,10 @@ import msgspec
 from models.bundles.manifest import synchronise
 from store import environment
 from store.data_file import require_sound_pages
+from store.environment import LOCK_FILE, lock_directory, unlock, writer_of
 from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.reader import IndexReader
 from store.verification import verify
-from store.writer_lock import LOCK_FILE, lock_directory, unlock, writer_of
 
 MANIFEST_FILE: Final = "backup.json"
 # What an index directory may hold without holding an index.
@@ -32,7 +32,8 @@ _LOCK_FILES: Final = frozenset({LOCK_FILE, "lock.mdb"})
 
 
 class IndexCopy(msgspec.Struct, frozen=True, kw_only=True):
-    """What a copied index holds; times in milliseconds since the epoch, ``position`` the next offset per topic/partition.
+    """What a copied index holds; times in milliseconds since the epoch, ``position`` the next offset per topic/partition,
+    ``log_ids`` what Kafka called the logs that it was read from.
 
     The manifest of a backup, too: a restored index must have this digest.
     """
@@ -45,6 +46,7 @@ class IndexCopy(msgspec.Struct, frozen=True, kw_only=True):
     position: dict[str, int]
     last_commit_at: int
     bytes: int
+    log_ids: dict[str, str] = {}
 
 
 def has_index(directory: Path) -> bool:
@@ -156,6 +158,7 @@ def inspect(directory: Path) -> IndexCopy:
             position={f"{topic}/{number}": offset for (topic, number), offset in snapshot.position.items()},
             last_commit_at=snapshot.last_commit_at,
             bytes=(directory / environment.DATA_FILE).stat().st_size,
+            log_ids=snapshot.log_ids,
         )
 
 

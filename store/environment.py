@@ -1,11 +1,13 @@
-"""The one LMDB environment that a process may have for a directory, shared by its readers and its writer.
+"""The one LMDB environment that a process may have for a directory, shared by its readers and its writer; one writer a directory.
 
 What must hold: never two environments for one directory in a process (LMDB's locks belong to the process), never use
-across a fork, never a change of the map below an open snapshot. Growth of the map by another process is adopted here.
+across a fork, never a change of the map below an open snapshot. Growth of the map by another process is adopted here. The
+kernel gives a writer's lock back when its process ends, however it ends: neither a ``kill -9`` nor a forked child keeps it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -22,12 +24,14 @@ from store.errors import (
     REBUILD_ADVICE,
     IndexAccessError,
     IndexFullError,
+    IndexLockedError,
     IndexMissingError,
     IndexUsageError,
 )
 
 MAXIMUM_READERS: Final = 256  # slots in the lock file: snapshots open at once on a host
 DATA_FILE: Final = "data.mdb"
+LOCK_FILE: Final = "writer.lock"
 _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "meta": {},  # first: all are created in one transaction, so who finds it finds the others
     "trie": {"dupsort": True, "dupfixed": True},
@@ -262,3 +266,59 @@ def release(environment: Environment) -> None:
             key = str(environment.path)
             if _environments.get(key) is environment:
                 del _environments[key]
+
+
+def lock_directory(directory: Path) -> int:
+    """Takes the writer's lock; the kernel releases it when the process ends, however it ends."""
+    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise IndexLockedError(
+            f"The index {directory} is already being written by process {holder}. "
+            "Stop that indexer, or start this one with another path."
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    _locks.add(descriptor)
+    return descriptor
+
+
+def writer_of(directory: Path) -> str | None:
+    """The process id of the writer that runs on this directory, as it wrote it down; ``None`` if none does."""
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        # Held for an instant: only a writer that starts in it would be refused, and start again. Shared, so that two who
+        # ask do not see each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def unlock(descriptor: int) -> None:
+    """Gives the lock back; again does nothing."""
+    if descriptor in _locks:
+        _locks.discard(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child forked a moment ago that still has it open
+        os.close(descriptor)
+
+
+_locks: set[int] = set()
+
+
+def _after_fork_in_child() -> None:
+    # A forked child shares the lock's file description: unless closed here, it would outlive a killed writer.
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

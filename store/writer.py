@@ -28,6 +28,7 @@ from store import encoding, environment
 from store.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
 from store.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, TrieEncoding
+from store.environment import lock_directory, unlock
 from store.errors import (
     REBUILD_ADVICE,
     IndexAccessError,
@@ -39,7 +40,6 @@ from store.errors import (
 from store.failpoints import Failpoint, reach
 from store.reader import IndexFacts, Snapshot, read_facts, read_state
 from store.split_keys import SplitKeys
-from store.writer_lock import lock_directory, unlock
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
 _PRUNE_MS: Final = 60_000  # how often deletions that the broker no longer has are looked for

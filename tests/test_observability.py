@@ -110,7 +110,18 @@ def test_every_metric_of_ours_is_shown_or_watched() -> None:
 
 
 def test_names_end_in_base_units_and_labels_are_few() -> None:
-    units = ("_seconds", "_bytes", "_ratio", "_records", "_events", "_items", "_info", "_tokens")
+    units = (
+        "_seconds",
+        "_bytes",
+        "_ratio",
+        "_records",
+        "_events",
+        "_items",
+        "_info",
+        "_tokens",
+        "_keys",
+        "_transactions",
+    )
     plain = {"sidstream_ready", "sidstream_live", "sidstream_layout_generation", "sidstream_alerts_firing"}
     for module in _MODULES:
         for metric in vars(module).values():

@@ -134,6 +134,7 @@ def restore(
     def accept(copied: IndexCopy) -> None:
         _refuse_other_codebook(settings, copied, (layout.codebook_id, layout.layers, layout.size))
         _refuse_stale(copied, directory)
+        _refuse_other_logs(settings, copied, directory, console)
 
     with console.status("copying and checking the backup"):
         copied, aside = put_back(directory, settings.index, replace=replace, accept=accept)
@@ -167,6 +168,31 @@ def _refuse_stale(copied: IndexCopy, directory: Path) -> None:
             f"older than {TOMBSTONE_RETENTION_MS // _DAY_MS} days are compacted away and would be missed. Nothing was "
             "changed. Build a fresh one with `sidstream rebuild`"
         )
+
+
+def _refuse_other_logs(settings: Settings, copied: IndexCopy, directory: Path, console: Console) -> None:
+    """As the indexer would, if a broker is there to ask."""
+    from store.errors import BackupError
+    from streamer.kafka.admin import ClusterAwayError, require
+    from streamer.kafka.partition_watch import topic_states
+
+    if not copied.log_ids:
+        return
+    try:
+        require(settings.kafka, [], attempt_seconds=(2.0,))
+    except ClusterAwayError:
+        console.print(
+            "  [dim]No broker answers: whether the topics are still the logs that the backup was read from is checked by the "
+            "indexer at its start.[/]"
+        )
+        return
+    now = topic_states(settings.kafka, copied.log_ids)
+    for topic, log_id in copied.log_ids.items():
+        if topic in now and now[topic].topic_id != log_id:
+            raise BackupError(
+                f"{topic} is not the log that the backup {directory} was read from: it was made anew since. Nothing was "
+                "changed. Build a fresh index with `sidstream rebuild`"
+            )
 
 
 def _show_examination(console: Console, found: Examination) -> None:

@@ -70,10 +70,11 @@ class StorageMetrics:
 
     def _show_oldest_reader(self, now: float) -> None:
         oldest = self._writer.oldest_reader()
-        if oldest is None or self._oldest is None or oldest.began != self._oldest.began:
+        # Nothing committed since: it keeps no page, and may be one of many that come and go on an index at rest.
+        if oldest is None or not oldest.transactions or self._oldest is None or oldest.began != self._oldest.began:
             self._oldest_since, self._warned = now, False
         self._oldest = oldest
-        seconds = now - self._oldest_since if oldest is not None and oldest.transactions else 0.0
+        seconds = now - self._oldest_since
         _READER_SECONDS.set(seconds)
         _READER_TRANSACTIONS.set(oldest.transactions if oldest is not None else 0)
         if oldest is not None and seconds > _OLD_READER_SECONDS and not self._warned:

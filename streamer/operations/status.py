@@ -11,9 +11,9 @@ from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient
 
 from models.sids.census import measure_layer
+from store.environment import writer_of
 from store.errors import IndexMissingError
 from store.reader import IndexReader
-from store.writer_lock import writer_of
 from streamer.events.records import LayerMetrics
 from streamer.kafka.admin import TopicDescription, describe, require
 from streamer.kafka.clients import client_configuration

@@ -7,11 +7,10 @@ from pathlib import Path
 import msgspec
 
 from store.data_file import require_sound_pages
-from store.environment import DATA_FILE
+from store.environment import DATA_FILE, writer_of
 from store.errors import IndexAccessError
 from store.reader import IndexReader, Snapshot
 from store.verification import Comparison, compare, verify
-from store.writer_lock import writer_of
 
 
 class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):

@@ -167,3 +167,29 @@ def test_file_that_may_not_be_read_is_refused(index: Path) -> None:
     (index / "data.mdb").chmod(0)
     with pytest.raises(IndexAccessError, match="Permission denied"):
         IndexReader(index)
+
+
+def test_oldest_snapshot_is_known_with_its_process_and_how_much_came_since(open_writer: OpenWriter, path: Path) -> None:
+    writer = open_writer()
+    writer.apply(batch_of([Event(b"a", (1, 2, 3))]), {})
+    assert writer.oldest_reader() is None
+    program = (
+        "import sys; from store.reader import IndexReader\n"
+        "with IndexReader(sys.argv[1]) as reader, reader.snapshot():\n"
+        "    print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "open\n"
+        for number in range(5):
+            writer.apply(batch_of([Event(b"%d" % number, (1, 2, 3))]), {})
+        with writer.snapshot():
+            oldest = writer.oldest_reader()
+        assert oldest is not None
+        assert (oldest.transactions, oldest.processes) == (5, (other.pid,))
+        other.stdin.close()
+        assert other.wait(30) == 0
+    assert writer.oldest_reader() is None

@@ -141,3 +141,59 @@ def test_restore_refuses_what_the_indexer_would_refuse_and_changes_nothing(
     assert "othing was changed" in answer.stderr
     assert (index / "data.mdb").stat().st_ino == before.st_ino
     assert sorted(os.listdir(tmp_path)) == ["copy", "index"]
+
+
+@pytest.mark.parametrize("damage", ["cut at 65536", "cut at a page", "header", "middle", "directory"])
+def test_damaged_index_is_one_sentence_and_exit_status_one_of_every_command(
+    tiny_bundle: Path, tmp_path: Path, damage: str
+) -> None:
+    index, data = filled(tmp_path / "index", tiny_bundle), tmp_path / "index" / "data.mdb"
+    size = data.stat().st_size
+    if damage == "cut at 65536":
+        with data.open("r+b") as file:
+            file.truncate(65_536 if size > 65_536 else size - 4_096)
+    elif damage == "cut at a page":
+        os.truncate(data, 3 * 4_096)
+    elif damage == "directory":
+        data.unlink()
+        data.mkdir()
+    else:
+        with data.open("r+b") as file:
+            file.seek(0 if damage == "header" else 2 * 4_096)
+            file.write(b"\0" * (8_192 if damage == "header" else size - 2 * 4_096))
+    commands = [["verify"], ["backup", str(tmp_path / "copy")], ["restore", str(index)]]
+    if damage != "middle":  # who only reads what it needs does not come upon every page
+        commands.append(["status"])
+    for command in commands:
+        target = tmp_path / "new" if command[0] == "restore" else index
+        answer = run(target, tiny_bundle, *command)
+        assert answer.returncode == 1, (command, answer)
+        assert "Traceback" not in answer.stderr
+        assert "Bus error" not in answer.stderr
+        assert "damaged" in answer.stderr, (command, answer.stderr)
+    assert not (tmp_path / "copy").exists()
+    assert not list(tmp_path.glob(".*.incomplete"))
+
+
+def test_verify_names_split_keys_with_their_partitions(tiny_bundle: Path, tmp_path: Path) -> None:
+    index = filled(tmp_path / "index", tiny_bundle)
+    layout = Bundle.open(tiny_bundle).layout
+    with IndexWriter.open(index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size) as writer:
+        writer.apply(
+            CodesBatch(
+                ids=[b"item-3\x1b[2J"],
+                codes=np.zeros((1, layout.layers), np.uint16),
+                weights=np.ones(1, np.float32),
+                titles=[""],
+                updated_at=np.zeros(1, np.int64),
+                deleted=np.ones(1, bool),
+                partitions=np.array([2], np.int32),
+                timestamps=np.array([5], np.int64),
+            ),
+            {},
+        )
+    answer = run(index, tiny_bundle, "verify")
+    assert answer.returncode == 0, answer.stderr
+    assert "1 item ids have records in more than one partition" in answer.stdout
+    assert "item-3\\x1b[2J  in partitions 0, 2" in answer.stdout
+    assert json.loads(run(index, tiny_bundle, "verify", "--json").stdout)["split_keys"] == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from models.sids.layout import Layout
+from store.backup import back_up
 from store.reader import IndexReader
 from store.writer import IndexWriter
 from streamer.events.topics import topic_specs
@@ -109,15 +113,41 @@ def test_log_whose_beginning_moved_past_the_index_is_refused(settings: Settings,
         assert snapshot.find([b"y"]) == [None]
 
 
-def test_restored_index_of_another_log_is_refused(settings: Settings, layout: Layout, tmp_path: Path) -> None:
+def test_index_of_another_log_is_refused_by_restore_before_anything_moves_and_by_the_indexer(
+    settings: Settings, layout: Layout, tmp_path: Path
+) -> None:
     read_five(settings, layout)
     with IndexWriter.open(
         settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
     ) as writer:
         writer.remember_log_ids({settings.topics.item_codes: "of-another-cluster"})
+    copied = back_up(settings.index, tmp_path / "copy")
+    assert copied.log_ids[settings.topics.item_codes] == "of-another-cluster"
+    process = SidstreamProcess(settings, "indexer", tmp_path)  # for its environment
+    answer = subprocess.run(
+        [sys.executable, "-m", "sidstream", "restore", str(tmp_path / "copy"), "--replace"],
+        env=process._environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert "is not the log that the backup" in answer.stderr
+    assert "sidstream rebuild" in answer.stderr
+    assert not list(tmp_path.glob("index.replaced*"))
     with running_indexer(settings, layout) as running:
         running.thread.join(30)
     assert isinstance(running.fault, LogMismatchError)
+
+
+def test_cut_index_ends_the_indexer_with_a_sentence(settings: Settings, layout: Layout, tmp_path: Path) -> None:
+    read_five(settings, layout)
+    os.truncate(settings.index / "data.mdb", 16_384)
+    with SidstreamProcess(settings, "indexer", tmp_path) as indexer:
+        assert indexer.wait() == 1
+        assert "is damaged" in indexer.log()
+        assert "Traceback" not in indexer.log()
 
 
 @pytest.mark.parametrize(
