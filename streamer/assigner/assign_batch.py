@@ -94,8 +94,8 @@ class AssignBatch:
         return [self._outgoing(updates[place], codes.get(place), now) for place in last] + rejected
 
     def commit_note(self) -> dict[str, Any]:
-        """What ``sidstream status`` shows of this process: when it was, and the unknown fields since its start."""
-        return {"at": self._clock(), "unknown_fields": note_of(self._intake.unknown_fields)}
+        """What is noted beside a committed offset for ``sidstream status``: the unknown fields since this process' start."""
+        return {"unknown_fields": note_of(self._intake.unknown_fields)}
 
     def _checked_matrix(
         self, updates: Sequence[Update], upserts: Sequence[int], rejected: list[Outgoing], now: int
