@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 import retriever.answering.metrics
+import streamer.assigner.metrics
 import streamer.indexer.metrics
 import streamer.kafka.partitioner
 import streamer.monitor.metrics
@@ -32,6 +33,7 @@ PROCESSES = {"assigner", "indexer", "monitor", "retriever"}
 _MODULES = (
     streamer.process.metrics,
     streamer.kafka.partitioner,
+    streamer.assigner.metrics,
     streamer.indexer.metrics,
     streamer.monitor.metrics,
     retriever.answering.metrics,

@@ -91,11 +91,11 @@ class AssignBatch:
         rows = [row for row, place in enumerate(upserts) if place in kept]
         encoded = self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
         codes = dict(zip((upserts[row] for row in rows), encoded, strict=True))
-        return [self._outgoing(updates[place], codes.get(place), now) for place in last] + rejected
+        return self._outgoing([updates[place] for place in last], [codes.get(place) for place in last], now) + rejected
 
     def commit_note(self) -> dict[str, Any]:
-        """What ``sidstream status`` shows of this process: when it was, and the unknown fields since its start."""
-        return {"at": self._clock(), "unknown_fields": note_of(self._intake.unknown_fields)}
+        """What is noted beside a committed offset for ``sidstream status``: the unknown fields since this process' start."""
+        return {"unknown_fields": note_of(self._intake.unknown_fields)}
 
     def _checked_matrix(
         self, updates: Sequence[Update], upserts: Sequence[int], rejected: list[Outgoing], now: int
@@ -125,24 +125,29 @@ class AssignBatch:
                 )
         return matrix, {upserts[row] for row in checked.faults}
 
-    def _outgoing(self, update: Update, codes: tuple[int, ...] | None, now: int) -> Outgoing:
-        """The codes of an item, or its tombstone."""
-        value = None
-        if codes is not None:
-            value = ITEM_CODES.encode(
-                ItemCodes(
-                    codebook=self._encoder.codebook_id,
-                    codes=codes,
-                    title=update.title,
-                    weight=update.weight,
-                    updated_at=update.updated_at,
+    def _outgoing(self, updates: Sequence[Update], codes: Sequence[tuple[int, ...] | None], now: int) -> list[Outgoing]:
+        """The codes of each item; None is its tombstone."""
+        codebook, topic = self._encoder.codebook_id, self._codes_topic
+        outgoing = []
+        for update, numbers in zip(updates, codes, strict=True):
+            value = None
+            if numbers is not None:
+                value = ITEM_CODES.encode(
+                    ItemCodes(
+                        codebook=codebook,
+                        codes=numbers,
+                        title=update.title,
+                        weight=update.weight,
+                        updated_at=update.updated_at,
+                    )
                 )
-            )
-        # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update took.
-        # Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
-        record = update.record
-        at = record.timestamp()[1]
-        return Outgoing(self._codes_topic, update.item_id, value, record.partition(), None, at if 0 < at < now else 0)
+            # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update
+            # took. Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
+            record = update.record
+            at = record.timestamp()[1]
+            timestamp = at if 0 < at < now else 0
+            outgoing.append(Outgoing(topic, update.item_id, value, record.partition(), None, timestamp))
+        return outgoing
 
     def _tell_unknown_fields(self) -> None:
         """Metrics of the unknown fields of a batch; each name is logged once."""

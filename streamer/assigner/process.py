@@ -65,6 +65,7 @@ def run_assigner(settings: Settings) -> None:
             every_record=True,
             remedy=_remedy(settings),
             accept_missed=own.accept_missed_updates,
+            commit_note=assign.commit_note,
         )
         collect_garbage_rarely()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+import msgspec
 import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
 from numpy.typing import NDArray
@@ -75,7 +76,11 @@ class ItemPublisher:
         if embedding.dtype not in (np.float32, np.float16):
             raise PublishError(f"the embedding of {item_id!r} is {embedding.dtype}: convert it to float32 or float16")
         little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
-        update = ItemUpdate(embedding=little_endian.tobytes(), title=title, weight=weight, updated_at=updated_at)
+        # Bytes of float32 need no word; those of float16 might be half as many numbers of it.
+        dtype = "float16" if embedding.dtype == np.float16 else msgspec.UNSET
+        update = ItemUpdate(
+            embedding=little_endian.tobytes(), title=title, weight=weight, updated_at=updated_at, dtype=dtype
+        )
         self._send(item_id, ITEM_UPDATE.encode(update))
 
     def update_from_text(self, items: Sequence[CatalogueItem]) -> None:

@@ -161,7 +161,8 @@ def _out_of_date(letter: Letter, source: Source, newest: Mapping[tuple[int, byte
     younger = newest.get((source.partition, letter.key or b""), -1)
     if younger > letter.age:
         return f"out of date: {source.topic}/{source.partition} has a newer event of this item at offset {younger}"
-    age_ms = now_ms - min(source.timestamp, letter.timestamp)
+    # -1: the record had no time.
+    age_ms = now_ms - min(time for time in (source.timestamp, letter.timestamp, now_ms) if time > 0)
     if age_ms > TOMBSTONE_RETENTION_MS:
         return f"{age_ms / _DAY_MS:.0f} days old: a deletion since then may have been compacted away, so it may be out of date"
     return ""

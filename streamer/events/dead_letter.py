@@ -12,10 +12,10 @@ from confluent_kafka import Message
 from streamer.events.headers import UnreadableHeadersError, headers_of, size_of_headers
 from streamer.events.outgoing import Outgoing
 
-# A record larger than this cannot be produced again with our headers added; the headers then say where it lies.
-# A compressed batch may hold one, whatever part of it is large: refused by the client, it would come again for ever.
+# A larger record cannot be produced again with our headers added; the letter's headers then say where the original lies.
+# The broker takes such records inside a compressed batch. Were a letter refused by our client, the batch would never end.
 VERBATIM_MAXIMUM_BYTES: Final = 2 * 1024 * 1024
-# A message may quote the header that it complains of.
+# Of a message: it may quote a header of the sender's.
 _MESSAGE_CHARACTERS: Final = 1_000
 
 

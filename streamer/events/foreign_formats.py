@@ -296,8 +296,11 @@ _LINE_SEPARATORS: Final = frozenset("\u2028\u2029")
 
 
 def is_plain_id(key: bytes) -> bool:
-    """Whether a key of UTF-8 is an id at first sight; False: ask ``foreign_key``."""
-    text = key.decode()
+    """Whether a key that is not empty is an id at first sight; False: ask ``foreign_key``."""
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        return False
     return text.isprintable() and text[0] not in _SUSPICIOUS_FIRST and text[-1] != " "
 
 

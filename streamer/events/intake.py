@@ -84,14 +84,14 @@ def checked_item_id(key: bytes | None) -> bytes:
         EventError: as ``checked_id``, or ``InvalidId``: the key looks like a serializer's bytes, JSON, or text with white space
             or control characters around or in it.
     """
+    if key and len(key) <= MAXIMUM_ID_BYTES and is_plain_id(key):
+        return key
     try:
         item_id = checked_id(key, "item")
     except EventError as error:
         if error.kind == "UndecodableId" and key:
             raise EventError(error.kind, f"the key is the item id, but it {foreign_key(key)}") from None
         raise
-    if is_plain_id(item_id):
-        return item_id
     foreign = foreign_key(item_id)
     if foreign is not None:
         raise EventError("InvalidId", f"the key is the item id, but it {foreign}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,18 @@ def test_fit_is_refused_before_the_fitting_where_a_bundle_is_or_k_is_too_large(t
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(BundleError, match="--replace"):
         fit_bundle(unfittable, tmp_path, FitSettings(size=16))
+
+
+def test_fit_notes_the_norms_of_its_embeddings_and_a_bundle_without_them_is_read(tmp_path: Path) -> None:
+    from models.bundles.building import FitSettings, fit_bundle
+
+    rows = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    norms = np.linalg.norm(rows, axis=1)
+    bundle = fit_bundle(rows, tmp_path, FitSettings(size=8, iterations=2)).bundle
+    assert bundle.manifest.embedding_norms == pytest.approx(np.quantile(norms, (0, 0.01, 0.5, 0.99, 1)))
+    # As an older sidstream wrote it.
+    path = tmp_path / "manifest.json"
+    older = json.loads(path.read_text())
+    del older["embedding_norms"]
+    path.write_text(json.dumps(older))
+    assert Bundle.open(tmp_path).manifest.embedding_norms is None
