@@ -21,7 +21,7 @@ ROOMS = {
     "models": "commands towers bundles training language codebooks sids catalogue data_files progress terminal errors",
     "streamer": "commands local operations client dead_letters assigner indexer monitor exactly_once kafka process events "
     "settings",
-    "retriever": "commands client answering search query_faults",
+    "retriever": "commands client answering search",
     "study": "commands quick report experiments measures data",
 }
 MOST_FILES = 13  # on one floor, __init__ included

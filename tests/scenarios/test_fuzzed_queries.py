@@ -34,7 +34,8 @@ LIVE = 50
 def answer_queries(
     tiny_model_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AnswerBatch]:
-    """The whole transform on a real index; a model that finds nothing stands for the beam search, which has no decoder."""
+    """The whole transform on a real index; a search that finds nothing, as for scores that
+    are not finite, stands for the beam search, which has no decoder."""
     bundle = Bundle.open(tiny_model_bundle, need_model=True)
     layout = bundle.layout
     model, prompts = load_language_model(bundle)
@@ -59,7 +60,7 @@ def answer_queries(
             results_topic="results",
             dead_letter_topic="dlq",
         )
-        batch._search = lambda prompts, trie: [[] for _ in prompts]  # type: ignore[method-assign]
+        batch._search = lambda asked, trie: [[] for _ in asked]  # type: ignore[method-assign]
         yield batch
 
 
@@ -82,8 +83,8 @@ def test_every_fuzzed_query_gets_one_answer_and_each_unusable_one_a_dead_letter(
     answers = [ANSWER.decode(out.value) for out in outgoing if out.topic == "results"]
     expected = Counter((record.key() or b"")[:256].decode("utf-8", "replace") for record in records)
     assert Counter(answer.query_id for answer in answers) == expected
-    kinds = Counter(answer.error.kind for answer in answers)  # the model finds nothing: each has an error
+    kinds = Counter(answer.error.kind for answer in answers)  # the search finds nothing: each has an error
     letters = [int(dict(out.headers or [])["dlq.errors.offset"]) for out in outgoing if out.topic == "dlq"]
     assert len(letters) == len(set(letters))
-    assert len(letters) == INPUTS - kinds["NothingFound"] - kinds["RateLimited"] - kinds["DeadlinePassed"]
+    assert len(letters) == INPUTS - kinds["NotFiniteScores"] - kinds["RateLimited"] - kinds["DeadlinePassed"]
     assert all(len(out.value or b"") < 200_000 for out in outgoing if out.topic == "results")
