@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Final
@@ -24,6 +25,8 @@ from models.terminal import print_line, printable, shown
 from streamer.events.records import Alert, AnswerItem
 
 _BAR: Final = 24
+# A number and its unit are one word: “0.8 L”, “28 x”, “500 ml”.
+_WORD: Final = re.compile(r"\d\S*(?: \S{1,2}(?!\S))?|\S+")
 _SEVERITY_STYLES: Final = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
 
 
@@ -122,7 +125,7 @@ def told_apart(titles: Sequence[str], width: int) -> list[str]:
     A later title that has half of its words in common with all others is these words alone, after an ellipsis; it is empty
     if it has none.
     """
-    words = [title.split() for title in titles]
+    words = [_WORD.findall(title) for title in titles]
     common = set(words[0]).intersection(*words[1:])
     told = []
     for number, (title, own) in enumerate(zip(titles, words, strict=True)):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
+from rich.padding import Padding
 from rich.text import Text
 
 from demo.alert_watch import AlertWatch
@@ -335,10 +336,12 @@ class Story:
 
     def _act(self, title: str, markup: str) -> None:
         self._console.print()
-        self._console.rule(f"[bold]{shown(title)}[/] [dim]· {markup}[/]", align="left", style="dim")
+        self._console.rule(f"[bold]{shown(title)}[/]", align="left", style="dim")
+        self._say(f"[dim]{markup}[/]")
 
     def _say(self, markup: str) -> None:
-        self._console.print(f"  {markup}", highlight=False)
+        """Indented, also where the terminal is too narrow for one line."""
+        self._console.print(Padding(Text.from_markup(markup), (0, 0, 0, 2)))
 
     def _show(self, answer: Answer) -> None:
         if answer.error is not None:

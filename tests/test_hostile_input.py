@@ -51,7 +51,7 @@ def run(settings: Settings, directory: Path, *arguments: str, columns: int = 80)
     environment = {**SidstreamProcess(settings, "assigner", directory)._environment, "COLUMNS": str(columns)}
     return subprocess.run(
         [sys.executable, "-m", "sidstream", *arguments],
-        env=environment, capture_output=True, text=True, timeout=90, check=False,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_file_names_with_brackets_and_ids_with_escapes_are_told_as_they_are(tmp_
         done = subprocess.run(
             [sys.executable, "-m", "sidstream", "publish", "--delete", str(odd)],
             env={**os.environ, "SIDSTREAM_CONFIG": "", "COLUMNS": "80"},
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == 1
         assert r"a b[bold]\x1b[2J.jsonl" in done.stderr

@@ -4,8 +4,9 @@ anything streams.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -192,9 +193,11 @@ def train_bundle(
     """Fine-tunes a language model for the bundle's layout and adds it to the bundle.
 
     ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles.
+    ``training.seconds`` is also for the tokenizer and the table of examples; at least a quarter of it is left for learning.
     Raises ``SidstreamError``, the bundle as it was, for a model that cannot read its prompts and for training that ends in
     numbers that are NaN or infinite.
     """
+    began = time.monotonic()
     from models.bundles.model_of_bundle import require_positions
     from models.language.finite import require_finite_scores
     from models.language.language_model import load_checkpoint, save_language_model, small_causal_lm
@@ -236,6 +239,9 @@ def train_bundle(
     require_positions(model, prompts, source)
     rows = {item: row for row, item in enumerate(item_ids)}
     table = ExampleTable(examples, prompts, bundle.layout, rows, codes)
+    if training.seconds is not None:
+        left = training.seconds - (time.monotonic() - began)
+        training = replace(training, seconds=max(left, training.seconds / 4))
     outcome = fine_tune(model, table, training, progress)
     require_finite_scores(
         model, prompts, "the trained model", f"train again with a learning rate below {training.learning_rate:g}"

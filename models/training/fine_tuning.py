@@ -121,7 +121,7 @@ class _Budget:
         share = self.share(step)
         if share < self._warm_up:
             return max(share, 1 / self._steps) / self._warm_up
-        return 0.5 * (1 + math.cos(math.pi * (share - self._warm_up) / (1 - self._warm_up)))
+        return 0.5 * (1 + math.cos(math.pi * (share - self._warm_up) / max(1 - self._warm_up, 1e-9)))
 
 
 class _Batches:

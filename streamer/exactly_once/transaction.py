@@ -8,6 +8,7 @@ over. A ``kill -9`` within any step leaves an open transaction, which the succes
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -17,9 +18,9 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 from store.failpoints import Failpoint, reach
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.retrying import AbortRequired, Stopped, repeated
-from streamer.kafka.clients import producer_configuration
+from streamer.kafka.clients import TRANSACTION_TIMEOUT_MS, producer_configuration
 from streamer.kafka.errors import FatalKafkaError, Meaning, error_text, meaning
-from streamer.kafka.reachability import CutOffGuard
+from streamer.kafka.reachability import ClientCutOffError, CutOffGuard
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings
 
@@ -42,6 +43,7 @@ class TransactionalProducer:
         self._kafka = kafka
         self._health = health
         self._stop = stop
+        self._begun_at = float("inf")
         self.client = Producer(
             # Lingering fills the requests of a large batch, and costs a small one nothing: a commit sends at once.
             producer_configuration(kafka, transactional_id=f"{group}-{instance}", health=health)
@@ -60,8 +62,10 @@ class TransactionalProducer:
         Raises:
             AbortRequired: the coordinator refuses the offsets (a rebalance meanwhile), or a record could not be sent.
             FatalKafkaError: a record is larger than our clients send, or another instance took over.
+            ClientCutOffError: the coordinator gave the transaction up, as it was open for too long; so do steps 4 and abort.
         """
         # 1. Begin: local, fails only in a client that is broken.
+        self._begun_at = time.monotonic()
         self._repeated(self.client.begin_transaction)
         reach(Failpoint.TRANSACTION_BEGUN)
         # 2. The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms). Refused
@@ -128,8 +132,13 @@ class TransactionalProducer:
 
         repeated(attempt, between=wait, refusal=self._refusal)
 
-    def _refusal(self, error: KafkaException, means: Meaning) -> FatalKafkaError:
+    def _refusal(self, error: KafkaException, means: Meaning) -> Exception:
         if means is Meaning.FENCED:
+            # A coordinator gives up a transaction whose time is over, after a broker or we stood still, by fencing its
+            # producer: to librdkafka that looks as if another instance had taken our place.
+            open_seconds = time.monotonic() - self._begun_at
+            if open_seconds > TRANSACTION_TIMEOUT_MS / 1000:
+                return ClientCutOffError(f"the cluster gave up a transaction that was open for {open_seconds:.0f} s")
             return FatalKafkaError(
                 f"another {self._process} took over as instance {self._instance!r} of group {self._group!r}: "
                 f"give each one its own {self._process}.instance"

@@ -59,9 +59,13 @@ def test_variants_of_one_product_show_the_words_that_set_them_apart() -> None:
         (["Glass kettle, red"], ["Glass kettle, red"]),
         (["Glass kettle, red", "Oak table, large"], ["Glass kettle, red", "Oak table, large"]),
         (["Glass kettle, red", "Glass kettle, red"], ["Glass kettle, red", ""]),
-        (["20 cm steel pan", "24 cm steel pan"], ["20 cm steel pan", "… 24"]),
+        (
+            ["Quiet 1.7 L glass kettle, grey", "Quiet 0.8 L glass kettle"],
+            ["Quiet 1.7 L glass kettle, grey", "… 0.8 L kettle"],
+        ),
+        (["20 cm steel pan", "24 cm steel pan"], ["20 cm steel pan", "… 24 cm"]),
     ],
-    ids=["alone", "nothing in common", "same title", "a size"],
+    ids=["alone", "nothing in common", "same title", "a volume", "a size"],
 )
 def test_titles_are_told_apart_only_as_far_as_they_belong_together(titles: list[str], shown: list[str]) -> None:
     assert told_apart(titles, 40) == shown

@@ -35,7 +35,7 @@ def free_port() -> int:
 def http_get(port: int, path: str) -> tuple[int, str]:
     """Status and body of a page on loopback; status 0 and the reason while nobody listens."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 
 # Only aiokafka's Python encoder takes a text that encodes itself.
 _PRODUCE = """
@@ -34,5 +35,5 @@ def send_unreadable_header(settings: Settings, topic: str, *, key: str, value: s
         [sys.executable, "-c", _PRODUCE, settings.kafka.bootstrap_servers, topic, str(partition), key, value],
         env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
         check=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )

@@ -177,6 +177,7 @@ def test_learning_rate_rises_and_then_falls_to_nothing_by_the_end_of_the_time_or
     assert 0 < rates[0] < rates[5] < rates[10] == pytest.approx(1.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0.0, abs=1e-6)
+    assert _Budget(100, 1.0, seconds=1e6).learning_rate(100) == pytest.approx(1.0), "a warm-up to the end never falls"
     by_time = _Budget(100, 0.1, seconds=60.0)
     clock[0] += 60.0
     assert by_time.learning_rate(3) == pytest.approx(0.0)

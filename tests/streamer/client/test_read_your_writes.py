@@ -241,7 +241,7 @@ def test_codes_that_the_indexer_refuses_are_refused_events_of_their_producer(
         producer.produce(full.topic, key=full.key, value=full.value, headers=full.headers)
     assert producer.flush(PATIENCE_SECONDS) == 0
     writer.apply(codes_batch([], layout), {(settings.topics.item_codes, partition): 2})
-    outcome = await_indexed(settings, publisher.delivered, seconds=20)
+    outcome = await_indexed(settings, publisher.delivered, seconds=PATIENCE_SECONDS)
     assert (outcome.indexed, classes(outcome)) == (0, {"IndexFull": 1})
 
 
@@ -253,4 +253,4 @@ def test_what_was_refused_is_told_also_when_the_rest_is_not_indexed_in_time(
             publisher.update("good", tiny_embeddings[0])
             publisher.update("bad", tiny_embeddings[0][:3])
         with pytest.raises(NotIndexedError, match=r"no index.*Of the 2 events these were refused: 1 WrongDimension"):
-            await_indexed(settings, publisher.delivered, seconds=20)
+            await_indexed(settings, publisher.delivered, seconds=PATIENCE_SECONDS)

@@ -25,6 +25,7 @@ from streamer.kafka.read_to_end import has_records
 from streamer.process.health import Health
 from streamer.process.metrics import FRESHNESS_SECONDS
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import committed_records, wait_until
 
 
@@ -78,7 +79,7 @@ def running(settings: Settings, loop: LoopSettings) -> Iterator[Running]:
         yield run
     finally:
         run.stop.set()
-        run.thread.join(30)
+        run.thread.join(PATIENCE_SECONDS)
 
 
 def send(settings: Settings, topic: str, keys: range, partition: int | None = None) -> None:
@@ -86,7 +87,7 @@ def send(settings: Settings, topic: str, keys: range, partition: int | None = No
     for number in keys:
         where = {} if partition is None else {"partition": partition}
         produce(producer, topic, key=f"{number:04}".encode(), value=b"x", **where)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
 
 def keys_of(settings: Settings, topic: str) -> list[bytes | None]:
@@ -95,7 +96,7 @@ def keys_of(settings: Settings, topic: str) -> list[bytes | None]:
 
 def copied(settings: Settings, count: int) -> None:
     topic = settings.topics.item_codes
-    wait_until(lambda: len(keys_of(settings, topic)) >= count, seconds=60, what=f"{count} copies", every=0.3)
+    wait_until(lambda: len(keys_of(settings, topic)) >= count, what=f"{count} copies", every=0.3)
 
 
 def admin_of(settings: Settings) -> AdminClient:
@@ -131,14 +132,14 @@ def test_partitions_added_while_running_are_read_and_wait_where_their_outputs_ha
         copied(settings, 100)
         admin.create_partitions([NewPartitions(topics.item_updates, 6)])[topics.item_updates].result()
         reason = f"{topics.item_codes} has 4 partitions and {topics.item_updates} has 6"
-        wait_until(lambda: reason in (run.health.reason or ""), seconds=60, what="the reason")
+        wait_until(lambda: reason in (run.health.reason or ""), what="the reason")
         send(settings, topics.item_updates, range(100, 110), partition=5)
         send(settings, topics.item_updates, range(110, 120), partition=1)
         copied(settings, 110)
         assert keys_of(settings, topics.item_codes)[-1] == b"0119", "partitions that have somewhere to go are read on"
         admin.create_partitions([NewPartitions(topics.item_codes, 6)])[topics.item_codes].result()
         copied(settings, 120)
-        wait_until(lambda: run.health.ready, seconds=30, what="ready again")
+        wait_until(lambda: run.health.ready, what="ready again")
     assert run.error is None
     assert keys_of(settings, topics.item_codes) == [f"{number:04}".encode() for number in range(120)]
     assert {record.partition() for record in committed_records(settings, topics.item_codes)} >= {5}
@@ -213,7 +214,7 @@ def test_group_without_offsets_beside_outputs_that_hold_records_is_refused(pipel
     aborted.init_transactions(20)
     aborted.begin_transaction()
     produce(aborted, topics.item_codes, key=b"never", value=b"x", partition=2)
-    aborted.flush(20)
+    aborted.flush(PATIENCE_SECONDS)
     aborted.abort_transaction(20)
     assert not has_records(settings.kafka, topics.prefix + "look", topics.item_codes)
     send(settings, topics.item_updates, range(10))
@@ -234,13 +235,13 @@ def test_idle_loop_commits_where_it_stands_with_the_time_the_logs_and_its_own_fi
     seen = {"colour": 0}
     loop = replace(loop_settings(settings), life_sign_seconds=0.5, commit_note=lambda: {"unknown_fields": dict(seen)})
     with running(settings, loop):
-        wait_until(lambda: committed_note(settings)["offset"] == 0, seconds=40, what="a commit before any record")
+        wait_until(lambda: committed_note(settings)["offset"] == 0, what="a commit before any record")
         seen["colour"] = 3
         send(settings, topics.item_updates, range(5), partition=0)
         copied(settings, 5)
         first = committed_note(settings)
         assert first["offset"] == 5
-        wait_until(lambda: committed_note(settings)["at"] > first["at"], seconds=30, what="a sign of life")  # type: ignore[operator]
+        wait_until(lambda: committed_note(settings)["at"] > first["at"], what="a sign of life")  # type: ignore[operator]
         last = committed_note(settings)
     assert last["offset"] == 5
     assert last["unknown_fields"] == {"colour": 3}

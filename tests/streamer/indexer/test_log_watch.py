@@ -22,6 +22,7 @@ from streamer.kafka.admin import create
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.partition_watch import topic_states
 from streamer.settings import Settings, load_settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, wait_until
 from support.running_indexer import running_indexer, send_codes
 
@@ -69,7 +70,7 @@ def test_topic_that_was_made_anew_is_refused_at_the_start_and_nothing_is_written
     if topic == "item_codes":
         send_codes(settings, layout, *({"key": b"x", "partition": 0, "codes": (1, 2, 3)} for _ in range(9)))
     with running_indexer(settings, layout) as running:
-        running.thread.join(30)
+        running.thread.join(PATIENCE_SECONDS)
     assert isinstance(running.fault, LogMismatchError)
     assert f"{name} was made anew" in str(running.fault)
     assert str(settings.index) in str(running.fault)
@@ -106,7 +107,7 @@ def test_log_whose_beginning_moved_past_the_index_is_refused(settings: Settings,
     for answer in admin.delete_records([TopicPartition(topic, 1, 3)]).values():
         answer.result()
     with running_indexer(settings, layout) as running:
-        running.thread.join(30)
+        running.thread.join(PATIENCE_SECONDS)
     assert isinstance(running.fault, LogMismatchError)
     assert f"stands at offset 0 of {topic}/1, which begins at 3" in str(running.fault)
     with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
@@ -137,7 +138,7 @@ def test_index_of_another_log_is_refused_by_restore_before_anything_moves_and_by
     assert "sidstream rebuild" in answer.stderr
     assert not list(tmp_path.glob("index.replaced*"))
     with running_indexer(settings, layout) as running:
-        running.thread.join(30)
+        running.thread.join(PATIENCE_SECONDS)
     assert isinstance(running.fault, LogMismatchError)
 
 

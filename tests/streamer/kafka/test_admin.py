@@ -145,7 +145,7 @@ def _alter(settings: Settings, topic: str, **config: str) -> None:
         entries = answer.result(timeout=20)
         return {name: entries[name].value for name in wanted} == wanted
 
-    wait_until(seen, seconds=20, what=f"{wanted} of {topic}")
+    wait_until(seen, what=f"{wanted} of {topic}")
 
 
 def test_topics_that_are_not_as_they_must_be_are_refused_until_the_printed_commands_have_run(
@@ -178,8 +178,6 @@ def test_topics_that_have_grown_beyond_the_settings_are_accepted(pipeline_settin
     admin.create_partitions([NewPartitions(topics.item_codes, 6)])[topics.item_codes].result()
     assert topics.item_codes in create(settings.kafka, topic_specs(settings)).existing
     admin.create_partitions([NewPartitions(topics.item_updates, 8)])[topics.item_updates].result()
-    wait_until(
-        lambda: describe(settings.kafka, [topics.item_updates])[0].partitions == 8, seconds=20, what="eight partitions"
-    )
+    wait_until(lambda: describe(settings.kafka, [topics.item_updates])[0].partitions == 8, what="eight partitions")
     with pytest.raises(TopicMismatchError, match=rf"--alter --topic {topics.item_codes} --partitions 8"):
         require_usable(settings, [topics.item_updates, topics.item_codes])

@@ -147,7 +147,7 @@ def test_process_whose_broker_hangs_says_so_and_stays_alive_and_is_ready_when_it
         settings = load_settings(
             bundle=tiny_bundle,
             kafka={"bootstrap_servers": broker.bootstrap_servers},
-            metrics={"port": port, "stalled_seconds": 8},
+            metrics={"port": port, "stalled_seconds": 12},
         )
         create(settings.kafka, topic_specs(settings))
         broker_pid = broker.pid
@@ -160,7 +160,7 @@ def test_process_whose_broker_hangs_says_so_and_stays_alive_and_is_ready_when_it
             os.kill(broker_pid, signal.SIGSTOP)
             try:
                 wait_until(lambda: http_get(port, "/ready")[0] == 503, what="an assigner that says so", every=0.2)
-                for _ in range(10):
+                for _ in range(14):
                     assert http_get(port, "/live") == (200, "alive\n"), "waiting is no reason to be started anew"
                     time.sleep(1)
             finally:
