@@ -25,7 +25,7 @@ from streamer.settings import Settings
 
 def _remedy(settings: Settings) -> str:
     """What to do when updates or deletions may have been missed, or a log is another one."""
-    topics, group = settings.topics, settings.topics.prefix + settings.assigner.group
+    topics, group = settings.topics, settings.in_cluster(settings.assigner.group)
     return (
         f"Items that were deleted meanwhile may stay in {topics.item_codes}: publish tombstones for them, or make "
         f"{topics.item_codes} and the index anew. To read {topics.item_updates} again from its start, stop every assigner and "

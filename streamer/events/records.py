@@ -82,13 +82,16 @@ class LayoutRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Census metrics of one layer (paper figure 3): ``entropy`` normalised to 0..1, ``gini`` 0..1-1/M."""
+    """Census metrics of one layer (paper figure 3): ``entropy`` normalised to 0..1, ``gini`` 0..1-1/M.
+
+    ``crowded_share``: share of the items on the most crowded tenth of the tokens; ``head_share`` on the wire, as it always was.
+    """
 
     layer: int
     entropy: float
     gini: float
     standard_deviation: float
-    head_share: float
+    crowded_share: float = msgspec.field(name="head_share")
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Any, Final
 
 import msgspec
@@ -15,18 +16,18 @@ from numpy.typing import NDArray
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
 from streamer.events.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.events.topics import MONITOR_TABLE
-from streamer.monitor import history
+from streamer.monitor.dashboard import SAMPLES, Judged, MonitorView, Sample
 from streamer.monitor.faust_app import MonitorApp
 from streamer.monitor.journal import Journal, JournalUnavailable
-from streamer.monitor.look import Evaluator, Memory, Outcome
+from streamer.monitor.look import Judge, Memory, Outcome
 from streamer.monitor.metrics import (
     BAD_COUNTS,
+    CROWDED_SHARE,
     DEVIATION,
     ENTROPY,
     FIRING,
     FOREIGN_COUNTS,
     GINI,
-    HEAD_SHARE,
     HEAD_TOKENS,
     LOOK_SECONDS,
 )
@@ -48,12 +49,12 @@ class Monitor:
         self, settings: Settings, layout: Layout, baseline_census: NDArray[np.int64], app: MonitorApp, health: Health
     ) -> None:
         self.settings = settings.monitor
-        self.evaluator = Evaluator(settings.monitor, layout, baseline_census)
-        self.baseline_census = baseline_census
+        self._judge = Judge(settings.monitor, layout, baseline_census)
+        self._baseline_census = baseline_census
         self.memory: Memory | None = None
         self.shape = WindowShape.of(settings.monitor.bucket_seconds, settings.monitor.buckets)
         self.census = LiveCensus(layout.layers, layout.size, self.shape)
-        self.history: list[history.Sample] = []
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._layout = layout
         self._app = app
         self._health = health
@@ -154,7 +155,7 @@ class Monitor:
                 self._health.set_ready(Part.BROKER)
                 self._health.set_unready(Part.INPUT, f"reading the counts up to offset {self._counts_end}")
                 return
-            await self._judge(events)
+            await self._judge_counts(events)
         except JournalUnavailable as reason:
             log.warning("publishing_repeated", reason=str(reason))
             # A commit whose answer was lost may have happened: only the topics know.
@@ -177,7 +178,7 @@ class Monitor:
     async def _take_over(self) -> None:
         generation = self._app.consumer_generation_id
         published = await asyncio.to_thread(self._journal.take_over)
-        self.memory = self.evaluator.remember(published.layouts, published.alerts)
+        self.memory = self._judge.remember(published.layouts, published.alerts)
         self._taken_over_in = generation
         self._taken_over_at = time.monotonic()
         self._counts_end = published.counts_end
@@ -207,20 +208,18 @@ class Monitor:
         if end is not None and position is not None:
             LAG_RECORDS.labels(PROCESS, self._partition.topic).set(max(0, end - position))
 
-    async def _judge(self, events: int) -> None:
+    async def _judge_counts(self, events: int) -> None:
         assert self.memory is not None
         started, now = time.monotonic(), int(time.time() * 1000)
         growth = self.census.growth(now)
-        outcome = self.evaluator.evaluate(
-            self.memory, self.census.counts, growth, window_seconds=self.shape.seconds, now=now
-        )
+        outcome = self._judge.look(self.memory, self.census.counts, growth, window_seconds=self.shape.seconds, now=now)
         if not outcome.empty:
             await asyncio.to_thread(self._journal.publish, outcome)
         self.memory = outcome.memory
         LOOK_SECONDS.observe(time.monotonic() - started)
         self._tell(outcome, events)
         if outcome.drift is not None:
-            self.history = [*self.history[-history.SAMPLES :], history.sample(outcome.drift)]
+            self._samples.append(Sample.of(outcome.drift))
 
     def _tell(self, outcome: Outcome, events: int) -> None:
         memory = outcome.memory
@@ -237,9 +236,26 @@ class Monitor:
                 ENTROPY.labels(layer.layer).set(layer.entropy)
                 GINI.labels(layer.layer).set(layer.gini)
                 DEVIATION.labels(layer.layer).set(layer.standard_deviation)
-                HEAD_SHARE.labels(layer.layer).set(layer.head_share)
+                CROWDED_SHARE.labels(layer.layer).set(layer.crowded_share)
         if events:
             log.info("counts", events=events, items=int(self.census.counts[0].sum()), as_of=self.census.as_of)
+
+    def view(self, now: int) -> MonitorView:
+        """What the dashboard shows at ``now``, in milliseconds."""
+        memory = self.memory
+        return MonitorView(
+            codebook=self._layout.codebook_id,
+            counts=self.census.counts,
+            as_of=self.census.as_of,
+            growth=self.census.growth(now),
+            window_seconds=self.shape.seconds,
+            baseline_census=self._baseline_census,
+            baseline=self._judge.baseline_metrics,
+            samples=list(self._samples),
+            judged=None
+            if memory is None
+            else Judged(memory.layout, memory.issued, tuple(memory.firing.values()), memory.drift),
+        )
 
     def close(self) -> None:
         self._journal.close()

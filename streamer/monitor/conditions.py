@@ -99,9 +99,10 @@ def reshortened(
     ]
 
 
-# The share of a layer's items that its most crowded tenth of tokens holds (paper README, "top 10 % share"). Unlike the
-# share of the head tokens it exists in every layer and does not jump when a new layout names others.
-HEAD_PART: Final = 10
+# The *crowded share*: what part of a layer's items its most crowded tenth of tokens holds (paper README, "top 10 % share").
+# Unlike the share of the head tokens it exists in every layer and does not jump when a new layout names others. Settings,
+# alerts and the wire call it head_share, from before it had a name of its own.
+CROWDED_PART: Final = 10
 _METRICS: Final = {
     "entropy": "entropy",
     "gini": "Gini coefficient",
@@ -111,8 +112,8 @@ _METRICS: Final = {
 
 
 def measure(counts: NDArray[np.int64]) -> tuple[LayerCensus, ...]:
-    """Every layer's measures of a census (L, M)."""
-    return tuple(measure_layer(row, top_k(row, max(1, len(row) // HEAD_PART))) for row in counts)
+    """Every layer's measures of a census (L, M); the most crowded tenth of a layer stands for its head tokens."""
+    return tuple(measure_layer(row, top_k(row, max(1, len(row) // CROWDED_PART))) for row in counts)
 
 
 def layer_metrics(census: Iterable[LayerCensus]) -> tuple[LayerMetrics, ...]:
@@ -123,7 +124,7 @@ def layer_metrics(census: Iterable[LayerCensus]) -> tuple[LayerMetrics, ...]:
             entropy=measures.entropy,
             gini=measures.gini,
             standard_deviation=measures.standard_deviation,
-            head_share=measures.head_share,
+            crowded_share=measures.head_share,
         )
         for layer, measures in enumerate(census, start=1)
     )

@@ -1,25 +1,68 @@
-"""The monitor over HTTP, read-only: one page for people, ``/state`` behind it, and the exact counts at ``/counts``."""
+"""The monitor over HTTP, read-only: one page for people, ``/state`` behind it, and the exact counts at ``/counts``.
+
+The pages know the view of one moment and not the monitor that it is of.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sids.layout import HEAD_LAYER_INDEX
-from streamer.events.records import LayerMetrics
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from streamer.events.records import Alert, Drift, LayerMetrics, LayoutRecord
 from streamer.process.http_headers import page_headers
 
-if TYPE_CHECKING:
-    from streamer.monitor.agent import Monitor
-
-
+SAMPLES: Final = 240  # drift records kept for the page's lines: 20 minutes at 5 s
 _BARS: Final = 256  # more tokens than this share bars
 _LAYOUTS_SHOWN: Final = 12
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """One point of the page's lines: time in milliseconds, live items, Gini coefficient of each layer."""
+
+    at: int
+    items: int
+    gini: tuple[float, ...]
+
+    @classmethod
+    def of(cls, drift: Drift) -> Sample:
+        return cls(drift.at, drift.items, tuple(layer.gini for layer in drift.layers))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an active monitor has told until now. ``issued``: layouts, oldest first; ``drift``: the newest record."""
+
+    layout: Layout
+    issued: Sequence[LayoutRecord]
+    firing: Sequence[Alert]
+    drift: Drift | None
+
+
+@dataclass(frozen=True)
+class MonitorView:
+    """What the pages show of one moment.
+
+    ``counts`` and ``baseline_census``: int64 (L, M); ``growth``: int64 (M,), net change of layer 2 within ``window_seconds``;
+    ``judged``: ``None`` on a standby and before the first look.
+    """
+
+    codebook: str
+    counts: NDArray[np.int64]
+    as_of: int
+    growth: NDArray[np.int64]
+    window_seconds: float
+    baseline_census: NDArray[np.int64]
+    baseline: Sequence[LayerMetrics]
+    samples: Sequence[Sample]
+    judged: Judged | None
 
 
 class LayerView(msgspec.Struct, frozen=True):
@@ -33,26 +76,23 @@ class LayerView(msgspec.Struct, frozen=True):
     dead: int
 
 
-def state(monitor: Monitor, now: int) -> dict[str, Any]:
-    """Everything that the page shows; ``ready`` is false on a standby and before the first look."""
-    memory = monitor.memory
-    if memory is None:
-        return {"ready": False, "codebook": monitor.evaluator.layout.codebook_id}
-    evaluator, counts = monitor.evaluator, monitor.census.counts
-    layout = memory.layout
-    growth = monitor.census.growth(now)
+def state(view: MonitorView, now: int) -> dict[str, Any]:
+    """Everything that the page shows, at ``now`` in milliseconds."""
+    judged = view.judged
+    if judged is None:
+        return {"ready": False, "codebook": view.codebook}
+    counts, growth, layout, drift = view.counts, view.growth, judged.layout, judged.drift
     gaining = np.argsort(-growth, kind="stable")[:5]
-    drift = memory.drift
     return {
         "ready": True,
         "at": now,
         "codebook": layout.codebook_id,
         "items": int(counts[HEAD_LAYER_INDEX].sum()),
-        "as_of": monitor.census.as_of,
+        "as_of": view.as_of,
         "size": layout.size,
         "generation": layout.generation,
         "head_tokens": len(layout.head_tokens),
-        "window_seconds": monitor.shape.seconds,
+        "window_seconds": view.window_seconds,
         "gaining": [
             {
                 "token": int(token),
@@ -66,12 +106,10 @@ def state(monitor: Monitor, now: int) -> dict[str, Any]:
         "layers": [
             _layer(row, baseline_row, metrics, reference, layout.is_head if index == HEAD_LAYER_INDEX else None)
             for index, (row, baseline_row, metrics, reference) in enumerate(
-                zip(counts, monitor.baseline_census, drift.layers, evaluator.baseline_metrics, strict=True)
-                if drift is not None
-                else ()
+                zip(counts, view.baseline_census, drift.layers, view.baseline, strict=True) if drift is not None else ()
             )
         ],
-        "alerts": sorted(memory.firing.values(), key=lambda alert: (_RANK[alert.severity], -alert.first_at)),
+        "alerts": sorted(judged.firing, key=lambda alert: (_RANK[alert.severity], -alert.first_at)),
         "layouts": [
             {
                 "generation": record.generation,
@@ -79,9 +117,9 @@ def state(monitor: Monitor, now: int) -> dict[str, Any]:
                 "issued_at": record.issued_at,
                 "cause": record.cause,
             }
-            for record in memory.issued[: -_LAYOUTS_SHOWN - 1 : -1]
+            for record in judged.issued[: -_LAYOUTS_SHOWN - 1 : -1]
         ],
-        "samples": monitor.history,
+        "samples": view.samples,
     }
 
 
@@ -115,13 +153,16 @@ def _bars(values: NDArray[np.float64]) -> list[float]:
     return [round(float(value), 2) for value in means]
 
 
-def add_pages(app: Any, monitor: Monitor) -> None:
-    """Register ``/``, ``/state`` and ``/counts`` with the web server of a Faust app."""
+def add_pages(app: Any, look: Callable[[int], MonitorView]) -> None:
+    """Register ``/``, ``/state`` and ``/counts`` with the web server of a Faust app; ``look``: the view at a time in ms."""
     page_text = files("streamer.monitor").joinpath("dashboard.html").read_text(encoding="utf-8")
     headers = page_headers(page_text)
 
     def json(web: Any, value: Any) -> Any:
         return web.bytes(msgspec.json.encode(value), content_type="application/json")
+
+    def now() -> int:
+        return int(time.time() * 1000)
 
     @app.page("/")  # type: ignore[untyped-decorator]
     async def page(web: Any, _request: Any) -> Any:
@@ -129,12 +170,9 @@ def add_pages(app: Any, monitor: Monitor) -> None:
 
     @app.page("/state")  # type: ignore[untyped-decorator]
     async def current(web: Any, _request: Any) -> Any:
-        return json(web, state(monitor, int(time.time() * 1000)))
+        return json(web, state(look(at := now()), at))
 
     @app.page("/counts")  # type: ignore[untyped-decorator]
     async def counts(web: Any, _request: Any) -> Any:
-        layout = monitor.evaluator.layout
-        return json(
-            web,
-            {"codebook": layout.codebook_id, "as_of": monitor.census.as_of, "counts": monitor.census.counts.tolist()},
-        )
+        view = look(now())
+        return json(web, {"codebook": view.codebook, "as_of": view.as_of, "counts": view.counts.tolist()})

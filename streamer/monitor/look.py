@@ -55,8 +55,10 @@ class Outcome:
         return self.layout is None and not self.alerts and self.drift is None
 
 
-class Evaluator:
-    """Holds what does not change: settings, the bundle's layout, and the baseline census int64 (L, M)."""
+class Judge:
+    """Looks at the counts and says what to tell; holds what does not change: settings, the bundle's layout, and the baseline
+    census int64 (L, M).
+    """
 
     def __init__(self, settings: MonitorSettings, layout: Layout, baseline_census: NDArray[np.int64]) -> None:
         if baseline_census.shape != (layout.layers, layout.size):
@@ -86,7 +88,7 @@ class Evaluator:
         firing = alerts.after({}, (alert for alert in known if alert.codebook == codebook))
         return Memory(layout=layout, issued=issued, firing=firing)
 
-    def evaluate(
+    def look(
         self, memory: Memory, counts: NDArray[np.int64], growth: NDArray[np.int64], *, window_seconds: float, now: int
     ) -> Outcome:
         """``counts``: int64 (L, M); ``growth``: int64 (M,) of layer 2; ``now``: milliseconds since the epoch."""

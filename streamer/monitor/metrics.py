@@ -13,7 +13,7 @@ GINI: Final = Gauge("sidstream_census_gini_ratio", "Gini coefficient of the cens
 DEVIATION: Final = Gauge(
     "sidstream_census_standard_deviation_items", "Standard deviation of items per token", ["layer"]
 )
-HEAD_SHARE: Final = Gauge(
+CROWDED_SHARE: Final = Gauge(
     "sidstream_census_head_share_ratio", "Share of the items on the most crowded tenth of the tokens", ["layer"]
 )
 HEAD_TOKENS: Final = Gauge("sidstream_layout_head_tokens", "Head tokens of the live layout")

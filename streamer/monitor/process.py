@@ -54,7 +54,7 @@ def build_app(
     app.agent(source, name="follow", concurrency=1)(monitor.follow)
     app.timer(settings.monitor.interval_seconds, name="look")(monitor.look)
     if settings.monitor.web_port:
-        dashboard.add_pages(app, monitor)
+        dashboard.add_pages(app, monitor.view)
     return app, monitor
 
 

@@ -96,9 +96,15 @@ def repartition(
 
     Raises:
         TopicError: a topic is missing, has more partitions, or does not keep its records' times.
-        RepartitionError: the broker refuses, or another run has taken over.
+        RepartitionError: the broker refuses, another run has taken over, or the index has an order of its own.
     """
     topics, kafka = settings.topics, settings.kafka
+    if settings.indexer.order != "arrival":
+        raise RepartitionError(
+            f"items move by the order of their updates' Kafka times, and this pipeline's index goes by indexer.order = "
+            f"{settings.indexer.order!r}: an item could go back to an older state. Add partitions by kafka-topics, "
+            f"{topics.item_codes} first, and publish the whole catalogue again (docs/partitions.md)"
+        )
     names = [topics.item_codes, topics.item_updates, topics.results, topics.queries]
     now = partitions_of_topics(kafka, names)
     wanted = now[topics.item_updates] if partitions is None else partitions

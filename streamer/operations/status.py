@@ -14,7 +14,6 @@ from models.sids.census import measure_layer
 from store.environment import writer_of
 from store.errors import IndexMissingError
 from store.reader import IndexReader
-from streamer.events.records import LayerMetrics
 from streamer.kafka.admin import TopicDescription, describe, require
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.groups import Committed, GroupStartingError, committed_offsets, members_of
@@ -50,6 +49,16 @@ class Lag(msgspec.Struct, frozen=True):
     """Whether it runs and has never read any, as there is none."""
 
 
+class LayerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Measures of one layer of the index; ``head_share``: share of the items on the live layout's head tokens, of layer 2."""
+
+    layer: int
+    entropy: float
+    gini: float
+    standard_deviation: float
+    head_share: float
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that ``sidstream status`` shows."""
 
@@ -61,7 +70,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_write: int | None = None
     generation: int | None = None
     head_tokens: int | None = None
-    layers: tuple[LayerMetrics, ...] = ()
+    layers: tuple[LayerStatus, ...] = ()
     unknown_fields: dict[str, int] = {}
     """Fields of item updates that the assigner does not know, and how many events had each since its start."""
 
@@ -80,7 +89,7 @@ def read_status(settings: Settings) -> Status:
             for number, counts in enumerate(census, start=1):
                 measures = measure_layer(counts, heads if number == 2 else ())
                 layers.append(
-                    LayerMetrics(
+                    LayerStatus(
                         layer=number,
                         entropy=measures.entropy,
                         gini=measures.gini,

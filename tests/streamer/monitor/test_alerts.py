@@ -13,7 +13,7 @@ from streamer.monitor import conditions
 from streamer.monitor.alerts import after, step
 from streamer.monitor.conditions import Condition
 from streamer.monitor.layout_policy import Situation
-from streamer.monitor.look import Evaluator, Memory
+from streamer.monitor.look import Judge, Memory
 from streamer.settings import MonitorSettings
 
 NOW = 1_700_000_000_000
@@ -162,11 +162,11 @@ def test_drift_waits_until_half_of_the_baseline_is_there() -> None:
 
 
 class Story:
-    """An evaluator that is looked at each second, as the monitor's timer does."""
+    """A judge that looks each second, as the monitor's timer does."""
 
     def __init__(self, baseline: np.ndarray[Any, Any], settings: MonitorSettings = SETTINGS) -> None:
-        self.evaluator = Evaluator(settings, LAYOUT, baseline)
-        self.memory = self.evaluator.remember([], [])
+        self.judge = Judge(settings, LAYOUT, baseline)
+        self.memory = self.judge.remember([], [])
         self.now = NOW
         self.layouts: list[LayoutRecord] = []
         self.alerts: list[Alert] = []
@@ -176,7 +176,7 @@ class Story:
         for token, change in (growth or {}).items():
             grown[token] = change
         self.now += 1_000
-        outcome = self.evaluator.evaluate(self.memory, counts, grown, window_seconds=60.0, now=self.now)
+        outcome = self.judge.look(self.memory, counts, grown, window_seconds=60.0, now=self.now)
         if lost:
             return
         if outcome.layout is not None:
@@ -185,7 +185,7 @@ class Story:
         self.memory = outcome.memory
 
     def restart(self) -> None:
-        self.memory = self.evaluator.remember(self.layouts, self.alerts)
+        self.memory = self.judge.remember(self.layouts, self.alerts)
 
 
 def calm() -> np.ndarray[Any, Any]:
@@ -231,14 +231,14 @@ def test_restart_between_sending_and_remembering_arrives_at_the_same_state(lost:
 
 
 def test_newest_generation_wins_over_the_bundle_and_other_codebooks_do_not_count() -> None:
-    evaluator = Evaluator(SETTINGS, LAYOUT, calm())
+    judge = Judge(SETTINGS, LAYOUT, calm())
 
     def issued(generation: int, codebook: str, *tokens: int) -> LayoutRecord:
         return LayoutRecord(
             generation=generation, codebook=codebook, layers=3, size=SIZE, head_tokens=tokens, issued_at=NOW, cause="c"
         )
 
-    memory: Memory = evaluator.remember([issued(4, "abc", 5), issued(3, "abc", 6), issued(9, "other", 7)], [])
+    memory: Memory = judge.remember([issued(4, "abc", 5), issued(3, "abc", 6), issued(9, "other", 7)], [])
     assert (memory.layout.generation, memory.layout.head_tokens, memory.issued_at) == (4, (5,), NOW)
-    assert evaluator.remember([issued(1, "abc", 5)], []).layout == LAYOUT
-    assert evaluator.remember([issued(4, "abc", 5), issued(4, "abc", 6)], []).layout.head_tokens == (5,)
+    assert judge.remember([issued(1, "abc", 5)], []).layout == LAYOUT
+    assert judge.remember([issued(4, "abc", 5), issued(4, "abc", 6)], []).layout.head_tokens == (5,)

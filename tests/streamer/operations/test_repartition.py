@@ -17,7 +17,6 @@ import pytest
 import tomli_w
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-from numpy.typing import NDArray
 
 from store.failpoints import FAILPOINT_VARIABLE
 from store.reader import IndexReader
@@ -26,7 +25,7 @@ from streamer.indexer.rebuild import rebuild
 from streamer.kafka.admin import TopicMismatchError, describe
 from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.kafka.partitioner import MOVED_HEADER, partition_of
-from streamer.operations.repartition import repartition
+from streamer.operations.repartition import RepartitionError, repartition
 from streamer.settings import Settings
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
@@ -206,6 +205,12 @@ def test_topic_that_the_broker_dates_and_fewer_partitions_are_refused_with_what_
     assert {one.partitions for one in describe(shop.kafka, _all_topics(shop))} == {BEFORE}
 
 
+def test_index_with_an_order_of_its_own_is_refused(shop: Settings) -> None:
+    indexer = shop.indexer.model_copy(update={"order": "updated_at"})
+    with pytest.raises(RepartitionError, match=r"indexer\.order = 'updated_at'"):
+        repartition(shop.model_copy(update={"indexer": indexer}), AFTER, dry_run=True)
+
+
 def test_compaction_waits_while_items_move_and_is_as_before_afterwards(shop: Settings) -> None:
     topic = shop.topics.item_updates
     Truth(shop).publish(range(50), 1)
@@ -216,37 +221,43 @@ def test_compaction_waits_while_items_move_and_is_as_before_afterwards(shop: Set
     assert _lag(shop, topic) == "60000"
 
 
-def test_index_follows_and_a_rebuild_agrees(
-    shop: Settings, tiny_embeddings: NDArray[np.float32], tmp_path: Path
-) -> None:
+def test_running_assigner_and_indexer_follow_and_a_rebuild_agrees(shop: Settings, tmp_path: Path) -> None:
     truth = Truth(shop)
 
-    def indexed() -> dict[bytes, str]:
+    def indexed() -> tuple[dict[bytes, str], str]:
+        """Titles by id, and the digest."""
         if not shop.index.exists():
-            return {}
+            return {}, ""
         with IndexReader(shop.index) as reader, reader.snapshot() as snapshot:
             found = snapshot.find(list(truth))
-            return {key: item.title for key, item in zip(truth, found, strict=True) if item is not None}
+            titles = {key: item.title for key, item in zip(truth, found, strict=True) if item is not None}
+            return titles, snapshot.digest()
 
     def expected() -> dict[bytes, str]:
         return {key: ITEM_UPDATE.decode(value).title for key, value in truth.live.items() if value is not None}
 
+    def codes_at_home() -> bool:
+        codes = last_of_partitions(committed_records(shop, shop.topics.item_codes))
+        return all(
+            record.value() is None or partition == partition_of(key, AFTER)
+            for key, last in codes.items()
+            for partition, record in last.items()
+        )
+
     with SidstreamProcess(shop, "assigner", tmp_path), SidstreamProcess(shop, "indexer", tmp_path):
         truth.publish(range(ITEMS), 1)
         truth.publish(range(DELETED), 2, delete=True)
-        wait_until(lambda: indexed() == expected(), what="items before", every=0.5)
-    repartition(shop, AFTER)
-    later = Truth(shop)
-    later.publish(range(20, 60), 3)  # some anew, some changed
-    later.publish(range(100, 110), 4, delete=True)
-    truth.update(later)
-    with SidstreamProcess(shop, "assigner", tmp_path), SidstreamProcess(shop, "indexer", tmp_path):
-        wait_until(lambda: indexed() == expected(), what="items after", every=0.5)
-    codes = committed_records(shop, shop.topics.item_codes)
-    assert_at_home(codes, AFTER)
-    with IndexReader(shop.index) as reader, reader.snapshot() as snapshot:
-        digest = snapshot.digest()
-    assert rebuild(shop, tmp_path / "fresh").digest == digest
+        wait_until(lambda: indexed()[0] == expected(), what="items before", every=0.5)
+        repartition(shop, AFTER)
+        later = Truth(shop)
+        later.publish(range(20, 60), 3)  # some anew, some changed
+        later.publish(range(100, 110), 4, delete=True)
+        truth.update(later)
+        wait_until(lambda: indexed()[0] == expected(), what="items after", every=0.5)
+        wait_until(codes_at_home, what="codes in their own partitions alone", every=1.0)
+        built = rebuild(shop, tmp_path / "fresh")
+        assert built.items == len(expected())
+        wait_until(lambda: indexed() == (expected(), built.digest), what="the rebuild's digest", every=0.5)
 
 
 def sidstream(
