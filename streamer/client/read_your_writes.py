@@ -222,7 +222,10 @@ class _Wait:
         )
 
     def _members(self, group: str) -> str:
-        members = members_of(self._admin, group)
+        try:
+            members = members_of(self._admin, group)
+        except GroupStartingError as error:
+            return str(error)
         if members == 0:
             return f"no process is in its group {group}: start it (`sidstream assigner`, or `sidstream up`)"
         return f"{members} {'process is' if members == 1 else 'processes are'} in its group {group}"

@@ -52,9 +52,15 @@ def committed_offsets(
 
 
 def members_of(admin: AdminClient, group: str) -> int:
-    """How many processes are in the group; 0 for a group that never was."""
+    """How many processes are in the group; 0 for a group that never was.
+
+    Raises:
+        GroupStartingError: ask again.
+    """
     try:
         [answer] = admin.describe_consumer_groups([group], request_timeout=_REQUEST_SECONDS).values()
         return len(answer.result().members)
-    except KafkaException:
+    except KafkaException as error:
+        if error.args[0].code() in PASSING_CODES:
+            raise GroupStartingError(f"cannot read the members of group {group}: {error_text(error)}") from error
         return 0

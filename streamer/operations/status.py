@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, TypeVar
 
 import msgspec
 from confluent_kafka import Consumer
@@ -17,10 +18,11 @@ from store.writer_lock import writer_of
 from streamer.events.records import LayerMetrics
 from streamer.kafka.admin import TopicDescription, describe, require
 from streamer.kafka.clients import client_configuration
-from streamer.kafka.groups import Committed, GroupStartingError, committed_offsets, members_of
+from streamer.kafka.groups import GroupStartingError, committed_offsets, members_of
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks
 from streamer.settings import Settings
 
+_Answer = TypeVar("_Answer")
 _SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 0.1
 # Up to this gap the records are counted; a transaction's markers take offsets too, so a gap may hold no record at all.
@@ -124,8 +126,8 @@ def _lags(
             ("monitor", topics.token_counts, settings.monitor_app_id),
             ("retriever", topics.queries, settings.in_cluster(settings.retriever.group)),
         ):
-            committed = _committed(admin, group, topic)
-            running = members_of(admin, group)
+            committed = _patient(partial(committed_offsets, admin, group, topic))
+            running = _patient(partial(members_of, admin, group))
             # A process that has just started reads from the beginning.
             positions = {partition: at.offset for partition, at in committed.items()} if committed or running else None
             lags.append(_lag(consumer, process, descriptions[topic], positions, running))
@@ -145,11 +147,12 @@ def _of_topic(positions: Mapping[tuple[str, int], int] | None, topic: str) -> di
     return {partition: offset for (name, partition), offset in positions.items() if name == topic}
 
 
-def _committed(admin: AdminClient, group: str, topic: str) -> dict[int, Committed]:
+def _patient(ask: Callable[[], _Answer]) -> _Answer:
+    """The answer of a coordinator, which may have just started."""
     give_up = time.monotonic() + _SECONDS
     while True:
         try:
-            return committed_offsets(admin, group, topic)
+            return ask()
         except GroupStartingError:
             if time.monotonic() > give_up:
                 raise
