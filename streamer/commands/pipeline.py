@@ -242,10 +242,15 @@ def _show_status(console: Console, found: Status) -> None:
         print_line(console, f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`).")
         return
     written = datetime.fromtimestamp((found.last_write or 0) / 1000, UTC).isoformat(timespec="seconds")
+    most = f" of at most {found.maximum_items:,}" if found.maximum_items else ""
     console.print(
-        f"[bold]{found.items:,} items[/], last written {shown(written)}, codebook {shown(found.codebook)}, in"
+        f"[bold]{found.items:,}{shown(most)} items[/], last written {shown(written)}, codebook {shown(found.codebook)}, in"
     )
     print_line(console, f"  {found.index}")
+    if found.split_keys:
+        console.print(
+            f"[yellow]{found.split_keys:,} item ids have records in more than one partition[/] (docs/partitions.md)"
+        )
     console.print(f"Layout {shown(found.generation)}, {shown(found.head_tokens)} head tokens")
     census = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "entropy", "Gini", "standard deviation", "head share"):

@@ -9,7 +9,6 @@ from typing import Final, TypeVar
 
 import msgspec
 from confluent_kafka import Consumer
-from confluent_kafka.admin import AdminClient
 
 from models.sids.census import measure_layer
 from store.errors import IndexMissingError
@@ -17,8 +16,7 @@ from store.reader import IndexReader
 from store.writer_lock import writer_of
 from streamer.events.records import LayerMetrics
 from streamer.kafka.admin import TopicDescription, describe, require
-from streamer.kafka.clients import client_configuration
-from streamer.kafka.groups import GroupStartingError, committed_offsets, members_of
+from streamer.kafka.groups import GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks
 from streamer.settings import Settings
 
@@ -59,6 +57,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     lags: tuple[Lag, ...]
     index: str
     items: int | None = None
+    maximum_items: int = 0
+    """``indexer.maximum_items``; 0: no limit."""
+    split_keys: int = 0
+    """Item ids with records in more than one partition of ``item-codes``."""
     codebook: str | None = None
     last_write: int | None = None
     generation: int | None = None
@@ -92,6 +94,7 @@ def read_status(settings: Settings) -> Status:
                 )
             index = {
                 "items": snapshot.item_count,
+                "split_keys": snapshot.split_keys,
                 "codebook": snapshot.codebook_id,
                 "last_write": snapshot.last_commit_at,
                 "generation": layout.generation if layout is not None else None,
@@ -106,6 +109,7 @@ def read_status(settings: Settings) -> Status:
         lags=lags,
         unknown_fields=unknown_fields,
         index=str(settings.index),
+        maximum_items=settings.indexer.maximum_items,
         **index,  # type: ignore[arg-type]
     )
 
@@ -117,7 +121,6 @@ def _lags(
     read = [topics.item_updates, topics.item_codes, topics.token_counts, topics.queries]
     require(settings.kafka, read)
     descriptions = {description.name: description for description in describe(settings.kafka, read)}
-    admin = AdminClient(client_configuration(settings.kafka))
     consumer = end_reader(settings, "status")
     try:
         lags, unknown_fields = [], {}
@@ -126,8 +129,9 @@ def _lags(
             ("monitor", topics.token_counts, settings.monitor_app_id),
             ("retriever", topics.queries, settings.in_cluster(settings.retriever.group)),
         ):
-            committed = _patient(partial(committed_offsets, admin, group, topic))
-            running = _patient(partial(members_of, admin, group))
+            with GroupReader(settings.kafka, group) as reader:
+                committed = _patient(partial(reader.committed, topic, range(descriptions[topic].partitions)))
+                running = _patient(reader.members)
             # A process that has just started reads from the beginning.
             positions = {partition: at.offset for partition, at in committed.items()} if committed or running else None
             lags.append(_lag(consumer, process, descriptions[topic], positions, running))
@@ -193,4 +197,5 @@ def _lag(
             near[topic.name, partition] = Span(position, stable)
     records += sum(len(reading.records) for reading in read_spans(consumer, near))
     records += held_back
-    return Lag(process, topic.name, records, held_back, running, waits=bool(running and not positions and not records))
+    never_read = not any(positions.values())
+    return Lag(process, topic.name, records, held_back, running, waits=bool(running) and never_read and not records)
