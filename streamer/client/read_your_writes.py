@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
@@ -30,7 +30,7 @@ from streamer.kafka.admin import require
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.errors import error_text
 from streamer.kafka.gather import drain
-from streamer.kafka.groups import GroupStartingError, committed_offsets, members_of
+from streamer.kafka.groups import GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import LogReadError, Span, end_reader, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
 
@@ -74,12 +74,13 @@ def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> 
 class _Wait:
     """One wait: the clients that it asks, and its deadline."""
 
-    def __init__(self, settings: Settings, seconds: float, admin: AdminClient, consumer: Consumer) -> None:
+    def __init__(self, settings: Settings, seconds: float, consumer: Consumer, assigners: GroupReader) -> None:
         self._settings = settings
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
-        self._admin = admin
+        self._admin = AdminClient(client_configuration(settings.kafka))
         self._consumer = consumer
+        self._assigners = assigners
         self._reader: IndexReader | None = None
 
     @classmethod
@@ -87,25 +88,24 @@ class _Wait:
     def open(cls, settings: Settings, seconds: float) -> Iterator[_Wait]:
         # At an end the broker holds a fetch back for this long: it is the time that a check takes.
         consumer = end_reader(settings, "wait", fetch_wait_max_ms=10)
-        wait = cls(settings, seconds, AdminClient(client_configuration(settings.kafka)), consumer)
-        try:
-            yield wait
-        finally:
-            consumer.close()
-            if wait._reader is not None:
-                wait._reader.close()
+        with closing(consumer), GroupReader(settings.kafka, settings.in_cluster(settings.assigner.group)) as assigners:
+            wait = cls(settings, seconds, consumer, assigners)
+            try:
+                yield wait
+            finally:
+                if wait._reader is not None:
+                    wait._reader.close()
 
     def for_assigner(self, wanted: Mapping[int, int]) -> dict[int, int]:
         """Wait for the assigner; the ends of ``item-codes`` that hold all of its outputs, by partition."""
-        group = self._settings.in_cluster(self._settings.assigner.group)
         topic = self._settings.topics.item_updates
         while behind := {
             partition: committed
-            for partition, committed in self._committed(group, topic, wanted).items()
+            for partition, committed in self._committed(topic, wanted).items()
             if committed < wanted[partition]
         }:
             if self._over():
-                raise NotIndexedError(self._assigner_behind(group, topic, wanted, behind))
+                raise NotIndexedError(self._assigner_behind(topic, wanted, behind))
         return self._ends(self._settings.topics.item_codes, wanted)
 
     def for_codes(self, ends: Mapping[int, int]) -> None:
@@ -187,10 +187,10 @@ class _Wait:
         except IndexMissingError:
             return None
 
-    def _committed(self, group: str, topic: str, partitions: Mapping[int, int]) -> dict[int, int]:
+    def _committed(self, topic: str, partitions: Mapping[int, int]) -> dict[int, int]:
         """The group's next offset of each partition, 0 where it has none."""
         try:
-            found = committed_offsets(self._admin, group, topic, partitions)
+            found = self._assigners.committed(topic, partitions)
         except GroupStartingError:
             found = {}
         return {partition: found[partition].offset if partition in found else 0 for partition in partitions}
@@ -214,15 +214,18 @@ class _Wait:
         time.sleep(min(left, _POLL_SECONDS))
         return False
 
-    def _assigner_behind(self, group: str, topic: str, wanted: Mapping[int, int], committed: Mapping[int, int]) -> str:
+    def _assigner_behind(self, topic: str, wanted: Mapping[int, int], committed: Mapping[int, int]) -> str:
         places = _places((f"{topic}/{p} at {at} of {wanted[p]}" for p, at in sorted(committed.items())), len(committed))
         return (
-            f"not indexed within {self._seconds:g} s: the assigner is behind ({places}); {self._members(group)}. The updates "
+            f"not indexed within {self._seconds:g} s: the assigner is behind ({places}); {self._members()}. The updates "
             "are safe in Kafka: they are indexed as soon as it has caught up"
         )
 
-    def _members(self, group: str) -> str:
-        members = members_of(self._admin, group)
+    def _members(self) -> str:
+        try:
+            group, members = self._assigners.group, self._assigners.members()
+        except GroupStartingError as error:
+            return str(error)
         if members == 0:
             return f"no process is in its group {group}: start it (`sidstream assigner`, or `sidstream up`)"
         return f"{members} {'process is' if members == 1 else 'processes are'} in its group {group}"

@@ -148,7 +148,7 @@ def repartition_topics(
         )
         return
     for name in outcome.grown:
-        console.print(f"[green]✓[/] {shown(name)} has {outcome.partitions} partitions now")
+        console.print(f"[green]✓[/] {shown(name)} has {outcome.partitions:,} partitions now")
     console.print(f"[green]✓[/] {outcome.moved:,} of {outcome.keys:,} ids moved: each lies in its own partition")
     if outcome.kept:
         console.print(

@@ -12,10 +12,10 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from models.progress import WorkProgress
 from models.terminal import print_line, print_table, printable, printable_bytes, terminal
 from streamer.commands.terminal import ascii_json, pretty
 from streamer.settings import load_settings
@@ -165,11 +165,9 @@ def replay(
             return
         skipped, sent = plan.skipped, 0
         if plan.chosen:
-            with Progress(
-                TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-            ) as progress:
-                task = progress.add_task("replaying", total=len(plan.chosen))
-                outcome = replaying.send(plan, progress=lambda sent: progress.update(task, completed=sent))
+            with WorkProgress(console) as work:
+                task = work.task("replaying", unit="letters", total=len(plan.chosen))
+                outcome = replaying.send(plan, progress=task.update)
             skipped, sent = outcome.skipped, outcome.sent
     _show_skipped(console, skipped)
     markup = f"[green]✓[/] {sent:,} letters replayed, {len(skipped):,} left"

@@ -14,11 +14,11 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from models.commands.towers import EmbedOption
+from models.progress import WorkProgress
 from models.terminal import print_command, print_line, print_table, printable, shown, terminal
 from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
@@ -93,11 +93,16 @@ def publish(
         items = rows = catalogue.items[:limit]
         send = partial(publish_items, settings, rows, catalogue.embeddings)
     console = terminal(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as progress:
-        task = progress.add_task("deleting" if delete else "publishing", total=len(items))
-        delivered = send(advance=lambda count: progress.advance(task, count))
+    with WorkProgress(console) as work:
+        task = work.task("deleting" if delete else "publishing", unit="items", total=len(items))
+        sent = 0
+
+        def advance(count: int) -> None:
+            nonlocal sent
+            sent += count
+            task.update(sent)
+
+        delivered = send(advance=advance)
     console.print(
         f"[green]✓[/] {len(items):,} {'tombstones' if delete else 'item updates'} are on "
         f"{shown(settings.topics.item_updates)}"
@@ -237,10 +242,15 @@ def _show_status(console: Console, found: Status) -> None:
         print_line(console, f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`).")
         return
     written = datetime.fromtimestamp((found.last_write or 0) / 1000, UTC).isoformat(timespec="seconds")
+    most = f" of at most {found.maximum_items:,}" if found.maximum_items else ""
     console.print(
-        f"[bold]{found.items:,} items[/], last written {shown(written)}, codebook {shown(found.codebook)}, in"
+        f"[bold]{found.items:,}{shown(most)} items[/], last written {shown(written)}, codebook {shown(found.codebook)}, in"
     )
     print_line(console, f"  {found.index}")
+    if found.split_keys:
+        console.print(
+            f"[yellow]{found.split_keys:,} item ids have records in more than one partition[/] (docs/partitions.md)"
+        )
     console.print(f"Layout {shown(found.generation)}, {shown(found.head_tokens)} head tokens")
     census = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "entropy", "Gini", "standard deviation", "head share"):

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, TypeVar
 
 import msgspec
 from confluent_kafka import Consumer
-from confluent_kafka.admin import AdminClient
 
 from models.sids.census import measure_layer
 from store.environment import writer_of
 from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.kafka.admin import TopicDescription, describe, require
-from streamer.kafka.clients import client_configuration
-from streamer.kafka.groups import Committed, GroupStartingError, committed_offsets, members_of
+from streamer.kafka.groups import GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks
 from streamer.settings import Settings
 
+_Answer = TypeVar("_Answer")
 _SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 0.1
 # Up to this gap the records are counted; a transaction's markers take offsets too, so a gap may hold no record at all.
@@ -66,6 +66,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     lags: tuple[Lag, ...]
     index: str
     items: int | None = None
+    maximum_items: int = 0
+    """``indexer.maximum_items``; 0: no limit."""
+    split_keys: int = 0
+    """Item ids with records in more than one partition of ``item-codes``."""
     codebook: str | None = None
     last_write: int | None = None
     generation: int | None = None
@@ -99,6 +103,7 @@ def read_status(settings: Settings) -> Status:
                 )
             index = {
                 "items": snapshot.item_count,
+                "split_keys": snapshot.split_keys,
                 "codebook": snapshot.codebook_id,
                 "last_write": snapshot.last_commit_at,
                 "generation": layout.generation if layout is not None else None,
@@ -113,6 +118,7 @@ def read_status(settings: Settings) -> Status:
         lags=lags,
         unknown_fields=unknown_fields,
         index=str(settings.index),
+        maximum_items=settings.indexer.maximum_items,
         **index,  # type: ignore[arg-type]
     )
 
@@ -124,7 +130,6 @@ def _lags(
     read = [topics.item_updates, topics.item_codes, topics.token_counts, topics.queries]
     require(settings.kafka, read)
     descriptions = {description.name: description for description in describe(settings.kafka, read)}
-    admin = AdminClient(client_configuration(settings.kafka))
     consumer = end_reader(settings, "status")
     try:
         lags, unknown_fields = [], {}
@@ -133,8 +138,9 @@ def _lags(
             ("monitor", topics.token_counts, settings.monitor_app_id),
             ("retriever", topics.queries, settings.in_cluster(settings.retriever.group)),
         ):
-            committed = _committed(admin, group, topic)
-            running = members_of(admin, group)
+            with GroupReader(settings.kafka, group) as reader:
+                committed = _patient(partial(reader.committed, topic, range(descriptions[topic].partitions)))
+                running = _patient(reader.members)
             # A process that has just started reads from the beginning.
             positions = {partition: at.offset for partition, at in committed.items()} if committed or running else None
             lags.append(_lag(consumer, process, descriptions[topic], positions, running))
@@ -154,11 +160,12 @@ def _of_topic(positions: Mapping[tuple[str, int], int] | None, topic: str) -> di
     return {partition: offset for (name, partition), offset in positions.items() if name == topic}
 
 
-def _committed(admin: AdminClient, group: str, topic: str) -> dict[int, Committed]:
+def _patient(ask: Callable[[], _Answer]) -> _Answer:
+    """The answer of a coordinator, which may have just started."""
     give_up = time.monotonic() + _SECONDS
     while True:
         try:
-            return committed_offsets(admin, group, topic)
+            return ask()
         except GroupStartingError:
             if time.monotonic() > give_up:
                 raise
@@ -199,4 +206,5 @@ def _lag(
             near[topic.name, partition] = Span(position, stable)
     records += sum(len(reading.records) for reading in read_spans(consumer, near))
     records += held_back
-    return Lag(process, topic.name, records, held_back, running, waits=bool(running and not positions and not records))
+    never_read = not any(positions.values())
+    return Lag(process, topic.name, records, held_back, running, waits=bool(running) and never_read and not records)
