@@ -190,3 +190,17 @@ def test_path_of_a_machine_is_found_wherever_it_stands(path: str, around: str) -
 )  # fmt: skip
 def test_address_or_relative_path_is_no_path_of_a_machine(text: str) -> None:
     assert not PATH_OF_A_MACHINE.search(text)
+
+
+def test_architecture_names_files_that_are_there() -> None:
+    """A row may name further files of a folder that it has just named."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    missing = []
+    for line in text.splitlines():
+        folder = ROOT
+        for name in re.findall(r"`([\w/]+\.py)`", line):
+            path = ROOT / name if "/" in name else folder / name
+            folder = path.parent
+            if not path.is_file():
+                missing.append(name)
+    assert not missing
