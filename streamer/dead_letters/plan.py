@@ -20,8 +20,8 @@ from confluent_kafka import Consumer, Message
 from streamer.dead_letters.progress import ReplayProgress
 from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, Source, dead_letter_topics, read_record
 from streamer.events.headers import UnreadableHeadersError, headers_of
-from streamer.events.topics import TOMBSTONE_RETENTION_MS
-from streamer.kafka.read_to_end import Partition, Span, partitions_of, read_spans, watermarks
+from streamer.events.topics import TOMBSTONE_RETENTION_MS, Partition
+from streamer.kafka.read_to_end import Span, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
 
 _DAY_MS = 86_400_000

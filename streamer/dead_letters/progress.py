@@ -17,7 +17,8 @@ from confluent_kafka import Consumer
 from models.errors import SidstreamError
 from streamer.dead_letters.old_progress import OldProgress
 from streamer.dead_letters.reading import DeadLetterError, Place
-from streamer.kafka.read_to_end import Partition, read_spans, whole_topics
+from streamer.events.topics import Partition
+from streamer.kafka.read_to_end import read_spans, whole_topics
 
 _NOT_YET: Final = OldProgress()
 

@@ -24,11 +24,12 @@ from streamer.dead_letters.plan import Choice, Letter, ReplayPlan, make_plan, or
 from streamer.dead_letters.progress import ReplayProgress, note, read_notes
 from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, dead_letter_topics
 from streamer.events.headers import UnreadableHeadersError, headers_of
+from streamer.events.topics import Partition
 from streamer.exactly_once.retrying import AbortRequired, repeated
 from streamer.kafka.admin import require
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.errors import Meaning, error_text, meaning
-from streamer.kafka.read_to_end import Partition, Span, end_reader, read_spans, whole_topics
+from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topics
 from streamer.settings import Settings
 
 _CALL_SECONDS: Final = 15.0

@@ -13,6 +13,9 @@ from typing import Any, Final
 
 from streamer.settings import Settings
 
+Partition = tuple[str, int]
+"""A topic's name and the number of one of its partitions."""
+
 # The table of the monitor's Faust app; it has a changelog topic that we create, as Faust may not.
 MONITOR_TABLE: Final = "token_counts"
 _HOUR_MS: Final = 60 * 60 * 1000

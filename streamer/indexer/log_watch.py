@@ -15,12 +15,12 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from store.writer import IndexWriter
+from streamer.events.topics import Partition
 from streamer.indexer.codes import IndexerError
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.partition_watch import PartitionWatch, topic_states
 from streamer.settings import Settings
 
-Place = tuple[str, int]
 _ENDS_SECONDS: Final = 10.0
 _REQUEST_SECONDS: Final = 10.0
 
@@ -61,7 +61,7 @@ def made_anew(settings: Settings, topic: str, what: str) -> str:
     )
 
 
-def require_reachable(settings: Settings, place: Place, position: int, low: int, high: int) -> None:
+def require_reachable(settings: Settings, place: Partition, position: int, low: int, high: int) -> None:
     """Return if a log still has what comes after ``position``.
 
     Raises:
@@ -104,11 +104,11 @@ class LogWatch:
         self._admin = AdminClient({**client_configuration(settings.kafka), "error_cb": lambda _error: None})
         self._clock = clock
         self._asked_at = clock()
-        self._asked_positions: Mapping[Place, int] = {}
+        self._asked_positions: Mapping[Partition, int] = {}
         self._lows: dict[TopicPartition, Future[Any]] = {}
         self._highs: dict[TopicPartition, Future[Any]] = {}
 
-    def look(self, positions: Mapping[Place, int]) -> list[Place]:
+    def look(self, positions: Mapping[Partition, int]) -> list[Partition]:
         """Partitions that were added since the last look; call it at every turn.
 
         Raises:
@@ -129,7 +129,7 @@ class LogWatch:
         self._look_at_ends(positions)
         return added
 
-    def _look_at_ends(self, positions: Mapping[Place, int]) -> None:
+    def _look_at_ends(self, positions: Mapping[Partition, int]) -> None:
         asked = [*self._lows.values(), *self._highs.values()]
         if asked and all(answer.done() for answer in asked):
             lows, highs, self._lows, self._highs = self._lows, self._highs, {}, {}

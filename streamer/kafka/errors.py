@@ -86,9 +86,9 @@ def meaning(error: KafkaError) -> Meaning:
     means = _MEANING_OF_CODE.get(error.code())
     if error.fatal() and means is not Meaning.FENCED:
         return Meaning.FATAL
-    if means is None:
-        return Meaning.PASSING if error.retriable() else Meaning.FATAL
-    return means
+    if error.retriable():
+        return Meaning.PASSING
+    return Meaning.FATAL if means is None else means
 
 
 def took_our_place(error: KafkaError) -> bool:

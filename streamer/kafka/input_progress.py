@@ -14,14 +14,12 @@ import msgspec
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from streamer.events.topics import Partition
 from streamer.kafka.clients import STATISTICS_INTERVAL_MS
 from streamer.process.health import Health, Part
 from streamer.process.metrics import LAG_RECORDS
 
 log = structlog.get_logger(__name__)
-
-Place = tuple[str, int]
-"""Topic and partition."""
 
 _LAG_SECONDS: Final = 1.0
 
@@ -51,9 +49,9 @@ class InputProgress:
         """``waiting_for``: what the process waits for until ``assign``, for people."""
         self._process = process
         self._health = health
-        self._next: dict[Place, int] = {}
-        self._behind: dict[Place, int] = {}
-        self._empty_up_to: dict[Place, int] = {}
+        self._next: dict[Partition, int] = {}
+        self._behind: dict[Partition, int] = {}
+        self._empty_up_to: dict[Partition, int] = {}
         self._topics: set[str] = set()
         self._lag_at = float("-inf")
         self._assigned_at = float("inf")
@@ -64,7 +62,7 @@ class InputProgress:
         """Whether every end of the start was reached."""
         return not self._behind
 
-    def assign(self, ends: Mapping[Place, int], next_offsets: Mapping[Place, int] | None = None) -> None:
+    def assign(self, ends: Mapping[Partition, int], next_offsets: Mapping[Partition, int] | None = None) -> None:
         """These partitions, and no others, are ours now. ``ends``: their high watermarks as they are now."""
         known = dict(next_offsets or {})
         self._next = {place: known.get(place, 0) for place in ends}
@@ -74,7 +72,7 @@ class InputProgress:
         self._health.set_unready(Part.INPUT, self._reason())
         self._settle()
 
-    def add(self, ends: Mapping[Place, int]) -> None:
+    def add(self, ends: Mapping[Partition, int]) -> None:
         """These partitions are ours from now on, too: unready until their ends are reached."""
         self._next |= dict.fromkeys(ends, 0)
         self._behind |= ends
@@ -83,7 +81,7 @@ class InputProgress:
             self._health.set_unready(Part.INPUT, self._reason())
         self._settle()
 
-    def end_reached(self, place: Place, offset: int) -> None:
+    def end_reached(self, place: Partition, offset: int) -> None:
         """There is no record before ``offset`` that was not given to us; counts once the batch in hand is processed."""
         self._empty_up_to[place] = offset
 
@@ -100,7 +98,7 @@ class InputProgress:
                 if partition.fetchq_cnt == 0 and (place := (topic, int(number))) in self._next:
                     self.end_reached(place, partition.next_offset)
 
-    def advance(self, next_offsets: Mapping[Place, int], *, nothing_waits: bool = True) -> None:
+    def advance(self, next_offsets: Mapping[Partition, int], *, nothing_waits: bool = True) -> None:
         """A batch is processed up to these offsets; call it with nothing when there was none.
 
         ``nothing_waits``: whether every record that was given to us is processed now.

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 5.0
 _REQUEST_SECONDS: Final = 10.0
+# A broker that lags behind may not know a new topic yet: deleted is what two looks in a row do not find.
+_MISSING_LOOKS: Final = 2
 _GONE: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
 
 
@@ -93,7 +95,7 @@ class PartitionWatch:
         self._admin = AdminClient({**client_configuration(kafka), "error_cb": lambda _error: None})
         self._topics = list(topics)
         self._known: dict[str, TopicState] = dict(known or {})
-        self._told_deleted: set[str] = set()
+        self._missing: dict[str, int] = {}
         self._every_seconds = every_seconds
         self._clock = clock
         self._asked_at = float("-inf")
@@ -127,12 +129,14 @@ class PartitionWatch:
         try:
             now = _state(answer.result())
         except KafkaException as error:
-            if error.args[0].code() not in _GONE or before is None or topic in self._told_deleted:
+            if error.args[0].code() not in _GONE or before is None:
                 return None  # away, or not allowed to ask: not a change
-            self._told_deleted.add(topic)
+            self._missing[topic] = self._missing.get(topic, 0) + 1
+            if self._missing[topic] != _MISSING_LOOKS:
+                return None
             change = TopicChange(topic, before, None)
         else:
-            self._told_deleted.discard(topic)
+            self._missing.pop(topic, None)
             self._known[topic] = now
             # Brokers hear of new partitions one after the other: fewer than before is an old answer.
             if (

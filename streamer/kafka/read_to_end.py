@@ -14,12 +14,11 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from models.errors import SidstreamError
+from streamer.events.topics import Partition
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.errors import error_text
 from streamer.kafka.gather import drain
 from streamer.settings import KafkaSettings, Settings
-
-Partition = tuple[str, int]
 
 _BROKER_SECONDS: Final = 10.0
 _WAIT_SECONDS: Final = 0.2
