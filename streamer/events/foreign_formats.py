@@ -10,6 +10,7 @@ import codecs
 import json
 import re
 import zlib
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ _MAGIC: Final = (
 )
 _JSON_SPACE: Final = b" \t\r\n"
 _NUMBER: Final = re.compile(rb"-?\d+(\.\d+)?([eE][-+]?\d+)?")
+_NOTHING: Final = frozenset({b"null", b"none", b"nil", b"undefined"})
 _LONE_SURROGATE: Final = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
 )
@@ -132,8 +134,9 @@ def _by_text(value: bytes) -> str | None:
     text = value.strip(_JSON_SPACE)
     if not text:
         return f"the value is white space alone: {_TAKEN}"
-    if text == b"null":
-        return "the value is the text `null`: to delete an item, send a null value (no bytes at all), not its JSON"
+    if text.strip(b"\"'").lower() in _NOTHING:
+        said = text.decode()
+        return f"the value is the text `{said}`: to delete an item, send a null value (no bytes at all), not its JSON"
     if text in {b"true", b"false"}:
         return f"the value is the JSON value {text.decode()}: {_TAKEN}"
     if _NUMBER.fullmatch(text):
@@ -148,9 +151,18 @@ def _by_text(value: bytes) -> str | None:
         case b"<":
             return f"the value looks like XML: {_TAKEN}"
     decoded = _text_of(value, "utf-8")
+    if text.startswith(b"eyJ") and _is_base64_of_json(text):
+        return "the value looks like base64 of JSON: send the JSON itself"
     if decoded is not None and (decoded.replace("\n", "").replace("\t", "").replace("\r", "").isprintable()):
         return f"the value looks like plain text ({_quoted(decoded)}): {_TAKEN}"
     return None
+
+
+def _is_base64_of_json(text: bytes) -> bool:
+    try:
+        return b64decode(text, validate=True)[:1] == b"{"
+    except ValueError:
+        return False
 
 
 def _string(text: bytes) -> str:
@@ -322,6 +334,8 @@ def foreign_key(key: bytes) -> str | None:
         return "begins with a byte order mark: send UTF-8 without it"
     if any(_is_control(character) for character in text):
         trimmed = text.strip()
+        if (name := _length_before_text(key)) is not None:
+            return f"looks like {name}, with its length before it: send the id as plain text (StringSerializer)"
         if trimmed and not any(_is_control(character) for character in trimmed):
             return f"has white space around it ({_quoted(text)}): trim it"
         return _binary_key(key) or f"holds control characters ({_quoted(text)}): send the id as text without them"
@@ -352,6 +366,8 @@ def _binary_key(key: bytes) -> str | None:
             f"looks like the frame of a schema registry (magic byte 0, schema id {schema}): send the id as plain text "
             "(StringSerializer)"
         )
+    if (name := _length_before_text(key)) is not None:
+        return f"looks like {name}, with its length before it: send the id as plain text (StringSerializer)"
     serializers = {2: "ShortSerializer", 4: "IntegerSerializer", 8: "LongSerializer"}
     if len(key) in serializers and (_NO_TEXT.search(key) or _text_of(key, "utf-8") is None):
         number = int.from_bytes(key, signed=True)
@@ -361,6 +377,21 @@ def _binary_key(key: bytes) -> str | None:
         return "looks like the 16 bytes of a UUID: send the id as text"
     if key.startswith(b"\xac\xed"):
         return "looks like a serialized Java object: send the id as plain text (StringSerializer)"
+    return None
+
+
+def _length_before_text(key: bytes) -> str | None:
+    """The name of a text as other serializers write it: its length in one or two bytes, then the text."""
+    for prefix, name in (
+        (bytes([2 * (len(key) - 1) & 0xFF]), "an Avro string"),
+        (bytes([0xA0 | (len(key) - 1) & 0x1F]), "a MessagePack string"),
+        (bytes([0xD9, (len(key) - 2) & 0xFF]), "a MessagePack string"),
+        (bytes([0x0A, (len(key) - 2) & 0xFF]), "a Protobuf string"),
+        (bytes([0x00, (len(key) - 2) & 0xFF]), "Java's modified UTF-8"),
+    ):
+        text = _text_of(key[len(prefix) :], "utf-8") if key.startswith(prefix) and len(key) < 32 else None
+        if text and len(text) > 2 and text.isprintable():
+            return name
     return None
 
 

@@ -206,6 +206,8 @@ def _missing_field(codec: Codec, value: bytes, field: str, said: str) -> str:
     if foreign is not None:
         return f"the event has no {field}: {foreign}"
     names = sorted(field_names(value) - set(codec.fields))
+    if not names and not field_names(value):
+        return f"the event is an empty map, without {field}: to delete an item, send a null value (no bytes at all)"
     if not names:
         return f"the event does not fit: {said}"
     more = ", …" if len(names) > _NAMES_QUOTED else ""

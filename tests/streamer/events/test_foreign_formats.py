@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import codecs
 import gzip
@@ -30,6 +31,9 @@ PROTOBUF = b"\x0a\x10" + b"\x00\x00\x80?" * 4 + b"\x12\x06Kettle" + b"\x1d\x00\x
         "nothing": (b"", "empty.*send a null value"),
         "null as text": (b"null", "text `null`.*send a null value"),
         "null in white space": (b" null\n", "text `null`.*send a null value"),
+        "null as a string": (b'"null"', "text `\"null\"`.*send a null value"),
+        "None": (b"None", "text `None`.*send a null value"),
+        "base64 of JSON": (base64.b64encode(OBJECT), "base64 of JSON.*JSON itself"),
         "nil": (b"\xc0", "nil.*send a null value"),
         "JSON registry frame": (b"\x00\x00\x00\x00\x07" + OBJECT, "schema registry.*id 7, JSON Schema.*without"),
         "Avro registry frame": (b"\x00\x00\x01\x86\xa0\x02\x0cKettle", "schema registry.*id 100000, Avro or Protobuf"),
@@ -116,6 +120,11 @@ def test_envelope_around_an_event_is_named(value: object, words: str) -> None:
         "framed": (b"\x00\x00\x00\x00\x2a\x0asku-1", "schema registry.*schema id 42.*StringSerializer"),
         "framed of eight bytes": (b"\x00\x00\x00\x00\x2a\x04ab", "schema registry.*schema id 42"),
         "framed JSON": (b'\x00\x00\x00\x00\x2a"sku-1"', "schema registry.*schema id 42"),
+        "Avro string": (b"\x0asku-1", "Avro string.*StringSerializer"),
+        "Avro string of more": (b"\x16sku-0000001", "Avro string"),
+        "MessagePack string": (msgspec.msgpack.encode("sku-1"), "MessagePack string"),
+        "Protobuf string": (b"\x0a\x05sku-1", "Protobuf string"),
+        "Java's writeUTF": (b"\x00\x05sku-1", "Java's modified UTF-8"),
         "quoted": (b'"sku-1"', "JSON string, quotes and all.*id itself"),
         "quoted in white space": (b' "sku-1"', "white space"),
         "Debezium": (b'{"id":5}', "JSON object.*Debezium.*ExtractField"),

@@ -189,6 +189,8 @@ def test_dtype_comes_from_the_event_or_its_media_type(content_type: bytes) -> No
         (b'{"x":' + b"[" * 1_500, "UndecodableEvent", "nested too deeply"),
         (update(title=5), "InvalidEvent", "does not fit.*title"),
         (b'{"title": "Kettle"}', "InvalidEvent", "required field `embedding`"),
+        (b"{}", "InvalidEvent", "empty map, without embedding.*send a null value"),
+        (b"\x80", "InvalidEvent", "empty map, without embedding.*send a null value"),
         (b'{"embeding": [1], "titel": 1}', "InvalidEvent", "no embedding; it has 'embeding', 'titel'"),
         (b'{"schema": {}, "payload": {}}', "InvalidEvent", "no embedding.*Kafka Connect"),
         (b'{"before": null, "after": {}, "op": "c"}', "InvalidEvent", "no embedding.*Debezium"),
