@@ -13,6 +13,7 @@ from streamer.events.records import ITEM_CODES
 from streamer.kafka.clients import producer_configuration
 from streamer.operations.status import read_status
 from streamer.settings import Settings
+from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
 
@@ -38,18 +39,15 @@ def test_foreign_updates_are_letters_that_help_and_unknown_fields_are_stated_by_
     ]
     for key, value, headers in sent:
         producer.produce(topics.item_updates, key=key, value=value, headers=headers)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
     with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
         wait_until(
             lambda: len(committed_records(settings, topics.item_updates_dead_letters)) == 6,
-            seconds=60,
             what="six dead letters",
             every=0.5,
         )
-        wait_until(
-            lambda: len(committed_records(settings, topics.item_codes)) == 4, seconds=60, what="four items", every=0.5
-        )
+        wait_until(lambda: len(committed_records(settings, topics.item_codes)) == 4, what="four items", every=0.5)
         assert read_status(settings).unknown_fields == {"titel": 2}
         assert assigner.stop() == 0
     codes = {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streamer.events.outgoing import Outgoing
 from streamer.events.topics import topic_specs
-from streamer.exactly_once import loop as transactions
+from streamer.exactly_once import transaction as transactions
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
 from streamer.kafka import reachability
 from streamer.kafka.admin import create
