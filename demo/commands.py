@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import time
 from contextlib import ExitStack
@@ -48,9 +49,12 @@ def demo(
         progress = stack.enter_context(fetch_progress(console))
         figures = story.tell(lambda: Pipeline(here, embedded_broker=True, log_directory=logs, fetch_progress=progress))
     steps = [
-        (f"export {CONFIGURATION_VARIABLE}={directory / CONFIGURATION_FILE}", "in every terminal: the demo's settings"),
+        (
+            f"export {CONFIGURATION_VARIABLE}={shlex.quote(str(directory / CONFIGURATION_FILE))}",
+            "in every terminal: the demo's settings",
+        ),
         (".venv/bin/sidstream up", "the same pipeline again, as you left it; then, in another terminal:"),
-        (f'.venv/bin/sidstream ask "{shop.queries[0].text or "gift"}"', "anything you like"),
+        (f".venv/bin/sidstream ask {shlex.quote(shop.queries[0].text or 'gift')}", "anything you like"),
         (".venv/bin/sidstream status", "lag, items, layout, census metrics"),
         (".venv/bin/sidstream alerts --follow", "hourglass drift as it happens"),
     ]

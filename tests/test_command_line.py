@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,3 +199,46 @@ def test_every_default_that_a_help_text_tells_reaches_the_reader() -> None:
     for name, one in command_group.commands.items():  # type: ignore[attr-defined]
         for parameter in one.params:
             assert "[" not in (getattr(parameter, "help", None) or ""), f"{name} {parameter.name}"
+
+
+def test_every_command_that_a_message_or_a_page_names_exists() -> None:
+    import typer.main
+
+    import sidstream
+
+    group: Any = typer.main.get_command(sidstream.app)
+    root = Path(__file__).parents[1]
+    sources = [
+        path
+        for part in ("models", "store", "streamer", "retriever", "study", "demo")
+        for path in (root / part).rglob("*.py")
+    ]
+    pages = [
+        *root.glob("*.md"),
+        *(root / "docs").glob("*.md"),
+        *(root / "deploy").rglob("*.yml"),
+        root / "docker-compose.yml",
+    ]
+    named = 0
+    for path in [root / "sidstream.py", *sources, *pages]:
+        text = path.read_text()
+        # In a message between backquotes; on a page also at the start of a line of an example.
+        examples = "\n".join(re.findall(r"^```$(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+        for line in re.findall(r"`sidstream ([^`\n\"]*)", text) + re.findall(
+            r"^sidstream (.*)$", examples, re.MULTILINE
+        ):
+            words = [word for word in line.split() if not word.startswith("-") and word != "HOST:9092"]
+            if not words or not re.fullmatch(r"[a-z]+", words[0]):
+                continue  # a placeholder
+            named += 1
+            command = group.commands.get(words[0])
+            assert command is not None, f"{path.relative_to(root)}: sidstream {line}"
+            if hasattr(command, "commands") and len(words) > 1:
+                assert words[1] in command.commands, f"{path.relative_to(root)}: sidstream {line}"
+                command = command.commands[words[1]]
+            options = {
+                option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]
+            }
+            for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", line.partition(words[0])[2].partition("#")[0]):
+                assert option in options, f"{path.relative_to(root)}: sidstream {line}"
+    assert named > 50

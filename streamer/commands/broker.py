@@ -143,7 +143,7 @@ def repartition_topics(
     updates = settings.topics.item_updates
     if dry_run:
         console.print(
-            f"{outcome.to_move:,} of the {outcome.keys:,} ids on {shown(updates)} would move with {outcome.partitions} "
+            f"{outcome.to_move:,} of the {outcome.keys:,} ids on {shown(updates)} would move with {outcome.partitions:,} "
             "partitions; nothing was changed"
         )
         return

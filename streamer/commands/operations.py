@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from models.terminal import printable, shown
+from models.terminal import print_line, printable, shown
 from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
 
@@ -72,9 +73,11 @@ def rebuild(
         return
     old, replaced = settings.index, settings.index.with_name(f"{settings.index.name}.replaced")
     console.print(
-        f"  To put it in the place of {shown(old)}: stop the indexer, `mv {shown(old)} {shown(replaced)} && "
-        f"mv {shown(target)} {shown(old)}`, start the "
-        "indexer. It goes on from this position; retrievers change over by themselves.",
+        f"  To put it in the place of {shown(old)}: stop the indexer, run the next line, start the indexer. It goes on from "
+        "this position; retrievers change over by themselves.",
+    )
+    print_line(
+        console, f"  {shlex.join(('mv', str(old), str(replaced)))} && {shlex.join(('mv', str(target), str(old)))}"
     )
 
 

@@ -77,7 +77,7 @@ def require_reachable(settings: Settings, place: Partition, position: int, low: 
         raise LogMismatchError(
             f"the index stands at offset {position} of {topic}/{partition}, which begins at {low}: the records between are "
             "gone, updates and deletions among them, and only another topic policy or somebody's delete-records removes them "
-            f"(`sidstream topics list` shows cleanup.policy). Correct that, delete {settings.index} (it is a cache) and start "
+            f"(`sidstream topics describe` shows cleanup.policy). Correct it, delete {settings.index} (it is a cache) and start "
             "again; items that were in those records alone must be sent again"
         )
 
