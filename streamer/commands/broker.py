@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from models.progress import WorkProgress, WorkTask
 from models.terminal import print_line, print_table, shown, terminal
 from streamer.events.topics import TopicSpec, topic_specs
 from streamer.kafka.admin import create, describe
@@ -132,12 +133,14 @@ def repartition_topics(
     settings = load_settings()
     configure_logging(settings.logging, process="topics")
     console = terminal(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("looking at every id", total=None)
+    tasks: dict[str, WorkTask] = {}
+    with WorkProgress(console) as work:
 
         def show(now: RepartitionProgress) -> None:
-            bar.update(task, description=f"moving (look {now.look})", total=now.to_move, completed=now.moved)
+            name = f"{now.step}, look {now.look}"
+            if name not in tasks:
+                tasks[name] = work.task(name, unit="ids" if now.step == "moving" else "records")
+            tasks[name].update(now.done, now.total)
 
         outcome = repartition(settings, partitions, dry_run=dry_run, progress=show)
     updates = settings.topics.item_updates

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import structlog
@@ -59,12 +59,12 @@ class RepartitionError(SidstreamError):
 
 @dataclass(frozen=True)
 class RepartitionProgress:
-    """One look is through, or some keys are moved. ``to_move``: of this look; ``moved``: of the whole run."""
+    """How far a step is: ``looking`` counts records, ``moving`` keys."""
 
     look: int
-    keys: int
-    to_move: int
-    moved: int
+    step: Literal["looking", "moving"]
+    done: int
+    total: int
 
 
 @dataclass
@@ -184,7 +184,11 @@ class _Run:
         homes: dict[bytes, int] = {}
         with _reader(self._settings) as reader:
             spans = whole_topics(reader, [self._topic])
+            first = {at: span.first for at, span in spans.items()}
+            read, total = dict.fromkeys(spans, 0), sum(map(len, spans.values()))
             for reading in read_spans(reader, spans):
+                read |= {at: position - first[at] for at, position in reading.positions.items()}
+                self._progress(RepartitionProgress(round_, "looking", sum(read.values()), total))
                 for record in reading.records:
                     key = record.key()
                     if not key:
@@ -205,11 +209,12 @@ class _Run:
         if round_ == 1:
             self._outcome.keys += len(histories)
             self._outcome.to_move += len(moves)
-        self._progress(RepartitionProgress(round_, len(histories), len(moves), self._outcome.moved))
         return moves, {partition: span.end for (_, partition), span in spans.items()}
 
     def _move(self, round_: int, moves: Mapping[bytes, Move], ends: Mapping[int, int]) -> None:
+        done = 0
         for some in self._with_newest(moves):
+            done += len(some)
             copies = {key: self._copy(key, move, newest, ends) for key, move, newest in some}
             refused = self._refused([copy for copy in copies.values() if copy is not None])
             records: list[dict[str, Any]] = []
@@ -226,7 +231,7 @@ class _Run:
                 self._outcome.moved += 1
             if records:
                 self._transaction(records)
-                self._progress(RepartitionProgress(round_, self._outcome.keys, len(moves), self._outcome.moved))
+            self._progress(RepartitionProgress(round_, "moving", done, len(moves)))
 
     def _with_newest(self, moves: Mapping[bytes, Move]) -> Iterator[list[tuple[bytes, Move, Message | None]]]:
         """Batches of moves with their newest records, deletions without. What has left the log is for the next look."""

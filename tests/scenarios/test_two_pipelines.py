@@ -19,6 +19,7 @@ from models.codebooks.codebook import Codebook
 from models.training.examples import TrainingExample
 from models.training.fine_tuning import TrainingSettings
 from retriever.client import Client
+from store.errors import IndexMissingError
 from store.reader import IndexReader
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import ALERT, DRIFT, LAYOUT
@@ -64,10 +65,11 @@ class Shop:
                 publisher.update(f"item-{number}", embeddings[number], title=f"{self.name} {number}")
 
     def indexed(self) -> int:
-        if not self.settings.index.exists():
+        try:
+            with IndexReader(self.settings.index) as reader, reader.snapshot() as snapshot:
+                return snapshot.item_count
+        except IndexMissingError:  # the indexer is still making it
             return 0
-        with IndexReader(self.settings.index) as reader, reader.snapshot() as snapshot:
-            return snapshot.item_count
 
     def published(self, topic: str, codec: Any) -> list[Any]:
         return [codec.decode(record.value()) for record in committed_records(self.settings, topic)]
