@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from prometheus_client import REGISTRY
 
 from streamer.kafka.clients import consumer_configuration, producer_configuration
@@ -129,3 +129,29 @@ def test_consumer_of_a_group_catches_up_and_has_no_lag_by_its_statistics(
         wait_until(has_no_lag, what="no lag")
     finally:
         consumer.close()
+
+
+def test_lag_counts_what_an_open_transaction_holds_back(pipeline_settings: Settings, health: Health) -> None:
+    topic = pipeline_settings.topics.queries
+    producer = Producer(producer_configuration(pipeline_settings.kafka, transactional_id=f"{topic}-open"))
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    for number in range(18):
+        producer.produce(topic, key=f"query-{number}".encode(), value=b"{}", partition=0)
+    assert producer.flush(20) == 0
+    progress = InputProgress("open", health, "waiting")
+    consumer = Consumer(consumer_configuration(pipeline_settings.kafka, group=f"{topic}-group"))
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        progress.assign({(topic, 0): 0})
+
+        def lag() -> float | None:
+            assert drain(consumer, 100, 0.2) == [], "nothing of it is committed"
+            progress.show_lag(consumer)
+            return REGISTRY.get_sample_value("sidstream_lag_records", {"process": "open", "topic": topic})
+
+        wait_until(lambda: lag() == 18, what="a lag of 18 records")
+        assert health.ready, "the process has read all that it may"
+    finally:
+        consumer.close()
+        producer.abort_transaction(20)
