@@ -252,5 +252,9 @@ def test_what_was_refused_is_told_also_when_the_rest_is_not_indexed_in_time(
         with ItemPublisher(settings) as publisher:
             publisher.update("good", tiny_embeddings[0])
             publisher.update("bad", tiny_embeddings[0][:3])
+        letters, codes = settings.topics.item_updates_dead_letters, settings.topics.item_codes
+        wait_until(
+            lambda: committed_records(settings, letters) and committed_records(settings, codes), what="both done"
+        )
         with pytest.raises(NotIndexedError, match=r"no index.*Of the 2 events these were refused: 1 WrongDimension"):
-            await_indexed(settings, publisher.delivered, seconds=PATIENCE_SECONDS)
+            await_indexed(settings, publisher.delivered, seconds=3)
