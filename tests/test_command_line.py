@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
 from support.patience import PATIENCE_SECONDS
-from support.processes import wait_until
+from support.processes import alive, wait_until
 
 
 def command(*arguments: str, environment: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:
@@ -36,13 +36,6 @@ def command(*arguments: str, environment: dict[str, str], **more: Any) -> subpro
 def children(pid: int) -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(line) for line in found.stdout.split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture

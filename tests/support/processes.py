@@ -138,6 +138,14 @@ class SidstreamProcess:
             self.stop()
 
 
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended, and that nobody has asked for its status yet, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
 def wait_until(
     condition: Callable[[], bool], *, what: str, every: float = 0.1, seconds: float = PATIENCE_SECONDS
 ) -> None:

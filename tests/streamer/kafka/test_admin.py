@@ -54,7 +54,7 @@ def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None
         "shop-token-counts",
         "shop-layouts",
         "shop-alerts",
-        "sidstream-monitor-token_counts-changelog",
+        "shop-sidstream-monitor-token_counts-changelog",
     }
 
 
