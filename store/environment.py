@@ -268,26 +268,32 @@ def release(environment: Environment) -> None:
                 del _environments[key]
 
 
+_HOLDER_BYTES: Final = 300
+
+
 def lock_directory(directory: Path) -> int:
     """Takes the writer's lock; the kernel releases it when the process ends, however it ends."""
     descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        holder = os.read(descriptor, _HOLDER_BYTES).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise IndexLockedError(
             f"The index {directory} is already being written by process {holder}. "
             "Stop that indexer, or start this one with another path."
         ) from None
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     _locks.add(descriptor)
     return descriptor
 
 
 def writer_of(directory: Path) -> str | None:
-    """The process id of the writer that runs on this directory, as it wrote it down; ``None`` if none does."""
+    """The writer that runs on this directory, as it wrote it down, such as ``17 on shop-1``; ``None`` if none does.
+
+    Two containers may have processes of one number: the host's name tells them apart.
+    """
     try:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -297,7 +303,7 @@ def writer_of(directory: Path) -> str | None:
         # ask do not see each other.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        return os.read(descriptor, _HOLDER_BYTES).decode(errors="replace").strip() or "unknown"
     finally:
         os.close(descriptor)
     return None

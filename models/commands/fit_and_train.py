@@ -218,9 +218,9 @@ def train(
         )
     codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
     if examples is not None:
-        learned_from = list(read_examples(examples))
+        training_examples = list(read_examples(examples))
     else:
-        learned_from = examples_from_catalogue(
+        training_examples = examples_from_catalogue(
             shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
         )
     with WorkProgress(console) as work:
@@ -231,7 +231,7 @@ def train(
 
         opened, outcome = train_bundle(
             opened,
-            learned_from,
+            training_examples,
             [item.id for item in shop.items],
             codes,
             model_settings,

@@ -197,7 +197,7 @@ class LocalBroker:
                     ) from None
                 time.sleep(0.05)
         lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
+        lock.write(f"{os.getpid()} on {os.uname().nodename}\n")
         lock.flush()
         self._lock = lock
 
@@ -345,8 +345,10 @@ class LocalBroker:
             )
 
 
-def _is_alive(pid: str) -> bool:
-    if not pid.isdigit():
+def _is_alive(owner: str) -> bool:
+    """Whether the process that wrote ``17 on shop-1`` runs; of another host, whose processes we do not see, ``False``."""
+    pid, _, host = owner.partition(" on ")
+    if not pid.isdigit() or host not in ("", os.uname().nodename):
         return False
     try:
         os.kill(int(pid), 0)

@@ -151,7 +151,9 @@ def test_restore_refuses_a_running_writer_even_with_replace(
     writer = open_writer()
     fill(writer, 1)
     back_up(path, tmp_path / "backup")
-    with pytest.raises(IndexLockedError, match=f"written by process {os.getpid()}.*Stop that indexer"):
+    with pytest.raises(
+        IndexLockedError, match=f"written by process {os.getpid()} on {os.uname().nodename}.*Stop that indexer"
+    ):
         restore(tmp_path / "backup", path, replace=True)
     fill(writer, 2)
 
