@@ -121,7 +121,10 @@ def test_listeners_are_on_loopback_only(broker: LocalBroker) -> None:
 
 
 def test_second_broker_on_a_directory_is_refused_with_its_owner(broker: LocalBroker) -> None:
-    with pytest.raises(DirectoryInUseError, match=rf"started by process {os.getpid()} on {os.uname().nodename}\).*choose another directory"):
+    with pytest.raises(
+        DirectoryInUseError,
+        match=rf"started by process {os.getpid()} on {os.uname().nodename}\).*choose another directory",
+    ):
         LocalBroker(broker.directory).start()
     assert broker.running
 
