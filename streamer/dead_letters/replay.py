@@ -25,7 +25,7 @@ from streamer.dead_letters.progress import ReplayProgress, note, read_notes
 from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, dead_letter_topics
 from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.events.topics import Partition
-from streamer.exactly_once.retrying import AbortRequired, repeated
+from streamer.exactly_once.retrying import repeated_for_a_while
 from streamer.kafka.admin import require
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.errors import Meaning, error_text, meaning
@@ -33,8 +33,6 @@ from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topic
 from streamer.settings import Settings
 
 _CALL_SECONDS: Final = 15.0
-_RETRY_SECONDS: Final = 0.1
-_GIVE_UP_SECONDS: Final = 60.0
 _LETTERS_A_TRANSACTION: Final = 100
 # An original whose value was left out was larger than a topic takes uncompressed.
 _LARGEST_BYTES: Final = 64 * 1024 * 1024
@@ -305,18 +303,7 @@ class Replay:
         return self._producer
 
     def _call(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Repeat a call while its error is retriable; what asks for an abort is the caller's, anything else the end."""
-        give_up = time.monotonic() + _GIVE_UP_SECONDS
-
-        def wait(error: KafkaException) -> None:
-            if time.monotonic() > give_up:
-                raise self._refusal(error, Meaning.PASSING) from error
-            time.sleep(_RETRY_SECONDS)
-
-        try:
-            repeated(call, *arguments, between=wait, refusal=self._refusal)
-        except AbortRequired as abort:
-            raise abort.error from None
+        repeated_for_a_while(call, *arguments, refusal=self._refusal)
 
     @staticmethod
     def _refusal(error: KafkaException, means: Meaning) -> ReplayError:

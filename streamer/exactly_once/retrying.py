@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import KafkaException
 
 from streamer.kafka.errors import Meaning, error_text, meaning
+
+_GIVE_UP_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = 0.2
 
 
 class AbortRequired(Exception):
@@ -46,3 +50,24 @@ def repeated(
             if means is not Meaning.PASSING:
                 raise refusal(error, means) from error
             between(error)
+
+
+def repeated_for_a_while(
+    call: Callable[..., Any], *arguments: Any, refusal: Callable[[KafkaException, Meaning], Exception]
+) -> Any:
+    """``repeated`` for a command that a person waits for: a passing error too is refused after a minute.
+
+    Raises:
+        KafkaException: the transaction is to be aborted.
+    """
+    give_up = time.monotonic() + _GIVE_UP_SECONDS
+
+    def wait(error: KafkaException) -> None:
+        if time.monotonic() > give_up:
+            raise refusal(error, Meaning.PASSING) from error
+        time.sleep(_RETRY_SECONDS)
+
+    try:
+        return repeated(call, *arguments, between=wait, refusal=refusal)
+    except AbortRequired as abort:
+        raise abort.error from None

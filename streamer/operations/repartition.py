@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import structlog
-from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, KafkaException, Message, Producer
 from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
@@ -30,8 +30,9 @@ from models.errors import SidstreamError
 from store.failpoints import Failpoint, reach
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.headers import UnreadableHeadersError, headers_of
+from streamer.exactly_once.retrying import repeated_for_a_while
 from streamer.kafka.clients import producer_configuration
-from streamer.kafka.errors import error_text
+from streamer.kafka.errors import Meaning, error_text
 from streamer.kafka.partitioner import MOVED_HEADER, murmur2
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topics
 from streamer.operations.key_moves import LEFT_BEHIND_AT, KeyHistory, Move, Note, Sighting
@@ -48,9 +49,6 @@ PATIENCE_SECONDS: Final = 600.0
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 10.0
 _CALL_SECONDS: Final = 15.0
-_GIVE_UP_SECONDS: Final = 60.0
-_RETRY_SECONDS: Final = 0.2
-_FENCED: Final = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 
 class RepartitionError(SidstreamError):
@@ -346,20 +344,10 @@ def _reader(settings: Settings) -> closing[Consumer]:
 
 
 def _repeat(call: Callable[..., Any], *arguments: Any) -> None:
-    """Repeat a call while its error is retriable; what asks for an abort is the caller's, anything else the end."""
-    give_up = time.monotonic() + _GIVE_UP_SECONDS
-    while True:
-        try:
-            call(*arguments)
-            return
-        except KafkaException as error:
-            inner = error.args[0]
-            if inner.txn_requires_abort():
-                raise
-            if inner.code() in _FENCED:
-                raise RepartitionError("another `topics repartition` has taken over: this one has stopped") from error
-            if not inner.retriable() or time.monotonic() > give_up:
-                raise RepartitionError(
-                    f"keys cannot be moved: {error_text(error)}. Run it again: it goes on"
-                ) from error
-            time.sleep(_RETRY_SECONDS)
+    repeated_for_a_while(call, *arguments, refusal=_refusal)
+
+
+def _refusal(error: KafkaException, means: Meaning) -> RepartitionError:
+    if means is Meaning.FENCED:
+        return RepartitionError("another `topics repartition` has taken over: this one has stopped")
+    return RepartitionError(f"keys cannot be moved: {error_text(error)}. Run it again: it goes on")
