@@ -27,6 +27,8 @@ _AHEAD_MS: Final = 24 * 60 * 60 * 1000  # a sender's clock may be wrong by its t
 _NO_TIME: Final = 0  # of an update that has no time at all
 _MISSING_FIELD: Final = re.compile(r"Object missing required field `(\w+)`")
 _NAMES_QUOTED: Final = 8
+_LONGEST_NAME_SAID: Final = 64
+_BYTES_SAID: Final = 8
 _JSON_SPACE: Final = b" \t\r\n"
 UNSET: Final = msgspec.UNSET
 
@@ -192,13 +194,12 @@ def _undecodable(codec: Codec, value: bytes, error: Exception) -> EventError:
         return EventError(
             "UndecodableEvent", f"the value begins like a MessagePack map, but is none, or cut off: {error}"
         )
+    # The decoder's own words would mislead: it takes the first byte for a small MessagePack integer.
     return EventError(
         "UndecodableEvent",
-        f"the value is neither JSON nor MessagePack: send a JSON object or a MessagePack map ({error})",
+        f"the value, {len(value)} bytes that begin with {value[:_BYTES_SAID].hex(' ')}, is neither JSON nor MessagePack: send a "
+        "JSON object or a MessagePack map",
     )
-
-
-_LONGEST_NAME_SAID: Final = 64
 
 
 def _missing_field(codec: Codec, value: bytes, field: str, said: str) -> str:
