@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 
 from models.errors import SidstreamError
 from streamer.events.cloudevents import cloud_event_headers
@@ -25,6 +25,8 @@ from streamer.kafka.gather import drain, produce
 from streamer.settings import Settings
 
 _CONNECT_SECONDS: Final = 10.0
+# An answer that takes longer may lie in a partition that results got since we connected: looked for so often.
+_LOOK_SECONDS: Final = 1.0
 
 
 class ClientError(SidstreamError):
@@ -91,8 +93,12 @@ class Client:
         producer.flush(timeout_seconds)
         waiting = {query_id.encode() for query_id in ids}
         answers: dict[str, Answer] = {}
-        deadline = time.monotonic() + timeout_seconds
+        asked_at = time.monotonic()
+        deadline, look_at = asked_at + timeout_seconds, asked_at + _LOOK_SECONDS
         while waiting:
+            if time.monotonic() > look_at:
+                self._read_added_partitions(consumer)
+                look_at = time.monotonic() + _LOOK_SECONDS
             if time.monotonic() > deadline:
                 raise ClientError(
                     f"{len(waiting)} of {len(ids)} queries were not answered within {timeout_seconds:g} s: is a retriever "
@@ -141,6 +147,18 @@ class Client:
                 producer_configuration(self._settings.kafka, linger_ms=0, enable_idempotence=False, acks="all")
             )
         return self._consumer, self._producer
+
+    def _read_added_partitions(self, consumer: Consumer) -> None:
+        """Partitions that results got since: from their beginning, as nothing of before we connected can lie there."""
+        topic = self._settings.topics.results
+        known = {assigned.partition for assigned in consumer.assignment()}
+        try:
+            partitions = consumer.list_topics(topic, timeout=_LOOK_SECONDS).topics[topic].partitions
+        except KafkaException:
+            return  # away; asked again
+        added = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions if number not in known]
+        if added:
+            consumer.incremental_assign(added)
 
     def close(self) -> None:
         """Let go of the connections; asking again connects anew."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,10 +16,13 @@ from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from confluent_kafka import Message
+
     from streamer.events.records import Alert
 
 _COLOURS: Final = {"info": "cyan", "warning": "yellow", "critical": "red"}
 _WAIT_SECONDS: Final = 0.5
+_AT_ONCE: Final = 1_000
 
 
 def monitor() -> None:
@@ -53,40 +57,40 @@ def alerts(
 
 def _read(settings: Settings, *, follow: bool) -> Iterator[Alert | None]:
     """Every alert on the topic, then ``None``, then, if followed, those that come."""
-    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
-    from msgspec import DecodeError
+    from confluent_kafka import TopicPartition
 
-    from streamer.events.records import ALERT
     from streamer.kafka.admin import require
-    from streamer.kafka.clients import consumer_configuration
+    from streamer.kafka.gather import drain
+    from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
 
     topic = settings.topics.alerts
     require(settings.kafka, [topic])
-    consumer = Consumer(
-        # The client asks for a group; its offsets are never used.
-        consumer_configuration(settings.kafka, group=settings.in_cluster("sidstream-alerts"), enable_partition_eof=True)
-    )
-    consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
-    at_end = False
-    try:
+    with closing(end_reader(settings, "alerts")) as consumer:
+        spans = whole_topics(consumer, [topic])
+        for reading in read_spans(consumer, spans):
+            yield from _decoded(reading.records)
+        yield None
+        if not follow:
+            return
+        consumer.assign([TopicPartition(*at, span.end) for at, span in spans.items()])
         while True:
-            message = consumer.poll(_WAIT_SECONDS)
-            if message is None:
-                continue
-            if (error := message.error()) is not None:
-                if error.code() == KafkaError._PARTITION_EOF and not at_end:
-                    at_end = True
-                    yield None
-                    if not follow:
-                        return
-                continue
-            if (value := message.value()) is not None:
-                try:
-                    yield ALERT.decode(value)
-                except (DecodeError, UnicodeError, RecursionError):
-                    print(f"{printable(topic)} at offset {message.offset():d} holds no alert: skipped", file=sys.stderr)
-    finally:
-        consumer.close()
+            yield from _decoded(drain(consumer, _AT_ONCE, _WAIT_SECONDS))
+
+
+def _decoded(records: Iterable[Message]) -> Iterator[Alert]:
+    from msgspec import DecodeError
+
+    from streamer.events.records import ALERT
+
+    for record in records:
+        if (value := record.value()) is not None:
+            try:
+                yield ALERT.decode(value)
+            except (DecodeError, UnicodeError, RecursionError):
+                print(
+                    f"{printable(record.topic())} at offset {record.offset():d} holds no alert: skipped",
+                    file=sys.stderr,
+                )
 
 
 def _show(console: Console, newest: dict[str, Alert], *, json: bool, everything: bool, follow: bool) -> None:
