@@ -160,9 +160,6 @@ def repartition_topics(
         )
     if outcome.partitions != settings.topics.partitions:
         print_line(console, f"Next: set topics.partitions = {outcome.partitions} (it is {settings.topics.partitions})")
-        console.print(
-            "Then start programs that wait for answers again: they read the partitions of results that there were"
-        )
 
 
 def _description_table(settings: Settings) -> tuple[Table, int]:
