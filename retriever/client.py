@@ -20,7 +20,7 @@ from streamer.events.intake import EventError, checked_time
 from streamer.events.records import ANSWER, QUERY, Answer, Query
 from streamer.kafka.admin import require
 from streamer.kafka.clients import consumer_configuration, producer_configuration
-from streamer.kafka.errors import error_text
+from streamer.kafka.errors import error_text, told
 from streamer.kafka.gather import drain, produce
 from streamer.settings import Settings
 
@@ -129,9 +129,11 @@ class Client:
                     TopicPartition(
                         topics.results,
                         partition,
-                        consumer.get_watermark_offsets(
-                            TopicPartition(topics.results, partition), timeout=_CONNECT_SECONDS
-                        )[1],
+                        told(
+                            consumer.get_watermark_offsets(
+                                TopicPartition(topics.results, partition), timeout=_CONNECT_SECONDS
+                            )[1]
+                        ),
                     )
                     for partition in partitions
                 ]

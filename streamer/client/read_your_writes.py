@@ -28,7 +28,7 @@ from streamer.client.delivery import Delivery
 from streamer.client.refusals import Outcome, Refusals
 from streamer.kafka.admin import require
 from streamer.kafka.clients import client_configuration
-from streamer.kafka.errors import error_text
+from streamer.kafka.errors import error_text, told
 from streamer.kafka.gather import drain
 from streamer.kafka.groups import GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import LogReadError, Span, end_reader, partitions_of, read_spans, watermarks
@@ -202,7 +202,7 @@ class _Wait:
             answers = self._admin.list_offsets(
                 wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_SECONDS
             )
-            return {at.partition: int(answer.result().offset) for at, answer in answers.items()}
+            return {at.partition: told(int(answer.result().offset)) for at, answer in answers.items()}
         except KafkaException as error:
             raise LogReadError(f"cannot read the ends of {topic}: {error_text(error)}") from error
 

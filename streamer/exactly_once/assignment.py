@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from models.errors import SidstreamError
 from streamer.exactly_once.commit_note import Standing, missed, parse_note, replaced_logs
-from streamer.kafka.errors import FatalKafkaError, Meaning, error_text, meaning
+from streamer.kafka.errors import FatalKafkaError, Meaning, error_text, meaning, told
 from streamer.kafka.input_progress import InputProgress
 from streamer.kafka.partition_watch import TopicState
 from streamer.kafka.read_to_end import LogReadError
@@ -148,7 +148,8 @@ class Assignment:
         self._never_committed = all(found.offset < 0 for found in committed)
         standings = []
         for partition in partitions:
-            low, high = self._consumer.get_watermark_offsets(everywhere[partition], timeout=_ANSWER_SECONDS)
+            ends = self._consumer.get_watermark_offsets(everywhere[partition], timeout=_ANSWER_SECONDS)
+            low, high = map(told, ends)
             at = committed[partition]
             offset = at.offset if at.offset >= 0 else None
             standings.append(Standing(source, partition, offset, parse_note(at.metadata), first=low, end=high))

@@ -18,6 +18,7 @@ from store.writer import IndexWriter
 from streamer.events.topics import Partition
 from streamer.indexer.codes import IndexerError
 from streamer.kafka.clients import client_configuration
+from streamer.kafka.errors import told
 from streamer.kafka.partition_watch import PartitionWatch, topic_states
 from streamer.settings import Settings
 
@@ -136,7 +137,7 @@ class LogWatch:
             for partition, answer in lows.items():
                 place = (partition.topic, partition.partition)
                 try:
-                    low, high = answer.result().offset, highs[partition].result().offset
+                    low, high = told(answer.result().offset), told(highs[partition].result().offset)
                 except KafkaException:
                     continue  # away, or between two leaders: the next look
                 # Since it was asked more may have been written and read: an end counts against the position of then.

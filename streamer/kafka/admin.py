@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from models.errors import SidstreamError
 from streamer.events.topics import FoundTopic, TopicSpec, topic_faults, topic_specs
 from streamer.kafka.clients import ErrorListener, client_configuration
-from streamer.kafka.errors import LoginRefusedError, Meaning, error_text, meaning
+from streamer.kafka.errors import LoginRefusedError, Meaning, error_text, meaning, told
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings, Settings
 
@@ -319,7 +319,7 @@ def _offsets(
             wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_SECONDS
         )
         try:
-            return {(key.topic, key.partition): int(_answer(future, kafka).offset) for key, future in answers.items()}
+            return {(key.topic, key.partition): _answer(future, kafka) for key, future in answers.items()}
         except TopicError as error:
             cause = error.__cause__
             passing = isinstance(cause, KafkaException) and meaning(cause.args[0]) is Meaning.PASSING
@@ -328,8 +328,8 @@ def _offsets(
         time.sleep(_RETRY_SECONDS)
 
 
-def _answer(future: Any, kafka: KafkaSettings) -> Any:
+def _answer(future: Any, kafka: KafkaSettings) -> int:
     try:
-        return future.result()
+        return told(int(future.result().offset))
     except KafkaException as error:
         raise TopicError(f"{kafka.bootstrap_servers} refuses to describe its topics: {error_text(error)}") from error

@@ -96,6 +96,18 @@ def took_our_place(error: KafkaError) -> bool:
     return _MEANING_OF_CODE.get(error.code()) is Meaning.FENCED
 
 
+def told(offset: int) -> int:
+    """``offset``, as an answer has it. While a partition changes its leader a client may answer without one (-1001), and
+    without an error: that is no end of a log.
+
+    Raises:
+        KafkaException: there is none; it passes.
+    """
+    if offset < 0:
+        raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, "the answer has no offset"))
+    return offset
+
+
 class FatalKafkaError(SidstreamError):
     """The broker or the client refuses for good; the process ends and a supervisor starts it anew."""
 

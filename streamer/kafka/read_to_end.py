@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from models.errors import SidstreamError
 from streamer.events.topics import Partition
 from streamer.kafka.clients import consumer_configuration
-from streamer.kafka.errors import error_text
+from streamer.kafka.errors import error_text, told
 from streamer.kafka.gather import drain
 from streamer.settings import KafkaSettings, Settings
 
@@ -67,7 +67,8 @@ def partitions_of(consumer: Consumer, topic: str) -> list[int]:
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     """First offset and end. The end of a read_committed consumer is where the oldest open transaction begins."""
     try:
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_BROKER_SECONDS)
+        ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_BROKER_SECONDS)
+        low, high = map(told, ends)
     except KafkaException as error:
         raise LogReadError(f"cannot read the ends of {topic}/{partition}: {error_text(error)}") from error
     return low, high

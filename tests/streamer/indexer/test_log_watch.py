@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -16,7 +20,7 @@ from store.backup import back_up
 from store.reader import IndexReader
 from store.writer import IndexWriter
 from streamer.events.topics import topic_specs
-from streamer.indexer.log_watch import LogMismatchError, require_reachable
+from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_reachable
 from streamer.indexer.rebuild import rebuild
 from streamer.kafka.admin import create
 from streamer.kafka.clients import client_configuration
@@ -166,3 +170,28 @@ def test_position_must_lie_within_the_log(position: int, low: int, high: int, wo
     else:
         with pytest.raises(LogMismatchError, match=words):
             require_reachable(load_settings(), ("item-codes", 2), position, low, high)
+
+
+def test_answer_without_an_offset_is_no_end_of_the_log(
+    settings: Settings, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that is killed leaves such answers (-1001, and no error); the index was once called one of another log."""
+    read_five(settings, layout)
+    asked = []
+
+    class Admin:
+        def list_offsets(self, places: dict[TopicPartition, Any], **_: Any) -> dict[TopicPartition, Future[Any]]:
+            asked.append(places)
+            answers: dict[TopicPartition, Future[Any]] = {place: Future() for place in places}
+            for answer in answers.values():
+                answer.set_result(SimpleNamespace(offset=-1001))
+            return answers
+
+    with IndexWriter.open(
+        settings.index, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
+    ) as writer:
+        watch = LogWatch(settings, writer, clock=count(step=100).__next__)
+        monkeypatch.setattr(watch, "_admin", Admin())
+        for _ in range(4):
+            watch.look(writer.offsets())
+    assert len(asked) >= 4  # the first and the last offsets, and once more after that answer
