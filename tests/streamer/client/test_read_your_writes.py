@@ -115,7 +115,7 @@ def test_missing_index_is_named(settings: Settings) -> None:
 def test_indexer_that_is_behind_is_named_and_whether_it_runs(settings: Settings, writer: IndexWriter) -> None:
     assigned(settings, 1)
     transaction(settings, "codes").commit_transaction(20)
-    with pytest.raises(NotIndexedError, match=r"is behind \(.*item-codes/0 at 0 of 2\); process \d+ writes it"):
+    with pytest.raises(NotIndexedError, match=r"is behind \(.*item-codes/0 at 0 of 2\); process \d+ on \S+ writes it"):
         await_indexed(settings, ONE, seconds=0.3)
     writer.close()
     with pytest.raises(NotIndexedError, match=r"is behind .*no process writes it: start the indexer"):
