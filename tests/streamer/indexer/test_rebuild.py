@@ -138,7 +138,7 @@ def test_rebuild_beside_a_running_indexer_takes_its_place_and_loses_nothing(sett
     with SidstreamProcess(settings, "assigner", tmp_path), SidstreamProcess(settings, "indexer", tmp_path) as indexer:
         publisher.start()
         wait_until(lambda: has_items(settings), what="an indexer at work")
-        with pytest.raises(RebuildError, match=r"indexer \(process \d+\) writes.*--into"):
+        with pytest.raises(RebuildError, match=r"indexer \(process \d+ on \S+\) writes.*--into"):
             rebuild(settings, settings.index)
         built = rebuild(settings, fresh)
         assert built.records > 0
