@@ -140,7 +140,9 @@ def test_layout_of_another_shape_is_refused(open_writer: OpenWriter) -> None:
 
 def test_second_writer_is_refused_with_what_to_do(open_writer: OpenWriter, path: Path) -> None:
     open_writer()
-    with pytest.raises(IndexLockedError, match=rf"process {os.getpid()} on \S+\. Stop that indexer, or start this one with"):
+    with pytest.raises(
+        IndexLockedError, match=rf"process {os.getpid()} on \S+\. Stop that indexer, or start this one with"
+    ):
         open_writer()
     program = (
         "import sys; from store.writer import IndexWriter; from store.errors import IndexLockedError\n"
