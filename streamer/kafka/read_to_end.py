@@ -66,12 +66,17 @@ def partitions_of(consumer: Consumer, topic: str) -> list[int]:
 
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     """First offset and end. The end of a read_committed consumer is where the oldest open transaction begins."""
-    try:
-        ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_BROKER_SECONDS)
-        low, high = map(told, ends)
-    except KafkaException as error:
-        raise LogReadError(f"cannot read the ends of {topic}/{partition}: {error_text(error)}") from error
-    return low, high
+    give_up = time.monotonic() + _BROKER_SECONDS
+    while True:
+        try:
+            ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_BROKER_SECONDS)
+            low, high = map(told, ends)
+            return low, high
+        except KafkaException as error:
+            # A broker that has just come back does not know its partitions for a moment.
+            if time.monotonic() > give_up:
+                raise LogReadError(f"cannot read the ends of {topic}/{partition}: {error_text(error)}") from error
+        time.sleep(_WAIT_SECONDS)
 
 
 def whole_topics(consumer: Consumer, topics: Iterable[str]) -> dict[Partition, Span]:

@@ -89,7 +89,11 @@ def test_short_run_of_every_failpoint_and_every_kind_of_fault_leaves_exactly_wha
     assert "Not seen to recover" not in report
     deaths = report.split("Deaths at failpoints: ")[1]
     assert all(f"{process} {point}" in deaths for process, point, _ in FAILPOINTS)
-    assert "started again: none" in report, "no process ended by itself"
+    # An indexer whose disk is full may end and say so: that is what the fault is for.
+    said = [line for line in (tmp_path / "indexer.log").read_text().splitlines() if line.startswith("error: ")]
+    full = bool(said) and all(line.startswith("error: The disk of the index") for line in said)
+    only_the_indexer = f"started again: indexer with status 1: {len(said)}." in report
+    assert "started again: none" in report or (full and only_the_indexer), f"no process ended by itself: {said}"
 
 
 @pytest.mark.chaos
