@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from models.errors import SidstreamError
 from streamer.events.topics import Partition
 from streamer.kafka.clients import consumer_configuration
-from streamer.kafka.errors import error_text, told
+from streamer.kafka.errors import Meaning, error_text, meaning, told
 from streamer.kafka.gather import drain
 from streamer.settings import KafkaSettings, Settings
 
@@ -74,7 +74,8 @@ def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int
             return low, high
         except KafkaException as error:
             # A broker that has just come back does not know its partitions for a moment.
-            if time.monotonic() > give_up:
+            passing = meaning(error.args[0]) in (Meaning.PASSING, Meaning.UNKNOWN_PARTITION)
+            if not passing or time.monotonic() > give_up:
                 raise LogReadError(f"cannot read the ends of {topic}/{partition}: {error_text(error)}") from error
         time.sleep(_WAIT_SECONDS)
 
