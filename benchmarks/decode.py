@@ -33,10 +33,10 @@ from models.sids.vocabulary import SidVocabulary
 from retriever.search.beam_search import beam_search
 from retriever.search.forward_passes import SharedPromptPasses
 from retriever.search.marginal_search import marginal_beam_search
-from store.batch import CodesBatch
-from store.reader import IndexReader
-from store.trie_view import TrieView
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.topology.trie_view import TrieView
+from store.writing.writer import IndexWriter
 
 CODEBOOK = "0123456789abcdef"
 LAYERS, SIZE, TEXT = 3, 256, 3000

@@ -33,11 +33,11 @@ from benchmarks.reporting import Result, benchmark_arguments, report
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
 from retriever.search.search_parts import Level, ranges, trie_levels
-from store.batch import CodesBatch
-from store.encoding import TrieEncoding
-from store.reader import IndexReader
-from store.trie_view import SidPaths, TrieView
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.records.encoding import TrieEncoding
+from store.topology.trie_view import SidPaths, TrieView
+from store.writing.writer import IndexWriter
 
 CODEBOOK: Final = "0" * 16
 LAYERS: Final = 3

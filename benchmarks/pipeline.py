@@ -49,8 +49,8 @@ from models.bundles.bundle import create_bundle
 from models.codebooks.codebook import fit_residual_kmeans
 from models.sids.census import count_tokens
 from models.sids.layout import Layout
-from store.reader import IndexReader
-from store.verification import verify
+from store.checks.verification import verify
+from store.reading.reader import IndexReader
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import ITEM_UPDATE, ItemUpdate

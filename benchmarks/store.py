@@ -21,11 +21,11 @@ import numpy as np
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
-from store.batch import CodesBatch
-from store.encoding import ItemEncoding, TrieEncoding, first_token_keys, number_keys
-from store.reader import IndexReader
-from store.trie_view import TrieView
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.records.encoding import ItemEncoding, TrieEncoding, first_token_keys, number_keys
+from store.topology.trie_view import TrieView
+from store.writing.writer import IndexWriter
 
 CODEBOOK = "0" * 16
 LAYERS, SIZE = 3, 4096

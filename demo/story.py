@@ -30,7 +30,7 @@ from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.terminal import shown
 from retriever.client import Client
 from store.errors import IndexMissingError
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher, publish_items
 from streamer.events.records import Answer, Query

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from models.bundles.bundle import Bundle
 from retriever.commands import show_answer
-from store.batch import CodesBatch
-from store.writer import IndexWriter
+from store.records.batch import CodesBatch
+from store.writing.writer import IndexWriter
 from streamer.commands.terminal import ascii_json
 from streamer.events.records import ALERT, Alert, Answer, AnswerError, AnswerItem
 from streamer.kafka.clients import consumer_configuration, producer_configuration

@@ -21,6 +21,7 @@ ROOMS = {
     "models": "commands towers bundles training language codebooks sids catalogue data_files progress terminal errors",
     "streamer": "commands local operations client dead_letters assigner indexer monitor exactly_once kafka process events "
     "settings",
+    "store": "checks writing topology reading records files errors",
     "retriever": "commands client answering search",
     "study": "commands quick report experiments measures data",
 }

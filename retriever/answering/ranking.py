@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook
-from store.encoding import StoredItem
+from store.records.encoding import StoredItem
 
 if TYPE_CHECKING:
     from retriever.search.search_parts import ScoredSid

@@ -36,9 +36,9 @@ from retriever.answering.ranking import (
 )
 from retriever.search.beam_search import ScoredSid, beam_search
 from retriever.search.marginal_search import marginal_beam_search
-from store.encoding import StoredItem
-from store.reader import IndexReader, Snapshot
-from store.trie_view import TrieView
+from store.reading.reader import IndexReader, Snapshot
+from store.records.encoding import StoredItem
+from store.topology.trie_view import TrieView
 from streamer.events.cloudevents import cloud_event_headers
 from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.events.intake import EventError

@@ -45,7 +45,7 @@ from retriever.search.search_parts import (
     sids_of_pool,
     trie_levels,
 )
-from store.trie_view import SidPaths
+from store.topology.trie_view import SidPaths
 
 # Readings of a query before the pool is asked again which others can still reach it: a trained model then runs
 # about a third of them.

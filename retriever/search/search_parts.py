@@ -18,14 +18,14 @@ import torch
 from models.errors import SidstreamError
 from models.sids.vocabulary import SidVocabulary
 from retriever.search.forward_passes import ForwardPasses
-from store.trie_view import SidPaths
+from store.topology.trie_view import SidPaths
 
 Normaliser = Literal["vocabulary", "layers"]
 _LOGITS_AT_ONCE: Final = 2**25  # 128 MiB of float32; a vocabulary of 150 k would else need gigabytes for a wide step
 
 
 class Trie(Protocol):
-    """What the search needs of ``store.trie_view.TrieView``."""
+    """What the search needs of ``store.topology.trie_view.TrieView``."""
 
     def first_tokens(self) -> npt.NDArray[np.int32]:
         """Layer-1 tokens with at least one live item, ascending."""

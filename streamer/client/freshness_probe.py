@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 
 _POLL_SECONDS: Final = 0.002
 

@@ -21,9 +21,9 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicParti
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from models.errors import SidstreamError
-from store.environment import writer_of
 from store.errors import IndexMissingError
-from store.reader import IndexReader
+from store.files.environment import writer_of
+from store.reading.reader import IndexReader
 from streamer.client.delivery import Delivery
 from streamer.client.refusals import Outcome, Refusals
 from streamer.kafka.admin import require

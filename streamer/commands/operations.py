@@ -18,7 +18,7 @@ from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from store.backup import IndexCopy
+    from store.checks.backup import IndexCopy
     from streamer.operations.verify import Examination
 
 _DAY_MS: Final = 86_400_000
@@ -103,7 +103,7 @@ def backup(
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
 ) -> None:
     """Copy the index while it is written, and check the copy."""
-    from store.backup import back_up
+    from store.checks.backup import back_up
 
     settings = load_settings()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -128,7 +128,7 @@ def restore(
 ) -> None:
     """Put a backup in the place of the index; the indexer must not run."""
     from models.bundles.bundle import Bundle
-    from store.backup import restore as put_back
+    from store.checks.backup import restore as put_back
 
     settings = load_settings()
     layout = Bundle.open(settings.bundle).layout

@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
-from store.failpoints import Failpoint, reach
+from store.writing.failpoints import Failpoint, reach
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.retrying import AbortRequired, Stopped, repeated
 from streamer.kafka.clients import TRANSACTION_TIMEOUT_MS, producer_configuration

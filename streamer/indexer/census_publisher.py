@@ -10,8 +10,8 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaError, Message, Producer
 
-from store.failpoints import Failpoint, reach
-from store.writer import IndexWriter
+from store.writing.failpoints import Failpoint, reach
+from store.writing.writer import IndexWriter
 from streamer.events.records import TOKEN_COUNT, TokenCount, token_count_key
 from streamer.kafka.gather import produce
 

@@ -14,7 +14,7 @@ from confluent_kafka import Message
 
 from models.errors import SidstreamError
 from models.sids.layout import Layout
-from store.batch import CodesBatch
+from store.records.batch import CodesBatch
 from streamer.events.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord
 
 # Lists that are nested without end are a fault of the record too.

@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaError, Message, Producer
 
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.indexer.codes import IndexerError
 from streamer.indexer.metrics import FILL_RATIO

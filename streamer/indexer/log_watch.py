@@ -14,7 +14,7 @@ from typing import Any, Final
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 from streamer.events.topics import Partition
 from streamer.indexer.codes import IndexerError
 from streamer.kafka.clients import client_configuration

@@ -8,8 +8,8 @@ from typing import Final
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from store.data_file import OldestReader
-from store.writer import IndexWriter
+from store.files.data_file import OldestReader
+from store.writing.writer import IndexWriter
 
 log = structlog.get_logger(__name__)
 

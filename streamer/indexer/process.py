@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.census_publisher import CensusPublisher

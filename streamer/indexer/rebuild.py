@@ -18,9 +18,9 @@ from confluent_kafka import Consumer
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
 from models.sids.layout import Layout
-from store.backup import has_index
-from store.environment import DATA_FILE, LOCK_FILE, writer_of
-from store.writer import IndexWriter
+from store.checks.backup import has_index
+from store.files.environment import DATA_FILE, LOCK_FILE, writer_of
+from store.writing.writer import IndexWriter
 from streamer.events.layouts import layout_of
 from streamer.indexer.codes import codes_batch, layout_record
 from streamer.indexer.log_watch import require_same_logs, watched_topics

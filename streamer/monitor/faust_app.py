@@ -37,7 +37,7 @@ from faust.web.drivers.aiohttp import Web
 from yarl import URL
 
 from models.errors import SidstreamError
-from store.failpoints import Failpoint, reach
+from store.writing.failpoints import Failpoint, reach
 from streamer.kafka.errors import LoginRefusedError
 from streamer.process.http_headers import HEADERS
 from streamer.settings import KafkaSettings, Settings

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from store.failpoints import Failpoint, reach
+from store.writing.failpoints import Failpoint, reach
 from streamer.events.cloudevents import cloud_event_headers
 from streamer.events.records import ALERT, DRIFT, LAYOUT, Alert, Codec, LayoutRecord, layout_key
 from streamer.exactly_once.retrying import AbortRequired, repeated

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
-from store.failpoints import Failpoint, reach
+from store.writing.failpoints import Failpoint, reach
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.exactly_once.retrying import repeated_for_a_while

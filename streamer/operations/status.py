@@ -11,9 +11,9 @@ import msgspec
 from confluent_kafka import Consumer
 
 from models.sids.census import measure_layer
-from store.environment import writer_of
 from store.errors import IndexMissingError
-from store.reader import IndexReader
+from store.files.environment import writer_of
+from store.reading.reader import IndexReader
 from streamer.kafka.admin import TopicDescription, describe, require
 from streamer.kafka.groups import GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks

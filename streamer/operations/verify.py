@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from store.data_file import require_sound_pages
-from store.environment import DATA_FILE, writer_of
+from store.checks.verification import Comparison, compare, verify
 from store.errors import IndexAccessError
-from store.reader import IndexReader, Snapshot
-from store.verification import Comparison, compare, verify
+from store.files.data_file import require_sound_pages
+from store.files.environment import DATA_FILE, writer_of
+from store.reading.reader import IndexReader, Snapshot
 
 
 class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):

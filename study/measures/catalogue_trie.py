@@ -1,4 +1,4 @@
-"""A catalogue's trie in memory: what ``store.trie_view.TrieView`` gives the beam search, without an index on disk.
+"""A catalogue's trie in memory: what ``store.topology.trie_view.TrieView`` gives the beam search, without an index on disk.
 
 What must hold: same paths in the same order as a ``TrieView`` of an index with these items (tested against it).
 """
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.sids.layout import Layout
-from store.trie_view import SidPaths, lexicographic_order
+from store.topology.trie_view import SidPaths, lexicographic_order
 
 
 class CatalogueTrie:

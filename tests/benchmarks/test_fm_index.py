@@ -11,8 +11,8 @@ from benchmarks.fm_index import CODEBOOK, crowded_batch, measure
 from benchmarks.fm_structure import DynamicFmIndex, FmIndex, WaveletMatrix
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
-from store.trie_view import SidPaths, TrieView
-from store.writer import IndexWriter
+from store.topology.trie_view import SidPaths, TrieView
+from store.writing.writer import IndexWriter
 
 
 def stored_paths(directory: Path, layers: int, size: int, heads: int) -> tuple[Layout, SidPaths]:

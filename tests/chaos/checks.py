@@ -15,8 +15,8 @@ from chaos.producers import Coordinates, Truth
 from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.sids.census import count_tokens
-from store.reader import IndexReader, Snapshot
-from store.verification import verify
+from store.checks.verification import verify
+from store.reading.reader import IndexReader, Snapshot
 from streamer.events.records import (
     ALERT,
     ANSWER,

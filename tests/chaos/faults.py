@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from store.failpoints import Failpoint
+from store.writing.failpoints import Failpoint
 
 # Which process passes which failpoint, and how often it has done so before anything is at stake: the indexer stores the
 # bundle's layout at its start.

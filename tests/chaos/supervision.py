@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from chaos.faults import KillAt
-from store.failpoints import FAILPOINT_VARIABLE, Failpoint
+from store.writing.failpoints import FAILPOINT_VARIABLE, Failpoint
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess
 

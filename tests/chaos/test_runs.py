@@ -30,8 +30,8 @@ from chaos.faults import (
 )
 from chaos.report import figures
 from chaos.world import World
-from store.failpoints import Failpoint
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
+from store.writing.failpoints import Failpoint
 from streamer.indexer.rebuild import rebuild
 from support.patience import PATIENCE_SECONDS
 

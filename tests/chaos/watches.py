@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from chaos.producers import PROBE, Producers
 from models.errors import SidstreamError
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.gather import drain
 from streamer.settings import Settings

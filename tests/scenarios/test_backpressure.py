@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from numpy.typing import NDArray
 
 from store.errors import IndexMissingError
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 from streamer.events.records import ANSWER, QUERY, Query
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create

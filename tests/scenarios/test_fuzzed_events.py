@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
-from store.verification import verify
-from store.writer import IndexWriter
+from store.checks.verification import verify
+from store.writing.writer import IndexWriter
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.foreign_formats import foreign_key
 from streamer.events.records import ITEM_CODES

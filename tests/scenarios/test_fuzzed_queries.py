@@ -18,9 +18,9 @@ from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from retriever.answering.worker import AnswerBatch
-from store.batch import CodesBatch
-from store.reader import IndexReader
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER
 from streamer.settings import RetrieverSettings
 from support.fuzzing import Fuzzer

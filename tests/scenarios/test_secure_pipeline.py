@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from models.errors import SidstreamError
 from retriever.client import Client
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import TOKEN_COUNT
 from streamer.events.topics import monitor_changelog, topic_specs

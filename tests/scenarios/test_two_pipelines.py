@@ -20,7 +20,7 @@ from models.training.examples import TrainingExample
 from models.training.fine_tuning import TrainingSettings
 from retriever.client import Client
 from store.errors import IndexMissingError
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import ALERT, DRIFT, LAYOUT
 from streamer.kafka.clients import client_configuration

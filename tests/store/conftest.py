@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 from support.plain_index import CODEBOOK
 
 

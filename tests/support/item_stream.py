@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from numpy.typing import NDArray
 
 from store.errors import IndexMissingError
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 from streamer.events.records import ITEM_UPDATE, ItemUpdate
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.sids.layout import Layout
-from store.batch import CodesBatch
+from store.records.batch import CodesBatch
 
 CODEBOOK = "0123456789abcdef"
 

@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import Producer
 
 from models.sids.layout import Layout
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 from streamer.events.records import ITEM_CODES, ItemCodes
 from streamer.indexer.process import Indexer
 from streamer.kafka.clients import producer_configuration

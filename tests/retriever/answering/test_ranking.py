@@ -25,7 +25,7 @@ from retriever.answering.ranking import (
     reconstructions,
 )
 from retriever.search.search_parts import ScoredSid
-from store.encoding import StoredItem
+from store.records.encoding import StoredItem
 from support.paths import ROOT
 
 

@@ -27,11 +27,11 @@ from models.sids.layout import Layout
 from retriever.answering.worker import AnswerBatch, RetrieverError
 from retriever.commands import show_answer
 from retriever.search.marginal_search import marginal_beam_search
-from store.batch import CodesBatch
 from store.errors import IndexMismatchError
-from store.reader import IndexReader
-from store.trie_view import TrieView
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.topology.trie_view import TrieView
+from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER, QUERY, Answer, AnswerItem, Query
 from streamer.settings import RetrieverSettings
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retriever.client import Client
 from store.errors import IndexMissingError
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import ANSWER, QUERY, Query
 from streamer.kafka.clients import producer_configuration

@@ -10,10 +10,10 @@ import pytest
 
 from models.bundles.bundle import Bundle
 from models.training.examples import TrainingExample
-from store.batch import CodesBatch
-from store.reader import IndexReader
-from store.trie_view import TrieView
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.topology.trie_view import TrieView
+from store.writing.writer import IndexWriter
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

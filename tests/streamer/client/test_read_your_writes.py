@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
-from store.reader import IndexReader
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.writing.writer import IndexWriter
 from streamer.client.delivery import Delivery
 from streamer.client.publisher import ItemPublisher
 from streamer.client.read_your_writes import NotIndexedError, await_indexed

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from models.bundles.bundle import Bundle
-from store import environment
-from store.batch import CodesBatch
-from store.writer import IndexWriter
+from store.files import environment
+from store.records.batch import CodesBatch
+from store.writing.writer import IndexWriter
 from support.patience import PATIENCE_SECONDS
 
 DAY_SECONDS = 86_400

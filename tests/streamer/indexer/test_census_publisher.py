@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Producer
 
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 from streamer.events.records import TOKEN_COUNT, TokenCount
 from streamer.indexer.census_publisher import CensusPublisher
 from support.plain_index import CODEBOOK, Event, batch_of

@@ -16,9 +16,9 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from models.sids.layout import Layout
-from store.backup import back_up
-from store.reader import IndexReader
-from store.writer import IndexWriter
+from store.checks.backup import back_up
+from store.reading.reader import IndexReader
+from store.writing.writer import IndexWriter
 from streamer.events.topics import topic_specs
 from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_reachable
 from streamer.indexer.rebuild import rebuild

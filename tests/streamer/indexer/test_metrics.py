@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from store.data_file import OldestReader
-from store.writer import IndexWriter
+from store.files.data_file import OldestReader
+from store.writing.writer import IndexWriter
 from streamer.indexer.metrics import StorageMetrics
 from support.plain_index import CODEBOOK
 

@@ -17,9 +17,9 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from prometheus_client import REGISTRY
 
 from models.sids.layout import Layout
-from store.batch import CodesBatch
-from store.reader import IndexReader
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.writing.writer import IndexWriter
 from streamer.events.records import ITEM_CODES, ItemCodes
 from streamer.indexer.process import Indexer, IndexerError
 from streamer.indexer.rebuild import RebuildError, rebuild

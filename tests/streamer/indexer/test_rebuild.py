@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.errors import IndexMissingError
-from store.reader import IndexReader
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.writing.writer import IndexWriter
 from streamer.client.publisher import ItemPublisher
 from streamer.client.read_your_writes import await_indexed
 from streamer.events.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord

@@ -19,8 +19,8 @@ from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from store.errors import IndexMissingError
-from store.failpoints import FAILPOINT_VARIABLE
-from store.reader import IndexReader
+from store.reading.reader import IndexReader
+from store.writing.failpoints import FAILPOINT_VARIABLE
 from streamer.events.records import ITEM_UPDATE, ItemUpdate
 from streamer.indexer.rebuild import rebuild
 from streamer.kafka.admin import TopicMismatchError, describe

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
-from store.reader import IndexReader
-from store.verification import verify
+from store.checks.verification import verify
+from store.reading.reader import IndexReader
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker

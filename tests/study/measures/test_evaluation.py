@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
-from store.batch import CodesBatch
-from store.encoding import StoredItem
-from store.reader import IndexReader
-from store.trie_view import TrieView
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.records.encoding import StoredItem
+from store.topology.trie_view import TrieView
+from store.writing.writer import IndexWriter
 from study.data.choices import CodebookChoice
 from study.data.co_occurrence import CoOccurrence
 from study.data.datasets import Dataset, TestCase

@@ -19,12 +19,12 @@ import lmdb
 import msgspec
 
 from models.bundles.manifest import synchronise
-from store import environment
-from store.data_file import require_sound_pages
-from store.environment import LOCK_FILE, lock_directory, unlock, writer_of
+from store.checks.verification import verify
 from store.errors import BackupError, IndexLockedError, IndexMissingError
-from store.reader import IndexReader
-from store.verification import verify
+from store.files import environment
+from store.files.data_file import require_sound_pages
+from store.files.environment import LOCK_FILE, lock_directory, unlock, writer_of
+from store.reading.reader import IndexReader
 
 MANIFEST_FILE: Final = "backup.json"
 # What an index directory may hold without holding an index.

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from store import environment
-from store.reader import IndexReader, Snapshot
-from store.verification import verify
-from store.writer import IndexWriter
+from store.checks.verification import verify
+from store.files import environment
+from store.reading.reader import IndexReader, Snapshot
+from store.writing.writer import IndexWriter
 from support.plain_index import Event, batch_of
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from store.batch import KeyRecord, Order, PreparedBatch
-from store.encoding import NO_PARTITION, ItemEncoding
+from store.records.batch import KeyRecord, Order, PreparedBatch
+from store.records.encoding import NO_PARTITION, ItemEncoding
 
 TOMBSTONES_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
 _MARKER: Final = struct.Struct("<iqq")  # partition, Kafka timestamp, when it was noted

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.sids.layout import Layout
-from store.batch import CodesBatch
+from store.checks.verification import verify
 from store.errors import (
     BatchError,
     IndexFormatError,
@@ -22,9 +22,9 @@ from store.errors import (
     IndexMismatchError,
     IndexUsageError,
 )
-from store.reader import IndexReader
-from store.verification import verify
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.records.batch import CodesBatch
+from store.writing.writer import IndexWriter
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
 OpenWriter = Callable[..., IndexWriter]
@@ -145,7 +145,7 @@ def test_second_writer_is_refused_with_what_to_do(open_writer: OpenWriter, path:
     ):
         open_writer()
     program = (
-        "import sys; from store.writer import IndexWriter; from store.errors import IndexLockedError\n"
+        "import sys; from store.writing.writer import IndexWriter; from store.errors import IndexLockedError\n"
         "try: IndexWriter.open(sys.argv[1], codebook_id=sys.argv[2], layers=3, size=16)\n"
         "except IndexLockedError as error: print(error)"
     )

@@ -12,7 +12,7 @@ import pytest
 from support.patience import PATIENCE_SECONDS
 
 PASS_THREE_TIMES = """
-from store.failpoints import Failpoint, reach
+from store.writing.failpoints import Failpoint, reach
 for passing in (1, 2, 3):
     print(passing, flush=True)
     reach(Failpoint.OUTPUTS_SENT, lambda: print("flushed", flush=True))

@@ -16,13 +16,13 @@ import lmdb
 import numpy as np
 import pytest
 
-import store.writer
+import store.writing.writer
 from models.sids.layout import Layout
+from store.checks.verification import verify
 from store.errors import IndexFullError, IndexMismatchError, IndexMissingError, IndexUsageError
-from store.reader import IndexReader
-from store.trie_view import TrieView
-from store.verification import verify
-from store.writer import IndexWriter
+from store.reading.reader import IndexReader
+from store.topology.trie_view import TrieView
+from store.writing.writer import IndexWriter
 from support.patience import PATIENCE_SECONDS
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
@@ -30,8 +30,8 @@ OpenWriter = Callable[..., IndexWriter]
 SMALL_MAP = 256 * 1024
 READER = """
 import sys
-from store.reader import IndexReader
-from store.verification import verify
+from store.reading.reader import IndexReader
+from store.checks.verification import verify
 with IndexReader(sys.argv[1]) as reader:
     for _ in sys.stdin:
         with reader.snapshot() as snapshot:
@@ -123,7 +123,7 @@ def test_map_that_cannot_grow_is_refused_and_nothing_is_stored(
     batch = batch_of(random_events(1, 5_000, ids=1_000_000))
     full = shutil.disk_usage("/")._replace(free=0)
     with monkeypatch.context() as patch:
-        patch.setattr(store.writer.shutil, "disk_usage", lambda _: full)
+        patch.setattr(store.writing.writer.shutil, "disk_usage", lambda _: full)
         with pytest.raises(IndexFullError, match=r"disk .* took no more data .*0 MB free.*make room"):
             writer.apply(batch, {("t", 0): 1})
     assert writer.offsets() == {}
@@ -164,7 +164,7 @@ def test_reader_opened_before_the_writer_of_its_process_keeps_working(open_write
 def test_reader_follows_a_directory_that_was_deleted_and_rebuilt(open_writer: OpenWriter, path: Path) -> None:
     open_writer().close()
     rebuild = (
-        "import sys, numpy as np; from store.batch import CodesBatch; from store.writer import IndexWriter\n"
+        "import sys, numpy as np; from store.records.batch import CodesBatch; from store.writing.writer import IndexWriter\n"
         "with IndexWriter.open(sys.argv[1], codebook_id='f' * 16, layers=4, size=8) as writer:\n"
         "    codes, moment = np.ones((1, 4), np.uint16), np.zeros(1, np.int64)\n"
         "    batch = CodesBatch([b'a'], codes, np.ones(1, np.float32), [''], moment, np.zeros(1, bool))\n"

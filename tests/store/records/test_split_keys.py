@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from store import environment
-from store.batch import CodesBatch
-from store.split_keys import TOMBSTONES_KEPT_MS
-from store.verification import verify
-from store.writer import IndexWriter
+from store.checks.verification import verify
+from store.files import environment
+from store.records.batch import CodesBatch
+from store.records.split_keys import TOMBSTONES_KEPT_MS
+from store.writing.writer import IndexWriter
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of
 
@@ -233,7 +233,7 @@ def test_older_deletions_beside_an_item_are_forgotten_with_time(open_writer: Ope
 def test_every_marker_is_looked_at_in_turn_however_many_there_are(
     open_writer: OpenWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store.split_keys._MARKERS_LOOKED_AT", 10)
+    monkeypatch.setattr("store.records.split_keys._MARKERS_LOOKED_AT", 10)
     now = [1_700_000_000.0]
     writer = open_writer(clock=lambda: now[0])
     writer.apply(batch_of([Event(b"%03d" % number, None) for number in range(95)]), {})

@@ -13,15 +13,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from store.encoding import MAXIMUM_KEY_BYTES, ItemEncoding
 from store.errors import BatchError
+from store.records.encoding import MAXIMUM_KEY_BYTES, ItemEncoding
 
 Order = Literal["arrival", "updated_at"]
 """Which of two updates of one key and partition counts: the later one, or the one with the greater ``updated_at``."""
 
 
 class KeyRecord(msgspec.Struct, array_like=True, frozen=True):
-    """What one partition holds of a key: an item's value (``store.encoding``), or ``None`` for a deletion.
+    """What one partition holds of a key: an item's value (``store.records.encoding``), or ``None`` for a deletion.
 
     ``timestamp``: Kafka's, ``noted_at``: when the index noted the record beside others; milliseconds since the epoch.
     """

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.sids.layout import Layout
-from store import encoding, environment
-from store.encoding import READABLE_FORMATS, ItemEncoding, StoredItem, TrieEncoding
 from store.errors import REBUILD_ADVICE, IndexAccessError, IndexFormatError, IndexMissingError, IndexUsageError
-from store.split_keys import decode_records
+from store.files import environment
+from store.records import encoding
+from store.records.encoding import READABLE_FORMATS, ItemEncoding, StoredItem, TrieEncoding
+from store.records.split_keys import decode_records
 
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
 
@@ -237,7 +238,7 @@ class Snapshot:
         """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at.
 
         Two indexes with the same content have the same digest, whatever batches, numbers and history made them. Each
-        item is hashed as u32 length and value (``store.encoding``), little-endian, after the number of layers (u32).
+        item is hashed as u32 length and value (``store.records.encoding``), little-endian, after the number of layers (u32).
         """
         digest = hashlib.sha256(self.layers.to_bytes(4, "little"))
         for _, value in self.values_by_id():
@@ -245,7 +246,7 @@ class Snapshot:
         return digest.hexdigest()
 
     def values_by_id(self) -> Iterator[tuple[bytes, bytes]]:
-        """(id, value) of every item in the order of ids; a value is the item's content (``store.encoding``).
+        """(id, value) of every item in the order of ids; a value is the item's content (``store.records.encoding``).
 
         Raises:
             IndexAccessError: an id leads to no item.

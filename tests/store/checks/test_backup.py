@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from store import environment
-from store.backup import back_up, restore
+from store.checks.backup import back_up, restore
+from store.checks.verification import compare, verify
 from store.errors import BackupError, IndexLockedError, IndexMismatchError, IndexMissingError
-from store.reader import IndexReader
-from store.verification import compare, verify
-from store.writer import IndexWriter
+from store.files import environment
+from store.reading.reader import IndexReader
+from store.writing.writer import IndexWriter
 from support.paths import TESTS
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
 
@@ -32,7 +32,7 @@ EVENTS, IDS = 400, 3_000
 APPLY_FOR_EVER = f"""
 import sys
 from support.plain_index import CODEBOOK, batch_of, random_events
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16, map_size=256 * 1024) as writer:
     number = 0
     while True:
@@ -202,7 +202,7 @@ def test_reader_of_another_process_changes_over_to_the_restored_index(
         back_up(path, tmp_path / "backup")
         fill(writer, 4)
     watch = (
-        "import sys; from store.reader import IndexReader\n"
+        "import sys; from store.reading.reader import IndexReader\n"
         "with IndexReader(sys.argv[1]) as reader:\n"
         "    for _ in sys.stdin:\n"
         "        with reader.snapshot() as snapshot: print(snapshot.digest(), flush=True)"

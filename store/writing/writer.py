@@ -24,11 +24,6 @@ import structlog
 from numpy.typing import NDArray
 
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS, Layout
-from store import encoding, environment
-from store.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
-from store.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
-from store.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, TrieEncoding
-from store.environment import lock_directory, unlock
 from store.errors import (
     REBUILD_ADVICE,
     IndexAccessError,
@@ -37,9 +32,15 @@ from store.errors import (
     IndexMismatchError,
     IndexUsageError,
 )
-from store.failpoints import Failpoint, reach
-from store.reader import IndexFacts, Snapshot, read_facts, read_state
-from store.split_keys import SplitKeys
+from store.files import environment
+from store.files.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
+from store.files.environment import lock_directory, unlock
+from store.reading.reader import IndexFacts, Snapshot, read_facts, read_state
+from store.records import encoding
+from store.records.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
+from store.records.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, TrieEncoding
+from store.records.split_keys import SplitKeys
+from store.writing.failpoints import Failpoint, reach
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
 _PRUNE_MS: Final = 60_000  # how often deletions that the broker no longer has are looked for

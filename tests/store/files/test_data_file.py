@@ -12,11 +12,11 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from store.data_file import require_sound_pages, require_whole
+from store.checks.verification import verify
 from store.errors import IndexAccessError, IndexMissingError
-from store.reader import IndexReader
-from store.verification import verify
-from store.writer import IndexWriter
+from store.files.data_file import require_sound_pages, require_whole
+from store.reading.reader import IndexReader
+from store.writing.writer import IndexWriter
 from support.plain_index import Event, batch_of, random_events
 
 OpenWriter = Callable[..., IndexWriter]
@@ -46,7 +46,7 @@ def test_a_file_is_whole_in_another_process_while_it_is_written(open_writer: Ope
     writer = open_writer(map_size=1 << 20)
     writer.apply(batch_of(random_events(0, 10, ids=10)), {})
     program = (
-        "import sys; from pathlib import Path; from store.data_file import require_sound_pages, require_whole\n"
+        "import sys; from pathlib import Path; from store.files.data_file import require_sound_pages, require_whole\n"
         "for _ in range(3_000): require_whole(Path(sys.argv[1]))"
     )
     with subprocess.Popen(
@@ -174,7 +174,7 @@ def test_oldest_snapshot_is_known_with_its_process_and_how_much_came_since(open_
     writer.apply(batch_of([Event(b"a", (1, 2, 3))]), {})
     assert writer.oldest_reader() is None
     program = (
-        "import sys; from store.reader import IndexReader\n"
+        "import sys; from store.reading.reader import IndexReader\n"
         "with IndexReader(sys.argv[1]) as reader, reader.snapshot():\n"
         "    print('open', flush=True); sys.stdin.read()"
     )

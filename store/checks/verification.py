@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from store import encoding
-from store.encoding import StoredItem
 from store.errors import IndexMismatchError
-from store.reader import Snapshot, read_state
-from store.split_keys import decode_records
+from store.reading.reader import Snapshot, read_state
+from store.records import encoding
+from store.records.encoding import StoredItem
+from store.records.split_keys import decode_records
 
 # What decoding bytes raises that we did not write.
 _UNREADABLE: Final = (ValueError, IndexError, KeyError, OverflowError, msgspec.MsgspecError, struct.error)

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from store.reader import IndexReader
-from store.verification import verify
-from store.writer import IndexWriter
+from store.checks.verification import verify
+from store.reading.reader import IndexReader
+from store.writing.writer import IndexWriter
 from support.paths import TESTS
 from support.patience import PATIENCE_SECONDS
 from support.plain_index import CODEBOOK, PlainIndex, random_events
@@ -24,7 +24,7 @@ EVENTS, IDS = 400, 3_000
 APPLY_FOR_EVER = f"""
 import sys
 from support.plain_index import CODEBOOK, batch_of, random_events
-from store.writer import IndexWriter
+from store.writing.writer import IndexWriter
 with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16, map_size=256 * 1024) as writer:
     number = writer.offsets().get({PARTITION}, 0)
     while True:
@@ -38,8 +38,8 @@ FILL_THE_DISK = f"""
 import resource, sys
 from support.plain_index import CODEBOOK, batch_of, random_events
 from store.errors import IndexFullError
-from store.verification import verify
-from store.writer import IndexWriter
+from store.checks.verification import verify
+from store.writing.writer import IndexWriter
 with IndexWriter.open(sys.argv[1], codebook_id=CODEBOOK, layers=3, size=16) as writer:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
     number = 0
@@ -101,7 +101,7 @@ def test_full_disk_stops_with_what_to_do_and_loses_no_batch(path: Path) -> None:
 def test_slot_of_a_killed_reader_is_freed_by_the_next_one(open_writer: OpenWriter, path: Path) -> None:
     writer = open_writer()
     hold = (
-        "import sys, time; from store.reader import IndexReader\n"
+        "import sys, time; from store.reading.reader import IndexReader\n"
         "with IndexReader(sys.argv[1]) as reader, reader.snapshot(): print('held', flush=True); time.sleep(60)"
     )
     with run(hold, path) as child:
@@ -110,6 +110,6 @@ def test_slot_of_a_killed_reader_is_freed_by_the_next_one(open_writer: OpenWrite
         pid = child.pid
         assert str(pid) in writer._environment.lmdb.readers()
         child.kill()
-    with run("from store.reader import IndexReader; IndexReader(sys.argv[1])", path) as next_reader:
+    with run("from store.reading.reader import IndexReader; IndexReader(sys.argv[1])", path) as next_reader:
         assert next_reader.wait(PATIENCE_SECONDS) == 0
     assert str(pid) not in writer._environment.lmdb.readers()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.sids.layout import Layout
 from store.errors import IndexMismatchError
-from store.reader import Snapshot
+from store.reading.reader import Snapshot
 
 
 @dataclass(frozen=True)

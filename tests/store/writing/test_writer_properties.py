@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from models.sids.head_tokens import all_tokens, no_tokens, top_k
 from models.sids.layout import Layout
-from store.trie_view import TrieView
-from store.verification import verify
-from store.writer import IndexWriter
+from store.checks.verification import verify
+from store.topology.trie_view import TrieView
+from store.writing.writer import IndexWriter
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of
 
 SIZE = 5

@@ -19,7 +19,6 @@ from typing import Any, Final
 import lmdb
 import structlog
 
-from store.data_file import require_whole
 from store.errors import (
     REBUILD_ADVICE,
     IndexAccessError,
@@ -28,6 +27,7 @@ from store.errors import (
     IndexMissingError,
     IndexUsageError,
 )
+from store.files.data_file import require_whole
 
 MAXIMUM_READERS: Final = 256  # slots in the lock file: snapshots open at once on a host
 DATA_FILE: Final = "data.mdb"

@@ -1,0 +1,1 @@
+"""Whether an index is sound, and copies of it."""

@@ -1,0 +1,1 @@
+"""The LMDB environment and its file."""

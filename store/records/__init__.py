@@ -1,0 +1,1 @@
+"""What goes into the databases: bytes, batches, keys in several partitions."""

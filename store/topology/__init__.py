@@ -1,0 +1,1 @@
+"""Which paths exist, read under a layout."""
