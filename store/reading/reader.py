@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from store.records.change_log import Changes, log_key, merge_entries, path_keys
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, StoredItem
 from store.records.split_keys import decode_records
 
-LINEAGE_KEY: Final = b"lineage"  # in ``meta``
+_LINEAGE_KEY: Final = b"lineage"  # in ``meta``
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
 _BLOCK_RECORDS: Final = 1_000_000  # of ``all_paths``: 10 MB
 _FIRST_KEYS: Final = 64  # of its first block, which tells how many records a key has
@@ -100,7 +101,12 @@ def read_state(transaction: Any, databases: dict[str, Any]) -> IndexState:
 
 def read_lineage(transaction: Any, databases: dict[str, Any]) -> int:
     """The number that the index drew when it was made or restored: 64 random bits."""
-    return int.from_bytes(transaction.get(LINEAGE_KEY, b"", db=databases["meta"]), "big")
+    return int.from_bytes(transaction.get(_LINEAGE_KEY, b"", db=databases["meta"]), "big")
+
+
+def renew_lineage(transaction: Any, databases: dict[str, Any]) -> None:
+    """Draws the index's lineage: of a new one, and of one that goes on from a backup."""
+    transaction.put(_LINEAGE_KEY, secrets.token_bytes(8), db=databases["meta"])
 
 
 @dataclass(frozen=True)

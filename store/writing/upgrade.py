@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from store.errors import REBUILD_ADVICE, IndexAccessError
 from store.files.environment import Environment
-from store.reading.reader import LINEAGE_KEY, IndexFacts
-from store.records import encoding
+from store.reading.reader import IndexFacts, renew_lineage
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, PathEncoding
 from store.writing.failpoints import Failpoint, reach
 from store.writing.transactions import in_transaction
@@ -144,7 +143,7 @@ class _Move:
         meta = self._databases["meta"]
         transaction.drop(self._trie, delete=True)
         transaction.delete(_PROGRESS_KEY, b"", meta)
-        transaction.put(LINEAGE_KEY, encoding.new_lineage(), db=meta)
+        renew_lineage(transaction, self._databases)
         upgraded = msgspec.structs.replace(self._facts, format_version=FORMAT_VERSION)
         transaction.put(b"index", msgspec.json.encode(upgraded), db=meta)
         reach(Failpoint.UPGRADE_WRITTEN)
