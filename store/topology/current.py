@@ -1,0 +1,60 @@
+"""The topology of the snapshot at hand: built once, then rolled forward along the index's log of changes.
+
+What must hold: ``at`` gives exactly the paths of its snapshot, not of a later or an earlier commit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from store.reading.reader import Snapshot
+from store.topology.topology import Topology, topology_of
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Held:
+    incarnation: int
+    commit: int
+    topology: Topology
+
+
+class CurrentTopology:
+    """One a process and index directory; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: _Held | None = None
+
+    def at(self, snapshot: Snapshot) -> Topology:
+        """The topology of this snapshot. An index whose log no longer reaches back is read again: seconds for ten million items."""
+        with self._lock:
+            held = self._held
+            if held is not None and held.incarnation == snapshot.incarnation:
+                changes = snapshot.changes_since(held.commit)
+                if changes is not None:
+                    topology = held.topology.with_changes(changes.entered, changes.left)
+                    self._held = _Held(held.incarnation, snapshot.commit, topology)
+                    return topology
+            topology = self._built(snapshot)
+            # A snapshot older than what is held, of another thread, does not turn the others back.
+            if held is None or held.incarnation != snapshot.incarnation or held.commit < snapshot.commit:
+                self._held = _Held(snapshot.incarnation, snapshot.commit, topology)
+            return topology
+
+    def _built(self, snapshot: Snapshot) -> Topology:
+        started = time.monotonic()
+        topology = topology_of((codes for codes, _ in snapshot.all_paths()), snapshot.layers, snapshot.size)
+        _log.info(
+            "topology_read",
+            items=snapshot.item_count,
+            paths=len(topology),
+            megabytes=round(topology.nbytes / 1e6, 1),
+            seconds=round(time.monotonic() - started, 2),
+        )
+        return topology
