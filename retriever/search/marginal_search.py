@@ -235,7 +235,8 @@ class _MarginalSearch:
         return left_out
 
     def _is_short(self, hypotheses: Hypotheses) -> npt.NDArray[np.bool_]:
-        return hypotheses.tokens[:, HEAD_LAYER_INDEX] == self._no_token
+        short: npt.NDArray[np.bool_] = hypotheses.tokens[:, HEAD_LAYER_INDEX] == self._no_token
+        return short
 
     def _chunks(self, hypotheses: Hypotheses, worst: npt.NDArray[np.float64]) -> Iterator[Hypotheses]:
         """Each query's best hypotheses first, about ``_READINGS_AT_ONCE`` readings of each at a time, ascending by query and

@@ -68,7 +68,8 @@ class BitmapTopology:
     def contains(self, paths: NDArray[np.uint16]) -> NDArray[np.bool_]:
         """Whether each path (n, 3) is live: (n,)."""
         first, second, third = paths.T.astype(np.intp)
-        return (self._bits[first, second, third >> 3] >> (7 - (third & 7)).astype(np.uint8)) & 1 == 1
+        live: NDArray[np.bool_] = (self._bits[first, second, third >> 3] >> (7 - (third & 7)).astype(np.uint8)) & 1 == 1
+        return live
 
     def first_tokens(self) -> NDArray[np.int32]:
         """The layer-1 tokens that a live path begins with, rising: int32 (K,)."""
@@ -77,17 +78,20 @@ class BitmapTopology:
     def children(self, layout: Layout, prefixes: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
         """Every continuation of H prefixes (H, d) of SIDs: which prefix, rising, and the SID token number, rising within."""
         size, depth = self.size, prefixes.shape[1]
-        if depth == 1:
-            rows = self._view(layout)[prefixes[:, 0]]
-        else:  # a prefix of two tokens has its layer-2 token: a short SID of three layers ends with its second
-            rows = self._bits[prefixes[:, 0], prefixes[:, 1] - size][:, None, :]
+        # A prefix of two tokens has its layer-2 token: a short SID of three layers ends with its second.
+        rows = self._view(layout)[prefixes[:, 0]] if depth == 1 else self._below(prefixes)
         live = np.unpackbits(rows, axis=2, count=size).reshape(len(prefixes), -1)
         places = np.flatnonzero(live)
         owner = places // live.shape[1]
         return owner, (places - owner * live.shape[1] + depth * size).astype(np.int32)
 
+    def _below(self, prefixes: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """(H, 1, ⌈M / 8⌉): the live layer-3 tokens of each prefix (H, 2)."""
+        rows: NDArray[np.uint8] = self._bits[prefixes[:, 0], prefixes[:, 1] - self.size]
+        return rows[:, None, :]
+
     def _view(self, layout: Layout) -> NDArray[np.uint8]:
-        """(M, 2, ⌈M / 8⌉): of each layer-1 token the live layer-2 tokens that SIDs write, and the layer-3 tokens of short SIDs."""
+        """(M, 2, ⌈M / 8⌉): of each layer-1 token the layer-2 tokens that live SIDs write, and layer 3 of the short ones."""
         heads = layout.is_head.tobytes()
         if heads not in self._views:
             while len(self._views) >= _VIEWS_KEPT:
@@ -97,7 +101,7 @@ class BitmapTopology:
 
 
 def _view(bits: NDArray[np.uint8], is_head: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    second = bits.any(axis=2)
+    second = np.asarray(bits.any(axis=2))
     second[:, is_head] = False
     short = np.bitwise_or.reduce(bits[:, np.flatnonzero(is_head)], axis=1)
     return np.stack((np.packbits(second, axis=1), short), axis=1)
@@ -105,7 +109,8 @@ def _view(bits: NDArray[np.uint8], is_head: NDArray[np.bool_]) -> NDArray[np.uin
 
 def _flat(codes: NDArray[np.uint16], size: int) -> NDArray[np.int64]:
     first, second, third = codes.T.astype(np.int64)
-    return (first * size + second) * size + third
+    flat: NDArray[np.int64] = (first * size + second) * size + third
+    return flat
 
 
 assert HEAD_LAYER_INDEX == 1  # the second axis of the bits

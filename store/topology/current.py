@@ -32,7 +32,7 @@ class CurrentTopology:
         self._held: _Held | None = None
 
     def at(self, snapshot: Snapshot) -> Topology:
-        """The topology of this snapshot. An index whose log no longer reaches back is read again: seconds for ten million items."""
+        """The topology of this snapshot; read anew, seconds for ten million items, where the log no longer reaches back."""
         with self._lock:
             held = self._held
             if held is not None and held.incarnation == snapshot.incarnation:

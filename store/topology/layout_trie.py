@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from models.sids.layout import HEAD_LAYER_INDEX, PADDING, Layout
 from store.errors import IndexMismatchError
 from store.reading.reader import Snapshot
+from store.records.encoding import StoredItem
 from store.topology.topology import Topology, topology_of
 
 
@@ -75,7 +77,15 @@ class SnapshotTrie(LayoutTrie):
         codes = wanted[owner].astype(np.uint16)
         codes[:, HEAD_LAYER_INDEX] = below.layer2[kept]
         bounds = np.searchsorted(owner, np.arange(len(sids) + 1)).tolist()
-        return [SidItems(items[begin:end], codes[begin:end]) for begin, end in zip(bounds, bounds[1:], strict=False)]
+        return [SidItems(items[begin:end], codes[begin:end]) for begin, end in pairwise(bounds)]
+
+    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Weight and ``updated_at`` (milliseconds since the epoch) of items (n,) of this snapshot."""
+        return self._snapshot.weights(numbers)
+
+    def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
+        """These items of this snapshot, in the order asked for."""
+        return self._snapshot.items(numbers)
 
 
 def require_layout(snapshot: Snapshot, layout: Layout) -> None:

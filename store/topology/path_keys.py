@@ -47,7 +47,8 @@ class IntegerKeys:
     def field(self, keys: NDArray[Any], index: int) -> NDArray[np.int32]:
         """See ``PathKeys``."""
         shift = self._type(_BITS * (self.fields - 1 - index))
-        return ((keys >> shift) & self._type(_GREATEST)).astype(np.int32)
+        field: NDArray[np.int32] = ((keys >> shift) & self._type(_GREATEST)).astype(np.int32)
+        return field
 
     def bounds(self, prefixes: NDArray[np.uint16]) -> tuple[NDArray[Any], NDArray[Any]]:
         """See ``PathKeys``."""
