@@ -69,8 +69,10 @@ class _Segment:
 class SortedTopology:
     """The live paths of a codebook of any size; below each layer-1 token a segment."""
 
-    def __init__(self, segments: list[_Segment], layers: int, size: int) -> None:
+    def __init__(self, segments: list[_Segment], live: NDArray[np.bool_], layers: int, size: int) -> None:
+        """``live``: (M,), which segments hold a path."""
         self._segments = segments
+        self._live = live
         self._keys: PathKeys = path_keys(layers - 1)
         self._short_keys: PathKeys = path_keys(layers - 2)
         self.layers, self.size = layers, size
@@ -91,7 +93,7 @@ class SortedTopology:
             _Segment(_distinct(np.sort(rest[begin:end])))
             for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
         ]
-        return cls(segments, layers, size)
+        return cls(segments, np.diff(bounds) > 0, layers, size)
 
     @property
     def nbytes(self) -> int:
@@ -112,12 +114,13 @@ class SortedTopology:
         first, keys, leaves = paths[order, 0].astype(np.int32), keys[order], leaves[order]
         begins = np.flatnonzero(np.diff(first, prepend=-1))
         middles = begins + np.add.reduceat(~leaves, begins)
-        segments = list(self._segments)
+        segments, live = list(self._segments), self._live.copy()
         for token, begin, middle, end in zip(
             first[begins].tolist(), begins.tolist(), middles.tolist(), [*begins[1:].tolist(), len(first)], strict=True
         ):
             segments[token] = segments[token].with_changes(keys[begin:middle], keys[middle:end])
-        return SortedTopology(segments, self.layers, self.size)
+            live[token] = not segments[token].is_empty()
+        return SortedTopology(segments, live, self.layers, self.size)
 
     def contains(self, paths: NDArray[np.uint16]) -> NDArray[np.bool_]:
         """Whether each path (n, L) is live: (n,)."""
@@ -130,8 +133,7 @@ class SortedTopology:
 
     def first_tokens(self) -> NDArray[np.int32]:
         """The layer-1 tokens that a live path begins with, rising: int32 (K,)."""
-        live = [token for token, segment in enumerate(self._segments) if not segment.is_empty()]
-        return np.array(live, np.int32)
+        return np.flatnonzero(self._live).astype(np.int32)
 
     def children(self, layout: Layout, prefixes: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
         """Every continuation of H prefixes (H, d) of SIDs: which prefix, rising, and the SID token number, rising within."""

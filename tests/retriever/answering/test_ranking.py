@@ -24,8 +24,8 @@ from retriever.answering.ranking import (
     reconstructions,
 )
 from retriever.search.search_parts import ScoredSid
-from store.topology.layout_trie import SidItems
 from store.records.encoding import StoredItem
+from store.topology.layout_trie import SidItems
 from support.paths import ROOT
 
 
