@@ -1,8 +1,8 @@
 """The set of live paths as sorted keys, for any codebook: four bytes a distinct path with three layers.
 
 What must hold: a topology never changes; changes make a new one that shares all segments that they do not touch. A segment
-holds the paths below one layer-1 token; changes are merged into it when a search first comes there, so that a roll forward
-costs what it touches, not what a segment holds.
+holds the paths below one layer-1 token. It is sorted, and changes are merged into it, when a search first comes there: a
+topology costs little until it is read, and a roll forward what it touches.
 """
 
 from __future__ import annotations
@@ -33,35 +33,43 @@ class _View:
 
 
 class _Segment:
-    """The paths (c2, …, cL) below one layer-1 token, as sorted distinct keys."""
+    """The paths (c2, …, cL) below one layer-1 token, as sorted distinct keys once they are asked for."""
 
-    __slots__ = ("_changes", "_keys", "views")
+    __slots__ = ("_changes", "_is_sorted", "_keys", "views")
 
-    def __init__(self, keys: NDArray[Any], changes: tuple[tuple[NDArray[Any], NDArray[Any]], ...] = ()) -> None:
+    def __init__(
+        self,
+        keys: NDArray[Any],
+        changes: tuple[tuple[NDArray[Any], NDArray[Any]], ...] = (),
+        *,
+        is_sorted: bool = False,
+    ) -> None:
+        """``keys``: in any order and repeated, unless ``is_sorted``; ``changes``: sorted distinct keys entered and left."""
         self._keys = keys
         self._changes = changes
+        self._is_sorted = is_sorted
         self.views: dict[bytes, _View] = {}
 
     @property
     def keys(self) -> NDArray[Any]:
         """The keys, all changes merged."""
-        if self._changes:
-            keys = self._keys
+        if self._changes or not self._is_sorted:
+            keys = self._keys if self._is_sorted else _distinct(np.sort(self._keys))
             for entered, left in self._changes:
                 keys = _merged(keys, entered, left)
-            self._keys, self._changes = keys, ()
+            self._keys, self._changes, self._is_sorted = keys, (), True
         return self._keys
 
     def with_changes(self, entered: NDArray[Any], left: NDArray[Any]) -> _Segment:
         """Sorted distinct keys more and less; none is in both."""
-        segment = _Segment(self._keys, (*self._changes, (entered, left)))
+        segment = _Segment(self._keys, (*self._changes, (entered, left)), is_sorted=self._is_sorted)
         if len(segment._changes) > _CHANGES_KEPT:
             segment.keys  # noqa: B018
         return segment
 
     def is_empty(self) -> bool:
         """Whether there is no path; nothing is merged where the numbers say it already."""
-        if len(self._keys) > sum(len(left) for _, left in self._changes):
+        if self._is_sorted and len(self._keys) > sum(len(left) for _, left in self._changes):
             return False
         return len(self.keys) == 0
 
@@ -90,8 +98,7 @@ class SortedTopology:
         bounds = np.searchsorted(first[order], np.arange(size + 1))
         rest = rest[order]
         segments = [
-            _Segment(_distinct(np.sort(rest[begin:end])))
-            for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+            _Segment(rest[begin:end]) for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
         ]
         return cls(segments, np.diff(bounds) > 0, layers, size)
 
