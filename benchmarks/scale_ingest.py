@@ -19,7 +19,8 @@ from store.writing.writer import IndexWriter
 CODEBOOK: Final = "0123456789abcdef"
 LAYERS: Final = 3
 _LOAD_BATCH: Final = 50_000
-_UPDATES_A_BATCH: Final = 50
+_LEAST_BATCH: Final = 50  # ten milliseconds' worth at 5,000 a second, as the indexer's batches
+_GREATEST_BATCH: Final = 10_000
 
 
 def crowded_codes(random: np.random.Generator, count: int, size: int) -> NDArray[np.uint16]:
@@ -95,7 +96,9 @@ def _update(directory: Path, items: int, size: int, rate: int, pipe: Connection)
     updates, started = 0, time.monotonic()
     with IndexWriter.open(directory, codebook_id=CODEBOOK, layers=LAYERS, size=size) as writer:
         while True:
-            numbers = np.unique(random.integers(items, size=_UPDATES_A_BATCH))
+            behind = int(rate * (time.monotonic() - started)) - updates  # what waits goes into one batch
+            count = min(max(behind, _LEAST_BATCH), _GREATEST_BATCH)
+            numbers = np.unique(random.integers(items, size=count))
             codes = crowded_codes(random, len(numbers), size)
             writer.apply(batch_of(numbers, codes, random.random(len(numbers), np.float32)), {})
             if not updates:

@@ -290,11 +290,11 @@ def test_query_whose_scores_are_not_finite_names_the_true_cause_and_the_others_a
 ) -> None:
     with_short_sids(bundle, writer)
     answer_queries = answer_batch(bundle, writer, layout=layout)
-    poison = answer_queries._prompts.tokenizer.encode("~")[-1]
+    poison = answer_queries._answerer._prompts.tokenizer.encode("~")[-1]
     with torch.no_grad():
-        answer_queries._model.get_input_embeddings().weight[poison] = torch.nan
+        answer_queries._answerer._model.get_input_embeddings().weight[poison] = torch.nan
         # Tied to the output rows, whose sum is the scores' divisor.
-        head = answer_queries._model.get_output_embeddings()
+        head = answer_queries._answerer._model.get_output_embeddings()
         head.weight = torch.nn.Parameter(torch.nan_to_num(head.weight.detach().clone()))
     asked = [query(b"a", text="~"), query(b"b", text="thing"), query(b"c", text="~")]
     by_id = {answer.query_id: answer for answer in answers(answer_queries(asked))}
