@@ -219,6 +219,15 @@ class Snapshot:
         headers = self._items.headers_of(self._values(numbers))
         return headers["weight"].astype(np.float32), headers["updated_at"].astype(np.int64)
 
+    def codes_where_live(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
+        """Of each item number (n,) whether it is one of a live item, and its codes (n, L): zeros where it is not."""
+        distinct, inverse = np.unique(np.asarray(numbers, np.uint32), return_inverse=True)
+        found = self._cursor("items").getmulti(encoding.number_keys(distinct))
+        live, codes = np.zeros(len(distinct), np.bool_), np.zeros((len(distinct), self.layers), np.uint16)
+        rows = np.searchsorted(distinct, encoding.numbers_of([key for key, _ in found]))
+        live[rows], codes[rows] = True, self._items.codes_of([value for _, value in found])
+        return live[inverse], codes[inverse]
+
     def _values(self, numbers: NDArray[np.uint32]) -> list[bytes]:
         distinct, inverse = np.unique(np.asarray(numbers, np.uint32), return_inverse=True)
         values = self._cursor("items").getmulti(encoding.number_keys(distinct))
