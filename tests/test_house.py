@@ -20,7 +20,7 @@ HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo"}
 ROOMS = {
     "models": "commands towers bundles training language codebooks sids catalogue data_files attributes progress terminal errors",
     "streamer": "commands local operations client dead_letters assigner indexer monitor exactly_once kafka process events "
-    "settings",
+    "filters settings",
     "store": "checks writing topology reading records files errors",
     "retriever": "commands client answering search",
     "study": "commands quick report experiments measures data",
