@@ -223,10 +223,14 @@ class RetrieverSettings(IntakeSettings):
     maximum_limit: int = Field(
         100, ge=1, description="items an answer at the most, and beams of a query that asks for so many"
     )
-    maximum_query_bytes: int = Field(131_072, ge=256, description="room for every field at its own limit")
+    maximum_query_bytes: int = Field(131_072, ge=256, description="of all fields of a query together")
     maximum_text_characters: int = Field(2_048, ge=1)
     maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")
     maximum_user_bytes: int = Field(256, ge=1)
+    maximum_exclusions: int = Field(1_000, ge=0, description="item ids in a query's exclude; each of up to 256 bytes")
+    maximum_filter_clauses: int = Field(64, ge=1, description="operators of a filter, and its alls, anys and nots")
+    maximum_filter_depth: int = Field(8, ge=1, description="of alls, anys and nots in one another")
+    maximum_filter_entries: int = Field(1_024, ge=1, description="values in a list of a filter")
     maximum_wait_seconds: float = Field(
         30.0, gt=0, description="a query that waited longer gets an error instead of work; its timeout_ms may say less"
     )

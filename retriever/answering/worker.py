@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,13 +17,14 @@ import msgspec
 import structlog
 from confluent_kafka import Message
 
+from models.attributes import AttributeType
 from models.bundles.bundle import Bundle
 from models.catalogue import MAXIMUM_ID_BYTES
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
-from retriever.answering.admission import Admission, QueryRefused
+from retriever.answering.admission import Admission, CheckedQuery, QueryRefused
 from retriever.answering.metrics import ANSWERED, DECODE_SECONDS, QUERIES, QUERY_SECONDS
 from retriever.answering.ranking import (
     HistorySimilarity,
@@ -45,6 +46,7 @@ from streamer.events.intake import EventError
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ANSWER, Answer, AnswerError, AnswerItem, Query
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
+from streamer.filters.grammar import Filter
 from streamer.kafka.admin import await_topics
 from streamer.process.health import Health, Part
 from streamer.process.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
@@ -71,6 +73,7 @@ class _Asked:
     query_id: str
     query: Query
     waited_ms: float
+    filter: Filter | None = None
     prompt: list[int] = field(default_factory=list)
     history: tuple[StoredItem, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -89,6 +92,7 @@ class AnswerBatch:
         settings: RetrieverSettings,
         results_topic: str,
         dead_letter_topic: str,
+        filterable: Mapping[str, AttributeType] | None = None,
     ) -> None:
         if settings.layout == "live" and bundle.manifest.layer2_dropout == 0:
             raise RetrieverError(
@@ -101,7 +105,7 @@ class AnswerBatch:
         self._prompts = prompts
         self._reader = reader
         self._settings = settings
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, filterable=filterable)
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
         # Told at the start, not by the first query.
@@ -118,7 +122,9 @@ class AnswerBatch:
         asked: list[_Asked] = []
         for record in records:
             try:
-                asked.append(_Asked(*self._admission.admit(record)))
+                checked, waited_ms = self._admission.admit(record)
+                _require_search_for(checked, waited_ms)
+                asked.append(_Asked(checked.query_id, checked.query, waited_ms, checked.filter))
             except QueryRefused as refusal:
                 fault = AnswerError(kind=refusal.kind, message=str(refusal))
                 waited = {"waited": round(refusal.waited_ms, 2)}
@@ -267,6 +273,20 @@ class AnswerBatch:
         return Outgoing(self._results_topic, answer.query_id.encode(), value, -1, headers)
 
 
+def _require_search_for(checked: CheckedQuery, waited_ms: float) -> None:
+    """Refuse what the search cannot do yet: an answer that passes over a filter would be a wrong one.
+
+    Raises:
+        QueryRefused: ``FilterUnavailable``.
+    """
+    if checked.filter is not None or checked.query.exclude:
+        raise QueryRefused(
+            "FilterUnavailable",
+            "the search of this retriever does not go over eligible items alone: ask without filter and exclude",
+            waited_ms,
+        )
+
+
 def _answer_item(item: StoredItem, layout: Layout, score: float) -> AnswerItem:
     return AnswerItem(
         item_id=item.id.decode(),
@@ -330,6 +350,7 @@ def run_retriever(settings: Settings) -> None:
                 settings=own,
                 results_topic=topics.results,
                 dead_letter_topic=topics.queries_dead_letters,
+                filterable=settings.attributes.filterable,
             )
             loop = LoopSettings(
                 process=PROCESS,

@@ -177,6 +177,11 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     record_version: Version1 = UNSET
 
 
+def excludes_history(query: Query) -> bool:
+    """Whether the answer may not name items of the query's history: yes, where nothing else is said."""
+    return query.exclude_history is not False
+
+
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
     """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID."""
 
