@@ -8,12 +8,14 @@ answer names was a live item in that snapshot.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 import structlog
 from confluent_kafka import Message
 
+from models.attributes import AttributeType
 from models.bundles.bundle import Bundle
 from models.catalogue import MAXIMUM_ID_BYTES
 from models.language.prompts import PromptBuilder
@@ -53,10 +55,12 @@ class AnswerBatch:
         settings: RetrieverSettings,
         results_topic: str,
         dead_letter_topic: str,
+        filterable: Mapping[str, AttributeType] | None = None,
     ) -> None:
-        self._answerer = Answerer(bundle=bundle, model=model, prompts=prompts, reader=reader, settings=settings)
+        """``filterable``: the declared attributes and their types, by which queries may filter."""
+        self._answerer = Answerer(bundle=bundle, model=model, prompts=prompts, reader=reader, settings=settings, filterable=filterable or {})
         self._settings = settings
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, filterable=filterable)
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
 
@@ -69,7 +73,8 @@ class AnswerBatch:
         asked: list[Asked] = []
         for record in records:
             try:
-                asked.append(Asked(*self._admission.admit(record)))
+                checked, waited_ms = self._admission.admit(record)
+                asked.append(Asked(checked.query_id, checked.query, waited_ms, checked.filter))
             except QueryRefused as refusal:
                 fault = AnswerError(kind=refusal.kind, message=str(refusal))
                 waited = {"waited": round(refusal.waited_ms, 2)}
@@ -137,6 +142,7 @@ def run_retriever(settings: Settings) -> None:
                 settings=own,
                 results_topic=topics.results,
                 dead_letter_topic=topics.queries_dead_letters,
+                filterable=settings.attributes.filterable,
             )
             loop = LoopSettings(
                 process=PROCESS,
