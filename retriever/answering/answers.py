@@ -1,18 +1,22 @@
 """From queries to answers: prompt, search, ranking, all from one snapshot of the index and under one layout.
 
-What must hold: whatever an answer names was a live item in the answer's snapshot, and an answer does not depend on what else
-was asked with it.
+What must hold: whatever an answer names was a live and eligible item in the answer's snapshot; the answer is that of the same
+search over an index that holds the eligible items alone; and it does not depend on what else was asked with it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
 import structlog
 
+from models.attributes import AttributeType
 from models.bundles.bundle import Bundle
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
@@ -28,13 +32,16 @@ from retriever.answering.ranking import (
     by_own_probability,
     reconstructions,
 )
+from retriever.eligibility.current import CurrentCatalogue
+from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
 from retriever.search.beam_search import ScoredSid, beam_search
+from retriever.search.exact_search import exact_search
 from retriever.search.marginal_search import marginal_beam_search
 from store.reading.reader import IndexReader, Snapshot
 from store.records.encoding import StoredItem
-from store.topology.current import CurrentTopology
 from store.topology.layout_trie import SnapshotTrie, require_layout
-from streamer.events.records import Answer, AnswerError, AnswerItem, Query
+from streamer.events.records import Answer, AnswerError, AnswerItem, Query, excludes_history
+from streamer.filters.grammar import Filter
 from streamer.settings import RetrieverSettings
 
 log = structlog.get_logger(__name__)
@@ -42,6 +49,8 @@ log = structlog.get_logger(__name__)
 # A title may be a quarter of a megabyte; a hundred of them would make an answer that no topic takes.
 _TITLE_CHARACTERS: Final = 1_000
 _SIDS_READ_AT_ONCE: Final = 8
+SearchKind = Literal["beam", "exact"]
+Numbers = npt.NDArray[np.uint32]
 
 
 class RetrieverError(SidstreamError):
@@ -55,9 +64,20 @@ class Asked:
     query_id: str
     query: Query
     waited_ms: float = 0.0
+    filter: Filter | None = None
+    excluded: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
     prompt: list[int] = field(default_factory=list)
     history: tuple[StoredItem, ...] = ()
     skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: SIDs best first; ``complete``: no better one is missing, as far as an exact search can say."""
+
+    sids: Sequence[ScoredSid] = ()
+    search: SearchKind = "beam"
+    complete: bool = False
 
 
 class Answerer:
@@ -71,6 +91,7 @@ class Answerer:
         prompts: PromptBuilder,
         reader: IndexReader,
         settings: RetrieverSettings,
+        filterable: Mapping[str, AttributeType] | None = None,
     ) -> None:
         """Raises ``RetrieverError`` or ``IndexMismatchError`` if these do not fit together, before the first query does."""
         if settings.layout == "live" and bundle.manifest.layer2_dropout == 0:
@@ -84,10 +105,14 @@ class Answerer:
         self._prompts = prompts
         self._reader = reader
         self._settings = settings
-        self._topology = CurrentTopology()
+        if settings.layout == "marginal" and settings.search == "exact":
+            raise RetrieverError(
+                "retriever.search is 'exact' and retriever.layout 'marginal', which do not go together: set one of them otherwise"
+            )
+        self._catalogue = CurrentCatalogue(filterable or {}, filters_kept=settings.filters_kept)
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
-            self._topology.at(snapshot)  # read here, so that the first query does not wait for it
+            self._catalogue.roll_to(snapshot)  # read here, so that the first query does not wait for it
         self._ranker = _ranker(settings, bundle)
 
     def answers(self, asked: Sequence[Asked]) -> list[Answer]:
@@ -95,15 +120,19 @@ class Answerer:
         started = time.perf_counter()
         with self._reader.snapshot() as snapshot:
             layout = self._layout(snapshot)
-            trie = SnapshotTrie(snapshot, layout, self._topology.at(snapshot))
+            self._catalogue.roll_to(snapshot)
             for one in asked:
-                self._build_prompt(one, snapshot, layout)
+                self._read_history(one, snapshot, layout)
+            tries = self._tries(asked, snapshot, layout)
             prepared = time.perf_counter()
-            found = self._search(asked, trie)
+            found = self._search(asked, tries)
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
-            index_is_empty = len(trie.first_tokens()) == 0
-            items = [self._items(sids, one, trie) for one, sids in zip(asked, found, strict=True)]
+            items = [self._items(each.sids, one, trie) for one, each, trie in zip(asked, found, tries, strict=True)]
+            errors = [
+                None if own else self._why_nothing(one, trie, snapshot)
+                for one, own, trie in zip(asked, items, tries, strict=True)
+            ]
         ended = time.perf_counter()
         DECODE_SECONDS.observe(decoded - prepared)
         spent = {
@@ -115,14 +144,16 @@ class Answerer:
         return [
             self.answer(
                 one.query_id,
-                items=answer_items,
+                items=own,
                 layout=layout.generation,
                 position=position,
                 skipped_history=one.skipped,
                 milliseconds={"waited": round(one.waited_ms, 2), **spent},
-                error=None if answer_items else _nothing_found(index_is_empty=index_is_empty, sids=len(sids)),
+                error=error,
+                search=each.search,
+                search_complete=each.complete if each.search == "exact" else msgspec.UNSET,
             )
-            for one, answer_items, sids in zip(asked, items, found, strict=True)
+            for one, own, each, error in zip(asked, items, found, errors, strict=True)
         ]
 
     def answer(self, query_id: str, **fields: Any) -> Answer:
@@ -142,20 +173,44 @@ class Answerer:
             return self._bundle.layout
         return snapshot.live_layout() or self._bundle.layout
 
-    def _search(self, asked: Sequence[Asked], trie: SnapshotTrie) -> list[list[ScoredSid]]:
-        """SIDs of each query, best first. Queries with as many beams are searched together, so that an answer does not
-        depend on what else was asked.
+    def _tries(self, asked: Sequence[Asked], snapshot: Snapshot, layout: Layout) -> list[SnapshotTrie]:
+        """The trie of each query's eligible items; equal ones are one, so that they are searched together."""
+        known: dict[tuple[Filter | None, bytes], SnapshotTrie] = {}
+        tries = []
+        for one in asked:
+            key = one.filter, np.sort(one.excluded).tobytes()
+            if key not in known:
+                known[key] = self._catalogue.trie(snapshot, layout, one.filter, one.excluded)
+            tries.append(known[key])
+        return tries
+
+    def _search(self, asked: Sequence[Asked], tries: Sequence[SnapshotTrie]) -> list[Found]:
+        """SIDs of each query. Queries with as many beams are searched together, so that an answer does not depend on what
+        else was asked.
         """
-        found: list[list[ScoredSid]] = [[] for _ in asked]
-        beams = [self._beams(one.query.limit) for one in asked]
-        for count in sorted(set(beams)):
-            places = [place for place, own in enumerate(beams) if own == count]
-            searched = self._search_with([asked[place].prompt for place in places], trie, count)
-            for place, sids in zip(places, searched, strict=True):
-                found[place] = sids
-        if (failed := sum(not sids for sids in found)) and len(trie.first_tokens()):
+        found: list[Found] = [Found() for _ in asked]
+        kinds = [(self._kind(one), self._beams(one.query.limit)) for one in asked]
+        for kind, count in sorted(set(kinds)):
+            places = [place for place, own in enumerate(kinds) if own == (kind, count)]
+            searched = self._search_with(
+                kind, [asked[place].prompt for place in places], [tries[place] for place in places], count
+            )
+            for place, each in zip(places, searched, strict=True):
+                found[place] = each
+        failed = sum(not each.sids and len(trie.first_tokens()) > 0 for each, trie in zip(found, tries, strict=True))
+        if failed:
             log.error("scores_not_finite", queries=failed, model=self._bundle.manifest.model_id)
         return found
+
+    def _kind(self, one: Asked) -> SearchKind:
+        """How the query is searched: as it asks, or exactly where its filter lets few items through, or as the settings say."""
+        if self._settings.layout == "marginal":
+            return "beam"
+        if one.query.search is not msgspec.UNSET:
+            return one.query.search
+        if one.filter is not None and self._catalogue.eligible_count(one.filter) <= self._settings.exact_below:
+            return "exact"
+        return self._settings.search
 
     def _beams(self, limit: int) -> int:
         """``retriever.beams``, doubled until ``limit`` items can be found: as many SIDs as beams are found, if so many are
@@ -166,23 +221,55 @@ class Answerer:
             beams *= 2
         return max(self._settings.beams, min(beams, self._settings.maximum_limit))
 
-    def _search_with(self, prompts: list[list[int]], trie: SnapshotTrie, beams: int) -> list[list[ScoredSid]]:
+    def _search_with(
+        self, kind: SearchKind, prompts: list[list[int]], tries: Sequence[SnapshotTrie], beams: int
+    ) -> list[Found]:
         model, vocabulary = self._model, self._prompts.vocabulary
+        if kind == "exact":
+            exact = exact_search(model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget)
+            return [Found(each.sids, "exact", each.complete) for each in exact]
         if self._settings.layout == "marginal":
-            return marginal_beam_search(model, vocabulary, prompts, trie, pinned=self._bundle.layout, beams=beams)
-        return beam_search(model, vocabulary, prompts, trie, beams=beams)
+            found = marginal_beam_search(model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams)
+        else:
+            found = beam_search(model, vocabulary, prompts, tries, beams=beams)
+        return [Found(sids) for sids in found]
 
-    def _build_prompt(self, one: Asked, snapshot: Snapshot, layout: Layout) -> None:
-        known = snapshot.find([item.encode() for item in one.query.history]) if one.query.history else []
-        one.skipped = tuple(item for item, stored in zip(one.query.history, known, strict=True) if stored is None)
+    def _read_history(self, one: Asked, snapshot: Snapshot, layout: Layout) -> None:
+        """The items of the history become a part of the prompt, and what the answer may not name."""
+        query = one.query
+        known = snapshot.find([item.encode() for item in query.history]) if query.history else []
+        one.skipped = tuple(item for item, stored in zip(query.history, known, strict=True) if stored is None)
         live = [stored for stored in known if stored is not None]
+        excluded = {stored.number for stored in live} if excludes_history(query) else set()
+        if query.exclude is not msgspec.UNSET and query.exclude:
+            named = snapshot.find([item.encode() for item in query.exclude])
+            excluded |= {stored.number for stored in named if stored is not None}
+        one.excluded = np.array(sorted(excluded), np.uint32)
         # The newest ones, which are those that the model reads: a long history must not slow the ranking of every SID.
         one.history = tuple(live[max(0, len(live) - self._prompts.settings.max_history) :])
         codes = [stored.codes for stored in one.history]
         # The model reads what it writes: under marginal decoding that is its own layout.
         written = self._bundle.layout if self._settings.layout == "marginal" else layout
         history = written.sid_tokens(codes) if codes else ()
-        one.prompt = self._prompts.build(one.query.text, history, one.query.user)
+        one.prompt = self._prompts.build(query.text, history, query.user)
+
+    def _why_nothing(self, one: Asked, trie: SnapshotTrie, snapshot: Snapshot) -> AnswerError:
+        if snapshot.item_count == 0:
+            return AnswerError(kind="NothingFound", message="the index holds no items yet: publish some")
+        if len(trie.first_tokens()) == 0:
+            excluded, live = len(one.excluded), snapshot.item_count
+            if one.filter is None:
+                reason = (
+                    f"all {live:,} items of the index are excluded by the query: exclude fewer, or keep the history"
+                )
+            else:
+                reason = why_nothing(one.filter, self._catalogue.columns, excluded=excluded)
+            return AnswerError(kind=NOTHING_ELIGIBLE, message=reason)
+        return AnswerError(
+            kind="NotFiniteScores",
+            message="the language model's scores for this query are NaN or infinite: train the model again with "
+            "`sidstream train` and start the retriever anew",
+        )
 
     def _items(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> tuple[AnswerItem, ...]:
         """The items of the answer, best first: by their own probability, or SID by SID in the ranker's order."""
@@ -225,15 +312,3 @@ def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker | None:
 
 def _shortened(title: str) -> str:
     return title if len(title) <= _TITLE_CHARACTERS else title[: _TITLE_CHARACTERS - 1] + "…"
-
-
-def _nothing_found(*, index_is_empty: bool, sids: int) -> AnswerError:
-    if index_is_empty:
-        return AnswerError(kind="NothingFound", message="the index holds no items yet: publish some")
-    if sids == 0:
-        return AnswerError(
-            kind="NotFiniteScores",
-            message="the language model's scores for this query are NaN or infinite: train the model again with "
-            "`sidstream train` and start the retriever anew",
-        )
-    return AnswerError(kind="NothingFound", message="no live item was found")

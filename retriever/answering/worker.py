@@ -58,7 +58,14 @@ class AnswerBatch:
         filterable: Mapping[str, AttributeType] | None = None,
     ) -> None:
         """``filterable``: the declared attributes and their types, by which queries may filter."""
-        self._answerer = Answerer(bundle=bundle, model=model, prompts=prompts, reader=reader, settings=settings, filterable=filterable or {})
+        self._answerer = Answerer(
+            bundle=bundle,
+            model=model,
+            prompts=prompts,
+            reader=reader,
+            settings=settings,
+            filterable=filterable or {},
+        )
         self._settings = settings
         self._admission = Admission(settings, filterable=filterable)
         self._results_topic = results_topic

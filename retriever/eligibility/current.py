@@ -1,4 +1,4 @@
-"""The catalogue as queries may see it, at the snapshot at hand: the topology of all items, and of those that a filter lets through.
+"""The catalogue at the snapshot at hand, as queries may see it: the topology of all items, and of what a filter lets through.
 
 What must hold: the trie of a query has exactly the SIDs that an eligible item holds, and gives the eligible items alone, so that
 a search over it is the search over an index of the eligible items. AND and NOT of topologies would not be exact (two items, one
@@ -102,7 +102,9 @@ class CurrentCatalogue:
             self._follow(snapshot, step.changes)
         self._commit = snapshot.commit
 
-    def trie(self, snapshot: Snapshot, layout: Layout, wanted: Filter | None, excluded: Numbers = _NOBODY) -> SnapshotTrie:
+    def trie(
+        self, snapshot: Snapshot, layout: Layout, wanted: Filter | None, excluded: Numbers = _NOBODY
+    ) -> SnapshotTrie:
         """The trie of the items that a filter lets through, less those with these numbers; of the snapshot rolled to."""
         assert self._all is not None
         in_use = None if wanted is None else self._filtered(wanted)
@@ -187,7 +189,9 @@ def _eligible(numbers: Numbers, mask: NDArray[np.bool_] | None, excluded: Number
     return kept
 
 
-def _still_held(snapshot: Snapshot, paths: Paths, mask: NDArray[np.bool_] | None, excluded: Numbers) -> NDArray[np.bool_]:
+def _still_held(
+    snapshot: Snapshot, paths: Paths, mask: NDArray[np.bool_] | None, excluded: Numbers
+) -> NDArray[np.bool_]:
     """Of paths (n, L) whether an eligible item of the snapshot holds them."""
     held = np.zeros(len(paths), np.bool_)
     if len(paths):

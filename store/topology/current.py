@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """The topology of a snapshot, and how it came about: ``changes`` since the commit ``since``, both None if it was built anew."""
+    """The topology of a snapshot, and the ``changes`` since the commit ``since`` that led to it: None if it was built anew."""
 
     topology: Topology
     since: int | None
