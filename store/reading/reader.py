@@ -11,9 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -32,15 +30,14 @@ from store.errors import (
     IndexUsageError,
 )
 from store.files import environment
+from store.reading.paths import BelowPaths, all_paths, items_below
 from store.records import encoding
-from store.records.change_log import Changes, log_key, merge_entries, path_keys
+from store.records.change_log import Changes, log_key, merge_entries
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, StoredItem
 from store.records.split_keys import decode_records
 
 _LINEAGE_KEY: Final = b"lineage"  # in ``meta``
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
-_BLOCK_RECORDS: Final = 1_000_000  # of ``all_paths``: 10 MB
-_FIRST_KEYS: Final = 64  # of its first block, which tells how many records a key has
 
 
 class IndexFacts(msgspec.Struct, frozen=True):
@@ -109,18 +106,6 @@ def renew_lineage(transaction: Any, databases: dict[str, Any]) -> None:
     transaction.put(_LINEAGE_KEY, secrets.token_bytes(8), db=databases["meta"])
 
 
-@dataclass(frozen=True)
-class BelowPaths:
-    """The items below some short paths (c1, c3, …, cL), sorted by owner, layer-2 token and number.
-
-    owner: intp (R,) row of the short path asked for; layer2: uint16 (R,) the token left out; items: uint32 (R,) numbers.
-    """
-
-    owner: NDArray[np.intp]
-    layer2: NDArray[np.uint16]
-    items: NDArray[np.uint32]
-
-
 class Snapshot:
     """One committed state of the index. Arrays and items returned are copies and outlive it."""
 
@@ -180,6 +165,11 @@ class Snapshot:
     def item_count(self) -> int:
         """Live items."""
         return int(self._read.stat(self._databases["items"])["entries"])
+
+    @property
+    def item_numbers(self) -> int:
+        """One more than the greatest item number that was ever given: the length of a table by item number."""
+        return read_state(self._read, self._databases).next_number
 
     @property
     def split_keys(self) -> int:
@@ -248,71 +238,13 @@ class Snapshot:
 
         The rows may repeat and come in any order; one that holds no item gives none. Read at once, whatever the layout.
         """
-        wanted = path_keys(short_paths)
-        order = np.argsort(wanted, kind="stable")
-        first = np.ones(len(wanted), np.bool_)
-        first[1:] = wanted[order[1:]] != wanted[order[:-1]]
-        distinct = order[first]  # a row of each short path, in LMDB's order
-        read = self._read_keys if self._paths.whole_keys else self._read_ranges
-        counts, layer2, items = read(short_paths[distinct])
-        if len(distinct) == len(wanted) and bool((np.diff(distinct) > 0).all()):
-            return BelowPaths(np.repeat(np.arange(len(distinct)), counts), layer2, items)
-        starts = np.cumsum(counts) - counts
-        of_row = np.empty(len(wanted), np.intp)
-        of_row[order] = np.cumsum(first) - 1
-        counts, starts = counts[of_row], starts[of_row]
-        owner = np.repeat(np.arange(len(wanted)), counts)
-        places = np.arange(len(owner)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
-        return BelowPaths(owner, layer2[places], items[places])
-
-    def _read_keys(
-        self, short_paths: NDArray[np.uint16]
-    ) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
-        """How many items each of the distinct short paths has, rising, each of which is a key; their tokens and numbers."""
-        joined = self._cursor("paths").getmulti(
-            self._paths.keys(short_paths), dupdata=True, dupfixed_bytes=self._paths.value_bytes, keyfixed=True
-        )
-        records = np.frombuffer(joined, self._paths.record)
-        begins = np.ones(len(records), np.bool_)
-        begins[1:] = False
-        for token in records["short"].T:
-            begins[1:] |= token[1:] != token[:-1]
-        starts = np.flatnonzero(begins)
-        which = np.searchsorted(path_keys(short_paths), path_keys(records["short"][starts].astype(np.uint16)))
-        counts = np.zeros(len(short_paths), np.intp)
-        counts[which] = np.diff(starts, append=len(records))
-        return counts, records["layer2"].astype(np.uint16), records["number"].astype(np.uint32)
-
-    def _read_ranges(
-        self, short_paths: NDArray[np.uint16]
-    ) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
-        """The same where many short paths share a key: each has few items then, and they lie side by side."""
-        counts = np.zeros(len(short_paths), np.intp)
-        values: list[bytes] = []
-        cursor = self._cursor("paths")
-        for row, (key, lowest) in enumerate(self._paths.first_records(short_paths)):
-            if not cursor.set_range_dup(key, lowest):
-                continue
-            before = len(values)
-            values += takewhile(partial(self._paths.same_short_path, lowest), cursor.iternext_dup())
-            counts[row] = len(values) - before
-        return counts, *self._paths.decode_tails(values)
+        return items_below(self._cursor("paths"), self._paths, short_paths)
 
     def all_paths(self) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32]]]:
         """Codes uint16 (R, L) and numbers uint32 (R,) of every item, in blocks of about a million, sorted by (c1, c3, …,
-        cL, c2, number).
-
-        LMDB reads all records of a key at once: ten million items take 0.12 s, be they 150 to a key (M = 256) or 2,400
-        (M = 4,096), and 0.3 s with the arrays made of them. One by one they would take 4 s.
+        cL, c2, number). What that costs: ``store.reading.paths.all_paths``.
         """
-        cursor = self._cursor("paths")
-        keys = self._cursor("paths").iternext_nodup()
-        count = _FIRST_KEYS
-        while block := list(islice(keys, count)):
-            joined = cursor.getmulti(block, dupdata=True, dupfixed_bytes=self._paths.value_bytes, keyfixed=True)
-            codes, numbers = self._paths.decode(joined)
-            yield codes, numbers
-            count = max(1, _BLOCK_RECORDS * len(block) // max(len(numbers), 1))
+        return all_paths(self._cursor("paths"), self._cursor("paths"), self._paths)
 
     @property
     def commit(self) -> int:
@@ -349,15 +281,31 @@ class Snapshot:
     def items(self, numbers: Sequence[int] | NDArray[np.uint32]) -> list[StoredItem]:
         """The items with these numbers, in the order asked for; numbers must come from this snapshot."""
         wanted = np.asarray(numbers, np.uint32)
-        distinct, inverse = np.unique(wanted, return_inverse=True)
+        return self._items.decode(wanted.tolist(), self._values(wanted))
+
+    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Weight and ``updated_at`` of the items with these numbers (n,): what ranking needs of many items, undecoded."""
+        headers = self._items.headers_of(self._values(numbers))
+        return headers["weight"].astype(np.float32), headers["updated_at"].astype(np.int64)
+
+    def codes_where_live(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
+        """Of each item number (n,) whether it is one of a live item, and its codes (n, L): zeros where it is not."""
+        distinct, inverse = np.unique(np.asarray(numbers, np.uint32), return_inverse=True)
+        found = self._cursor("items").getmulti(encoding.number_keys(distinct))
+        live, codes = np.zeros(len(distinct), np.bool_), np.zeros((len(distinct), self.layers), np.uint16)
+        rows = np.searchsorted(distinct, encoding.numbers_of([key for key, _ in found]))
+        live[rows], codes[rows] = True, self._items.codes_of([value for _, value in found])
+        return live[inverse], codes[inverse]
+
+    def _values(self, numbers: NDArray[np.uint32]) -> list[bytes]:
+        distinct, inverse = np.unique(np.asarray(numbers, np.uint32), return_inverse=True)
         values = self._cursor("items").getmulti(encoding.number_keys(distinct))
         if len(values) != len(distinct):
             raise IndexUsageError(
                 f"{len(distinct) - len(values)} of {len(distinct)} item numbers are not in this snapshot of {self._path}: "
                 "look up numbers in the snapshot that they came from."
             )
-        decoded = self._items.decode(distinct.tolist(), [value for _, value in values])
-        return [decoded[index] for index in inverse.tolist()]
+        return [values[place][1] for place in inverse.tolist()]
 
     def find(self, ids: Sequence[bytes]) -> list[StoredItem | None]:
         """The item of each id, None where there is none."""
