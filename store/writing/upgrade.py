@@ -66,7 +66,7 @@ def upgrade(
         return facts
     shared.open_databases(create=True)
     move = _Move(shared, facts)
-    say = _Lines(shared, facts, move.total, clock)
+    say = _Lines(shared, facts, move, clock)
     while not move.ended:
         in_transaction(shared, lambda transaction: move.next(transaction, records))
         reach(Failpoint.UPGRADE_COMMITTED)
@@ -158,12 +158,12 @@ class _Move:
 class _Lines:
     """Says in the log how far the upgrade is."""
 
-    def __init__(self, shared: Environment, facts: IndexFacts, total: int, clock: Callable[[], float]) -> None:
+    def __init__(self, shared: Environment, facts: IndexFacts, move: _Move, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._total = total
+        self._total = move.total
         self._began = self._said = clock()
         self._log = _log.bind(path=str(shared.path), from_format=facts.format_version, to_format=FORMAT_VERSION)
-        self._log.info("index_upgrade_begun", items=total)
+        self._log.info("index_upgrade_begun", items=move.progress.moved, total=self._total)
 
     def moved(self, items: int) -> None:
         if self._clock() - self._said >= _LINE_SECONDS:

@@ -95,8 +95,8 @@ class IndexWriter:
     ) -> IndexWriter:
         """Opens the directory for writing, creating it where it is missing.
 
-        An index of an older format is upgraded in place (a minute for ten million items); ``on_progress`` is called every
-        second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
+        An index of an older format is upgraded in place (half a minute for ten million items); ``on_progress`` is called
+        every second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
         counts, the later one or the one with the greater ``updated_at``.
 
         Raises ``IndexLockedError`` (another writer), ``IndexMismatchError`` (other codebook, layers or size),
