@@ -43,6 +43,8 @@ _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "layouts": {},
     "deleted": {},  # since format 2, like the next
     "elsewhere": {},
+    "attributes": {},  # since format 3, like the next
+    "attribute_records": {},
 }
 _SNAPSHOT_WAIT_SECONDS: Final = 30.0  # how long a change of the map waits for other threads' snapshots
 

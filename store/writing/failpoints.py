@@ -30,6 +30,8 @@ class Failpoint(StrEnum):
     TRANSACTION_COMMITTED = "transaction-committed"  # all of it is visible, and the process does not know yet
     BATCH_WRITTEN = "batch-written"  # indexer: inside of the LMDB transaction
     BATCH_COMMITTED = "batch-committed"  # in the index, its counts not published
+    ATTRIBUTES_WRITTEN = "attributes-written"  # indexer: inside of the LMDB transaction of attributes that came alone
+    ATTRIBUTES_COMMITTED = "attributes-committed"  # in the index, and the indexer does not know yet
     COUNTS_SENT = "counts-sent"  # counts are handed to the client, which may not have sent them
     LAYOUT_WRITTEN = "layout-written"  # in the middle of a layout switch: inside of the LMDB transaction
     LAYOUT_COMMITTED = "layout-committed"  # live for readers, and the indexer does not know yet
