@@ -223,6 +223,20 @@ class RetrieverSettings(IntakeSettings):
     maximum_limit: int = Field(
         100, ge=1, description="items an answer at the most, and beams of a query that asks for so many"
     )
+    search: Literal["beam", "exact"] = Field(
+        "beam",
+        description="exact: branch and bound instead of a beam that may drop the beginning of a good SID; a query may ask for "
+        "either; not with the marginal layout",
+    )
+    exact_budget: int = Field(
+        4_096,
+        ge=1,
+        description="prefixes that the model runs for an exact search; an answer says so where they did not do",
+    )
+    exact_below: int = Field(
+        1_000, ge=0, description="a filter that lets through no more items than this is searched exactly"
+    )
+    filters_kept: int = Field(16, ge=1, description="filters last used, kept current in memory: a byte an item each")
     maximum_query_bytes: int = Field(131_072, ge=256, description="of all fields of a query together")
     maximum_text_characters: int = Field(2_048, ge=1)
     maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")

@@ -162,7 +162,7 @@ class Admission:
 
         Raises:
             EventError: as ``decode``.
-            QueryRefused: ``DeadlinePassed`` or ``RateLimited``.
+            QueryRefused: ``DeadlinePassed``, ``RateLimited`` or ``SearchUnavailable``.
         """
         checked = self.decode(record)
         query = checked.query
@@ -181,6 +181,13 @@ class Admission:
                 "RateLimited",
                 f"this user asks more than {settings.user_queries_per_second:g} queries a second (bursts of "
                 f"{settings.user_query_burst}): ask again later",
+                waited,
+            )
+        if query.search == "exact" and self._settings.layout == "marginal":
+            raise QueryRefused(
+                "SearchUnavailable",
+                "this retriever sums over the model's own layout (retriever.layout is 'marginal'), and an exact search does "
+                "not: ask without search, or of a retriever whose layout is pinned or live",
                 waited,
             )
         return checked, waited

@@ -162,7 +162,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
     ``filter``: what an item's attributes must fulfil (docs/filters.md); ``exclude``: ids of items that no answer may name;
-    ``exclude_history``: nor those of ``history``; without it, true.
+    ``exclude_history``: nor those of ``history``; without it, true. ``search``: exact drops no SID that a beam might drop;
+    without it, what the retriever's settings say.
     """
 
     text: str = ""
@@ -174,6 +175,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     filter: RawFilter | UnsetType = UNSET
     exclude: tuple[str, ...] | UnsetType = UNSET
     exclude_history: bool | UnsetType = UNSET
+    search: Literal["beam", "exact"] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
@@ -199,7 +201,11 @@ class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition."""
+    """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition.
+
+    ``search``: how the SIDs were found; ``search_complete``: false where its budget ended an exact search, so that a better
+    item may be missing.
+    """
 
     query_id: str
     items: tuple[AnswerItem, ...] = ()
@@ -212,6 +218,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds: dict[str, float] = {}
     answered_at: int = 0
     error: AnswerError | None = None
+    search: Literal["beam", "exact"] | UnsetType = UNSET
+    search_complete: bool | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
