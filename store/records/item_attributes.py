@@ -91,11 +91,12 @@ def with_records(
 ) -> list[AttributeRecord]:
     """The last record of each partition, after ``new`` have come in order."""
     last = {record.partition: record for record in known}
-    for record in new:
+    for record in {record.partition: record for record in new}.values():
         if record.value is None:
             before = last.get(record.partition)
-            again = before is not None and before.value is None and before.timestamp == record.timestamp
-            record = before if again and before is not None else msgspec.structs.replace(record, noted_at=now_ms)
+            if before is not None and before.value is None and before.timestamp == record.timestamp:
+                continue  # it comes again
+            record = msgspec.structs.replace(record, noted_at=now_ms)
         last[record.partition] = record
     return [last[partition] for partition in sorted(last)]
 
