@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 _VERSION: Final = 1
 # Kinds of sections: paths (u16 a token), paths, item numbers (u32), item numbers.
 _ENTERED, _LEFT, _ITEMS, _ATTRIBUTES = 1, 2, 3, 4
+_NO_ITEMS: Final = np.empty(0, np.uint32)
 _HEAD: Final = struct.Struct("<BB")
 _SECTION: Final = struct.Struct("<BI")
 _KEY: Final = struct.Struct(">QI")
@@ -45,7 +46,7 @@ class Changes:
     left: NDArray[np.uint16]
     items: NDArray[np.uint32]
     commit: int
-    attributes: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    attributes: NDArray[np.uint32] = field(default_factory=lambda: _NO_ITEMS)
 
 
 class LogEntry(NamedTuple):
@@ -56,7 +57,7 @@ class LogEntry(NamedTuple):
     entered: NDArray[np.uint16]
     left: NDArray[np.uint16]
     items: NDArray[np.uint32]
-    attributes: NDArray[np.uint32]
+    attributes: NDArray[np.uint32] = _NO_ITEMS
 
 
 def log_key(commit: int, part: int = 0) -> bytes:

@@ -60,7 +60,9 @@ def run(directory: Path, bundle: Path, steps: list[Step], *, seed: int, ids: int
 
 
 def test_every_failpoint_is_in_the_list() -> None:
-    assert {point for _, point, _ in FAILPOINTS} == set(Failpoint)
+    """But those of an old index's upgrade, which tests/store/writing/test_writer_upgrade.py visits: here every index is new."""
+    of_an_upgrade = {Failpoint.UPGRADE_WRITTEN, Failpoint.UPGRADE_COMMITTED}
+    assert {point for _, point, _ in FAILPOINTS} == set(Failpoint) - of_an_upgrade
 
 
 @pytest.mark.timeout(3_600)
