@@ -178,9 +178,9 @@ class PathEncoding:
 
     A record is those numbers in that order, big-endian, u16 but for the item number (u32), and the item's weight (f32,
     little-endian). So the items of a short path lie side by side, whatever a layout leaves out, with all that their ranking
-    needs: of the thousands behind fifty short SIDs only the answered ones are read. The key is as much of the short path as keeps keys few
-    (``_MOST_KEYS``): all of it at L = 3 and M = 256 or 512, where one ``getmulti`` reads the items of many SIDs; c1 alone at
-    M = 4,096, where a short path holds an item or two, and a key each would cost twice the bytes and pages.
+    needs: of the thousands behind fifty short SIDs only the answered ones are read. The key is as much of the short path as
+    keeps keys few (``_MOST_KEYS``): all of it at L = 3 and M = 256 or 512, where one ``getmulti`` reads the items of many
+    SIDs; c1 alone at M = 4,096, where a short path holds an item or two, and a key each would cost twice the bytes and pages.
     """
 
     def __init__(self, layers: int, size: int) -> None:

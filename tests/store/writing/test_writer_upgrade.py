@@ -247,7 +247,6 @@ def test_upgrade_says_every_few_seconds_how_far_it_is(path: Path, version: int, 
 def test_damaged_trie_is_refused_and_nothing_is_dropped(open_writer: OpenWriter, path: Path, version: int) -> None:
     with lmdb.open(str(path), max_dbs=32) as opened:
         trie = opened.open_db(b"trie", dupsort=True, dupfixed=True, create=False)
-        items = opened.open_db(b"items", create=False)
         with opened.begin(write=True) as transaction:  # a token that the codebook does not have
             transaction.put(b"\x00\x7f", b"\x00" * 8, db=trie)
     with pytest.raises(
