@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from study.data.co_occurrence import CoOccurrence
+from models.dense.co_occurrence import CoOccurrence
 from study.data.datasets import Dataset, TestCase
 from study.measures.evaluation import Recall, recall
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.dense.co_occurrence import CoOccurrence
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from store.reading.reader import IndexReader
@@ -19,7 +20,6 @@ from store.records.encoding import StoredItem
 from store.topology.trie_view import TrieView
 from store.writing.writer import IndexWriter
 from study.data.choices import CodebookChoice
-from study.data.co_occurrence import CoOccurrence
 from study.data.datasets import Dataset, TestCase
 from study.experiments.configuration import LayoutChoice, RunChoice
 from study.measures import evaluation
