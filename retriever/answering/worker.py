@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -133,10 +133,17 @@ class AnswerBatch:
                 outgoing.append(
                     self._outgoing(self._answer(query_id, error=AnswerError(kind=error.kind, message=str(error))))
                 )
+        outgoing += [self._outgoing(answer) for answer in self._in_batches(asked)]
+        return outgoing
+
+    def answer(self, queries: Sequence[Query]) -> Iterator[Answer]:
+        """The answers of queries that come from no topic, in their order; admission does not look at them."""
+        return self._in_batches([_Asked(str(number), query, 0.0) for number, query in enumerate(queries)])
+
+    def _in_batches(self, asked: Sequence[_Asked]) -> Iterator[Answer]:
         size = self._settings.batch_size
         for start in range(0, len(asked), size):
-            outgoing += [self._outgoing(answer) for answer in self._answers(asked[start : start + size])]
-        return outgoing
+            yield from self._answers(asked[start : start + size])
 
     def _answers(self, asked: Sequence[_Asked]) -> list[Answer]:
         started = time.perf_counter()
