@@ -57,9 +57,9 @@ class PairCounts:
     """
 
     starts: Rows
-    items: Rows
-    after: npt.NDArray[np.float64]
-    before: npt.NDArray[np.float64]
+    items: npt.NDArray[np.int32]
+    after: npt.NDArray[np.float32]
+    before: npt.NDArray[np.float32]
 
     @classmethod
     def count(cls, pairs: Pairs, items: int, *, decay: float) -> PairCounts:
@@ -74,11 +74,12 @@ class PairCounts:
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         nothing = np.zeros(len(first))
         after, before = (
-            np.add.reduceat(np.concatenate(halves)[order], begins) if len(begins) else np.empty(0)
+            (np.add.reduceat(np.concatenate(halves)[order], begins) if len(begins) else np.empty(0)).astype(np.float32)
             for halves in ((weights, nothing), (nothing, weights))
         )
         distinct = keys[begins]
-        return cls(np.searchsorted(distinct, np.arange(items + 1) * items), distinct % items, after, before)
+        starts = np.searchsorted(distinct, np.arange(items + 1) * items)
+        return cls(starts, (distinct % items).astype(np.int32), after, before)
 
     def neighbours(self, items: Rows) -> tuple[Rows, Rows]:
         """Of the items (H,): which of them (0 to H - 1), and the places in ``items`` of its neighbours; both (E',)."""

@@ -9,9 +9,8 @@ more popular item, then to the smaller row; the same data give the same lists.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from typing import Final
 
 import numpy as np
@@ -46,16 +45,20 @@ class CoOccurrenceSettings:
     popularity: float = 0.1
 
 
-CO_OCCURRENCE_GRID: Final = tuple(
-    CoOccurrenceSettings(*values) for values in product((0.0, 0.5, 1.0), (0.5, 1.0), (0.5, 1.0, 2.0), (-0.25, 0.0, 0.1))
-)
-RECENCY_GRID: Final = (0.0, 0.5, 1.0, 2.0)  # of the items of a history, for the mean of their embeddings
+CO_OCCURRENCE_GRID: Final = {
+    "popularity": (-0.5, -0.25, 0.0, 0.1, 0.25),
+    "recency": (0.0, 0.5, 1.0, 2.0, 4.0),
+    "reverse": (0.0, 0.5, 1.0),
+    "decay": (0.0, 0.5, 1.0, 2.0),
+}
+RECENCY_GRID: Final = (0.0, 0.5, 1.0, 2.0, 4.0)  # of the items of a history, for the mean of their embeddings
 TOGETHER_GRID: Final = (
     0.05,
     0.1,
     0.2,
     0.4,
     0.8,
+    1.6,
 )  # weight of the cosine beside co-occurrence, the best of which counts 1
 
 
@@ -119,16 +122,17 @@ def references(
 
     def add(name: str, settings: str, scores: Callable[[Sequence[EvaluationCase]], Scores], tuned: bool = True) -> None:
         lists = _lists(data, cases, width, scores, name, tell)
+        settings += ", by default: there is no validation part" if tuned and not tuning else ""
         found.append(Reference(name, lists, settings, len(tuning) if tuned else 0))
 
     if CO_OCCURRENCE in names:
         pairs = _best_co_occurrence(data, tuning, width, tell)
-        add(CO_OCCURRENCE, _said(pairs), lambda part: co_occurrence_scores(data, part, pairs))
+        add(CO_OCCURRENCE, said(pairs), lambda part: co_occurrence_scores(data, part, pairs))
     if NEIGHBOURS in names:
         of_history = any(case.history and case.query_row < 0 for case in cases)
         recency = _best_recency(data, unit, tuning, width, tell) if of_history else 1.0
-        said = f"of the history's mean, weighted 1 / rank^{recency:g}" if of_history else "of the query's embedding"
-        add(NEIGHBOURS, said, lambda part: neighbour_scores(data, unit, part, recency), of_history)
+        words = f"of the history's mean, weighted 1 / rank^{recency:g}" if of_history else "of the query's embedding"
+        add(NEIGHBOURS, words, lambda part: neighbour_scores(data, unit, part, recency), of_history)
     if TOGETHER in names:
         weight = _best_together(data, unit, tuning, width, pairs, recency, tell)
         scores = partial(_together, data, unit, settings=pairs, recency=recency, weight=weight)
@@ -240,36 +244,94 @@ def _sample(validation: Sequence[EvaluationCase]) -> Sequence[EvaluationCase]:
 def _best_co_occurrence(
     data: ReferenceData, tuning: Sequence[EvaluationCase], width: int, tell: Progress
 ) -> CoOccurrenceSettings:
-    """Ranks among the items that were seen with a history alone, each pair of case and item looked up once for all settings."""
-    qualities = dict.fromkeys(CO_OCCURRENCE_GRID, 0.0)
+    """One setting at a time goes through its grid while the others stay, from the defaults on, until nothing helps any more."""
+    best = CoOccurrenceSettings()
+    if not tuning:
+        return best
+    blocks = []
     for start, part in _blocks(tuning):
-        history, lengths = flattened([case.history for case in part])
-        case = np.repeat(np.arange(len(part)), lengths)
-        rank = _ranks_from_newest(lengths)
-        which, place = data.counts(0.0).neighbours(history)  # the same places for every decay
-        cells, back = np.unique(case[which] * data.items + data.counts(0.0).items[place], return_inverse=True)
-        seen_by, candidate = np.divmod(cells, data.items)
-        popularity = np.maximum(data.training.popularity[candidate], 0.5)
-        owned = np.isin(cells, case * data.items + history)
-        relevant = Relevant.of(part)
-        wanted = relevant.case * data.items + relevant.item
-        at = np.minimum(np.searchsorted(cells, wanted), max(0, len(cells) - 1))
-        among = cells[at] == wanted if len(cells) else np.zeros(len(wanted), dtype=bool)
-        for settings in CO_OCCURRENCE_GRID:
-            counts = data.counts(settings.decay)
-            values = rank[which] ** -settings.recency * (counts.after[place] + settings.reverse * counts.before[place])
-            scores = np.bincount(back, weights=values, minlength=len(cells)) * popularity**settings.popularity
-            scores[owned] = -np.inf
-            ranks = np.full(len(wanted), np.iinfo(np.int64).max)
-            for row in np.flatnonzero(among) if len(wanted) > len(part) else ():
-                ranks[row] = 1 + int((scores[seen_by == relevant.case[row]] > scores[at[row]]).sum())
-            if len(wanted) == len(part):  # one relevant item a case: all at once
-                of_target = np.where(among, scores[at] if len(cells) else 0.0, np.inf)
-                better = np.bincount(seen_by[scores > of_target[seen_by]], minlength=len(part))
-                ranks = np.where(among, 1 + better, ranks)
-            qualities[settings] += float(measure(relevant, ranks, (width,))[1].sum())
+        blocks.append(_Seen.of(data, part))
         tell(f"{CO_OCCURRENCE}: settings", start + len(part), len(tuning))
-    return max(qualities, key=lambda settings: qualities[settings]) if tuning else CoOccurrenceSettings()
+    qualities: dict[CoOccurrenceSettings, float] = {}
+
+    def quality(settings: CoOccurrenceSettings) -> float:
+        if settings not in qualities:
+            counts = data.counts(settings.decay)
+            qualities[settings] = sum(block.quality(counts, settings, width) for block in blocks)
+        return qualities[settings]
+
+    before = None
+    while best != before:
+        before = best
+        for name, values in CO_OCCURRENCE_GRID.items():
+            best = max((replace(best, **{name: value}) for value in values), key=quality)
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What was seen with the histories of a block of cases, looked up once for all settings; the same for every decay.
+
+    ``rank`` and ``place``: (E,) of the history's item from the newest on, and of its neighbour among the counts; ``back``: (E,)
+    into the C pairs of a case (``case``) and an item (``popularity``: its occurrences), ``owned`` if that is in the
+    history; ``at``: (R,) the pair of each row of ``relevant``, if ``among`` them.
+    """
+
+    rank: npt.NDArray[np.float32]
+    place: npt.NDArray[np.int64]
+    back: npt.NDArray[np.int32]
+    case: npt.NDArray[np.int64]
+    popularity: npt.NDArray[np.float64]
+    owned: npt.NDArray[np.bool_]
+    relevant: Relevant
+    at: npt.NDArray[np.int64]
+    among: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, data: ReferenceData, cases: Sequence[EvaluationCase]) -> _Seen:
+        counts = data.counts(CoOccurrenceSettings().decay)
+        history, lengths = flattened([case.history for case in cases])
+        case = np.repeat(np.arange(len(cases)), lengths)
+        which, place = counts.neighbours(history)
+        pairs, back = np.unique(case[which] * data.items + counts.items[place], return_inverse=True)
+        seen_by, item = np.divmod(pairs, data.items)
+        relevant = Relevant.of(cases)
+        wanted = relevant.case * data.items + relevant.item
+        at = np.minimum(np.searchsorted(pairs, wanted), max(0, len(pairs) - 1))
+        return cls(
+            rank=_ranks_from_newest(lengths)[which].astype(np.float32),
+            place=place,
+            back=back.ravel().astype(np.int32),
+            case=seen_by,
+            popularity=np.maximum(data.training.popularity[item], 0.5),
+            owned=np.isin(pairs, case * data.items + history),
+            relevant=relevant,
+            at=at,
+            among=pairs[at] == wanted if len(pairs) else np.zeros(len(wanted), dtype=bool),
+        )
+
+    def quality(self, counts: PairCounts, settings: CoOccurrenceSettings, width: int) -> float:
+        """Sum of the cases' NDCG; an item that was not seen with the history is not found."""
+        values = self.rank**-settings.recency * (
+            counts.after[self.place] + settings.reverse * counts.before[self.place]
+        )
+        scores = np.bincount(self.back, weights=values, minlength=len(self.case)) * self.popularity**settings.popularity
+        scores[self.owned] = -np.inf
+        ranks = np.full(len(self.at), np.iinfo(np.int64).max)
+        rows = np.flatnonzero(self.among)
+        rows = rows[scores[self.at[rows]] > 0]
+        # One relevant item of each case at a time: a comparison for each pair is much less than a sort of them.
+        place = np.arange(len(rows)) - np.searchsorted(self.relevant.case[rows], self.relevant.case[rows])
+        for number in range(int(place.max(initial=-1)) + 1):
+            now = rows[place == number]
+            target = np.zeros(self.relevant.cases, dtype=np.int64)
+            target[self.relevant.case[now]] = self.at[now]
+            wanted = target[self.case]
+            equal, pairs = scores == scores[wanted], np.arange(len(scores))
+            popular = self.popularity - self.popularity[wanted]
+            better = (scores > scores[wanted]) | (equal & ((popular > 0) | ((popular == 0) & (pairs < wanted))))
+            ranks[now] = 1 + np.bincount(self.case[better], minlength=self.relevant.cases)[self.relevant.case[now]]
+        return float(measure(self.relevant, ranks, (width,))[1].sum())
 
 
 def _best_recency(
@@ -306,11 +368,15 @@ def _best(
     """The way with the best NDCG over the tuning cases."""
     relevant = Relevant.of(tuning)
 
-    def quality(way: float) -> float:
-        lists = _lists(data, tuning, width, ways[way], f"{name}: settings", tell)
+    def quality(number: int, way: float) -> float:
+        def told(what: str, done: int, total: int) -> None:
+            tell(f"{what}: settings", number * total + done, len(ways) * total)
+
+        lists = _lists(data, tuning, width, ways[way], name, told)
         return float(measure(relevant, relevant.ranks(lists), (width,))[1].mean())
 
-    return max(ways, key=quality) if tuning else otherwise
+    qualities = {way: quality(number, way) for number, way in enumerate(ways)} if tuning else {otherwise: 0.0}
+    return max(qualities, key=lambda way: qualities[way])
 
 
 def _ranks_from_newest(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -325,7 +391,8 @@ def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return unit
 
 
-def _said(settings: CoOccurrenceSettings) -> str:
+def said(settings: CoOccurrenceSettings) -> str:
+    """Settings in words."""
     return (
         f"distance^-{settings.decay:g}, reverse pairs × {settings.reverse:g}, history weighted 1 / rank^{settings.recency:g}, "
         f"× popularity^{settings.popularity:g}"

@@ -177,7 +177,8 @@ def _figure(draw: Callable[[Sequence[Any]], None], size: tuple[float, float], *,
         # Without a date the same result gives the same page.
         figure.savefig(held, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
-    return re.sub(r"^.*?(?=<svg)", "", held.getvalue(), flags=re.DOTALL)
+    # Without prologue and metadata, which name addresses.
+    return re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", held.getvalue(), flags=re.DOTALL)
 
 
 def _curves(axes: Sequence[Any], result: Evaluation) -> None:
@@ -200,7 +201,7 @@ def _differences(axis: Any, result: Evaluation) -> None:
         places = [row + 0.22 * (number - 1) for row in range(len(references))]
         points = [system.differences[ALL][f"{metric}@{result.main}"] for system in references]
         values = [value for value, _, _ in points]
-        ends = [[value - low for value, low, _ in points], [high - value for value, _, high in points]]
+        ends = _lengths(points)
         axis.errorbar(values, places, xerr=ends, fmt=_MARKS[number], color=_COLOURS[number], capsize=3, markersize=5,
                       label=f"{metric}@{result.main}")  # fmt: skip
     axis.axvline(0, color="#333333", linewidth=1)
@@ -210,13 +211,18 @@ def _differences(axis: Any, result: Evaluation) -> None:
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
+def _lengths(points: Sequence[Interval]) -> list[list[float]]:
+    """Of error bars to both sides; a percentile interval of few cases may lie beside its figure."""
+    return [[max(0.0, value - low) for value, low, _ in points], [max(0.0, high - value) for value, _, high in points]]
+
+
 def _bars(axis: Any, result: Evaluation, groups: Sequence[str]) -> None:
     height = 0.8 / len(result.systems)
     for number, system in enumerate(result.systems):
         points = [system.figures[group][f"recall@{result.main}"] for group in groups]
         places = [row + height * (number - (len(result.systems) - 1) / 2) for row in range(len(groups))]
         values = [value for value, _, _ in points]
-        ends = [[value - low for value, low, _ in points], [high - value for value, _, high in points]]
+        ends = _lengths(points)
         axis.barh(places, values, height=height, color=_COLOURS[number % len(_COLOURS)], label=printable(system.name),
                   xerr=ends, error_kw={"ecolor": "#333333", "elinewidth": 0.8, "capsize": 1.5})  # fmt: skip
     axis.set(yticks=range(len(groups)), xlabel=f"recall@{result.main}", xlim=(0, None))

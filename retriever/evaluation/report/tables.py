@@ -93,15 +93,15 @@ def _groups(console: Console, result: Evaluation) -> None:
 def _ends(interval: Interval) -> str:
     """
     >>> _ends((0.1, 0.05, 0.125))
-    '.050-.125'
+    '.050….125'
     """
-    return "-".join(f"{end:.3f}".removeprefix("0") for end in interval[1:])
+    return "…".join(f"{end:.3f}".removeprefix("0") for end in interval[1:])
 
 
 def _difference(interval: Interval) -> str:
     value, low, high = interval
     colour = "green" if low > 0 else "red" if high < 0 else "dim"
-    return f"[{colour}]{value:+.3f}\n{low:+.3f} to {high:+.3f}[/]"
+    return f"[{colour}]{value:+.3f}\n{low:+.3f}…{high:+.3f}[/]"
 
 
 def verdict(interval: Interval) -> str:
