@@ -96,13 +96,15 @@ class ReferenceData:
 
 
 def reference_names(data: ReferenceData, cases: Sequence[EvaluationCase]) -> tuple[str, ...]:
-    """Those that the data allow: co-occurrence needs histories, neighbours need histories or embeddings of the queries."""
+    """Those that the data allow: popularity needs differences of it, co-occurrence histories, neighbours need histories or
+    embeddings of the queries.
+    """
     with_history = any(case.history for case in cases)
     embedded = data.query_embeddings is not None and any(case.query_row >= 0 for case in cases)
-    found = [POPULARITY]
+    found = [POPULARITY] if len(np.unique(data.training.popularity)) > 1 else []
     found += [CO_OCCURRENCE] if with_history and data.training.has_histories else []
     found += [NEIGHBOURS] if with_history or embedded else []
-    return (*found, TOGETHER) if len(found) > 2 else tuple(found)
+    return (*found, TOGETHER) if {CO_OCCURRENCE, NEIGHBOURS} <= {*found} else tuple(found)
 
 
 def references(
@@ -118,7 +120,7 @@ def references(
     """
     tell = progress or (lambda _what, _done, _total: None)
     names, tuning, unit = reference_names(data, cases), _sample(validation), _unit(data.vectors)
-    found = [_popularity(data.training, cases, width)]
+    found = [_popularity(data.training, cases, width)] if POPULARITY in names else []
 
     def add(name: str, settings: str, scores: Callable[[Sequence[EvaluationCase]], Scores], tuned: bool = True) -> None:
         lists = _lists(data, cases, width, scores, name, tell)

@@ -139,13 +139,12 @@ def references(dataset: DatasetName, scratch: Path) -> dict[str, Any]:
 
 
 def _read_as_codes(dataset: DatasetName, scratch: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """What the codebooks of the runs keep of the items, unit rows (N, D) by the shape of the codes."""
+    """What the codebooks of the runs, and the finest one, keep of the items, unit rows (N, D) by the shape of the codes."""
     data, found = load(dataset), {}
     if data.query_embeddings is None:
         return {}
-    for choice in sorted(
-        {row.choice.codebook for row in rows(dataset)}, key=lambda choice: (choice.layers, choice.size)
-    ):
+    choices = {row.choice.codebook for row in rows(dataset)} | {CodebookChoice(dataset=dataset, layers=4, size=1024)}
+    for choice in sorted(choices, key=lambda choice: (choice.layers, choice.size)):
         fit = fitted(choice, data, scratch)
         vectors = fit.codebook.reconstruct(fit.codes)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from retriever.evaluation.bootstrap import resample
 from retriever.evaluation.cases import EvaluationCase, TrainingData
 from retriever.evaluation.metrics import Relevant
-from retriever.evaluation.references import NEIGHBOURS, POPULARITY, ReferenceData, references
+from retriever.evaluation.references import NEIGHBOURS, ReferenceData, references
 from study.data.datasets import Dataset, TestCase
 from study.measures.evaluation import CUTOFFS, Recall, recall
 
@@ -45,8 +45,6 @@ def reference_record(
     settings: dict[str, str] = {}
     for name, reference_data in _data(data, read_as or {}).items():
         for found in references(reference_data, every, tuning, CUTOFFS[-1]):
-            if found.name == POPULARITY and not data.histories:
-                continue  # nobody has bought anything: all are equally popular
             label = f"{found.name}{name}" if found.name == NEIGHBOURS else found.name
             ranks[label] = relevant.ranks(found.lists)
             how = f", chosen on {found.tuned_on:,} cases of the valid part" if found.tuned_on else ""

@@ -93,9 +93,9 @@ def _groups(console: Console, result: Evaluation) -> None:
 def _ends(interval: Interval) -> str:
     """
     >>> _ends((0.1, 0.05, 0.125))
-    '.050….125'
+    '.050–.125'
     """
-    return "…".join(f"{end:.3f}".removeprefix("0") for end in interval[1:])
+    return "–".join(f"{end:.3f}".removeprefix("0") for end in interval[1:])
 
 
 def _difference(interval: Interval) -> str:

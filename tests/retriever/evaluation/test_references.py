@@ -155,7 +155,9 @@ def test_only_references_that_the_data_allow_are_offered() -> None:
     weights = TrainingData.of_weights([1.0] * ITEMS)
     plain, asked = [case([], 1)], [case([], 1, query_row=0)]
     query = VECTORS[:1]
-    assert reference_names(ReferenceData(weights, VECTORS), plain) == (POPULARITY,)
-    assert reference_names(ReferenceData(weights, VECTORS, query), asked) == (POPULARITY, NEIGHBOURS)
-    assert reference_names(ReferenceData(weights, VECTORS), [case([2], 1)]) == (POPULARITY, NEIGHBOURS)
-    assert len(references(ReferenceData(weights, VECTORS, query), asked, (), 5)) == 2
+    weighed = TrainingData.of_weights([1.0, 2.0] * (ITEMS // 2))
+    assert reference_names(ReferenceData(weights, VECTORS), plain) == ()
+    assert reference_names(ReferenceData(weighed, VECTORS), plain) == (POPULARITY,)
+    assert reference_names(ReferenceData(weights, VECTORS, query), asked) == (NEIGHBOURS,)
+    assert reference_names(ReferenceData(weighed, VECTORS), [case([2], 1)]) == (POPULARITY, NEIGHBOURS)
+    assert len(references(ReferenceData(weighed, VECTORS, query), asked, (), 5)) == 2

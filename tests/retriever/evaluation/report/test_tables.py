@@ -30,7 +30,7 @@ def test_everything_that_a_person_needs_is_there() -> None:
     show_evaluation(console, result())
     text = console.export_text()
     for said in (
-        "4 cases: examples", "0.300", ".200….400", "50.0%", "25.0%", "-0.200…-0.050", "decay, chosen on 7 validation cases",
+        "4 cases: examples", "0.300", ".200–.400", "50.0%", "25.0%", "-0.200…-0.050", "decay, chosen on 7 validation cases",
         "1 queries had no answer: NothingFound", "2 relevant items that the catalogue does not have", "dense 25%, model 75%",
         "brand=[red]x[/]\\x1b[2J", "100 draws, seed 0",
     ):  # fmt: skip
