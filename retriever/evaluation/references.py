@@ -28,7 +28,9 @@ CO_OCCURRENCE: Final = "co-occurrence"
 NEIGHBOURS: Final = "neighbours"
 TOGETHER: Final = "co-occurrence and neighbours"
 _CASES_AT_ONCE: Final = 256
-_TUNING_CASES: Final = 4_000
+_TUNING_CASES: Final = 10_000
+_TUNING_CASES_WITH_VECTORS: Final = 4_000  # every item of the catalogue is compared with each
+_BY_DEFAULT: Final = ", by default: there is no validation part"
 _TIE: Final = np.float32(1e-6)  # of the greatest score: what popularity adds, so that it decides between equals alone
 
 
@@ -46,7 +48,7 @@ class CoOccurrenceSettings:
 
 
 CO_OCCURRENCE_GRID: Final = {
-    "popularity": (-0.5, -0.25, 0.0, 0.1, 0.25),
+    "popularity": (-0.5, -0.25, -0.1, 0.0, 0.1, 0.25),
     "recency": (0.0, 0.5, 1.0, 2.0, 4.0),
     "reverse": (0.0, 0.5, 1.0),
     "decay": (0.0, 0.5, 1.0, 2.0),
@@ -116,29 +118,30 @@ def references(
 ) -> list[Reference]:
     """All references that the data allow, each with a list of ``width`` items a case.
 
-    Settings are chosen on up to 4,000 of the ``validation`` cases; without any, the defaults stand.
+    Settings are chosen on up to 10,000 of the ``validation`` cases, with embeddings on 4,000; without any, the defaults stand.
     """
     tell = progress or (lambda _what, _done, _total: None)
-    names, tuning, unit = reference_names(data, cases), _sample(validation), _unit(data.vectors)
+    names, unit = reference_names(data, cases), _unit(data.vectors)
+    tuning, fewer = (_sample(validation, most) for most in (_TUNING_CASES, _TUNING_CASES_WITH_VECTORS))
     found = [_popularity(data.training, cases, width)] if POPULARITY in names else []
 
-    def add(name: str, settings: str, scores: Callable[[Sequence[EvaluationCase]], Scores], tuned: bool = True) -> None:
-        lists = _lists(data, cases, width, scores, name, tell)
-        settings += ", by default: there is no validation part" if tuned and not tuning else ""
-        found.append(Reference(name, lists, settings, len(tuning) if tuned else 0))
+    def add(name: str, settings: str, scores: Callable[[Sequence[EvaluationCase]], Scores], tuned: int | None) -> None:
+        words = settings + (_BY_DEFAULT if tuned == 0 else "")
+        found.append(Reference(name, _lists(data, cases, width, scores, name, tell), words, tuned or 0))
 
     if CO_OCCURRENCE in names:
         pairs = _best_co_occurrence(data, tuning, width, tell)
-        add(CO_OCCURRENCE, said(pairs), lambda part: co_occurrence_scores(data, part, pairs))
+        add(CO_OCCURRENCE, said(pairs), lambda part: co_occurrence_scores(data, part, pairs), len(tuning))
     if NEIGHBOURS in names:
         of_history = any(case.history and case.query_row < 0 for case in cases)
-        recency = _best_recency(data, unit, tuning, width, tell) if of_history else 1.0
+        recency = _best_recency(data, unit, fewer, width, tell) if of_history else 1.0
         words = f"of the history's mean, weighted 1 / rank^{recency:g}" if of_history else "of the query's embedding"
-        add(NEIGHBOURS, words, lambda part: neighbour_scores(data, unit, part, recency), of_history)
+        scores = partial(neighbour_scores, data, unit, recency=recency)
+        add(NEIGHBOURS, words, scores, len(fewer) if of_history else None)
     if TOGETHER in names:
-        weight = _best_together(data, unit, tuning, width, pairs, recency, tell)
+        weight = _best_together(data, unit, fewer, width, pairs, recency, tell)
         scores = partial(_together, data, unit, settings=pairs, recency=recency, weight=weight)
-        add(TOGETHER, f"the cosine weighs {weight:g}", scores)
+        add(TOGETHER, f"the cosine weighs {weight:g}", scores, len(fewer))
     return found
 
 
@@ -236,10 +239,10 @@ def _blocks(cases: Sequence[EvaluationCase]) -> Iterator[tuple[int, Sequence[Eva
         yield start, cases[start : start + _CASES_AT_ONCE]
 
 
-def _sample(validation: Sequence[EvaluationCase]) -> Sequence[EvaluationCase]:
-    if len(validation) <= _TUNING_CASES:
+def _sample(validation: Sequence[EvaluationCase], most: int) -> Sequence[EvaluationCase]:
+    if len(validation) <= most:
         return validation
-    chosen = np.sort(np.random.default_rng(0).choice(len(validation), size=_TUNING_CASES, replace=False))
+    chosen = np.sort(np.random.default_rng(0).choice(len(validation), size=most, replace=False))
     return [validation[number] for number in chosen.tolist()]
 
 
