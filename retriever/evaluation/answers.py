@@ -1,6 +1,6 @@
 """What the product answers to cases: offline by its own answering path in this process, or live over the topics.
 
-What must hold: a case is asked as a client asks it (``as_query``), and answered by ``AnswerBatch`` or by a running retriever,
+What must hold: a case is asked as a client asks it (``as_query``), and answered by ``Answerer`` or by a running retriever,
 never by a search of our own; a query that gets no answer is an empty list with its reason counted.
 """
 
@@ -52,12 +52,10 @@ class Answered:
 
 
 def as_query(case: EvaluationCase, ids: Sequence[str], width: int, settings: RetrieverSettings) -> Query:
-    """A case as a client asks it, for ``width`` items that are not in its history."""
+    """A case as a client asks it, for ``width`` items; the retriever leaves out those of the history by itself."""
     history = tuple(ids[row] for row in case.history)
     newest = history[max(0, len(history) - settings.maximum_history) :]
-    # An answer may name items of the history, which are then taken out of it: as many more are asked for.
-    limit = min(settings.maximum_limit, width + len(set(history)))
-    return Query(text=case.query, history=newest, user=case.user, limit=limit)
+    return Query(text=case.query, history=newest, user=case.user, limit=width)
 
 
 def answer_cases(
@@ -152,7 +150,7 @@ def offline(settings: Settings, index: Path) -> Iterator[Ask]:
     import torch
 
     from models.bundles.model_of_bundle import load_language_model
-    from retriever.answering.worker import AnswerBatch
+    from retriever.answering.answers import Answerer, Asked
     from store.reading.reader import IndexReader
 
     own = settings.retriever
@@ -160,16 +158,11 @@ def offline(settings: Settings, index: Path) -> Iterator[Ask]:
     bundle = Bundle.open(settings.bundle, need_model=True)
     model, prompts = load_language_model(bundle)
     with IndexReader(index) as reader:
-        answering = AnswerBatch(
-            bundle=bundle,
-            model=model,
-            prompts=prompts,
-            reader=reader,
-            settings=own,
-            results_topic=settings.topics.results,
-            dead_letter_topic=settings.topics.queries_dead_letters,
+        filterable = settings.attributes.filterable
+        answerer = Answerer(
+            bundle=bundle, model=model, prompts=prompts, reader=reader, settings=own, filterable=filterable
         )
-        yield lambda queries: list(answering.answer(queries))
+        yield lambda queries: [*answerer.answers([Asked(str(place), query) for place, query in enumerate(queries)])]
 
 
 def live(client: Client, seconds_a_query: float) -> Ask:
