@@ -8,7 +8,6 @@ is the same in both formats.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -210,11 +209,6 @@ def number_keys(numbers: NDArray[np.uint32]) -> list[bytes]:
 def numbers_of(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     """The reverse of :func:`number_keys`."""
     return np.frombuffer(b"".join(keys), ">u4").astype(np.uint32)
-
-
-def new_lineage() -> bytes:
-    """A value of ``lineage`` in ``meta``: drawn by a new index, and again by a restored one."""
-    return secrets.token_bytes(8)
 
 
 def offset_key(topic: str, partition: int) -> bytes:

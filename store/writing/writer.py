@@ -32,12 +32,12 @@ from store.files import environment
 from store.files.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.files.environment import lock_directory, unlock
 from store.reading.reader import (
-    LINEAGE_KEY,
     IndexFacts,
     IndexState,
     Snapshot,
     read_facts_of_any_format,
     read_state,
+    renew_lineage,
 )
 from store.records import encoding
 from store.records.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
@@ -95,8 +95,8 @@ class IndexWriter:
     ) -> IndexWriter:
         """Opens the directory for writing, creating it where it is missing.
 
-        An index of an older format is upgraded in place (a minute for ten million items); ``on_progress`` is called every
-        second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
+        An index of an older format is upgraded in place (half a minute for ten million items); ``on_progress`` is called
+        every second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
         counts, the later one or the one with the greater ``updated_at``.
 
         Raises ``IndexLockedError`` (another writer), ``IndexMismatchError`` (other codebook, layers or size),
@@ -372,7 +372,7 @@ def _create_or_check(shared: environment.Environment, directory: Path, wanted: I
         meta = shared.databases["meta"]
         if transaction.get(b"index", db=meta) is None:
             transaction.put(b"index", msgspec.json.encode(wanted), db=meta)
-            transaction.put(LINEAGE_KEY, encoding.new_lineage(), db=meta)
+            renew_lineage(transaction, shared.databases)
             return wanted
         found = read_facts_of_any_format(transaction, shared.databases, directory)
     if found.codebook_id != wanted.codebook_id:

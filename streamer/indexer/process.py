@@ -297,6 +297,7 @@ def run_indexer(settings: Settings) -> None:
             size=layout.size,
             map_size=settings.indexer.map_bytes,
             order=settings.indexer.order,
+            on_progress=health.progress,  # of an upgrade
         ) as writer:
             writer.put_layout(layout, {})
             collect_garbage_rarely()

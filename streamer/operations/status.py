@@ -11,7 +11,7 @@ import msgspec
 from confluent_kafka import Consumer
 
 from models.sids.census import measure_layer
-from store.errors import IndexMissingError
+from store.errors import IndexMissingError, IndexNotUpgradedError
 from store.files.environment import writer_of
 from store.reading.reader import IndexReader
 from streamer.kafka.admin import TopicDescription, describe, require
@@ -70,6 +70,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """``indexer.maximum_items``; 0: no limit."""
     split_keys: int = 0
     """Item ids with records in more than one partition of ``item-codes``."""
+    index_fault: str | None = None
+    """Why an index that is there cannot be read yet: an older sidstream made it."""
     codebook: str | None = None
     last_write: int | None = None
     generation: int | None = None
@@ -110,6 +112,8 @@ def read_status(settings: Settings) -> Status:
                 "head_tokens": len(heads),
                 "layers": tuple(layers),
             }
+    except IndexNotUpgradedError as error:
+        index = {"index_fault": str(error)}
     except IndexMissingError:
         pass
     lags, unknown_fields = _lags(settings, positions)
