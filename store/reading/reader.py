@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.attributes import Attributes
 from models.sids.layout import Layout
 from store.errors import (
     REBUILD_ADVICE,
@@ -34,10 +35,12 @@ from store.reading.paths import BelowPaths, all_paths, items_below
 from store.records import encoding
 from store.records.change_log import Changes, log_key, merge_entries
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, StoredItem
+from store.records.item_attributes import decode_fields
 from store.records.split_keys import decode_records
 
 _LINEAGE_KEY: Final = b"lineage"  # in ``meta``
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
+_OF_ATTRIBUTES: Final = 1 << 31  # marks their length in the digest: no value is as long
 
 
 class IndexFacts(msgspec.Struct, frozen=True):
@@ -104,6 +107,14 @@ def read_lineage(transaction: Any, databases: dict[str, Any]) -> int:
 def renew_lineage(transaction: Any, databases: dict[str, Any]) -> None:
     """Draws the index's lineage: of a new one, and of one that goes on from a backup."""
     transaction.put(_LINEAGE_KEY, secrets.token_bytes(8), db=databases["meta"])
+
+
+class ItemContent(NamedTuple):
+    """What an index says of an item: ``value`` (``store.records.encoding``) and canonical ``attributes``, ``b""`` for none."""
+
+    id: bytes
+    value: bytes
+    attributes: bytes
 
 
 class Snapshot:
@@ -319,33 +330,69 @@ class Snapshot:
         keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
         return {item_id for item_id, _ in self._cursor("ids").getmulti(keys)}
 
+    def attributes(self, numbers: Sequence[int] | NDArray[np.uint32]) -> list[Attributes | None]:
+        """The attributes of each of these numbers (N,): without any ``{}``, ``None`` where no item is."""
+        wanted = np.asarray(numbers, np.uint32)
+        keys = encoding.number_keys(np.unique(wanted))
+        live = {key for key, _ in self._cursor("items").getmulti(keys)}
+        found = dict(self._cursor("attributes").getmulti(keys))
+        by_number = {key: decode_fields(found.get(key, b"")) if key in live else None for key in keys}
+        return [by_number[key] for key in encoding.number_keys(wanted)]
+
+    def all_attributes(self) -> Iterator[tuple[NDArray[np.uint32], list[Attributes | None]]]:
+        """Item numbers uint32 (N,) and attributes of all items, in blocks, rising; those without any have ``{}``."""
+        numbers = self._cursor("items").iternext(values=False)
+        while keys := list(islice(numbers, _DIGEST_CHUNK)):
+            found = dict(self._cursor("attributes").getmulti(keys)) if self.attribute_count else {}
+            yield encoding.numbers_of(keys), [decode_fields(found.get(key, b"")) for key in keys]
+
+    @property
+    def attribute_count(self) -> int:
+        """Live items that have attributes."""
+        return int(self._read.stat(self._databases["attributes"])["entries"])
+
+    def known_attribute_ids(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Those of ``ids`` that ``item-attributes`` has a record of, whether or not they have an item."""
+        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        return {item_id for item_id, _ in self._cursor("attribute_records").getmulti(keys)}
+
+    @property
+    def attribute_record_count(self) -> int:
+        """Item ids that ``item-attributes`` has a record of."""
+        return int(self._read.stat(self._databases["attribute_records"])["entries"])
+
     def digest(self) -> str:
-        """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at.
+        """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at, and attributes if any.
 
         Two indexes with the same content have the same digest, whatever batches, numbers and history made them. Each
-        item is hashed as u32 length and value (``store.records.encoding``), little-endian, after the number of layers (u32).
+        item is hashed as u32 length and value (``store.records.encoding``), little-endian, after the number of layers (u32);
+        one that has attributes also as u32 length plus 2^31 and canonical attributes.
         """
         digest = hashlib.sha256(self.layers.to_bytes(4, "little"))
-        for _, value in self.values_by_id():
-            digest.update(len(value).to_bytes(4, "little") + value)
+        for item in self.contents_by_id():
+            digest.update(len(item.value).to_bytes(4, "little") + item.value)
+            if item.attributes:
+                digest.update((len(item.attributes) | _OF_ATTRIBUTES).to_bytes(4, "little") + item.attributes)
         return digest.hexdigest()
 
-    def values_by_id(self) -> Iterator[tuple[bytes, bytes]]:
-        """(id, value) of every item in the order of ids; a value is the item's content (``store.records.encoding``).
+    def contents_by_id(self) -> Iterator[ItemContent]:
+        """Every item in the order of ids.
 
         Raises:
             IndexAccessError: an id leads to no item.
         """
         ids = self._cursor("ids").iternext()
         while entries := list(islice(ids, _DIGEST_CHUNK)):
-            values = dict(self._cursor("items").getmulti(sorted(number for _, number in entries)))
+            keys = sorted(number for _, number in entries)
+            values = dict(self._cursor("items").getmulti(keys))
+            attributes = dict(self._cursor("attributes").getmulti(keys)) if self.attribute_count else {}
             for item_id, number in entries:
                 if number not in values:
                     raise IndexAccessError(f"The index {self._path} is damaged: an id has no item. {REBUILD_ADVICE}")
-                yield item_id, self._items.content_of(values[number])
+                yield ItemContent(item_id, self._items.content_of(values[number]), attributes.get(number, b""))
 
     def decoded(self, value: bytes) -> StoredItem:
-        """The item of a value of :meth:`values_by_id`; its number is not in there and is 0."""
+        """The item of a value of :meth:`contents_by_id`; its number is not in there and is 0."""
         return self._items.decode([0], [value])[0]
 
     def recount(self) -> NDArray[np.int64]:

@@ -131,7 +131,7 @@ def _lags(
     settings: Settings, index_positions: Mapping[tuple[str, int], int] | None
 ) -> tuple[tuple[Lag, ...], dict[str, int]]:
     topics = settings.topics
-    read = [topics.item_updates, topics.item_codes, topics.token_counts, topics.queries]
+    read = [topics.item_updates, topics.item_codes, topics.item_attributes, topics.token_counts, topics.queries]
     require(settings.kafka, read)
     descriptions = {description.name: description for description in describe(settings.kafka, read)}
     consumer = end_reader(settings, "status")
@@ -151,8 +151,9 @@ def _lags(
             if process == "assigner":
                 unknown_fields = unknown_fields_of(at.metadata for at in committed.values())
         running = 1 if index_positions is not None and writer_of(settings.index) else 0
-        of_index = _of_topic(index_positions, topics.item_codes)
-        lags.insert(1, _lag(consumer, "indexer", descriptions[topics.item_codes], of_index, running))
+        for place, topic in enumerate((topics.item_codes, topics.item_attributes), start=1):
+            of_index = _of_topic(index_positions, topic)
+            lags.insert(place, _lag(consumer, "indexer", descriptions[topic], of_index, running))
         return tuple(lags), unknown_fields
     finally:
         consumer.close()
