@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
+from models.dense.co_occurrence import CoOccurrence
 from study.data.choices import CodebookChoice
-from study.data.co_occurrence import CoOccurrence
 from study.data.datasets import Dataset, planted_codebook
 
 RQ_VAE_EPOCHS: Final = 30
