@@ -203,12 +203,14 @@ def train(
         describe,
         read_training_data,
         report_outcome,
+        require_one_validation,
         with_validation,
     )
     from models.language.prompts import PromptSettings
     from models.training.settings import TrainingProgress, TrainingSettings
 
     console = terminal(stderr=True)
+    require_one_validation(validation or (), validation_share)
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -268,6 +270,8 @@ def train(
             if not begun:  # tokens and tables took their time before
                 task.restart(now.step)
                 begun = True
+                if now.step > 1:
+                    work.line(f"goes on after step {now.step - 1:,} of {now.steps:,} (--anew begins from nothing)")
             held = "" if now.validation_loss is None else f", validation {now.validation_loss:.3f}"
             task.update(
                 now.step, now.steps, note=f"{now.targets_per_second:,.0f} examples/s, loss {now.loss:.3f}{held}"

@@ -46,17 +46,21 @@ def data_of_catalogue(shop: Catalogue, *, per_item: int, seed: int, max_history:
     return TrainingData(examples=tuple(examples))
 
 
+def require_one_validation(paths: Sequence[Path], share: float | None) -> None:
+    """Raises ``SidstreamError`` for validation data of two kinds at once."""
+    if paths and share is not None:
+        raise SidstreamError(
+            "--validation gives validation data, and --validation-share takes them from the examples: give one of them"
+        )
+
+
 def with_validation(
     data: TrainingData, paths: Sequence[Path], share: float | None, *, seed: int, console: Console
 ) -> tuple[TrainingData, TrainingData | None]:
     """To train on and to validate on, which is held back (``share``) or read from files; None for neither.
 
-    Raises ``SidstreamError`` for both at once, and where a share leaves nothing for one of the two.
+    Raises ``SidstreamError`` where a share leaves nothing for one of the two.
     """
-    if paths and share is not None:
-        raise SidstreamError(
-            "--validation gives validation data, and --validation-share takes them from the examples: give one"
-        )
     if paths:
         return data, read_training_data(paths, console)
     if share is None:
