@@ -41,7 +41,7 @@ class ExampleTable:
         targets = sids[[item_rows[example.item] for example in examples]]
         self.rows[:, prompts.width :] = self.vocabulary.token_ids(targets)
         self._is_head = layout.is_head
-        self.lengths = (self.rows >= 0).sum(axis=1)
+        self.lengths = (self.rows >= 0).sum(axis=1) - 1  # the last token of a SID is predicted, never read
         self.row_targets = np.ones(len(self.rows), dtype=np.int64)
         self.targets = len(self.rows)
 
@@ -51,7 +51,7 @@ class ExampleTable:
     def batch(
         self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
     ) -> TrainingBatch:
-        """The examples at ``indices`` (B,) as plain sequences, padded at the end.
+        """The examples at ``indices`` (B,) as plain sequences without their last tokens, padded at the end.
 
         Each SID has the layout's form, or with probability ``layer2_dropout`` the other one: head tokens are written
         out as often as other layer-2 tokens are left out. So neither kind of item is favoured, and a token may join
@@ -66,11 +66,12 @@ class ExampleTable:
         rows[at] = np.where(left_out, -1, rows[at])
         present = rows >= 0
         place = np.cumsum(present, axis=1) - 1
-        shape = (len(rows), int(place[:, -1].max()) + 1)
+        shape = (len(rows), int(place[:, -1].max()))
         token_ids = np.full(shape, self.vocabulary.padding_id, dtype=np.int64)
         following = np.full(shape, NOTHING_FOLLOWS, dtype=np.int64)
-        row, column = np.nonzero(present)
+        row, column = np.nonzero(present[:, :-1])
         token_ids[row, place[row, column]] = rows[row, column]
+        row, column = np.nonzero(present)
         is_target = column >= self.target_start
         row, column = row[is_target], column[is_target]
         following[row, place[row, column] - 1] = rows[row, column]

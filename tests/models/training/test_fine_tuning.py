@@ -83,10 +83,10 @@ def test_a_training_sequence_is_the_serving_prompt_and_the_target_sid(layout: La
         history = [sids[ROWS[item]] for item in example.history]
         prompt = PROMPTS.build(example.query, history, example.user)
         target = [PROMPTS.vocabulary.sid_base + token for token in sids[ROWS[example.item]] if token >= 0]
-        assert sequence == prompt + target
+        assert sequence == prompt + target[:-1], "the last one is predicted, never read"
         following = batch.following[row]
         assert following[following != -100].tolist() == target
-        assert np.flatnonzero(following != -100).tolist() == list(range(len(prompt) - 1, len(sequence) - 1))
+        assert np.flatnonzero(following != -100).tolist() == list(range(len(prompt) - 1, len(sequence)))
 
 
 def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> None:
@@ -98,7 +98,7 @@ def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> No
     first = PROMPTS.vocabulary.layer_range(0)
     for row, sequence in enumerate(batch.token_ids.tolist()):
         starts = [at for at, token in enumerate(sequence) if token in first]
-        forms[row] = [sequence[at + 1] in middle for at in starts]
+        forms[row] = [at + 1 < len(sequence) and sequence[at + 1] in middle for at in starts]
     is_head = LAYOUT.is_head[CODES[:3, 1]]
     np.testing.assert_allclose(forms.mean(axis=0), np.where(is_head, 0.25, 0.75), atol=0.03)
     np.testing.assert_allclose(np.corrcoef(forms.T), np.eye(3), atol=0.06)
@@ -108,7 +108,9 @@ def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> No
 def test_the_loss_is_that_of_transformers_on_the_target_tokens_alone() -> None:
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
     batch = table().batch(np.arange(ITEMS), 0.0, np.random.default_rng(0)).tensors()
-    token_ids, labels = batch["token_ids"], torch.nn.functional.pad(batch["following"], (1, 0), value=-100)[:, :-1]
+    pad = torch.nn.functional.pad
+    token_ids = pad(batch["token_ids"], (0, 1), value=PROMPTS.vocabulary.padding_id)
+    labels = pad(batch["following"], (1, 0), value=-100)
     mask = (token_ids != PROMPTS.vocabulary.padding_id).long()
     theirs = model(input_ids=token_ids, attention_mask=mask, labels=labels).loss
     torch.testing.assert_close(target_loss(model, batch), theirs, atol=1e-5, rtol=0)
