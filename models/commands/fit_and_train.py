@@ -131,6 +131,13 @@ def train(
         ),
     ] = None,
     per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 4,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Let each made query lead to one of so many items nearest to it (needs --embed) instead of its own alone.",
+        ),
+    ] = 0,
     validation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -204,6 +211,7 @@ def train(
         read_training_data,
         report_outcome,
         require_one_validation,
+        require_usable_neighbours,
         with_validation,
     )
     from models.language.prompts import PromptSettings
@@ -211,6 +219,7 @@ def train(
 
     console = terminal(stderr=True)
     require_one_validation(validation or (), validation_share)
+    require_usable_neighbours(neighbours, embed, examples or ())
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -254,7 +263,9 @@ def train(
     if examples:
         data = read_training_data(examples, console)
     else:
-        data = data_of_catalogue(shop, per_item=per_item, seed=seed, max_history=max_history)
+        data = data_of_catalogue(
+            shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
+        )
     data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
     describe(data, held_out, max_history, console)
     codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)

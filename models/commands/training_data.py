@@ -14,6 +14,7 @@ from models.terminal import shown
 
 if TYPE_CHECKING:
     from models.catalogue import Catalogue
+    from models.towers.text_encoder import Towers
     from models.training.examples import TrainingData
     from models.training.settings import TrainingOutcome
 
@@ -35,14 +36,39 @@ def read_training_data(paths: Sequence[Path], console: Console) -> TrainingData:
     return data
 
 
-def data_of_catalogue(shop: Catalogue, *, per_item: int, seed: int, max_history: int) -> TrainingData:
-    """Queries made from the items' texts, and the catalogue's sequences."""
-    from models.training.example_queries import examples_from_catalogue
+def require_usable_neighbours(neighbours: int, embed: Path | None, examples: Sequence[Path]) -> None:
+    """Raises ``SidstreamError`` where no targets can be drawn from the items nearest to a query."""
+    if neighbours and embed is None:
+        raise SidstreamError(
+            "--neighbours compares queries with items by text towers: name their directory with --embed"
+        )
+    if neighbours and examples:
+        raise SidstreamError(
+            "--neighbours is for queries made from the catalogue, and --examples brings real ones: give one of them"
+        )
+
+
+def data_of_catalogue(
+    shop: Catalogue, *, per_item: int, seed: int, max_history: int, neighbours: int = 0, towers: Towers | None = None
+) -> TrainingData:
+    """Queries made from the items' texts, and the catalogue's sequences. ``neighbours``: a query leads to one of the so many
+    items that ``towers`` find nearest to it, not to its own alone.
+    """
+    from models.towers.neighbours import nearest
+    from models.training.example_queries import drawn_from_neighbours, examples_from_catalogue
     from models.training.examples import TrainingData
 
     examples = examples_from_catalogue(
         shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
     )
+    if neighbours and towers is not None:
+        alone = [example for example in examples if example.query and not example.history]
+        queries = towers.query_encoder().encode([example.query for example in alone])
+        rows = nearest(queries, shop.embeddings, neighbours)
+        drawn = drawn_from_neighbours(
+            alone, queries, shop.embeddings, rows, [item.id for item in shop.items], seed=seed
+        )
+        examples = drawn + [example for example in examples if not example.query or example.history]
     return TrainingData(examples=tuple(examples))
 
 
