@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 import structlog
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
+from models.attributes import AttributeRules
 from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.events.embeddings import PlausibleNorms, check_embeddings, matrix_of
@@ -50,7 +52,8 @@ class AssignBatch:
     """The assigner's transform: a batch of ``item-updates`` records → ``item-codes`` records and dead letters.
 
     The last usable event of an item in a partition and a batch wins; the others of that item are not sent on.
-    ``norms``: the norms of the bundle's fit at 0, 1, 50, 99 and 100 % of its items; ``clock``: milliseconds since the epoch.
+    ``attributes``: what those of an update may be, by default the defaults; ``norms``: the norms of the bundle's fit at 0, 1,
+    50, 99 and 100 % of its items; ``clock``: milliseconds since the epoch.
     """
 
     def __init__(
@@ -60,13 +63,14 @@ class AssignBatch:
         codes_topic: str,
         dead_letter_topic: str,
         limits: AssignerSettings,
+        attributes: AttributeRules | None = None,
         norms: Sequence[float] | None = None,
         clock: Callable[[], int] = _now_ms,
     ) -> None:
         self._encoder = encoder
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
-        self._intake = UpdateIntake(UpdateLimits.of(limits, encoder.dimension), strict=limits.strict)
+        self._intake = UpdateIntake(UpdateLimits.of(limits, encoder.dimension, attributes), strict=limits.strict)
         self._plausible = PlausibleNorms.of(norms)
         self._clock = clock
         self._fields_told: dict[str, int] = {}
@@ -139,6 +143,7 @@ class AssignBatch:
                         title=update.title,
                         weight=update.weight,
                         updated_at=update.updated_at,
+                        attributes=msgspec.UNSET if update.attributes is None else msgspec.Raw(update.attributes),
                     )
                 )
             # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update

@@ -21,10 +21,11 @@ from models.sids.layout import Layout
 from store.checks.verification import verify
 from store.errors import IndexFullError, IndexMismatchError, IndexMissingError, IndexUsageError
 from store.reading.reader import IndexReader
-from store.topology.trie_view import TrieView
+from store.topology.layout_trie import LayoutTrie, SnapshotTrie
 from store.writing.writer import IndexWriter
 from support.patience import PATIENCE_SECONDS
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
+from support.trie_walk import sids_of_trie
 
 OpenWriter = Callable[..., IndexWriter]
 SMALL_MAP = 256 * 1024
@@ -123,7 +124,7 @@ def test_map_that_cannot_grow_is_refused_and_nothing_is_stored(
     batch = batch_of(random_events(1, 5_000, ids=1_000_000))
     full = shutil.disk_usage("/")._replace(free=0)
     with monkeypatch.context() as patch:
-        patch.setattr(store.writing.writer.shutil, "disk_usage", lambda _: full)
+        patch.setattr(store.writing.transactions.shutil, "disk_usage", lambda _: full)
         with pytest.raises(IndexFullError, match=r"disk .* took no more data .*0 MB free.*make room"):
             writer.apply(batch, {("t", 0): 1})
     assert writer.offsets() == {}
@@ -138,15 +139,17 @@ def test_snapshot_does_not_see_later_batches_and_its_arrays_outlive_it(open_writ
         with reader.snapshot() as snapshot:
             writer.apply(batch_of([Event(b"a", (4, 2, 3), title="new"), Event(b"b", None)]), {("t", 0): 2})
             writer.put_layout(layout, {})
-            paths = TrieView(snapshot, layout).paths(np.array([1, 4]))
-            census, items = snapshot.census(), snapshot.items(paths.items)
+            trie = SnapshotTrie(snapshot, layout)
+            sids = sids_of_trie(trie)
+            found = trie.items_of(sids)
+            census, items = snapshot.census(), snapshot.items(np.concatenate([own.items for own in found]))
             assert snapshot.position == {("t", 0): 1}
             assert snapshot.live_layout() is None
         for seed in range(20):  # the pages that the snapshot saw are free now and get overwritten
             writer.apply(batch_of(random_events(seed, 200, ids=300)), {})
-    assert paths.tokens.tolist() == [[1, 21, 35], [1, 35, -1]]
+    assert sids_of_trie(LayoutTrie(trie.topology, layout)) == sids == [(1, 35), (1, 21, 35)]
     assert census[0].nonzero()[0].tolist() == [1]
-    assert [(item.id, item.title) for item in items] == [(b"b", ""), (b"a", "old")]
+    assert [(item.id, item.title) for item in items] == [(b"a", "old"), (b"b", "")]
 
 
 def test_reader_opened_before_the_writer_of_its_process_keeps_working(open_writer: OpenWriter, path: Path) -> None:
@@ -202,19 +205,31 @@ def test_find_answers_in_order_with_none_for_unknown_empty_and_overlong_ids(open
         assert snapshot.find([]) == []
 
 
-def test_buckets_skip_tokens_without_items_and_ignore_repeats(open_writer: OpenWriter) -> None:
+def test_items_below_short_paths_in_any_order_with_repeats_and_empty_ones(open_writer: OpenWriter) -> None:
     writer = open_writer()
-    writer.apply(batch_of([Event(b"a", (2, 1, 1)), Event(b"b", (5, 1, 1))]), {})
+    events = [Event(b"a", (2, 1, 1)), Event(b"b", (5, 4, 1)), Event(b"c", (5, 3, 1)), Event(b"d", (5, 3, 1))]
+    writer.apply(batch_of(events), {})
     with writer.snapshot() as snapshot:
-        assert snapshot.buckets(np.array([9, 5, 5, 2])).codes[:, 0].tolist() == [2, 5]
-        assert len(snapshot.bucket(0).items) == 0
-        assert TrieView(snapshot, Layout(0, CODEBOOK, 3, 16, (1,))).paths(np.array([], int)).tokens.shape == (0, 3)
+        numbers = {item.id: item.number for item in snapshot.find([b"a", b"b", b"c", b"d"]) if item}
+        five = [(3, numbers[b"c"]), (3, numbers[b"d"]), (4, numbers[b"b"])]
+        for asked, expected in (
+            ([(2, 1), (5, 1)], [(0, 1, numbers[b"a"]), *((1, *row) for row in five)]),
+            (
+                [(5, 1), (9, 9), (2, 1), (5, 1), (0, 0)],
+                [*((0, *row) for row in five), (2, 1, numbers[b"a"]), *((3, *row) for row in five)],
+            ),
+            ([(5, 2), (15, 15)], []),
+            ([], []),
+        ):
+            below = snapshot.items_below(np.array(asked, np.uint16).reshape(-1, 2))
+            rows = zip(below.owner.tolist(), below.layer2.tolist(), below.items.tolist(), strict=True)
+            assert list(rows) == expected
 
 
 @pytest.mark.parametrize("other", [Layout(1, "f" * 16, 3, 16, ()), Layout(1, CODEBOOK, 3, 32, ())])
-def test_view_under_the_layout_of_another_codebook_is_refused(open_writer: OpenWriter, other: Layout) -> None:
+def test_trie_under_the_layout_of_another_codebook_is_refused(open_writer: OpenWriter, other: Layout) -> None:
     with open_writer().snapshot() as snapshot, pytest.raises(IndexMismatchError, match="use the bundle"):
-        TrieView(snapshot, other)
+        SnapshotTrie(snapshot, other)
 
 
 def test_missing_index_is_refused_with_what_to_do(path: Path) -> None:
@@ -252,13 +267,13 @@ def test_verify_names_what_disagrees(open_writer: OpenWriter) -> None:
     shared = writer._environment
     with shared.lmdb.begin(write=True) as transaction:
         transaction.delete(b"a", b"", shared.databases["ids"])
-        transaction.delete(b"\x00\x01", b"", shared.databases["trie"])
+        transaction.drop(shared.databases["paths"], delete=False)
         transaction.put(b"\x00\x00\x00\x01", b"", db=shared.databases["free"])
         transaction.delete(b"\x00\x02\x00\x00\x00\x00", b"", shared.databases["census"])
     with writer.snapshot() as snapshot:
         assert verify(snapshot) == [
             "There are 1 ids but 2 items.",
-            "2 items are missing from the trie, or are there with other codes.",
+            "2 items are missing from the paths, or are there with other codes.",
             "The census of layer 3 is wrong for 1 tokens.",
             "1 item numbers are both free and in use.",
             "2 item numbers were handed out, but 1 are free and 2 in use.",
