@@ -40,6 +40,7 @@ class CodesBatch:
     ids: N byte strings of 1..511 bytes; codes: uint16 (N, L); weights: float32 (N,); titles: N strings;
     updated_at: int64 (N,) milliseconds since the epoch; deleted: bool (N,). ``partitions``: int32 (N,), which partition each
     event came from, and ``timestamps``: int64 (N,), its Kafka timestamp in milliseconds; absent: all of partition 0, time 0.
+    ``attributes``: N byte strings of canonical attributes (``models.attributes``), empty for an event without; absent: none has.
     """
 
     ids: list[bytes]
@@ -50,6 +51,7 @@ class CodesBatch:
     deleted: NDArray[np.bool_]
     partitions: NDArray[np.int32] | None = None
     timestamps: NDArray[np.int64] | None = None
+    attributes: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,6 +141,7 @@ def _values(batch: CodesBatch, rows: NDArray[np.int64], layers: int) -> list[byt
         batch.updated_at[rows],
         batch.partitions[rows],
         batch.timestamps[rows],
+        None if batch.attributes is None else [batch.attributes[row] for row in rows.tolist()],
     )
 
 
@@ -181,6 +184,8 @@ def _check(batch: CodesBatch, layers: int, size: int) -> None:
             f"A batch of {count} ids needs codes ({count}, {layers}) and {count} of each other field; got "
             f"codes {shapes[0]}, weights {shapes[1]}, updated_at {shapes[2]}, deleted {shapes[3]}, titles {shapes[4]}."
         )
+    if batch.attributes is not None and len(batch.attributes) != count:
+        raise BatchError(f"A batch of {count} ids needs as many attributes; got {len(batch.attributes)}.")
     lengths = np.fromiter(map(len, batch.ids), np.int64, count)
     wrong = np.flatnonzero((lengths < 1) | (lengths > MAXIMUM_KEY_BYTES))
     if len(wrong):

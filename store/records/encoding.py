@@ -3,12 +3,12 @@
 Big-endian where LMDB's byte order must be the numeric order (keys, path records), little-endian elsewhere.
 An item's value begins with its codes, so that old codes are read without decoding the rest. Since format 2 it also holds
 its *origin*: the partition and the Kafka timestamp of the record that it came from. The digest leaves the origin out, so it
-is the same in both formats.
+is the same in both formats. The *attributes* that came with an item's update, if any, stand at the end of its value, so that
+whatever holds for its codes (one transaction, split keys, backup) holds for them; the digest has the effective ones instead.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,7 +24,11 @@ _MOST_KEYS: Final = 1 << 18  # of ``paths``: at a million items a key then has f
 _TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4")])
 _TAIL_BYTES: Final = _TAIL.itemsize
 _NUMBER_BYTES: Final = 4
-_HAS_ORIGIN: Final = 0x8000  # in ``id_bytes``: ids end at 511 bytes
+# In ``id_bytes``, as ids end at 511 bytes.
+_HAS_ORIGIN: Final = 0x8000
+_HAS_ATTRIBUTES: Final = 0x2000
+_ID_BYTES: Final = 0x0FFF
+_LENGTH_BYTES: Final = 4  # of the attributes' length, behind them
 MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
 MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
 CENSUS_CHUNK: Final = 128  # counts per census record: 1 KiB, so that a small batch dirties few pages
@@ -45,7 +49,9 @@ class StoredItem:
 
 
 class ItemEncoding:
-    """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title."""
+    """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title, and of an item
+    whose update had some its attributes and their length.
+    """
 
     def __init__(self, layers: int) -> None:
         self._layers = layers
@@ -63,15 +69,23 @@ class ItemEncoding:
         updated_at: NDArray[np.int64],
         partitions: NDArray[np.int32],
         timestamps: NDArray[np.int64],
+        attributes: Sequence[bytes] | None = None,
     ) -> list[bytes]:
-        """Values of N items; codes (N, L), all other arrays (N,)."""
+        """Values of N items; codes (N, L), all other arrays (N,). ``attributes``: N, empty for an update without any."""
         headers = np.empty(len(ids), self._header)
         headers["codes"], headers["weight"], headers["updated_at"] = codes, weights, updated_at
         headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids)) | np.uint16(_HAS_ORIGIN)
         headers["partition"], headers["timestamp"] = partitions, timestamps
+        if attributes is None or not any(attributes):
+            return [
+                header + item_id + title.encode("utf-8", _SURROGATES)
+                for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
+            ]
+        headers["id_bytes"][np.fromiter(map(bool, attributes), np.bool_, len(ids))] |= np.uint16(_HAS_ATTRIBUTES)
+        tails = [one + len(one).to_bytes(_LENGTH_BYTES, "little") if one else b"" for one in attributes]
         return [
-            header + item_id + title.encode("utf-8", _SURROGATES)
-            for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
+            header + item_id + title.encode("utf-8", _SURROGATES) + tail
+            for header, item_id, title, tail in zip(slices(headers), ids, titles, tails, strict=True)
         ]
 
     def decode(self, numbers: Sequence[int], values: Sequence[bytes]) -> list[StoredItem]:
@@ -86,14 +100,35 @@ class ItemEncoding:
             headers["updated_at"].tolist(),
             sizes.tolist(),
             (headers["id_bytes"] + sizes).tolist(),
+            [len(value) - self._tail_bytes(value) for value in values],
             strict=True,
         )
         return [
             StoredItem(
-                number, value[start:end], tuple(codes), weight, value[end:].decode("utf-8", _SURROGATES), updated_at
+                number,
+                value[start:end],
+                tuple(codes),
+                weight,
+                value[end:title_end].decode("utf-8", _SURROGATES),
+                updated_at,
             )
-            for number, value, codes, weight, updated_at, start, end in rows
+            for number, value, codes, weight, updated_at, start, end, title_end in rows
         ]
+
+    def has_attributes(self, value: bytes) -> bool:
+        """Whether the update that the value came from had attributes."""
+        return bool(value[self._content.itemsize - 1] & (_HAS_ATTRIBUTES >> 8))
+
+    def attributes_of(self, value: bytes) -> bytes:
+        """The attributes inside one value, empty for none."""
+        tail = self._tail_bytes(value)
+        return value[-tail:-_LENGTH_BYTES] if tail else b""
+
+    def _tail_bytes(self, value: bytes) -> int:
+        """Bytes of a value's attributes and their length."""
+        if not self.has_attributes(value):
+            return 0
+        return int.from_bytes(value[-_LENGTH_BYTES:], "little") + _LENGTH_BYTES
 
     def headers_of(self, values: Sequence[bytes]) -> NDArray[Any]:
         """Structured array (N,) of N values: ``codes`` (L), ``weight``, ``updated_at``, ``id_bytes``, ``timestamp`` and
@@ -105,7 +140,7 @@ class ItemEncoding:
             joined = b"".join([head.ljust(size, b"\0") for head in heads])
         headers = np.frombuffer(joined, self._header).copy()
         without = (headers["id_bytes"] & _HAS_ORIGIN) == 0
-        headers["id_bytes"] &= ~np.uint16(_HAS_ORIGIN)
+        headers["id_bytes"] &= np.uint16(_ID_BYTES)
         if without.any():
             headers["partition"][without], headers["timestamp"][without] = NO_PARTITION, NO_PARTITION
         return headers
@@ -120,15 +155,17 @@ class ItemEncoding:
         size = self._content.itemsize
         length = int.from_bytes(value[size - 2 : size], "little")
         start = self._header.itemsize if length & _HAS_ORIGIN else size
-        return value[start : start + (length & ~_HAS_ORIGIN)]
+        return value[start : start + (length & _ID_BYTES)]
 
     def content_of(self, value: bytes) -> bytes:
-        """The value without its origin, as format 1 wrote it: what the digest is taken over."""
+        """The value without its origin and attributes, as format 1 wrote it: what the digest is taken over."""
         size = self._content.itemsize
         length = int.from_bytes(value[size - 2 : size], "little")
-        if not length & _HAS_ORIGIN:
+        if not length & (_HAS_ORIGIN | _HAS_ATTRIBUTES):
             return value
-        return value[: size - 2] + (length & ~_HAS_ORIGIN).to_bytes(2, "little") + value[self._header.itemsize :]
+        start = self._header.itemsize if length & _HAS_ORIGIN else size
+        end = len(value) - self._tail_bytes(value)
+        return value[: size - 2] + (length & _ID_BYTES).to_bytes(2, "little") + value[start:end]
 
 
 class PathEncoding:
@@ -210,11 +247,6 @@ def number_keys(numbers: NDArray[np.uint32]) -> list[bytes]:
 def numbers_of(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     """The reverse of :func:`number_keys`."""
     return np.frombuffer(b"".join(keys), ">u4").astype(np.uint32)
-
-
-def new_lineage() -> bytes:
-    """A value of ``lineage`` in ``meta``: drawn by a new index, and again by a restored one."""
-    return secrets.token_bytes(8)
 
 
 def offset_key(topic: str, partition: int) -> bytes:

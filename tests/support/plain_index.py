@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.attributes import Attributes, encode_attributes
 from models.sids.layout import Layout
 from store.records.batch import CodesBatch
+from store.records.item_attributes import AttributesBatch
 
 CODEBOOK = "0123456789abcdef"
 
@@ -27,6 +29,26 @@ class Event:
     updated_at: int = 0
     partition: int = 0
     timestamp: int = 0
+    attributes: Attributes | None = None
+
+
+@dataclass(frozen=True)
+class AttributesEvent:
+    """One record of ``item-attributes``; ``attributes`` None takes them away."""
+
+    id: bytes
+    attributes: Attributes | None
+    partition: int = 0
+    timestamp: int = 0
+
+
+def attributes_batch_of(events: Sequence[AttributesEvent]) -> AttributesBatch:
+    return AttributesBatch(
+        ids=[event.id for event in events],
+        values=[None if event.attributes is None else encode_attributes(event.attributes) for event in events],
+        partitions=np.array([event.partition for event in events], np.int32),
+        timestamps=np.array([event.timestamp for event in events], np.int64),
+    )
 
 
 def batch_of(events: Sequence[Event], layers: int = 3) -> CodesBatch:
@@ -39,6 +61,7 @@ def batch_of(events: Sequence[Event], layers: int = 3) -> CodesBatch:
         deleted=np.array([event.codes is None for event in events], np.bool_),
         partitions=np.array([event.partition for event in events], np.int32),
         timestamps=np.array([event.timestamp for event in events], np.int64),
+        attributes=[b"" if event.attributes is None else encode_attributes(event.attributes) for event in events],
     )
 
 
