@@ -41,6 +41,7 @@ CODEBOOK_FILE: Final = "codebook.safetensors"
 ENCODER_FILE: Final = "encoder.onnx"
 MODEL_PREFIX: Final = "language_model-"
 _STAGING_PREFIX: Final = ".staging-"
+_TRAINING_SUFFIX: Final = ".training"
 _MAKE_AGAIN: Final = "fit and train it again with `sidstream fit` and `sidstream train`"
 
 
@@ -188,6 +189,7 @@ def create_bundle(
     # The manifest goes first and comes back last: what lies between is visibly no bundle.
     (root / MANIFEST_FILE).unlink(missing_ok=True)
     _remove_models(root, keep=None)
+    shutil.rmtree(checkpoint_directory(root), ignore_errors=True)  # of a model for another codebook
     codebook.save(root / CODEBOOK_FILE)
     export_onnx(codebook, root / ENCODER_FILE)
     manifest = BundleManifest(
@@ -206,6 +208,12 @@ def create_bundle(
     )
     write_manifest(root, manifest)
     return Bundle.open(root)
+
+
+def checkpoint_directory(bundle: Path | str) -> Path:
+    """Where a training that is under way for a bundle keeps its checkpoints: beside it, never in it."""
+    root = Path(bundle).resolve()
+    return root.with_name(f"{root.name}{_TRAINING_SUFFIX}")
 
 
 @contextmanager
