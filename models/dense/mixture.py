@@ -44,13 +44,15 @@ class Candidates:
     """What is known of C candidates of one query.
 
     ``rows``: int64 (C,), ascending; ``model``: float64 (C,) log P_model, -inf where the search did not find the item;
-    ``cosine``: float64 (C,), of its vector to the query's, -inf where it has no vector; ``new``: bool (C,).
+    ``cosine``: float64 (C,), of its vector to the query's, -inf where it has no vector; ``new``: bool (C,); ``near``: bool
+    (C,), whether the dense leg found it.
     """
 
     rows: npt.NDArray[np.int64]
     model: npt.NDArray[np.float64]
     cosine: npt.NDArray[np.float64]
     new: npt.NDArray[np.bool_]
+    near: npt.NDArray[np.bool_]
 
 
 def mixed(
@@ -120,7 +122,7 @@ def gather(
     rows = np.union1d(found, near)
     model = np.full(len(rows), -np.inf)
     model[np.searchsorted(rows, found)] = log_probabilities
-    return Candidates(rows, model, np.asarray(cosines, dtype=np.float64)[rows], new[rows])
+    return Candidates(rows, model, np.asarray(cosines, dtype=np.float64)[rows], new[rows], np.isin(rows, near))
 
 
 def fit_sharpness(cosines: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:

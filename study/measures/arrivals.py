@@ -29,7 +29,7 @@ from study.data.datasets import Dataset, TestCase, fresh_queries, load
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import BEAMS
 
-VALIDATION_CASES: Final = 4_000
+VALIDATION_CASES: Final = 2_000
 SLICE: Final = 0.1  # of the known items, playing the arrivals where λ and α are chosen
 RESAMPLED: Final = 1_000
 _QUERIES_A_BATCH: Final = 16

@@ -109,6 +109,6 @@ def test_items_without_vectors_are_left_to_the_model() -> None:
 
 def test_rank_counts_better_ones_and_equal_ones_before() -> None:
     rows = np.array([2, 4, 9, 11])
-    candidates = Candidates(rows, np.zeros(4), np.zeros(4), np.zeros(4, dtype=bool))
+    candidates = Candidates(rows, np.zeros(4), np.zeros(4), np.zeros(4, dtype=bool), np.ones(4, dtype=bool))
     values = np.array([-1.0, -0.5, -1.0, -np.inf])
     assert [rank_of(row, candidates, values, 99) for row in (4, 2, 9, 11, 3, 20)] == [1, 2, 3, 99, 99, 99]
