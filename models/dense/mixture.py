@@ -2,11 +2,11 @@
 
     P_dense(i | q) = exp(λ cos(q, i)) / Σ over the catalogue
     old items        (1 - α) P_model(i | q) + α P_dense(i | q)
-    new items        (1 - α') P_model(i | q) + α' P_dense(i | q), times e^β
+    new items        (1 - α') P_model(i | q) + α' e^β P_dense(i | q)
 
 P_model(i | q) is the probability of the item's SID times the item's share of it, 0 for what the search did not find. New is
 an item that the model was not trained on: its SID means nothing to the model, and so α' is 1 unless validation says
-otherwise. β is the operator's knob.
+otherwise. β is the operator's knob. An item without a vector has P_dense 0, and the share of an old item, new or not.
 
 What must hold: all in float64 and tested against brute force over the catalogue; λ maximises the likelihood of validation
 targets (it is concave: there is one such λ); α maximises their recall.
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 NEAREST: Final = 100  # candidates of the dense leg among all items
 NEAREST_NEW: Final = 50  # and among the new ones, so that a crowded neighbourhood does not hide them
-SHARES: Final = tuple(step / 20 for step in range(21))  # grid of α
+SHARES: Final = tuple(step / 20 for step in range(20))  # grid of α; not 1, which would lose items without a vector
 LEAST_SHARPNESS: Final = 1e-3
 MOST_SHARPNESS: Final = 1e3
 _NEWTON_STEPS: Final = 60
@@ -65,11 +65,13 @@ def mixed(
         dense = np.full(len(candidates.rows), -np.inf)
     else:
         dense = weights.sharpness * candidates.cosine - log_normaliser
-    share = np.where(candidates.new, weights.share_of_new, weights.share)
+    new = candidates.new & (candidates.cosine > -np.inf)
+    share = np.where(new, weights.share_of_new, weights.share)
     with np.errstate(divide="ignore"):
-        found = np.logaddexp(np.log1p(-share) + candidates.model, np.log(share) + dense)
-    boosted: npt.NDArray[np.float64] = np.where(candidates.new, found + boost_of_new, found)
-    return boosted
+        found: npt.NDArray[np.float64] = np.logaddexp(
+            np.log1p(-share) + candidates.model, np.log(share) + dense + np.where(new, boost_of_new, 0.0)
+        )
+    return found
 
 
 def log_sum(cosines: npt.NDArray[np.floating], sharpness: float) -> float:
@@ -108,6 +110,7 @@ def gather(
     new: npt.NDArray[np.bool_],
     *,
     excluded: npt.NDArray[np.integer] | Sequence[int] = (),
+    nearest_of_all: int = NEAREST,
 ) -> Candidates:
     """The candidates of one query: what the search found, with log P_model; the nearest of all items and of the new ones.
 
@@ -116,7 +119,7 @@ def gather(
     """
     allowed = np.asarray(cosines, dtype=np.float64).copy()
     allowed[np.asarray(excluded, dtype=np.int64)] = -np.inf
-    near = np.concatenate((nearest(allowed, NEAREST), nearest(allowed, NEAREST_NEW, new)))
+    near = np.concatenate((nearest(allowed, nearest_of_all), nearest(allowed, NEAREST_NEW, new)))
     kept = ~np.isin(found, np.asarray(excluded, dtype=np.int64))
     found, log_probabilities = np.asarray(found, dtype=np.int64)[kept], log_probabilities[kept]
     rows = np.union1d(found, near)

@@ -42,7 +42,7 @@ def test_first_places_are_those_of_the_mixture_over_the_whole_catalogue(
     of_model[found] = np.exp(model)
     of_dense = np.exp(sharpness * cosines) / np.exp(sharpness * cosines).sum()
     own = np.where(new, share_of_new, share)
-    expected = ((1 - own) * of_model + own * of_dense) * np.where(new, np.exp(boost), 1)
+    expected = (1 - own) * of_model + own * of_dense * np.where(new, np.exp(boost), 1)
     candidates = gather(found, model, cosines, new)
     got = mixed(candidates, log_sum(cosines, sharpness), weights, boost_of_new=boost)
     np.testing.assert_allclose(np.exp(got), expected[candidates.rows], rtol=1e-9, atol=1e-300)
@@ -101,7 +101,8 @@ def test_sharpness_stays_within_its_bounds_where_there_is_no_maximum() -> None:
 
 def test_items_without_vectors_are_left_to_the_model() -> None:
     cosines = np.full(ITEMS, -np.inf)
-    candidates = gather(np.array([3, 5]), np.array([-1.0, -2.0]), cosines, np.zeros(ITEMS, dtype=bool))
+    new = np.arange(ITEMS) == 5
+    candidates = gather(np.array([3, 5]), np.array([-1.0, -2.0]), cosines, new)
     got = mixed(candidates, log_sum(cosines, 10.0), MixtureWeights(sharpness=10.0, share=0.7))
     assert candidates.rows.tolist() == [3, 5]
     np.testing.assert_allclose(got, np.log(0.3) + np.array([-1.0, -2.0]))
