@@ -110,6 +110,11 @@ class AssignerSettings(IntakeSettings):
     maximum_title_characters: int = Field(8_192, ge=0, description="events with a longer title are dead letters")
     maximum_weight: float = Field(1e12, gt=0, le=1e30, description="events with a greater weight are dead letters")
     strict: bool = Field(False, description="updates with an unknown field are dead letters, not merely counted")
+    vectors: bool = Field(
+        True,
+        description="keep each item's vector, a byte a dimension, beside its codes: new items are found by it (retriever.dense); "
+        "it takes D + 4 bytes an item in item-codes and in the index",
+    )
     encoder_threads: int = Field(1, ge=1)
     accept_missed_updates: bool = Field(
         False, description="start although updates or deletions may have been missed; for one start (docs/runbook.md)"

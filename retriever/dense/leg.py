@@ -140,7 +140,8 @@ class DenseLeg:
             if value > -np.inf
         ]
         # Items without a vector: what the model says of them counts as that of an old item.
-        left_to_model = np.log1p(-weights.share) + scores[rows < 0]
+        with np.errstate(divide="ignore"):  # without a model the share is 1, and the model has said nothing
+            left_to_model = np.log1p(-weights.share) + scores[rows < 0]
         items += [
             MixedItem(number, value, "model", None, new=False)
             for number, value in zip(numbers[rows < 0].tolist(), left_to_model.tolist(), strict=True)

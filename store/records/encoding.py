@@ -3,7 +3,8 @@
 Big-endian where LMDB's byte order must be the numeric order (keys, trie records), little-endian elsewhere.
 An item's value begins with its codes, so that old codes are read without decoding the rest. Since format 2 it also holds
 its *origin*: the partition and the Kafka timestamp of the record that it came from. The digest leaves the origin out, so it
-is the same in both formats.
+is the same in both formats. An item's *vector* (``models.dense.vectors``), if it has one, is the end of its value: in one
+place with its codes, so that whatever holds for the codes (one transaction, split keys, digest, backup) holds for it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ FORMAT_VERSION: Final = 2
 # Format 1 is read as it is, and upgraded in place by a writer: its items have no origin until they are written again.
 READABLE_FORMATS: Final = frozenset({1, 2})
 NO_PARTITION: Final = -1  # of an item that format 1 wrote
-_HAS_ORIGIN: Final = 0x8000  # in ``id_bytes``: ids end at 511 bytes
+# In ``id_bytes``, as ids end at 511 bytes.
+_HAS_ORIGIN: Final = 0x8000
+_HAS_VECTOR: Final = 0x4000
+_ID_BYTES: Final = 0x3FFF
+_VECTOR_LENGTH_BYTES: Final = 2  # u16, the last of the value
 MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
 MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
 CENSUS_CHUNK: Final = 128  # counts per census record: 1 KiB, so that a small batch dirties few pages
@@ -40,7 +45,9 @@ class StoredItem:
 
 
 class ItemEncoding:
-    """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title."""
+    """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title, and of an item
+    that has one its vector and the vector's length.
+    """
 
     def __init__(self, layers: int) -> None:
         self._layers = layers
@@ -58,15 +65,24 @@ class ItemEncoding:
         updated_at: NDArray[np.int64],
         partitions: NDArray[np.int32],
         timestamps: NDArray[np.int64],
+        vectors: Sequence[bytes] | None = None,
     ) -> list[bytes]:
-        """Values of N items; codes (N, L), all other arrays (N,)."""
+        """Values of N items; codes (N, L), all other arrays (N,). ``vectors``: N, empty for an item without one."""
         headers = np.empty(len(ids), self._header)
         headers["codes"], headers["weight"], headers["updated_at"] = codes, weights, updated_at
         headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids)) | np.uint16(_HAS_ORIGIN)
         headers["partition"], headers["timestamp"] = partitions, timestamps
+        if vectors is None or not any(vectors):
+            return [
+                header + item_id + title.encode("utf-8", _SURROGATES)
+                for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
+            ]
+        has_one = np.fromiter(map(bool, vectors), np.bool_, len(ids))
+        headers["id_bytes"][has_one] |= np.uint16(_HAS_VECTOR)
+        tails = [vector + len(vector).to_bytes(_VECTOR_LENGTH_BYTES, "little") if vector else b"" for vector in vectors]
         return [
-            header + item_id + title.encode("utf-8", _SURROGATES)
-            for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
+            header + item_id + title.encode("utf-8", _SURROGATES) + tail
+            for header, item_id, title, tail in zip(slices(headers), ids, titles, tails, strict=True)
         ]
 
     def decode(self, numbers: Sequence[int], values: Sequence[bytes]) -> list[StoredItem]:
@@ -81,14 +97,31 @@ class ItemEncoding:
             headers["updated_at"].tolist(),
             sizes.tolist(),
             (headers["id_bytes"] + sizes).tolist(),
+            [len(value) - self._tail_bytes(value) for value in values],
             strict=True,
         )
         return [
             StoredItem(
-                number, value[start:end], tuple(codes), weight, value[end:].decode("utf-8", _SURROGATES), updated_at
+                number,
+                value[start:end],
+                tuple(codes),
+                weight,
+                value[end:title_end].decode("utf-8", _SURROGATES),
+                updated_at,
             )
-            for number, value, codes, weight, updated_at, start, end in rows
+            for number, value, codes, weight, updated_at, start, end, title_end in rows
         ]
+
+    def vector_of(self, value: bytes) -> bytes:
+        """The vector inside one value, empty for an item without one."""
+        tail = self._tail_bytes(value)
+        return value[-tail:-_VECTOR_LENGTH_BYTES] if tail else b""
+
+    def _tail_bytes(self, value: bytes) -> int:
+        """Bytes of a value's vector and its length."""
+        if not value[self._content.itemsize - 1] & (_HAS_VECTOR >> 8):
+            return 0
+        return int.from_bytes(value[-_VECTOR_LENGTH_BYTES:], "little") + _VECTOR_LENGTH_BYTES
 
     def headers_of(self, values: Sequence[bytes]) -> NDArray[Any]:
         """Structured array (N,) of N values: ``codes`` (L), ``weight``, ``updated_at``, ``id_bytes``, ``timestamp`` and
@@ -100,7 +133,7 @@ class ItemEncoding:
             joined = b"".join([head.ljust(size, b"\0") for head in heads])
         headers = np.frombuffer(joined, self._header).copy()
         without = (headers["id_bytes"] & _HAS_ORIGIN) == 0
-        headers["id_bytes"] &= ~np.uint16(_HAS_ORIGIN)
+        headers["id_bytes"] &= np.uint16(_ID_BYTES)
         if without.any():
             headers["partition"][without], headers["timestamp"][without] = NO_PARTITION, NO_PARTITION
         return headers
@@ -115,7 +148,7 @@ class ItemEncoding:
         size = self._content.itemsize
         length = int.from_bytes(value[size - 2 : size], "little")
         start = self._header.itemsize if length & _HAS_ORIGIN else size
-        return value[start : start + (length & ~_HAS_ORIGIN)]
+        return value[start : start + (length & _ID_BYTES)]
 
     def content_of(self, value: bytes) -> bytes:
         """The value without its origin, as format 1 wrote it: what the digest is taken over."""

@@ -44,13 +44,18 @@ class ItemUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ItemCodes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Topic ``item-codes``, key = item id. The codes of an item under one codebook; a tombstone deletes the item."""
+    """Topic ``item-codes``, key = item id. The codes of an item under one codebook; a tombstone deletes the item.
+
+    ``vector``: its embedding for the dense leg, 4 + D bytes (``models.dense.vectors``): a float32, little-endian, and D int8 that
+    it scales. Absent: the item has none.
+    """
 
     codebook: str
     codes: tuple[int, ...]
     title: str
     weight: float
     updated_at: int
+    vector: Annotated[bytes, Meta(max_length=65_535)] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 

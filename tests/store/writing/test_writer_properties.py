@@ -33,6 +33,7 @@ def events(layers: int) -> st.SearchStrategy[Event]:
         weight=st.floats(width=32, allow_nan=False),
         title=st.sampled_from(["", "blue kettle", "Käse 🧀", "half \ud83e pair"]),
         updated_at=st.integers(-(2**62), 2**62),
+        vector=st.sampled_from([b"", b"", b"\x00", b"a vector", bytes(range(256)) * 2, b"\xff" * 65_535]),
     )
 
 
@@ -81,7 +82,16 @@ def test_every_batch_leaves_what_the_plain_model_has(history: tuple[int, list[li
                 event = plain.items.get(item_id)
                 assert (item is None) == (event is None)
                 if item and event:
-                    assert Event(item.id, item.codes, item.weight, item.title, item.updated_at) == event
+                    found = Event(item.id, item.codes, item.weight, item.title, item.updated_at, vector=event.vector)
+                    assert found == event
+            live = snapshot.find([item_id for item_id in IDS if item_id in plain.items])
+            kept = snapshot.vectors([item.number for item in live if item])
+            assert kept.numbers.tolist() == sorted(item.number for item in live if item and plain.items[item.id].vector)
+            assert dict(zip(kept.ids, kept.values, strict=True)) == {
+                item_id: event.vector for item_id, event in plain.items.items() if event.vector
+            }
+            blocks = list(snapshot.all_vectors())
+            assert [item_id for block in blocks for item_id in block.ids] == kept.ids
 
 
 @SLOW_DISK
