@@ -51,16 +51,25 @@ class Client:
         text: str = "",
         *,
         history: Sequence[str] = (),
+        embedding: Sequence[float] | None = None,
         user: str | None = None,
         limit: int = 10,
         timeout_seconds: float = 30.0,
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
 
+        ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one.
+
         Raises:
             ClientError: no answer within ``timeout_seconds``.
         """
-        query = Query(text=text, history=tuple(history), user=user, limit=limit)
+        query = Query(
+            text=text,
+            history=tuple(history),
+            embedding=msgspec.UNSET if embedding is None else [float(number) for number in embedding],
+            user=user,
+            limit=limit,
+        )
         return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
 
     def ask_all(self, queries: Sequence[Query], *, timeout_seconds: float = 30.0) -> list[Answer]:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+from msgspec import UNSET
 
 from models.catalogue import MAXIMUM_ID_BYTES
+from streamer.events.embeddings import EmbeddingError, query_embedding
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.settings import RetrieverSettings
@@ -68,16 +70,20 @@ class UserRates:
 
 
 class Admission:
-    """Checks the records of ``queries``; ``clock`` gives seconds since the epoch, ``monotonic`` seconds for the rates."""
+    """Checks the records of ``queries``; ``dimension``: D of an embedding; ``clock`` gives seconds since the epoch, ``monotonic``
+    seconds for the rates.
+    """
 
     def __init__(
         self,
         settings: RetrieverSettings,
         *,
+        dimension: int,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._dimension = dimension
         self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._clock = clock
         self._rates = (
@@ -98,8 +104,8 @@ class Admission:
             raise EventError("EmptyQuery", "the query has no value: send text, history or both")
         settings = self._settings
         query: Query = decode_event(QUERY, record, value, self._limits).value
-        if not query.text.strip() and not query.history and query.user is None:
-            raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
+        if not query.text.strip() and not query.history and query.user is None and query.embedding is UNSET:
+            raise EventError("EmptyQuery", "the query is empty: send text, history, embedding, user or several of them")
         if not 1 <= query.limit <= settings.maximum_limit:
             raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{settings.maximum_limit}")
         if query.timeout_ms is not None and not 1 <= query.timeout_ms < _LONGEST_TIMEOUT_MS:
@@ -112,6 +118,11 @@ class Admission:
             # No character has more than four bytes: most ids need no encoding to be known as short.
             if 4 * len(item_id) > MAXIMUM_ID_BYTES:
                 within(MAXIMUM_ID_BYTES, len(item_id.encode()), f"history[{place}]", "bytes")
+        if query.embedding is not UNSET:
+            try:
+                query_embedding(query.embedding, self._dimension)
+            except EmbeddingError as error:
+                raise EventError(error.kind, str(error)) from None
         if query.user is not None:
             within(settings.maximum_user_bytes, len(query.user.encode()), "user", "bytes")
         return query_id, query

@@ -101,7 +101,7 @@ class AnswerBatch:
         self._prompts = prompts
         self._reader = reader
         self._settings = settings
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, dimension=bundle.manifest.dimension)
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
         # Told at the start, not by the first query.

@@ -128,8 +128,10 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both.
+    """Topic ``queries``, key = query id. Text, history (item ids, oldest first), embedding, or several of them.
 
+    ``embedding``: of what is asked, in the space of the items' embeddings: D numbers, or the bytes of D little-endian float32
+    (MessagePack ``bin``; base64 in JSON).
     ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
     """
 
@@ -139,16 +141,22 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 10
     asked_at: int | None = None
     timeout_ms: int | None = None
+    embedding: bytes | list[float] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID."""
+    """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID.
+
+    ``found_by``: the leg that found it, where the dense leg ran; ``new``: there and true of an item that came after training.
+    """
 
     item_id: str
     title: str
     sid: str
     score: float
+    found_by: Literal["model", "dense", "both"] | UnsetType = UNSET
+    new: bool | UnsetType = UNSET
 
 
 class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +167,10 @@ class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition."""
+    """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition.
+
+    ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both.
+    """
 
     query_id: str
     items: tuple[AnswerItem, ...] = ()
@@ -169,6 +180,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     position: dict[str, int] = {}
     skipped_history: tuple[str, ...] = ()
+    legs: tuple[Literal["model", "dense"], ...] | UnsetType = UNSET
+    note: str | UnsetType = UNSET
     milliseconds: dict[str, float] = {}
     answered_at: int = 0
     error: AnswerError | None = None
