@@ -299,7 +299,7 @@ class _FormatOnly(msgspec.Struct):
 def remove_dense_files(root: Path, keep: Collection[str]) -> None:
     """Removes files of dense parts that no manifest names any more."""
     for path in root.iterdir():
-        if path.name not in keep and path.name.startswith(DENSE_PREFIX) and path.is_file():
+        if path.name not in keep and path.name.lstrip(".").startswith(DENSE_PREFIX) and path.is_file():
             path.unlink(missing_ok=True)
 
 

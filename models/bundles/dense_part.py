@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from models.bundles.bundle import DENSE_PREFIX, Bundle, remove_dense_files
 from models.bundles.manifest import record_file, write_manifest
 from models.dense.mixture import MixtureWeights
 from models.dense.part import VERSION, Asked, DenseRecord, load_space, save_space
-from models.dense.space import DenseSpace
+from models.dense.space import DenseSpace, fit_space, id_hashes
+from models.dense.vectors import quantise
 from models.errors import SidstreamError
 
 
@@ -71,6 +74,24 @@ def add_dense_part(
     write_manifest(root, msgspec.structs.replace(manifest, files=files, dense=record))
     remove_dense_files(root, keep=written.values())
     return Bundle.open(root)
+
+
+def fit_dense_part(
+    bundle: Bundle,
+    embeddings: npt.NDArray[np.floating],
+    ids: Sequence[str],
+    histories: Iterable[Sequence[str]] = (),
+    *,
+    query_tower: Path | None = None,
+) -> Bundle:
+    """A dense part for a bundle before anything was trained: it answers by nearest vectors alone.
+
+    ``embeddings`` (N, D) of the items ``ids``, both empty if nothing is known of them; ``histories``: of item ids.
+    """
+    rows = {item: row for row, item in enumerate(ids)}
+    known = [[rows[item] for item in history if item in rows] for history in histories]
+    space, _ = fit_space(quantise(embeddings[: len(ids)]).unit(), id_hashes(item.encode() for item in ids), known)
+    return add_dense_part(bundle, space, query_tower=query_tower)
 
 
 def dense_space_of(bundle: Bundle) -> DenseSpace | None:

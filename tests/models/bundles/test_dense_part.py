@@ -9,7 +9,7 @@ import pytest
 
 from models.bundles.building import FitSettings, fit_bundle
 from models.bundles.bundle import Bundle
-from models.bundles.dense_part import add_dense_part, dense_space_of
+from models.bundles.dense_part import add_dense_part, dense_space_of, fit_dense_part
 from models.bundles.manifest import BundleError
 from models.dense.mixture import MixtureWeights
 from models.dense.space import DenseSpace, KnownItems, fit_space, id_hashes
@@ -59,6 +59,20 @@ def test_new_part_takes_the_place_of_the_old_one_and_leaves_no_file_behind(tmp_p
     fitted_anew = fit_bundle(EMBEDDINGS, second.directory, SMALL, replace=True).bundle
     assert fitted_anew.manifest.dense is None
     assert not list(fitted_anew.directory.glob("*dense-*"))
+
+
+def test_part_before_any_training_knows_the_catalogue_and_its_histories(tmp_path: Path) -> None:
+    ids = [f"sku {row}" for row in range(ITEMS)]
+    histories = [[ids[row], ids[(row * 7 + 1) % ITEMS], "not in the catalogue"] for row in range(ITEMS)]
+    fitted = fit_dense_part(bundle(tmp_path), EMBEDDINGS, ids, histories)
+    record, space = fitted.manifest.dense, dense_space_of(fitted)
+    assert record is not None
+    assert space is not None
+    assert (record.known, record.beside, record.weights) == (ITEMS, 64, {})
+    assert not space.is_new(id_hashes(item.encode() for item in ids)).any()
+    alone = fit_dense_part(fitted, EMBEDDINGS, [], [])
+    assert alone.manifest.dense is not None
+    assert (alone.manifest.dense.known, alone.manifest.dense.beside) == (0, 0)
 
 
 def test_changed_file_is_refused(tmp_path: Path) -> None:
