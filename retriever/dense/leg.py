@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.dense.mixture import NEAREST, gather, log_sum, mixed
+from models.dense.mixture import NEAREST, gather, mixed
 from models.dense.part import Asked, DenseRecord
-from retriever.dense.item_vectors import ItemVectors
+from retriever.dense.item_vectors import ItemVectors, Similarities
 
 FoundBy = Literal["model", "dense", "both"]
 
@@ -97,17 +97,20 @@ class DenseLeg:
         """
         if not queries:
             return []
-        cosines = self.vectors.cosines(np.stack([query.vector for query in queries]), eligible)
+        needed = [self.vectors.rows(own.numbers) for own in found]
+        similarities = self.vectors.held_against(
+            np.stack([query.vector for query in queries]), [rows[rows >= 0] for rows in needed], eligible
+        )
         return [
-            self._one(query, own, row, limit, without)
-            for query, own, row, limit, without in zip(queries, found, cosines, limits, excluded, strict=True)
+            self._one(query, own, held, limit, without)
+            for query, own, held, limit, without in zip(queries, found, similarities, limits, excluded, strict=True)
         ]
 
     def _one(
         self,
         query: DenseQuery,
         found: ModelCandidates,
-        cosines: npt.NDArray[np.float32],
+        held: Similarities,
         limit: int,
         excluded: npt.NDArray[np.integer],
     ) -> list[MixedItem]:
@@ -120,12 +123,12 @@ class DenseLeg:
         candidates = gather(
             rows[rows >= 0],
             scores[rows >= 0],
-            cosines,
+            held.cosines,
             table.new,
             excluded=without[without >= 0],
             nearest_of_all=max(limit, NEAREST),
         )
-        values = mixed(candidates, log_sum(cosines, weights.sharpness), weights, boost_of_new=self._boost_of_new)
+        values = mixed(candidates, held.log_sum(weights.sharpness), weights, boost_of_new=self._boost_of_new)
         items = [
             MixedItem(number, value, _found_by(model, near), cosine, new)
             for number, value, model, near, cosine, new in zip(
