@@ -35,7 +35,7 @@ from models.sids.layout import Layout
 from retriever.search.search_parts import Level, ranges, trie_levels
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
-from store.records.encoding import TrieEncoding
+from store.records.encoding import PathEncoding
 from store.topology.trie_view import SidPaths, TrieView
 from store.writing.writer import IndexWriter
 
@@ -192,12 +192,14 @@ def measure(items: int, size: int, directory: Path, *, beams: int, rounds: int, 
         IndexWriter.open(directory / "index", codebook_id=CODEBOOK, layers=LAYERS, size=size) as writer,
         IndexReader(directory / "index") as reader,
     ):
-        pages = _load(writer, directory / "trie", items, size, random)
+        pages = _load(writer, directory / "alone", items, size, random)
         plain = Layout(1, CODEBOOK, LAYERS, size)
         short = Layout(2, CODEBOOK, LAYERS, size, tuple(top_k(writer.census()[1], size // 10)))
         with reader.snapshot() as snapshot:
-            everything = snapshot.buckets(snapshot.first_tokens())
-        codes, numbers = everything.codes, everything.items
+            blocks = list(snapshot.all_paths())
+        codes, numbers = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+        order = np.lexsort((numbers, *codes.T[::-1]))
+        codes, numbers = codes[order], numbers[order]
         results = _memory(FmIndex.of(codes, numbers, plain), codes, pages)
         results += _steps(reader, codes, numbers, (plain, short), beams, rounds, random)
         results += _updates(writer, codes, numbers, plain, rounds, batch, random)
@@ -215,14 +217,14 @@ def _load(writer: IndexWriter, beside: Path, items: int, size: int, random: np.r
     in the same order ``beside``, where there is nothing else, in one transaction, which leaves none free.
     """
     with lmdb.open(str(beside), map_size=1 << 32, max_dbs=1) as alone:
-        trie = alone.open_db(b"trie", dupsort=True, dupfixed=True)
+        paths = alone.open_db(b"paths", dupsort=True, dupfixed=True)
         empty = alone.info()["last_pgno"] + 1
         with alone.begin(write=True) as transaction:
             for begin in range(0, items, LOAD):
                 batch = crowded_batch(random, min(LOAD, items - begin), size)
                 writer.apply(batch, {})
                 numbers = np.arange(begin, begin + len(batch), dtype=np.uint32)
-                transaction.cursor(trie).putmulti(TrieEncoding(LAYERS).encode(batch.codes, numbers))
+                transaction.cursor(paths).putmulti(PathEncoding(LAYERS, size).encode(batch.codes, numbers))
         return int((alone.info()["last_pgno"] + 1 - empty) * alone.stat()["psize"])
 
 

@@ -1,8 +1,9 @@
-"""The index at a million items: loading it, upserting into it, reading the buckets of one beam-search step.
+"""The index at a million items: loading it, upserting into it, reading the items of a query's SIDs, bytes an item.
 
 The floor of writing is LMDB itself: the same bytes, encoded and sorted beforehand, put in the same batches into a
 second environment, turn and turn about with the index. What the index adds to it is finding out which ids exist,
-encoding, the census and the offsets. The floor of reading is ``getmulti`` of the same buckets with nothing decoded.
+encoding, the census, the commit log and the offsets. The floor of reading is ``getmulti`` of the same keys with nothing
+decoded. The SIDs read are short ones, of items: the layout that gives the most items.
 Item ids are random, as they are in life: sequential ones flatter LMDB several times over.
 """
 
@@ -13,30 +14,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import numpy as np
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from models.sids.head_tokens import top_k
-from models.sids.layout import Layout
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
-from store.records.encoding import ItemEncoding, TrieEncoding, first_token_keys, number_keys
-from store.topology.trie_view import TrieView
+from store.records.encoding import ItemEncoding, PathEncoding, number_keys
 from store.writing.writer import IndexWriter
 
 CODEBOOK = "0" * 16
-LAYERS, SIZE = 3, 4096
+LAYERS = 3
+SIZES = (4096, 256)  # M: a short path is a key of the index only for the second
 BEAMS = 50
 SECONDS = time.perf_counter
 
 
-def random_batch(random: np.random.Generator, count: int) -> CodesBatch:
+def random_batch(random: np.random.Generator, count: int, size: int = SIZES[0]) -> CodesBatch:
     """New items with random ids; the second layer is crowded onto few tokens, as codebooks are."""
-    codes = random.integers(SIZE, size=(count, LAYERS)).astype(np.uint16)
-    codes[:, 1] = (SIZE * random.random(count) ** 4).astype(np.uint16)
+    codes = random.integers(size, size=(count, LAYERS)).astype(np.uint16)
+    codes[:, 1] = (size * random.random(count) ** 4).astype(np.uint16)
     return CodesBatch(
         ids=[b"%016x" % number for number in random.integers(2**63, size=count).tolist()],
         codes=codes,
@@ -53,41 +51,55 @@ class RawBatch:
 
     items: list[tuple[bytes, bytes]]
     ids: list[tuple[bytes, bytes]]
-    trie: list[tuple[bytes, bytes]]
+    paths: list[tuple[bytes, bytes]]
 
     @classmethod
-    def of(cls, batch: CodesBatch, first_number: int) -> RawBatch:
+    def of(cls, batch: CodesBatch, first_number: int, encoding: PathEncoding) -> RawBatch:
         numbers = np.arange(first_number, first_number + len(batch), dtype=np.uint32)
         keys = number_keys(numbers)
         origin = np.zeros(len(batch), np.int32), np.zeros(len(batch), np.int64)
         values = ItemEncoding(LAYERS).encode(
             batch.ids, batch.codes, batch.weights, batch.titles, batch.updated_at, *origin
         )
-        trie = TrieEncoding(LAYERS).encode(batch.codes, numbers)
-        return cls(list(zip(keys, values, strict=True)), sorted(zip(batch.ids, keys, strict=True)), trie)
+        paths = encoding.encode(batch.codes, numbers)
+        return cls(list(zip(keys, values, strict=True)), sorted(zip(batch.ids, keys, strict=True)), paths)
 
 
 class RawStore:
     """LMDB with the index's databases and settings, and nothing of the index."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: PathEncoding) -> None:
+        self.encoding = encoding
         self._environment = lmdb.open(str(path), map_size=1 << 34, max_dbs=3, metasync=False, readahead=False)
         self._items = self._environment.open_db(b"items")
         self._ids = self._environment.open_db(b"ids")
-        self._trie = self._environment.open_db(b"trie", dupsort=True, dupfixed=True)
+        self._paths = self._environment.open_db(b"paths", dupsort=True, dupfixed=True)
 
     def put(self, batch: RawBatch) -> None:
         with self._environment.begin(write=True) as transaction:
             transaction.cursor(self._items).putmulti(batch.items, append=True)
             transaction.cursor(self._ids).putmulti(batch.ids)
-            transaction.cursor(self._trie).putmulti(batch.trie)
+            transaction.cursor(self._paths).putmulti(batch.paths)
 
-    def read(self, first: np.ndarray[Any, Any]) -> int:
+    @property
+    def bytes_used(self) -> int:
+        return int((self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"])
+
+    def read(self, requests: list[tuple[bytes, bytes]]) -> int:
+        """Reads the records of short paths, given as ``PathEncoding.first_records``; bytes."""
         with self._environment.begin() as transaction:
-            keys = first_token_keys(first)
-            width = TrieEncoding(LAYERS).value_bytes
-            cursor = transaction.cursor(self._trie)
-            return len(cursor.getmulti(keys, dupdata=True, dupfixed_bytes=width, keyfixed=True))
+            cursor = transaction.cursor(self._paths)
+            if self.encoding.whole_keys:
+                keys = [key for key, _ in requests]
+                width = self.encoding.value_bytes
+                return len(cursor.getmulti(keys, dupdata=True, dupfixed_bytes=width, keyfixed=True))
+            found = 0
+            for key, lowest in requests:
+                there = cursor.set_range_dup(key, lowest)
+                while there and self.encoding.same_short_path(lowest, value := cursor.value()):
+                    found += len(value)
+                    there = cursor.next_dup()
+            return found
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -98,56 +110,60 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def write_both(
-    random: np.random.Generator, writer: IndexWriter, raw: RawStore, number: int, items: int, size: int
+    random: np.random.Generator, writer: IndexWriter, raw: RawStore, number: int, items: int, batch_size: int, size: int
 ) -> tuple[float, float]:
-    """Writes ``items`` new items in batches of ``size`` into the index and below it; items a second of both."""
+    """Writes ``items`` new items in batches of ``batch_size`` into the index and below it; items a second of both."""
     index_seconds = raw_seconds = 0.0
-    for start in range(0, items, size):
-        batch = random_batch(random, size)
-        bare = RawBatch.of(batch, number + start)
+    for start in range(0, items, batch_size):
+        batch = random_batch(random, batch_size, size)
+        bare = RawBatch.of(batch, number + start, raw.encoding)
         index_seconds += timed(lambda batch=batch: writer.apply(batch, {("item-codes", 0): 1}))  # type: ignore[misc]
         raw_seconds += timed(lambda bare=bare: raw.put(bare))  # type: ignore[misc]
     return items / index_seconds, items / raw_seconds
 
 
 def read_both(
-    random: np.random.Generator, reader: IndexReader, raw: RawStore, heads: tuple[int, ...], repeats: int = 100
+    random: np.random.Generator, reader: IndexReader, raw: RawStore, repeats: int = 200
 ) -> tuple[float, float, float]:
-    """Milliseconds (medians) of a step's SID paths and of the raw read of the same buckets, and records a step."""
-    layout = Layout(1, CODEBOOK, LAYERS, SIZE, heads)
-    steps = [np.sort(random.choice(SIZE, BEAMS, replace=False)) for _ in range(repeats)]
-    views, reads, records = [], [], 0
+    """Milliseconds (medians) of the items of a query's SIDs and of the raw read of the same keys, and items a query."""
+    ours, reads, records = [], [], 0
     with reader.snapshot() as snapshot:
-        view = TrieView(snapshot, layout)
-        for step in steps:
-            views.append(timed(lambda step=step: view.paths(step)))  # type: ignore[misc]
-            reads.append(timed(lambda step=step: raw.read(step)))  # type: ignore[misc]
-            records += len(view.paths(step).items)
-    return 1000 * float(np.median(views)), 1000 * float(np.median(reads)), records / repeats
+        there = np.concatenate([codes[:, [0, 2]] for codes, _ in snapshot.all_paths()])
+        for _ in range(repeats):
+            short = there[random.choice(len(there), BEAMS)]
+            requests = raw.encoding.first_records(np.unique(short, axis=0))
+            reads.append(timed(lambda requests=requests: raw.read(requests)))  # type: ignore[misc]
+            ours.append(timed(lambda short=short: snapshot.items_below(short)))  # type: ignore[misc]
+            records += len(snapshot.items_below(short).items)
+    return 1000 * float(np.median(ours)), 1000 * float(np.median(reads)), records / repeats
 
 
-def measure(items: int, directory: Path) -> list[Result]:
+def measure(items: int, size: int, directory: Path) -> list[Result]:
+    """All rows of one number of codewords."""
     random = np.random.default_rng(0)
-    raw = RawStore(directory / "raw")
+    directory.mkdir()
+    (directory / "raw").mkdir()
+    raw = RawStore(directory / "raw", PathEncoding(LAYERS, size))
     results: list[Result] = []
-    with IndexWriter.open(directory / "index", codebook_id=CODEBOOK, layers=LAYERS, size=SIZE) as writer:
+    with IndexWriter.open(directory / "index", codebook_id=CODEBOOK, layers=LAYERS, size=size) as writer:
         number = 0
 
-        def written(name: str, count: int, size: int, target: Target | None) -> None:
+        def written(name: str, count: int, batch_size: int, target: Target | None) -> None:
             nonlocal number
-            ours, floor = write_both(random, writer, raw, number, count, size)
+            ours, floor = write_both(random, writer, raw, number, count, batch_size, size)
             number += count
-            results.append(Result(name, ours, "items/s", "bare LMDB puts", floor, target))
+            results.append(Result(f"M = {size}: {name}", ours, "items/s", "bare LMDB puts", floor, target))
 
         written(f"load {items:,} items, batches of 50,000", items, 50_000, None)
         written("upsert new items, batches of 10,000", 200_000, 10_000, Target.ratio_at_least(0.6))
         written("upsert new items, batches of 1,000", 50_000, 1_000, Target.ratio_at_least(0.6))
-        heads = tuple(top_k(writer.census()[1], SIZE // 10))
         with IndexReader(directory / "index") as reader:
-            for name, tokens in (("no head tokens", ()), ("top@10 % head tokens", heads)):
-                view, read, records = read_both(random, reader, raw, tokens)
-                title = f"paths of {BEAMS} buckets ({records:,.0f} records), {name}"
-                results.append(Result(title, view, "ms", "raw getmulti", read, Target.value_at_most(2.0)))
+            ours, read, records = read_both(random, reader, raw)
+        title = f"M = {size}: items of {BEAMS} SIDs ({records:,.0f} items)"
+        results.append(Result(title, ours, "ms", "bare LMDB reads", read, Target.value_at_most(0.5)))
+        used, floor = writer.storage().used_bytes / number, raw.bytes_used / number
+        title = f"M = {size}: on disk, with commit log and free pages"
+        results.append(Result(title, used, "B/item", "bare LMDB puts", floor))
     return results
 
 
@@ -157,8 +173,9 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="where to put the temporary files (default: the system's)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        (Path(directory) / "raw").mkdir()
-        results = measure(arguments.items, Path(directory))
+        results = [
+            row for size in SIZES for row in measure(arguments.items, size, Path(directory) / f"{size}-codewords")
+        ]
     return report(f"The index at {arguments.items:,} items", results, arguments.json)
 
 

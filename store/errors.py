@@ -13,6 +13,10 @@ class IndexMissingError(StoreError):
     """There is no index in the directory (yet)."""
 
 
+class IndexNotUpgradedError(IndexMissingError):
+    """An older sidstream made the index: there is none that this one reads until the indexer has upgraded it in place."""
+
+
 class IndexLockedError(StoreError):
     """Another process writes this index."""
 

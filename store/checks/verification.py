@@ -1,4 +1,4 @@
-"""The full check of an index: trie, items, ids, census, free numbers and split keys must tell the same story.
+"""The full check of an index: paths, items, ids, census, free numbers, split keys and commit log must tell the same story.
 
 And two indexes held against each other, item by item: which items one of them lacks, and which differ in what. Both read
 everything (seconds for a million items): for tests and ``sidstream verify``, not for serving.
@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import IndexMismatchError
+from store.errors import IndexAccessError, IndexMismatchError
 from store.reading.reader import Snapshot, read_state
 from store.records import encoding
+from store.records.change_log import commit_of, items_in, path_keys
 from store.records.encoding import StoredItem
 from store.records.split_keys import decode_records
 
@@ -32,10 +33,11 @@ def verify(snapshot: Snapshot) -> list[str]:
     try:
         numbers, codes, ids = _items(snapshot)
         _compare_ids(snapshot, numbers, ids, problems)
-        _compare_trie(snapshot, numbers, codes, problems)
+        _compare_paths(snapshot, numbers, codes, problems)
         _compare_census(snapshot, codes, problems)
         _compare_free(snapshot, numbers, problems)
         _compare_split_keys(snapshot, problems)
+        _compare_log(snapshot, codes, problems)
     except _UNREADABLE as error:
         problems.append(f"A record cannot be read ({type(error).__name__}: {error}).")
     return problems
@@ -72,16 +74,16 @@ def _compare_ids(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: list[byte
         problems.append(f"There are {count} ids but {len(ids)} items.")
 
 
-def _compare_trie(
+def _compare_paths(
     snapshot: Snapshot, numbers: NDArray[np.uint32], codes: NDArray[np.uint16], problems: list[str]
 ) -> None:
-    bucket = snapshot.buckets(np.arange(snapshot.size))
-    expected, found = _rows(codes, numbers), _rows(bucket.codes, bucket.items)
+    expected = _rows(codes, numbers)
+    found = np.concatenate([expected[:0], *(_rows(*block) for block in snapshot.all_paths())])
     missing, surplus = len(np.setdiff1d(expected, found)), len(np.setdiff1d(found, expected))
     if missing:
-        problems.append(f"{missing} items are missing from the trie, or are there with other codes.")
+        problems.append(f"{missing} items are missing from the paths, or are there with other codes.")
     if surplus:
-        problems.append(f"{surplus} trie records name an item that is missing or has other codes.")
+        problems.append(f"{surplus} path records name an item that is missing or has other codes.")
 
 
 def _rows(codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> NDArray[Any]:
@@ -115,8 +117,6 @@ def _compare_free(snapshot: Snapshot, numbers: NDArray[np.uint32], problems: lis
 
 def _compare_split_keys(snapshot: Snapshot, problems: list[str]) -> None:
     """Deletions that are noted of items that are there; and split keys whose records do not fit to their item."""
-    if snapshot.facts.format_version < 2:
-        return
     live_deleted = 0
     for item_id, _ in snapshot._cursor("deleted").iternext():
         live_deleted += snapshot._read.get(item_id, db=snapshot._databases["ids"]) is not None
@@ -142,6 +142,41 @@ def _compare_split_keys(snapshot: Snapshot, problems: list[str]) -> None:
         wrong += not fits
     if wrong:
         problems.append(f"{wrong} keys with records in several partitions disagree with their items.")
+
+
+def _compare_log(snapshot: Snapshot, codes: NDArray[np.uint16], problems: list[str]) -> None:
+    """The commit log's bounds; and whether replaying all of it leads to the paths that the items have."""
+    state = read_state(snapshot._read, snapshot._databases)
+    commits: dict[int, int] = {}  # item changes of each
+    for key, value in snapshot._cursor("changes").iternext():
+        if (commit := commit_of(key)) not in commits:
+            commits[commit] = items_in(value)
+    outside = sum(not state.log_floor < commit <= state.commit for commit in commits)
+    if outside:
+        problems.append(
+            f"{outside} commits are in the commit log and should not be: it has those above {state.log_floor}, up to "
+            f"{state.commit}."
+        )
+        return  # what a reader would replay is not what the writer wrote
+    if sum(commits.values()) != state.log_items:
+        problems.append(f"The commit log has {sum(commits.values())} item changes, and should have {state.log_items}.")
+    try:
+        changes = snapshot.changes_since(state.log_floor)
+    except IndexAccessError as error:
+        problems.append(str(error))
+        return
+    if changes is None:
+        problems.append(f"The commit log begins at {state.log_floor}, after the last commit {state.commit}.")
+        return
+    live = path_keys(codes)
+    gone = int((~np.isin(path_keys(changes.entered), live)).sum())
+    if gone:
+        problems.append(f"{gone} paths that the commit log says hold an item hold none.")
+    there = int(np.isin(path_keys(changes.left), live).sum())
+    if there:
+        problems.append(f"{there} paths that the commit log says hold no item hold one.")
+    if len(changes.items) and int(changes.items[-1]) >= state.next_number:
+        problems.append(f"The commit log names item {changes.items[-1]}, which was never handed out.")
 
 
 class ItemDifference(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ kernel gives a writer's lock back when its process ends, however it ends: neithe
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import threading
 import time
@@ -34,7 +35,7 @@ DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "writer.lock"
 _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "meta": {},  # first: all are created in one transaction, so who finds it finds the others
-    "trie": {"dupsort": True, "dupfixed": True},
+    "paths": {"dupsort": True, "dupfixed": True},  # since format 3
     "items": {},
     "ids": {},
     "free": {},
@@ -43,7 +44,10 @@ _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "layouts": {},
     "deleted": {},  # since format 2, like the next
     "elsewhere": {},
+    "changes": {},  # since format 3
 }
+# Of older formats, opened by the upgrade alone.
+_FORMER_DATABASES: Final[dict[str, dict[str, bool]]] = {"trie": {"dupsort": True, "dupfixed": True}}
 _SNAPSHOT_WAIT_SECONDS: Final = 30.0  # how long a change of the map waits for other threads' snapshots
 
 _WAIT: Final = "wait until the indexer has created it."
@@ -59,6 +63,7 @@ class Environment:
         self.databases: dict[str, Any] = {}
         self.references = 0
         self.writable = False
+        self.opening = 0  # which opening of files by this process the current one is; 0 before the first
         self._environment: Any = None
         self._process = os.getpid()
         self._file: tuple[int, int] | None = None
@@ -102,7 +107,7 @@ class Environment:
                 readonly=not write,
                 metasync=False,  # a power failure may undo the last batch; its offsets are undone with it
                 max_readers=MAXIMUM_READERS,
-                max_dbs=len(_DATABASES),
+                max_dbs=len(_DATABASES) + len(_FORMER_DATABASES),
                 max_spare_txns=2,
                 readahead=False,  # an index larger than memory is read at random
             )
@@ -113,6 +118,7 @@ class Environment:
             self._environment = None
             raise self._refused(error) from error
         self.writable = write
+        self.opening = next(_openings)
         self._file = self._file_now()
 
     def _refused(self, error: Exception) -> IndexAccessError:
@@ -138,6 +144,13 @@ class Environment:
         if "meta" in databases:
             self.databases = databases
         return "meta" in databases
+
+    def former_database(self, name: str) -> Any | None:
+        """A database that only an older format has; ``None`` if it is not there (any more)."""
+        try:
+            return self.lmdb.open_db(name.encode(), create=False, **_FORMER_DATABASES[name])
+        except lmdb.NotFoundError:
+            return None
 
     @contextmanager
     def read(self) -> Iterator[Any]:
@@ -237,6 +250,7 @@ class Environment:
         self._environment, self.databases = None, {}
 
 
+_openings = itertools.count(1)
 _environments: dict[str, Environment] = {}
 _guard = threading.RLock()
 

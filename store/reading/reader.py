@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -21,13 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.sids.layout import Layout
-from store.errors import REBUILD_ADVICE, IndexAccessError, IndexFormatError, IndexMissingError, IndexUsageError
+from store.errors import (
+    REBUILD_ADVICE,
+    IndexAccessError,
+    IndexFormatError,
+    IndexMissingError,
+    IndexNotUpgradedError,
+    IndexUsageError,
+)
 from store.files import environment
 from store.records import encoding
-from store.records.encoding import READABLE_FORMATS, ItemEncoding, StoredItem, TrieEncoding
+from store.records.change_log import Changes, log_key, merge_entries, path_keys
+from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, StoredItem
 from store.records.split_keys import decode_records
 
+LINEAGE_KEY: Final = b"lineage"  # in ``meta``
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
+_BLOCK_RECORDS: Final = 1_000_000  # of ``all_paths``: 10 MB
+_FIRST_KEYS: Final = 64  # of its first block, which tells how many records a key has
 
 
 class IndexFacts(msgspec.Struct, frozen=True):
@@ -41,22 +53,40 @@ class IndexFacts(msgspec.Struct, frozen=True):
 
 
 class IndexState(msgspec.Struct, frozen=True):
-    """What every commit renews; ``last_commit_at`` in milliseconds since the epoch, 0 before the first."""
+    """What every commit renews; ``last_commit_at`` in milliseconds since the epoch, 0 before the first.
+
+    ``commit``: batches so far that changed an item; the commit log has the ``log_items`` item changes of all commits above
+    ``log_floor``.
+    """
 
     next_number: int = 0
     last_commit_at: int = 0
+    commit: int = 0
+    log_floor: int = 0
+    log_items: int = 0
 
 
 def read_facts(transaction: Any, databases: dict[str, Any], path: Path) -> IndexFacts:
-    """The facts of an index; raises ``IndexMissingError``, ``IndexFormatError``."""
+    """The facts of an index; raises ``IndexMissingError``, ``IndexNotUpgradedError``, ``IndexFormatError``."""
+    facts = read_facts_of_any_format(transaction, databases, path)
+    if facts.format_version != FORMAT_VERSION:
+        raise IndexNotUpgradedError(
+            f"The index {path} has format {facts.format_version}, this sidstream reads {FORMAT_VERSION}: the indexer "
+            "upgrades it in place when it starts. Start the indexer with this path."
+        )
+    return facts
+
+
+def read_facts_of_any_format(transaction: Any, databases: dict[str, Any], path: Path) -> IndexFacts:
+    """The facts of an index that this sidstream reads or upgrades; raises ``IndexMissingError``, ``IndexFormatError``."""
     value = transaction.get(b"index", db=databases["meta"])
     if value is None:
         raise IndexMissingError(f"{path} holds no index yet: wait until the indexer has created it.")
     # Only the version is read first: a newer format may have other fields.
     version = msgspec.json.decode(value).get("format_version")
-    if version not in READABLE_FORMATS:
+    if version != FORMAT_VERSION and version not in UPGRADED_FORMATS:
         raise IndexFormatError(
-            f"The index {path} has format {version}, this sidstream reads {max(READABLE_FORMATS)}: update sidstream. "
+            f"The index {path} has format {version}, this sidstream reads {FORMAT_VERSION}: update sidstream. "
             f"Or: {REBUILD_ADVICE}"
         )
     return msgspec.json.decode(value, type=IndexFacts)
@@ -68,11 +98,20 @@ def read_state(transaction: Any, databases: dict[str, Any]) -> IndexState:
     return IndexState() if value is None else msgspec.json.decode(value, type=IndexState)
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """All live items below some first-layer tokens, in trie order: codes uint16 (R, L), items uint32 (R,) numbers."""
+def read_lineage(transaction: Any, databases: dict[str, Any]) -> int:
+    """The number that the index drew when it was made or restored: 64 random bits."""
+    return int.from_bytes(transaction.get(LINEAGE_KEY, b"", db=databases["meta"]), "big")
 
-    codes: NDArray[np.uint16]
+
+@dataclass(frozen=True)
+class BelowPaths:
+    """The items below some short paths (c1, c3, …, cL), sorted by owner, layer-2 token and number.
+
+    owner: intp (R,) row of the short path asked for; layer2: uint16 (R,) the token left out; items: uint32 (R,) numbers.
+    """
+
+    owner: NDArray[np.intp]
+    layer2: NDArray[np.uint16]
     items: NDArray[np.uint32]
 
 
@@ -88,13 +127,15 @@ class ItemVectors:
 class Snapshot:
     """One committed state of the index. Arrays and items returned are copies and outlive it."""
 
-    def __init__(self, transaction: Any, databases: dict[str, Any], path: Path) -> None:
+    def __init__(self, transaction: Any, databases: dict[str, Any], path: Path, opening: int = 0) -> None:
+        """``opening``: which opening of the files by this process this is (``Environment.opening``)."""
         self._transaction = transaction
+        self._opening = opening
         self._databases = databases
         self._path = path
         self.facts = read_facts(transaction, databases, path)
         self._items = ItemEncoding(self.facts.layers)
-        self._trie = TrieEncoding(self.facts.layers)
+        self._paths = PathEncoding(self.facts.layers, self.facts.size)
         self._census: NDArray[np.int64] | None = None
         self._layouts: dict[int, Layout] | None = None
 
@@ -103,7 +144,7 @@ class Snapshot:
     def of(cls, shared: environment.Environment) -> Iterator[Snapshot]:
         """A snapshot of an environment; it ends with the ``with`` block."""
         with shared.read() as transaction:
-            snapshot = cls(transaction, shared.databases, shared.path)
+            snapshot = cls(transaction, shared.databases, shared.path, shared.opening)
             try:
                 yield snapshot
             finally:
@@ -146,8 +187,7 @@ class Snapshot:
     @property
     def split_keys(self) -> int:
         """Keys that have records in more than one partition of ``item-codes``: none, while one partitioner writes."""
-        database = self._databases.get("elsewhere")  # format 1 has none
-        return 0 if database is None else int(self._read.stat(database)["entries"])
+        return int(self._read.stat(self._databases["elsewhere"])["entries"])
 
     def split_key_examples(self, count: int) -> list[tuple[bytes, list[int]]]:
         """The first ``count`` split keys, each with the partitions that hold a record of it."""
@@ -206,17 +246,108 @@ class Snapshot:
         """The first-layer tokens that hold a live item, rising: int32 (K,)."""
         return np.flatnonzero(self._counts()[0]).astype(np.int32)
 
-    def bucket(self, first: int) -> Bucket:
-        """All items below one first-layer token."""
-        return self.buckets(np.array([first]))
+    def items_below(self, short_paths: NDArray[np.uint16]) -> BelowPaths:
+        """The items of short paths, which are paths without their layer-2 token: uint16 (K, L-1).
 
-    def buckets(self, first: NDArray[Any]) -> Bucket:
-        """All items below the given first-layer tokens (K,); a token that holds none is skipped."""
-        keys = encoding.first_token_keys(np.unique(first))
-        records = self._cursor("trie").getmulti(
-            keys, dupdata=True, dupfixed_bytes=self._trie.value_bytes, keyfixed=True
+        The rows may repeat and come in any order; one that holds no item gives none. Read at once, whatever the layout.
+        """
+        wanted = path_keys(short_paths)
+        order = np.argsort(wanted, kind="stable")
+        first = np.ones(len(wanted), np.bool_)
+        first[1:] = wanted[order[1:]] != wanted[order[:-1]]
+        distinct = order[first]  # a row of each short path, in LMDB's order
+        read = self._read_keys if self._paths.whole_keys else self._read_ranges
+        counts, layer2, items = read(short_paths[distinct])
+        if len(distinct) == len(wanted) and bool((np.diff(distinct) > 0).all()):
+            return BelowPaths(np.repeat(np.arange(len(distinct)), counts), layer2, items)
+        starts = np.cumsum(counts) - counts
+        of_row = np.empty(len(wanted), np.intp)
+        of_row[order] = np.cumsum(first) - 1
+        counts, starts = counts[of_row], starts[of_row]
+        owner = np.repeat(np.arange(len(wanted)), counts)
+        places = np.arange(len(owner)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+        return BelowPaths(owner, layer2[places], items[places])
+
+    def _read_keys(
+        self, short_paths: NDArray[np.uint16]
+    ) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
+        """How many items each of the distinct short paths has, rising, each of which is a key; their tokens and numbers."""
+        joined = self._cursor("paths").getmulti(
+            self._paths.keys(short_paths), dupdata=True, dupfixed_bytes=self._paths.value_bytes, keyfixed=True
         )
-        return Bucket(*self._trie.decode(records))
+        records = np.frombuffer(joined, self._paths.record)
+        begins = np.ones(len(records), np.bool_)
+        begins[1:] = False
+        for token in records["short"].T:
+            begins[1:] |= token[1:] != token[:-1]
+        starts = np.flatnonzero(begins)
+        which = np.searchsorted(path_keys(short_paths), path_keys(records["short"][starts].astype(np.uint16)))
+        counts = np.zeros(len(short_paths), np.intp)
+        counts[which] = np.diff(starts, append=len(records))
+        return counts, records["layer2"].astype(np.uint16), records["number"].astype(np.uint32)
+
+    def _read_ranges(
+        self, short_paths: NDArray[np.uint16]
+    ) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
+        """The same where many short paths share a key: each has few items then, and they lie side by side."""
+        counts = np.zeros(len(short_paths), np.intp)
+        values: list[bytes] = []
+        cursor = self._cursor("paths")
+        for row, (key, lowest) in enumerate(self._paths.first_records(short_paths)):
+            if not cursor.set_range_dup(key, lowest):
+                continue
+            before = len(values)
+            values += takewhile(partial(self._paths.same_short_path, lowest), cursor.iternext_dup())
+            counts[row] = len(values) - before
+        return counts, *self._paths.decode_tails(values)
+
+    def all_paths(self) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32]]]:
+        """Codes uint16 (R, L) and numbers uint32 (R,) of every item, in blocks of about a million, sorted by (c1, c3, …,
+        cL, c2, number).
+
+        LMDB reads all records of a key at once: ten million items take 0.12 s, be they 150 to a key (M = 256) or 2,400
+        (M = 4,096), and 0.3 s with the arrays made of them. One by one they would take 4 s.
+        """
+        cursor = self._cursor("paths")
+        keys = self._cursor("paths").iternext_nodup()
+        count = _FIRST_KEYS
+        while block := list(islice(keys, count)):
+            joined = cursor.getmulti(block, dupdata=True, dupfixed_bytes=self._paths.value_bytes, keyfixed=True)
+            codes, numbers = self._paths.decode(joined)
+            yield codes, numbers
+            count = max(1, _BLOCK_RECORDS * len(block) // max(len(numbers), 1))
+
+    @property
+    def commit(self) -> int:
+        """Which commit this is; it rises with every batch that changes an item."""
+        return read_state(self._read, self._databases).commit
+
+    @property
+    def incarnation(self) -> int:
+        """Equal for snapshots whose commits are of one history; what is kept of another one is worth nothing.
+
+        It differs once the files were opened anew, because the directory was replaced, and once the index was restored from
+        a backup, which draws a new lineage: the commits of a backup and of the index that it was made of fork.
+        """
+        return self._opening << 64 | read_lineage(self._read, self._databases)
+
+    def changes_since(self, commit: int) -> Changes | None:
+        """What the commits after ``commit`` changed, in sum; ``commit`` must be of this incarnation.
+
+        ``None`` if the log does not reach back to it, or if it is newer than this snapshot: build from :meth:`all_paths`.
+
+        Raises:
+            IndexAccessError: the log is damaged.
+        """
+        state = read_state(self._read, self._databases)
+        if not state.log_floor <= commit <= state.commit:
+            return None
+        cursor = self._cursor("changes")
+        records = cursor.iternext() if cursor.set_range(log_key(commit + 1)) else iter(())
+        try:
+            return merge_entries(records, self.layers, state.commit)
+        except ValueError as error:
+            raise IndexAccessError(f"The index {self._path} is damaged: {error}. {REBUILD_ADVICE}") from error
 
     def items(self, numbers: Sequence[int] | NDArray[np.uint32]) -> list[StoredItem]:
         """The items with these numbers, in the order asked for; numbers must come from this snapshot."""
@@ -293,10 +424,9 @@ class Snapshot:
         return self._items.decode([0], [value])[0]
 
     def recount(self) -> NDArray[np.int64]:
-        """The census counted again from the trie: int64 (L, M)."""
+        """The census counted again from the paths: int64 (L, M)."""
         counts = np.zeros((self.layers, self.size), np.int64)
-        for key in self._cursor("trie").iternext_nodup():
-            codes = self.bucket(int.from_bytes(key, "big")).codes
+        for codes, _ in self.all_paths():
             for layer in range(self.layers):
                 counts[layer] += np.bincount(codes[:, layer], minlength=self.size)
         return counts
@@ -319,7 +449,8 @@ class IndexReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises ``IndexMissingError`` if there is no index yet, ``IndexFormatError`` if it is newer than this code."""
+        """Raises ``IndexMissingError`` if there is no index yet, ``IndexNotUpgradedError`` (one of those) if an older sidstream
+        made it, ``IndexFormatError`` if it is newer than this code."""
         self.path = Path(path)
         self._environment: environment.Environment | None = environment.acquire(self.path, write=False)
         try:

@@ -1,6 +1,6 @@
 """How an item becomes bytes: keys and values of every LMDB database; what is written here is read back exactly.
 
-Big-endian where LMDB's byte order must be the numeric order (keys, trie records), little-endian elsewhere.
+Big-endian where LMDB's byte order must be the numeric order (keys, path records), little-endian elsewhere.
 An item's value begins with its codes, so that old codes are read without decoding the rest. Since format 2 it also holds
 its *origin*: the partition and the Kafka timestamp of the record that it came from. The digest leaves the origin out, so it
 is the same in both formats. An item's *vector* (``models.dense.vectors``), if it has one, is the end of its value: in one
@@ -9,6 +9,7 @@ place with its codes, so that whatever holds for the codes (one transaction, spl
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,15 +17,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION: Final = 2
-# Format 1 is read as it is, and upgraded in place by a writer: its items have no origin until they are written again.
-READABLE_FORMATS: Final = frozenset({1, 2})
+FORMAT_VERSION: Final = 3
+# A writer upgrades them in place (``store.writing.upgrade``); nobody else reads them.
+UPGRADED_FORMATS: Final = frozenset({1, 2})
 NO_PARTITION: Final = -1  # of an item that format 1 wrote
 # In ``id_bytes``, as ids end at 511 bytes.
 _HAS_ORIGIN: Final = 0x8000
 _HAS_VECTOR: Final = 0x4000
 _ID_BYTES: Final = 0x3FFF
 _VECTOR_LENGTH_BYTES: Final = 2  # u16, the last of the value
+_MOST_KEYS: Final = 1 << 18  # of ``paths``: at a million items a key then has four records or more
+_TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4")])
+_TAIL_BYTES: Final = _TAIL.itemsize
+_NUMBER_BYTES: Final = 4
 MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
 MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
 CENSUS_CHUNK: Final = 128  # counts per census record: 1 KiB, so that a small batch dirties few pages
@@ -159,24 +164,69 @@ class ItemEncoding:
         return value[: size - 2] + (length & ~_HAS_ORIGIN).to_bytes(2, "little") + value[self._header.itemsize :]
 
 
-class TrieEncoding:
-    """Records of the ``trie`` database: key c1 (u16), value c2…cL (u16 each) and the item number (u32), big-endian."""
+class PathEncoding:
+    """Records of the ``paths`` database, sorted by *short* path (c1, c3, …, cL), layer-2 token and item number.
 
-    def __init__(self, layers: int) -> None:
-        self.value_bytes = 2 * (layers - 1) + 4
-        self._record = np.dtype([("codes", ">u2", (layers,)), ("number", ">u4")])
+    A record is those numbers in that order, big-endian, u16 but for the item number (u32). So the items of a short path lie
+    side by side, whatever a layout leaves out. The key is as much of the short path as keeps keys few
+    (``_MOST_KEYS``): all of it at L = 3 and M = 256 or 512, where one ``getmulti`` reads the items of many SIDs; c1 alone at
+    M = 4,096, where a short path holds an item or two, and a key each would cost twice the bytes and pages.
+    """
+
+    def __init__(self, layers: int, size: int) -> None:
+        tokens = 1
+        while tokens < layers - 1 and size ** (tokens + 1) <= _MOST_KEYS:
+            tokens += 1
+        self.key_bytes = 2 * tokens
+        self.value_bytes = 2 * (layers - 1 - tokens) + _TAIL_BYTES
+        self.whole_keys = tokens == layers - 1  # a key is a short path
+        self._short = np.array([layer for layer in range(layers) if layer != 1])
+        self.record: Final = np.dtype([("short", ">u2", (layers - 1,)), ("layer2", ">u2"), ("number", ">u4")])
 
     def encode(self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> list[tuple[bytes, bytes]]:
         """(key, value) pairs of N items in LMDB's order; codes (N, L), numbers (N,)."""
-        order = np.lexsort((numbers, *codes.T[::-1]))
-        records = np.empty(len(numbers), self._record)
-        records["codes"], records["number"] = codes[order], numbers[order]
-        return [(record[:2], record[2:]) for record in slices(records)]
+        order = np.lexsort((numbers, codes[:, 1], *codes[:, self._short].T[::-1]))
+        return self.encode_in_order(codes[order], numbers[order])
+
+    def encode_in_order(self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> list[tuple[bytes, bytes]]:
+        """(key, value) pairs of N items in their own order; codes (N, L), numbers (N,)."""
+        records = np.empty(len(numbers), self.record)
+        records["short"], records["layer2"], records["number"] = codes[:, self._short], codes[:, 1], numbers
+        split = self.key_bytes
+        return [(record[:split], record[split:]) for record in slices(records)]
+
+    def keys(self, short_paths: NDArray[np.uint16]) -> list[bytes]:
+        """Keys of short paths (N, L-1), each of which is a key."""
+        return slices(np.ascontiguousarray(short_paths.astype(">u2")).view(f"V{self.key_bytes}"))
+
+    def first_records(self, short_paths: NDArray[np.uint16]) -> list[tuple[bytes, bytes]]:
+        """Key of each short path (N, L-1), and the lowest value that an item below it can have."""
+        codes = np.zeros((len(short_paths), len(self._short) + 1), np.uint16)
+        codes[:, self._short] = short_paths
+        return self.encode_in_order(codes, np.zeros(len(codes), np.uint32))
+
+    @staticmethod
+    def same_short_path(value: bytes, other: bytes) -> bool:
+        """Whether two values of one key belong to one short path."""
+        return value[:-_TAIL_BYTES] == other[:-_TAIL_BYTES]
+
+    @staticmethod
+    def same_path(value: bytes, other: bytes) -> bool:
+        """Whether two values of one key belong to one path."""
+        return value[:-_NUMBER_BYTES] == other[:-_NUMBER_BYTES]
+
+    @staticmethod
+    def decode_tails(values: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+        """Layer-2 tokens (R,) and item numbers (R,) of values."""
+        tails = np.frombuffer(b"".join([value[-_TAIL_BYTES:] for value in values]), _TAIL)
+        return tails["layer2"].astype(np.uint16), tails["number"].astype(np.uint32)
 
     def decode(self, records: Any) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-        """Codes (R, L) and item numbers (R,) of what ``getmulti(…, keyfixed=True)`` returned; both are copies."""
-        array = np.frombuffer(records, self._record)
-        return array["codes"].astype(np.uint16), array["number"].astype(np.uint32)
+        """Codes (R, L) and item numbers (R,) of joined keys and values; both are copies."""
+        array = np.frombuffer(records, self.record)
+        codes = np.empty((len(array), len(self._short) + 1), np.uint16)
+        codes[:, self._short], codes[:, 1] = array["short"], array["layer2"]
+        return codes, array["number"].astype(np.uint32)
 
 
 def slices(records: NDArray[Any]) -> list[bytes]:
@@ -195,9 +245,9 @@ def numbers_of(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     return np.frombuffer(b"".join(keys), ">u4").astype(np.uint32)
 
 
-def first_token_keys(first: NDArray[Any]) -> list[bytes]:
-    """Keys of the ``trie`` database for first-layer tokens (N,)."""
-    return slices(np.asarray(first).astype(">u2"))
+def new_lineage() -> bytes:
+    """A value of ``lineage`` in ``meta``: drawn by a new index, and again by a restored one."""
+    return secrets.token_bytes(8)
 
 
 def offset_key(topic: str, partition: int) -> bytes:

@@ -49,12 +49,16 @@ class TrieView:
 
     def paths(self, first: NDArray[Any]) -> SidPaths:
         """All SIDs that begin with one of these first-layer tokens (K,); unknown tokens are skipped."""
-        bucket = self._snapshot.buckets(first)
-        tokens = self.layout.sid_tokens(bucket.codes)
-        if not self.layout.head_tokens:  # codes in trie order are SIDs in lexicographic order
-            return SidPaths(tokens, bucket.items, bucket.codes)
+        blocks = [
+            (codes[below], items[below])
+            for codes, items in self._snapshot.all_paths()
+            if (below := np.isin(codes[:, 0], first)).any()
+        ]
+        codes = np.concatenate([codes for codes, _ in blocks] or [np.empty((0, self.layout.layers), np.uint16)])
+        items = np.concatenate([items for _, items in blocks] or [np.empty(0, np.uint32)])
+        tokens = self.layout.sid_tokens(codes)
         order = lexicographic_order(tokens, self.layout.layers * self.layout.size)
-        return SidPaths(tokens[order], bucket.items[order], bucket.codes[order])
+        return SidPaths(tokens[order], items[order], codes[order])
 
 
 def lexicographic_order(tokens: NDArray[np.int32], token_count: int) -> NDArray[np.intp]:

@@ -31,6 +31,8 @@ class Failpoint(StrEnum):
     BATCH_WRITTEN = "batch-written"  # indexer: inside of the LMDB transaction
     BATCH_COMMITTED = "batch-committed"  # in the index, its counts not published
     COUNTS_SENT = "counts-sent"  # counts are handed to the client, which may not have sent them
+    UPGRADE_WRITTEN = "upgrade-written"  # indexer, at its start: inside of a transaction of the index's upgrade
+    UPGRADE_COMMITTED = "upgrade-committed"  # a part of the upgrade is safe, or all of it
     LAYOUT_WRITTEN = "layout-written"  # in the middle of a layout switch: inside of the LMDB transaction
     LAYOUT_COMMITTED = "layout-committed"  # live for readers, and the indexer does not know yet
     JOURNAL_SENT = "journal-sent"  # monitor: layout, alerts and drift lie in the log, uncommitted

@@ -1,14 +1,12 @@
-"""The writer: one batch of item events becomes one LMDB transaction of items, trie, census and source offsets.
+"""The writer: one batch of item events becomes one LMDB transaction of items, paths, commit log, census and source offsets.
 
-What must hold: whatever kills the process, the four agree; the census is exact because old codes are read inside
+What must hold: whatever kills the process, the five agree; the census is exact because old codes are read inside
 the transaction that replaces them; applying a batch again changes nothing. One writer per directory.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -17,10 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-import lmdb
 import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS, Layout
@@ -35,20 +31,27 @@ from store.errors import (
 from store.files import environment
 from store.files.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.files.environment import lock_directory, unlock
-from store.reading.reader import IndexFacts, Snapshot, read_facts, read_state
+from store.reading.reader import (
+    LINEAGE_KEY,
+    IndexFacts,
+    IndexState,
+    Snapshot,
+    read_facts_of_any_format,
+    read_state,
+)
 from store.records import encoding
 from store.records.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
-from store.records.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, TrieEncoding
+from store.records.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, PathEncoding
 from store.records.split_keys import SplitKeys
 from store.writing.failpoints import Failpoint, reach
+from store.writing.log_writer import LogWriter
+from store.writing.transactions import in_transaction
+from store.writing.upgrade import upgrade
 
 DEFAULT_MAP_SIZE: Final = 1 << 30  # bytes of address space; doubled when full
 _PRUNE_MS: Final = 60_000  # how often deletions that the broker no longer has are looked for
 _STALE_READER_COMMITS: Final = 256  # a killed reader's slot keeps old pages alive: look for such slots this often
-# LMDB reports a write that the file system cut short, which is how a filling disk begins, as EIO.
-_DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
-_log = structlog.get_logger(__name__)
 _Result = TypeVar("_Result")
 
 
@@ -68,7 +71,8 @@ class IndexWriter:
         self._facts = facts
         self._clock = clock
         self._items = ItemEncoding(facts.layers)
-        self._trie = TrieEncoding(facts.layers)
+        self._paths = PathEncoding(facts.layers, facts.size)
+        self._log = LogWriter(shared.databases, facts.layers, facts.size)
         self._order: Order = order
         self._split_keys = SplitKeys(shared.databases, self._items, order)
         self._pruned_at = 0.0
@@ -87,11 +91,13 @@ class IndexWriter:
         map_size: int = DEFAULT_MAP_SIZE,
         clock: Callable[[], float] = time.time,
         order: Order = "arrival",
+        on_progress: Callable[[], None] = lambda: None,
     ) -> IndexWriter:
         """Opens the directory for writing, creating it where it is missing.
 
-        An index of format 1 is upgraded in place. ``map_size``: bytes of address space to begin with. ``order``: which of two
-        updates of a key counts, the later one or the one with the greater ``updated_at``.
+        An index of an older format is upgraded in place (a minute for ten million items); ``on_progress`` is called every
+        second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
+        counts, the later one or the one with the greater ``updated_at``.
 
         Raises ``IndexLockedError`` (another writer), ``IndexMismatchError`` (other codebook, layers or size),
         ``IndexFormatError`` (newer format).
@@ -113,7 +119,7 @@ class IndexWriter:
             shared = environment.acquire(directory, write=True, map_size=map_size)
             try:
                 wanted = IndexFacts(FORMAT_VERSION, codebook_id, layers, size, int(clock() * 1000))
-                facts = _create_or_check(shared, directory, wanted)
+                facts = upgrade(shared, _create_or_check(shared, directory, wanted), on_progress=on_progress)
                 return cls(shared, lock, facts, clock, order)
             except BaseException:
                 environment.release(shared)
@@ -177,15 +183,15 @@ class IndexWriter:
         numbers = np.zeros(count, np.uint32)
         numbers[exists | upsert] = encoding.numbers_of([key for key in keys if key])
 
-        # 4. The trie: a record goes when its codes changed or its item left.
+        # 4. The paths: a record goes when its codes changed or its item left.
         gone = exists & batch.deleted
         differs = exists & upsert & (old_codes != batch.codes).any(axis=1)
         left, entered = gone | differs, differs | (upsert & ~exists)
-        trie = databases["trie"]
-        for key, value in self._trie.encode(old_codes[left], numbers[left]):
-            if not transaction.delete(key, value, trie):
-                raise self._damaged("a trie record is missing")
-        transaction.cursor(trie).putmulti(self._trie.encode(batch.codes[entered], numbers[entered]))
+        paths = databases["paths"]
+        for key, value in self._paths.encode(old_codes[left], numbers[left]):
+            if not transaction.delete(key, value, paths):
+                raise self._damaged("a path record is missing")
+        transaction.cursor(paths).putmulti(self._paths.encode(batch.codes[entered], numbers[entered]))
 
         # 5. Items and ids. An item that did not change at all is not written: redelivery dirties no page.
         kept = [row for row in existing if upsert[row]] if gone.any() else existing
@@ -201,7 +207,19 @@ class IndexWriter:
             transaction.delete(keys[row], b"", databases["items"])
             transaction.put(keys[row], b"", db=databases["free"])
 
-        # 6. Census, offsets and state.
+        # 6. The commit log, once the paths are written: a batch that changed no item is no commit.
+        items = transaction.stat(databases["items"])["entries"]
+        state = msgspec.structs.replace(state, next_number=state.next_number + len(fresh))
+        if changed or added or gone.any():
+            moved_items = numbers[left | entered]
+            try:
+                state = self._log.append(
+                    transaction, state, old_codes[left], batch.codes[entered], moved_items, live_items=items
+                )
+            except ValueError as error:
+                raise self._damaged(str(error)) from error
+
+        # 7. Census, offsets and state.
         census = self._census.copy()
         for layer in range(self._facts.layers):
             census[layer] += np.bincount(batch.codes[entered, layer], minlength=self._facts.size)
@@ -209,7 +227,7 @@ class IndexWriter:
         moved = census != self._census
         transaction.cursor(databases["census"]).putmulti(encoding.census_chunks(census, moved))
         self._put_offsets(transaction, offsets)
-        self._put_state(transaction, state.next_number + len(fresh))
+        self._put_state(transaction, state)
         layer_indexes, tokens = np.nonzero(moved)
         outcome = BatchOutcome(
             upserted=int(upsert.sum()),
@@ -217,7 +235,7 @@ class IndexWriter:
             changed_tokens=list(
                 zip(layer_indexes.tolist(), tokens.tolist(), census[layer_indexes, tokens].tolist(), strict=True)
             ),
-            items=transaction.stat(databases["items"])["entries"],
+            items=items,
             stale=stale,
             split_keys=transaction.stat(databases["elsewhere"])["entries"],
         )
@@ -268,7 +286,7 @@ class IndexWriter:
                 key = encoding.layout_key(layout.codebook_id, layout.generation)
                 transaction.put(key, msgspec.json.encode(layout.to_dict()), db=layouts)
             self._put_offsets(transaction, offsets)
-            self._put_state(transaction, read_state(transaction, self._environment.databases).next_number)
+            self._put_state(transaction, read_state(transaction, self._environment.databases))
             reach(Failpoint.LAYOUT_WRITTEN)
             return fresh
 
@@ -327,8 +345,8 @@ class IndexWriter:
         for (topic, partition), offset in offsets.items():
             transaction.put(encoding.offset_key(topic, partition), offset.to_bytes(8, "big"), db=database)
 
-    def _put_state(self, transaction: Any, next_number: int) -> None:
-        state = {"next_number": next_number, "last_commit_at": int(self._clock() * 1000)}
+    def _put_state(self, transaction: Any, state: IndexState) -> None:
+        state = msgspec.structs.replace(state, last_commit_at=int(self._clock() * 1000))
         transaction.put(b"state", msgspec.json.encode(state), db=self._environment.databases["meta"])
 
     def _write(self, work: Callable[[Any], _Result]) -> _Result:
@@ -338,44 +356,10 @@ class IndexWriter:
         self._commits += 1
         if self._commits % _STALE_READER_COMMITS == 0:
             self._environment.lmdb.reader_check()
-        while True:
-            try:
-                with self._environment.lmdb.begin(write=True) as transaction:
-                    return work(transaction)
-            except lmdb.MapFullError as error:
-                self._grow(error)
-            except lmdb.DiskError as error:
-                raise self._disk_full(error) from error
-            except (lmdb.Error, OSError) as error:
-                if (getattr(error, "code", 0) or getattr(error, "errno", 0)) in _DISK_ERRORS:
-                    raise self._disk_full(error) from error
-                raise IndexAccessError(
-                    f"The batch could not be written to the index {self.path}: {error}. Nothing of it was stored. "
-                    f"Start the process again; if that does not help: {REBUILD_ADVICE}"
-                ) from error
-
-    def _grow(self, error: lmdb.MapFullError) -> None:
-        """Doubles the map, as far as the disk has room for it."""
-        self._environment.lmdb.reader_check()
-        now = int(self._environment.lmdb.info()["map_size"])
-        used = (self.path / environment.DATA_FILE).stat().st_size
-        room = used + shutil.disk_usage(self.path).free
-        larger = min(2 * now, room // 4096 * 4096)
-        if larger <= now:
-            raise self._disk_full(error)
-        self._environment.resize(larger)
-        _log.info("index_map_grown", path=str(self.path), from_bytes=now, to_bytes=larger)
+        return in_transaction(self._environment, work)
 
     def _damaged(self, what: str) -> IndexAccessError:
         return IndexAccessError(f"The index {self.path} is damaged: {what}. Nothing was written. {REBUILD_ADVICE}")
-
-    def _disk_full(self, error: Exception) -> IndexFullError:
-        free = shutil.disk_usage(self.path).free
-        return IndexFullError(
-            f"The disk of the index {self.path} took no more data ({error}; {free / 1e6:,.0f} MB free): it is full, a "
-            "quota or a limit on file sizes is reached, or it fails. Nothing of this batch was stored and no offset "
-            "moved: make room or move the directory, then start the indexer again."
-        )
 
 
 def _create_or_check(shared: environment.Environment, directory: Path, wanted: IndexFacts) -> IndexFacts:
@@ -388,8 +372,9 @@ def _create_or_check(shared: environment.Environment, directory: Path, wanted: I
         meta = shared.databases["meta"]
         if transaction.get(b"index", db=meta) is None:
             transaction.put(b"index", msgspec.json.encode(wanted), db=meta)
+            transaction.put(LINEAGE_KEY, encoding.new_lineage(), db=meta)
             return wanted
-        found = read_facts(transaction, shared.databases, directory)
+        found = read_facts_of_any_format(transaction, shared.databases, directory)
     if found.codebook_id != wanted.codebook_id:
         raise IndexMismatchError(
             f"The index {directory} was built with codebook {found.codebook_id}, this process has "
@@ -400,14 +385,4 @@ def _create_or_check(shared: environment.Environment, directory: Path, wanted: I
             f"The index {directory} has {found.layers} layers × {found.size} codewords, this process "
             f"{wanted.layers} × {wanted.size}. {REBUILD_ADVICE}"
         )
-    return _upgrade(shared, directory, found) if found.format_version < FORMAT_VERSION else found
-
-
-def _upgrade(shared: environment.Environment, directory: Path, facts: IndexFacts) -> IndexFacts:
-    """Format 1 → 2 at once, whatever the size: two more databases. Its items get their origin when they next change."""
-    shared.open_databases(create=True)
-    upgraded = msgspec.structs.replace(facts, format_version=FORMAT_VERSION)
-    with shared.lmdb.begin(write=True) as transaction:
-        transaction.put(b"index", msgspec.json.encode(upgraded), db=shared.databases["meta"])
-    _log.info("index_upgraded", path=str(directory), from_format=facts.format_version, to_format=FORMAT_VERSION)
-    return upgraded
+    return found

@@ -107,9 +107,9 @@ def test_backup_that_is_not_sound_is_refused_and_leaves_nothing(
     fill(writer, 1)
     shared = environment.acquire(path, write=False)
     with shared.lmdb.begin(write=True) as transaction:
-        transaction.drop(shared.databases["trie"], delete=False)
+        transaction.drop(shared.databases["paths"], delete=False)
     environment.release(shared)
-    with pytest.raises(BackupError, match=r"not sound.*missing from the trie"):
+    with pytest.raises(BackupError, match=r"not sound.*missing from the paths"):
         back_up(path, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
     assert left_behind(tmp_path) == []

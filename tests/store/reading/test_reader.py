@@ -123,7 +123,7 @@ def test_map_that_cannot_grow_is_refused_and_nothing_is_stored(
     batch = batch_of(random_events(1, 5_000, ids=1_000_000))
     full = shutil.disk_usage("/")._replace(free=0)
     with monkeypatch.context() as patch:
-        patch.setattr(store.writing.writer.shutil, "disk_usage", lambda _: full)
+        patch.setattr(store.writing.transactions.shutil, "disk_usage", lambda _: full)
         with pytest.raises(IndexFullError, match=r"disk .* took no more data .*0 MB free.*make room"):
             writer.apply(batch, {("t", 0): 1})
     assert writer.offsets() == {}
@@ -202,12 +202,25 @@ def test_find_answers_in_order_with_none_for_unknown_empty_and_overlong_ids(open
         assert snapshot.find([]) == []
 
 
-def test_buckets_skip_tokens_without_items_and_ignore_repeats(open_writer: OpenWriter) -> None:
+def test_items_below_short_paths_in_any_order_with_repeats_and_empty_ones(open_writer: OpenWriter) -> None:
     writer = open_writer()
-    writer.apply(batch_of([Event(b"a", (2, 1, 1)), Event(b"b", (5, 1, 1))]), {})
+    events = [Event(b"a", (2, 1, 1)), Event(b"b", (5, 4, 1)), Event(b"c", (5, 3, 1)), Event(b"d", (5, 3, 1))]
+    writer.apply(batch_of(events), {})
     with writer.snapshot() as snapshot:
-        assert snapshot.buckets(np.array([9, 5, 5, 2])).codes[:, 0].tolist() == [2, 5]
-        assert len(snapshot.bucket(0).items) == 0
+        numbers = {item.id: item.number for item in snapshot.find([b"a", b"b", b"c", b"d"]) if item}
+        five = [(3, numbers[b"c"]), (3, numbers[b"d"]), (4, numbers[b"b"])]
+        for asked, expected in (
+            ([(2, 1), (5, 1)], [(0, 1, numbers[b"a"]), *((1, *row) for row in five)]),
+            (
+                [(5, 1), (9, 9), (2, 1), (5, 1), (0, 0)],
+                [*((0, *row) for row in five), (2, 1, numbers[b"a"]), *((3, *row) for row in five)],
+            ),
+            ([(5, 2), (15, 15)], []),
+            ([], []),
+        ):
+            below = snapshot.items_below(np.array(asked, np.uint16).reshape(-1, 2))
+            rows = zip(below.owner.tolist(), below.layer2.tolist(), below.items.tolist(), strict=True)
+            assert list(rows) == expected
         assert TrieView(snapshot, Layout(0, CODEBOOK, 3, 16, (1,))).paths(np.array([], int)).tokens.shape == (0, 3)
 
 
@@ -252,13 +265,13 @@ def test_verify_names_what_disagrees(open_writer: OpenWriter) -> None:
     shared = writer._environment
     with shared.lmdb.begin(write=True) as transaction:
         transaction.delete(b"a", b"", shared.databases["ids"])
-        transaction.delete(b"\x00\x01", b"", shared.databases["trie"])
+        transaction.drop(shared.databases["paths"], delete=False)
         transaction.put(b"\x00\x00\x00\x01", b"", db=shared.databases["free"])
         transaction.delete(b"\x00\x02\x00\x00\x00\x00", b"", shared.databases["census"])
     with writer.snapshot() as snapshot:
         assert verify(snapshot) == [
             "There are 1 ids but 2 items.",
-            "2 items are missing from the trie, or are there with other codes.",
+            "2 items are missing from the paths, or are there with other codes.",
             "The census of layer 3 is wrong for 1 tokens.",
             "1 item numbers are both free and in use.",
             "2 item numbers were handed out, but 1 are free and 2 in use.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,11 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from models.sids.head_tokens import all_tokens, no_tokens, top_k
 from models.sids.layout import Layout
 from store.checks.verification import verify
+from store.reading import reader
+from store.reading.reader import Snapshot, read_state
+from store.records import change_log
 from store.topology.trie_view import TrieView
+from store.writing import log_writer
 from store.writing.writer import IndexWriter
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of
 
@@ -24,7 +30,8 @@ IDS = [b"a", b"b", b"ab", b"a\x00", b"\x00", b"\xff\xfe", "käse".encode(), b"0"
 SLOW_DISK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def events(layers: int) -> st.SearchStrategy[Event]:
+def events(layers: int, partitions: int = 1) -> st.SearchStrategy[Event]:
+    """From more than one partition: with times that make some of their keys split ones."""
     codes = st.tuples(*[st.integers(0, SIZE - 1)] * layers)
     return st.builds(
         Event,
@@ -34,15 +41,17 @@ def events(layers: int) -> st.SearchStrategy[Event]:
         title=st.sampled_from(["", "blue kettle", "Käse 🧀", "half \ud83e pair"]),
         updated_at=st.integers(-(2**62), 2**62),
         vector=st.sampled_from([b"", b"", b"\x00", b"a vector", bytes(range(256)) * 2, b"\xff" * 65_535]),
+        partition=st.integers(0, partitions - 1),
+        timestamp=st.integers(0, 5) if partitions > 1 else st.just(0),
     )
 
 
-def histories(layers: int) -> st.SearchStrategy[list[list[Event]]]:
-    return st.lists(st.lists(events(layers), max_size=12), max_size=6)
+def histories(layers: int, partitions: int = 1) -> st.SearchStrategy[list[list[Event]]]:
+    return st.lists(st.lists(events(layers, partitions), max_size=12), max_size=6)
 
 
-def any_history() -> st.SearchStrategy[tuple[int, list[list[Event]]]]:
-    return st.sampled_from([3, 4]).flatmap(lambda layers: st.tuples(st.just(layers), histories(layers)))
+def any_history(partitions: int = 1) -> st.SearchStrategy[tuple[int, list[list[Event]]]]:
+    return st.sampled_from([3, 4, 5]).flatmap(lambda layers: st.tuples(st.just(layers), histories(layers, partitions)))
 
 
 def build(directory: str, layers: int, batches: list[list[Event]]) -> IndexWriter:
@@ -139,6 +148,118 @@ def test_paths_equal_brute_force_under_every_layout(history: tuple[int, list[lis
             assert Counter(zip(rows, (item.id for item in items), strict=True)) == plain.paths(layout, first)
             assert rows == sorted(rows)
             assert [tuple(row) for row in paths.codes.tolist()] == [item.codes for item in items]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What somebody made from the index at a commit: who holds which path, by item number, and the live paths."""
+
+    commit: int
+    items: dict[int, tuple[bytes, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Kept:
+        numbers = [number for _, block in snapshot.all_paths() for number in block.tolist()]
+        rows = [tuple(row) for codes, _ in snapshot.all_paths() for row in codes.tolist()]
+        ids = [item.id for item in snapshot.items(numbers)]
+        return cls(snapshot.commit, dict(zip(numbers, zip(ids, rows, strict=True), strict=True)))
+
+    @property
+    def paths(self) -> set[tuple[int, ...]]:
+        return {path for _, path in self.items.values()}
+
+
+def rows_of(paths: NDArray[np.uint16]) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in paths.tolist()]
+
+
+@SLOW_DISK
+@given(
+    any_history(partitions=3),
+    st.sampled_from([None, (4, 1_000), (1_000, 2), (3, 3)]),  # bounds of the log: item changes, commits
+    st.integers(1, 3),
+)
+def test_what_was_kept_and_the_changes_since_are_what_is_there(
+    history: tuple[int, list[list[Event]]], bounds: tuple[int, int] | None, trimmed: int
+) -> None:
+    layers, batches = history
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        if bounds is not None:
+            patch.setattr(log_writer, "MINIMUM_LOG_ITEMS", bounds[0])
+            patch.setattr(log_writer, "MAXIMUM_LOG_COMMITS", bounds[1])
+            patch.setattr(log_writer, "_TRIMMED", trimmed)
+            patch.setattr(change_log, "PART_BYTES", 40)
+        with build(directory, layers, []) as writer:
+            kept: list[Kept] = []
+            for batch in [[], *batches, []]:
+                outcome = writer.apply(batch_of(batch, layers), {})
+                with writer.snapshot() as snapshot:
+                    kept.append(Kept.of(snapshot))
+                    assert verify(snapshot) == []
+                assert outcome.items == len(kept[-1].items)
+            now = kept[-1]
+            assert [one.commit for one in kept] == sorted(one.commit for one in kept)
+            with writer.snapshot() as snapshot:
+                floor = read_state(snapshot._read, snapshot._databases).log_floor
+                assert snapshot.changes_since(now.commit + 1) is None
+                for one in kept:
+                    changes = snapshot.changes_since(one.commit)
+                    assert (changes is None) == (one.commit < floor)
+                    if changes is None:
+                        continue
+                    assert changes.commit == now.commit
+                    entered, left = rows_of(changes.entered), rows_of(changes.left)
+                    assert len(set(entered)) == len(entered)
+                    assert len(set(left)) == len(left)
+                    assert not set(entered) & set(left)
+                    assert (one.paths | set(entered)) - set(left) == now.paths
+                    numbers = changes.items.tolist()
+                    assert numbers == sorted(set(numbers))
+                    for number in one.items.keys() | now.items.keys():
+                        assert one.items.get(number) == now.items.get(number) or number in numbers
+            if bounds is None:
+                assert floor == 0
+            else:
+                assert now.commit - floor <= bounds[1]
+
+
+@SLOW_DISK
+@given(any_history(), st.data())
+def test_items_below_short_paths_equal_brute_force(history: tuple[int, list[list[Event]]], data: st.DataObject) -> None:
+    layers, batches = history
+    plain = PlainIndex(layers, SIZE)
+    plain.apply(event for batch in batches for event in batch)
+    there = [(event.codes[0], *event.codes[2:]) for event in plain.items.values() if event.codes]
+    anywhere = st.tuples(*[st.integers(0, SIZE - 1)] * (layers - 1))
+    asked = data.draw(st.lists(st.one_of(anywhere, *([st.sampled_from(there)] * bool(there))), max_size=12))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        build(directory, layers, batches) as writer,
+        writer.snapshot() as snapshot,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        below = snapshot.items_below(np.array(asked, np.uint16).reshape(-1, layers - 1))
+        found = zip(below.owner.tolist(), below.layer2.tolist(), below.items.tolist(), strict=True)
+        number_of = {item.id: item.number for item in snapshot.find(list(plain.items)) if item}
+        assert list(found) == sorted(
+            (row, event.codes[1], number_of[event.id])
+            for row, short in enumerate(asked)
+            for event in plain.items.values()
+            if event.codes and (event.codes[0], *event.codes[2:]) == short
+        )
+        patch.setattr(reader, "_FIRST_KEYS", 1)
+        patch.setattr(reader, "_BLOCK_RECORDS", 3)
+        blocks = list(snapshot.all_paths())
+        rows = [
+            (codes[0], *codes[2:], codes[1], number)
+            for block in blocks
+            for *codes, number in np.column_stack(block).tolist()
+        ]
+        assert rows == sorted(
+            (event.codes[0], *event.codes[2:], event.codes[1], number_of[event.id])
+            for event in plain.items.values()
+            if event.codes
+        )
 
 
 @pytest.mark.parametrize(("layers", "size"), [(3, 65_536), (4, 65_536), (8, 300)])
