@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _VERSION: Final = 1
-_ENTERED, _LEFT, _ITEMS = 1, 2, 3  # kinds of sections: paths (u16 a token), paths, item numbers (u32)
+# Kinds of sections: paths (u16 a token), paths, item numbers (u32), item numbers.
+_ENTERED, _LEFT, _ITEMS, _VECTORS = 1, 2, 3, 4
 _HEAD: Final = struct.Struct("<BB")
 _SECTION: Final = struct.Struct("<BI")
 _KEY: Final = struct.Struct(">QI")
@@ -36,21 +37,26 @@ class Changes:
 
     entered: uint16 (n, L), distinct paths that hold an item now and were named by a change; left: uint16 (m, L), distinct
     paths that hold none any more, disjoint from ``entered``; items: uint32 (k,) rising, numbers of the items that entered,
-    moved or left (a number may belong to another item now).
+    moved or left (a number may belong to another item now); vectors: uint32 (j,) rising, of those whose vector changed while
+    their path did not: an item that is in neither has the vector that it had.
     """
 
     entered: NDArray[np.uint16]
     left: NDArray[np.uint16]
     items: NDArray[np.uint32]
+    vectors: NDArray[np.uint32]
     commit: int
 
 
 class LogEntry(NamedTuple):
-    """One commit's changes: ``entered`` and ``left`` uint16 (n, L) and (m, L), distinct and disjoint, ``items`` uint32 (k,)."""
+    """One commit's changes: ``entered`` and ``left`` uint16 (n, L) and (m, L), distinct and disjoint, ``items`` uint32 (k,),
+    ``vectors`` uint32 (j,).
+    """
 
     entered: NDArray[np.uint16]
     left: NDArray[np.uint16]
     items: NDArray[np.uint32]
+    vectors: NDArray[np.uint32]
 
 
 def log_key(commit: int, part: int = 0) -> bytes:
@@ -69,6 +75,7 @@ def encode_entry(commit: int, entry: LogEntry) -> list[tuple[bytes, bytes]]:
         (_ENTERED, entry.entered.astype("<u2").tobytes()),
         (_LEFT, entry.left.astype("<u2").tobytes()),
         (_ITEMS, entry.items.astype("<u4").tobytes()),
+        (_VECTORS, entry.vectors.astype("<u4").tobytes()),
     ]
     sections = [(kind, content) for kind, content in sections if content]
     heads = [_SECTION.pack(kind, len(content)) for kind, content in sections]
@@ -85,7 +92,8 @@ def items_in(first_part: bytes) -> int:
     Raises:
         ValueError: it is damaged.
     """
-    return _lengths(first_part).get(_ITEMS, 0) // 4
+    lengths = _lengths(first_part)
+    return (lengths.get(_ITEMS, 0) + lengths.get(_VECTORS, 0)) // 4
 
 
 def _lengths(value: bytes) -> Mapping[int, int]:
@@ -104,8 +112,8 @@ def merge_entries(records: Iterable[tuple[bytes, bytes]], layers: int, commit: i
     Raises:
         ValueError: a record is damaged.
     """
-    contents: dict[int, list[bytes]] = {_ENTERED: [], _LEFT: [], _ITEMS: []}
-    commits: dict[int, list[int]] = {_ENTERED: [], _LEFT: [], _ITEMS: []}
+    contents: dict[int, list[bytes]] = {kind: [] for kind in (_ENTERED, _LEFT, _ITEMS, _VECTORS)}
+    commits: dict[int, list[int]] = {kind: [] for kind in contents}
     for number, parts in groupby(records, key=lambda record: commit_of(record[0])):
         value = b"".join([part for _, part in parts])
         lengths = _lengths(value)
@@ -131,10 +139,14 @@ def merge_entries(records: Iterable[tuple[bytes, bytes]], layers: int, commit: i
     newest = np.ones(len(keys), np.bool_)
     newest[:-1] = keys[1:] != keys[:-1]
     last = order[newest]
+    items, vectors = (
+        distinct_sorted(np.frombuffer(b"".join(contents[kind]), "<u4").astype(np.uint32)) for kind in (_ITEMS, _VECTORS)
+    )
     return Changes(
         entered=named[last[live[last]]],
         left=named[last[~live[last]]],
-        items=distinct_sorted(np.frombuffer(b"".join(contents[_ITEMS]), "<u4").astype(np.uint32)),
+        items=items,
+        vectors=vectors,
         commit=commit,
     )
 

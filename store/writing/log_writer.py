@@ -48,23 +48,25 @@ class LogWriter:
         left: NDArray[np.uint16],
         entered: NDArray[np.uint16],
         numbers: NDArray[np.uint32],
+        vectors: NDArray[np.uint32],
         live_items: int,
     ) -> IndexState:
         """The state after one more commit, in whose transaction the paths are written already.
 
         ``left`` and ``entered``: uint16 (n, L) and (m, L), the path of each item that left it or entered it; ``numbers``:
-        uint32 (k,), the items of both.
+        uint32 (k,), the items of both; ``vectors``: uint32 (j,), the items that stayed where they are and have another vector.
         """
         commit, floor, items = state.commit + 1, state.log_floor, state.log_items
         bound = max(MINIMUM_LOG_ITEMS, live_items // LOG_SHARE)
-        if len(numbers) > bound:
+        changed = len(numbers) + len(vectors)
+        if changed > bound:
             transaction.drop(self._changes, delete=False)
             floor, items = commit, 0
-        elif len(numbers):
+        elif changed:
             now_live = distinct_paths(entered)
-            entry = LogEntry(now_live, self._emptied(transaction, left, now_live), np.sort(numbers))
+            entry = LogEntry(now_live, self._emptied(transaction, left, now_live), np.sort(numbers), np.sort(vectors))
             transaction.cursor(self._changes).putmulti(encode_entry(commit, entry), append=True)
-            items += len(numbers)
+            items += changed
         if items > bound or commit - floor > MAXIMUM_LOG_COMMITS:
             floor, items = self._trim(transaction, floor, items, bound, commit - MAXIMUM_LOG_COMMITS)
         return msgspec.structs.replace(state, commit=commit, log_floor=floor, log_items=items)

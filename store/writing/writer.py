@@ -195,7 +195,8 @@ class IndexWriter:
 
         # 5. Items and ids. An item that did not change at all is not written: redelivery dirties no page.
         kept = [row for row in existing if upsert[row]] if gone.any() else existing
-        changed = [(keys[row], batch.values[row]) for row in kept if stored[keys[row]] != batch.values[row]]
+        rewritten = [row for row in kept if stored[keys[row]] != batch.values[row]]
+        changed = [(keys[row], batch.values[row]) for row in rewritten]
         refilled = [(keys[row], batch.values[row]) for row in added[: len(reused)]]
         appended = [(keys[row], batch.values[row]) for row in added[len(reused) :]]
         cursor = transaction.cursor(databases["items"])
@@ -212,9 +213,21 @@ class IndexWriter:
         state = msgspec.structs.replace(state, next_number=state.next_number + len(fresh))
         if changed or added or gone.any():
             moved_items = numbers[left | entered]
+            vector_of = self._items.vector_of
+            other_vector = [
+                row
+                for row in rewritten
+                if not differs[row] and vector_of(stored[keys[row]]) != vector_of(batch.values[row])
+            ]
             try:
                 state = self._log.append(
-                    transaction, state, old_codes[left], batch.codes[entered], moved_items, live_items=items
+                    transaction,
+                    state,
+                    old_codes[left],
+                    batch.codes[entered],
+                    moved_items,
+                    numbers[other_vector],
+                    live_items=items,
                 )
             except ValueError as error:
                 raise self._damaged(str(error)) from error

@@ -156,13 +156,19 @@ class Kept:
 
     commit: int
     items: dict[int, tuple[bytes, tuple[int, ...]]]
+    vectors: dict[int, bytes]
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Kept:
         numbers = [number for _, block in snapshot.all_paths() for number in block.tolist()]
         rows = [tuple(row) for codes, _ in snapshot.all_paths() for row in codes.tolist()]
         ids = [item.id for item in snapshot.items(numbers)]
-        return cls(snapshot.commit, dict(zip(numbers, zip(ids, rows, strict=True), strict=True)))
+        vectors = {
+            number: value
+            for block in snapshot.all_vectors()
+            for number, value in zip(block.numbers.tolist(), block.values, strict=True)
+        }
+        return cls(snapshot.commit, dict(zip(numbers, zip(ids, rows, strict=True), strict=True)), vectors)
 
     @property
     def paths(self) -> set[tuple[int, ...]]:
@@ -217,6 +223,9 @@ def test_what_was_kept_and_the_changes_since_are_what_is_there(
                     assert numbers == sorted(set(numbers))
                     for number in one.items.keys() | now.items.keys():
                         assert one.items.get(number) == now.items.get(number) or number in numbers
+                    named = {*numbers, *changes.vectors.tolist()}
+                    for number in one.vectors.keys() | now.vectors.keys():
+                        assert one.vectors.get(number) == now.vectors.get(number) or number in named
             if bounds is None:
                 assert floor == 0
             else:
