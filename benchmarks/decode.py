@@ -35,7 +35,7 @@ from retriever.search.forward_passes import SharedPromptPasses
 from retriever.search.marginal_search import marginal_beam_search
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
-from store.topology.trie_view import TrieView
+from store.topology.layout_trie import SnapshotTrie
 from store.writing.writer import IndexWriter
 
 CODEBOOK = "0123456789abcdef"
@@ -114,8 +114,8 @@ def main() -> int:
                     model,
                     vocabulary,
                     prompts,
-                    TrieView(snapshot, layout),
-                    TrieView(snapshot, shorter),
+                    SnapshotTrie(snapshot, layout),
+                    SnapshotTrie(snapshot, shorter),
                     layout.sid_tokens(codes),
                     arguments,
                 ),
@@ -135,8 +135,8 @@ def _measure(
     model: Any,
     vocabulary: SidVocabulary,
     prompts: list[list[int]],
-    trie: TrieView,
-    shorter: TrieView,
+    trie: SnapshotTrie,
+    shorter: SnapshotTrie,
     sids: Any,
     arguments: Any,
 ) -> list[Result]:
@@ -188,8 +188,10 @@ def _measure(
         return beam_search(model, vocabulary, batch, trie, beams=beams, normaliser=normaliser)
 
     def marginal(batch: list[list[int]], normaliser: Any = "vocabulary") -> Any:
-        layouts = {"layout": shorter.layout, "pinned": trie.layout}
-        return marginal_beam_search(model, vocabulary, batch, shorter, **layouts, beams=beams, normaliser=normaliser)
+        pinned = trie.layout
+        return marginal_beam_search(
+            model, vocabulary, batch, shorter, pinned=pinned, beams=beams, normaliser=normaliser
+        )
 
     results = []
     for queries, length, target in ((1, SHORT_PROMPT, None), (1, LONG_PROMPT, goal), (8, LONG_PROMPT, goal)):

@@ -2,10 +2,10 @@
 
 Floors, for one item. Memory: its codes take their entropy (2.8 bytes at L = 3 and M = 256), its number 4; the prefix
 tree's record has 2 (L - 1) + 4 bytes, the FM-index L symbols of log2(L M) bits, a quarter more for rank, and the number.
-Step: the FM-index needs two ranks a level of its wavelet matrix for every allowed token; the prefix tree reads the
-beams' whole buckets once a query, in the second step, and from then on slices them, so the FM-index gains as buckets
-grow. Update: the prefix tree writes one record, a static FM-index every symbol of the catalogue. Layout: a view of the
-one; of the other a rebuild, because SIDs change. The FM-index lies in memory and dies with its process, ours on disk.
+Step: the FM-index needs two ranks a level of its wavelet matrix for every allowed token; the prefix tree keeps its topology
+in memory, and a step reads the children of the beams' prefixes from it. Update: the prefix tree writes one record, a static
+FM-index every symbol of the catalogue. Layout: a view of the one; of the other a rebuild, because SIDs change. The FM-index
+lies in memory and dies with its process; ours is on disk, but for its topology, which is read and kept from there.
 
 Times are processor time, medians, both sides turn and turn about: on a shared machine the clock on the wall tells of
 the neighbours. Waiting for the disk is in the row that says so alone. A rebuild begins with codes that lie in memory.
@@ -32,11 +32,11 @@ from benchmarks.fm_structure import DynamicFmIndex, FmIndex, transform, wavelet_
 from benchmarks.reporting import Result, benchmark_arguments, report
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
-from retriever.search.search_parts import Level, ranges, trie_levels
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.records.encoding import PathEncoding
-from store.topology.trie_view import SidPaths, TrieView
+from store.topology.current import CurrentTopology
+from store.topology.layout_trie import SnapshotTrie
 from store.writing.writer import IndexWriter
 
 CODEBOOK: Final = "0" * 16
@@ -60,44 +60,6 @@ def crowded_batch(random: np.random.Generator, count: int, size: int, layers: in
         updated_at=np.zeros(count, np.int64),
         deleted=np.zeros(count, np.bool_),
     )
-
-
-class TreeQuery:
-    """The steps of one query on the prefix tree, as ``retriever.search.beam_search`` takes them."""
-
-    def __init__(self, view: TrieView) -> None:
-        self._view = view
-        self.paths: SidPaths
-        self.levels: list[Level]
-
-    def first(self) -> NDArray[np.int32]:
-        """Tokens that a SID can begin with; in a fresh snapshot, which has yet to read its census."""
-        return self._view.first_tokens()
-
-    def second(self, tokens: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-        """Reads the buckets of the beams' first tokens (rising); then as ``next``."""
-        self.paths = self._view.paths(tokens)
-        self.levels = trie_levels(self.paths.tokens)
-        return self.next(1, np.searchsorted(self.levels[0].token, tokens))
-
-    def next(self, depth: int, nodes: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-        """Allowed next tokens of the beams' nodes: beam, node, token."""
-        begin, end = self.levels[depth - 1].child[nodes], self.levels[depth - 1].child[nodes + 1]
-        parent, node = ranges(begin, end)
-        return parent, node, self.levels[depth].token[node]
-
-    def items(self, nodes: NDArray[np.intp]) -> list[NDArray[np.uint32]]:
-        """Item numbers of finished SIDs, named by their nodes at the last depth."""
-        start = np.append(self.levels[-1].start, len(self.paths.items))
-        bounds = zip(start[nodes].tolist(), start[nodes + 1].tolist(), strict=True)
-        return [self.paths.items[begin:end] for begin, end in bounds]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays that a query holds."""
-        arrays: list[NDArray[Any]] = [self.paths.tokens, self.paths.items, self.paths.codes]
-        arrays += [array for level in self.levels for array in (level.start, level.token, level.child)]
-        return sum(array.nbytes for array in arrays)
 
 
 def median_milliseconds(work: Callable[[], object], rounds: int, clock: Clock = time.process_time) -> float:
@@ -127,45 +89,47 @@ class Query:
 
     @classmethod
     def run(
-        cls, view: TrieView, index: FmIndex, beams: int, random: np.random.Generator, compiled: Any = None
+        cls, trie: SnapshotTrie, index: FmIndex, beams: int, random: np.random.Generator, compiled: Any = None
     ) -> Query:
         """Steps with beams chosen at random, as the language model would; raises if the two allow different tokens.
 
         ``compiled``: the same symbols as a ``wavelet_matrix.WaveletMatrix``, for a row of its own.
         """
-        milliseconds, tree = {}, TreeQuery(view)
+        milliseconds = {}
         (_, token, low, high), fm = timed(lambda: index.children(*index.root()))
-        live, ours = timed(tree.first)
+        live, ours = timed(trie.first_tokens)
         milliseconds["step 1, what may come first"] = fm, ours
         at = np.sort(random.choice(len(live), min(beams, len(live)), replace=False))
 
-        begin, end = low[at], high[at]
+        begin, end, prefixes = low[at], high[at], live[at][:, None]
         (owner, token, low, high), fm = timed(lambda: index.children(begin, end))
-        (parent, node, expected), ours = timed(lambda: tree.second(live[at]))
+        (parent, expected), ours = timed(lambda: trie.children(prefixes))
         milliseconds["step 2, below the beams' first tokens"] = fm, ours
         _hold_equal(owner, token, parent, expected)
-        held = sum(array.nbytes for array in (owner, token, low, high))
+        held = sum(array.nbytes for array in (owner, token, low, high)), parent.nbytes + expected.nbytes
         if compiled is not None:
             bounds = list(zip(begin.tolist(), end.tolist(), strict=True))
             _, fm = timed(lambda: [compiled.range_list(first, last) for first, last in bounds])
             milliseconds["step 2, the lists of wavelet-matrix"] = fm, ours
 
-        unfinished = np.flatnonzero(token < (LAYERS - 1) * view.layout.size)
+        unfinished = np.flatnonzero(token < (LAYERS - 1) * trie.layout.size)
         at = np.sort(random.choice(unfinished, min(beams, len(unfinished)), replace=False))
-        begin, end, nodes = low[at], high[at], node[at]
+        begin, end = low[at], high[at]
+        longer = np.stack((prefixes[owner[at], 0], token[at]), axis=1)
         (owner, token, low, high), fm = timed(lambda: index.children(begin, end))
-        (parent, node, expected), ours = timed(lambda: tree.next(LAYERS - 1, nodes))
+        (parent, expected), ours = timed(lambda: trie.children(longer))
         milliseconds["step 3, below the beams' nodes"] = fm, ours
         _hold_equal(owner, token, parent, expected)
 
         at = np.sort(random.choice(len(token), min(beams, len(token)), replace=False))
         whole = list(zip(low[at].tolist(), high[at].tolist(), strict=True))
+        sids = np.concatenate((longer[owner[at]], token[at, None]), axis=1).tolist()
         mine, fm = timed(lambda: [index.items_of(first, last) for first, last in whole])
-        theirs, ours = timed(lambda: tree.items(node[at]))
+        theirs, ours = timed(lambda: trie.items_of(sids))
         milliseconds["answer, items of the beams' SIDs"] = fm, ours
-        if any(set(left.tolist()) != set(right.tolist()) for left, right in zip(mine, theirs, strict=True)):
+        if any(set(left.tolist()) != set(right.items.tolist()) for left, right in zip(mine, theirs, strict=True)):
             raise RuntimeError("FM-index and prefix tree name different items: the figures would mean nothing")
-        return cls(milliseconds, (held, tree.nbytes))
+        return cls(milliseconds, held)
 
     @property
     def whole(self) -> tuple[float, float]:
@@ -195,15 +159,17 @@ def measure(items: int, size: int, directory: Path, *, beams: int, rounds: int, 
         pages = _load(writer, directory / "alone", items, size, random)
         plain = Layout(1, CODEBOOK, LAYERS, size)
         short = Layout(2, CODEBOOK, LAYERS, size, tuple(top_k(writer.census()[1], size // 10)))
+        topology = CurrentTopology()
         with reader.snapshot() as snapshot:
             blocks = list(snapshot.all_paths())
+            held = topology.at(snapshot).nbytes
         codes, numbers = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
         order = np.lexsort((numbers, *codes.T[::-1]))
         codes, numbers = codes[order], numbers[order]
-        results = _memory(FmIndex.of(codes, numbers, plain), codes, pages)
-        results += _steps(reader, codes, numbers, (plain, short), beams, rounds, random)
+        results = _memory(FmIndex.of(codes, numbers, plain), codes, pages, held)
+        results += _steps(reader, topology, codes, numbers, (plain, short), beams, rounds, random)
         results += _updates(writer, codes, numbers, plain, rounds, batch, random)
-        results.append(_layout_change(writer, reader, short, codes, numbers))
+        results.append(_layout_change(writer, reader, topology, short, codes, numbers))
     name = f"{items // 1000:,} k × {size}"
     return [
         Result(f"{name}: {row.name}", row.value, row.unit, row.baseline_name, row.baseline_value) for row in results
@@ -228,9 +194,10 @@ def _load(writer: IndexWriter, beside: Path, items: int, size: int, random: np.r
         return int((alone.info()["last_pgno"] + 1 - empty) * alone.stat()["psize"])
 
 
-def _memory(index: FmIndex, codes: NDArray[np.uint16], pages: int) -> list[Result]:
+def _memory(index: FmIndex, codes: NDArray[np.uint16], pages: int, held: int) -> list[Result]:
     count = len(codes)
     return [
+        Result("memory, FM-index against the topology alone", index.nbytes / count, "B/item", TREE, held / count),
         Result("memory, FM-index against the tree's pages", index.nbytes / count, "B/item", TREE, pages / count),
         Result("memory, floor: entropy of the codes", entropy_bytes(codes), "B/item", TREE, pages / count),
     ]
@@ -238,6 +205,7 @@ def _memory(index: FmIndex, codes: NDArray[np.uint16], pages: int) -> list[Resul
 
 def _steps(
     reader: IndexReader,
+    topology: CurrentTopology,
     codes: NDArray[np.uint16],
     numbers: NDArray[np.uint32],
     layouts: tuple[Layout, Layout],
@@ -256,7 +224,8 @@ def _steps(
         queries[name] = []
         for _ in range(rounds + 1):
             with reader.snapshot() as snapshot:
-                queries[name].append(Query.run(TrieView(snapshot, layout), index, beams, random, lists))
+                trie = SnapshotTrie(snapshot, layout, topology.at(snapshot))
+                queries[name].append(Query.run(trie, index, beams, random, lists))
         del queries[name][0]  # it warmed up
     first = queries["no head tokens"]
     return [
@@ -300,14 +269,20 @@ def _updates(
 
 
 def _layout_change(
-    writer: IndexWriter, reader: IndexReader, short: Layout, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]
+    writer: IndexWriter,
+    reader: IndexReader,
+    topology: CurrentTopology,
+    short: Layout,
+    codes: NDArray[np.uint16],
+    numbers: NDArray[np.uint32],
 ) -> Result:
     """Until the first step could be taken under the new layout."""
 
     def view() -> None:
         writer.put_layout(short, {})
         with reader.snapshot() as snapshot:
-            TrieView(snapshot, short).first_tokens()
+            trie = SnapshotTrie(snapshot, short, topology.at(snapshot))
+            trie.children(trie.first_tokens()[:, None])
 
     rebuild = median_milliseconds(lambda: FmIndex.of(codes, numbers, short), 3)
     return Result("layout change, rebuild", rebuild, "ms", TREE, timed(view)[1])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
@@ -33,6 +33,18 @@ class ClientError(SidstreamError):
     """No answer came, or the topics cannot be read."""
 
 
+def raw_filter(filter: Mapping[str, Any]) -> msgspec.Raw:
+    """A filter as ``Query`` carries it.
+
+    Raises:
+        ClientError: it holds what JSON does not have.
+    """
+    try:
+        return msgspec.Raw(msgspec.json.encode(filter))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ClientError(f"the filter cannot be sent as JSON: {error}") from None
+
+
 class Client:
     """Asks queries; connects at the first one. Not for several threads at once: give each its own.
 
@@ -54,11 +66,16 @@ class Client:
         embedding: Sequence[float] | None = None,
         user: str | None = None,
         limit: int = 10,
+        filter: Mapping[str, Any] | None = None,
+        exclude: Sequence[str] = (),
+        keep_history: bool = False,
         timeout_seconds: float = 30.0,
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
 
-        ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one.
+        ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
+        attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
+        may not name; ``keep_history``: it may name items of ``history``.
 
         Raises:
             ClientError: no answer within ``timeout_seconds``.
@@ -69,6 +86,9 @@ class Client:
             embedding=msgspec.UNSET if embedding is None else [float(number) for number in embedding],
             user=user,
             limit=limit,
+            filter=msgspec.UNSET if filter is None else raw_filter(filter),
+            exclude=tuple(exclude) or msgspec.UNSET,
+            exclude_history=False if keep_history else msgspec.UNSET,
         )
         return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
 

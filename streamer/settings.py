@@ -11,10 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from models.attributes import NAME_RULE, AttributeRules, AttributeType, is_name
 from models.errors import SidstreamError
 
 CONFIGURATION_FILE: Final = "sidstream.toml"
@@ -46,6 +47,8 @@ TOPIC_NAMES: Final = {
     "item_updates": "item-updates",
     "item_updates_dead_letters": "item-updates.dlq",
     "item_codes": "item-codes",
+    "item_attributes": "item-attributes",
+    "item_attributes_dead_letters": "item-attributes.dlq",
     "token_counts": "token-counts",
     "layouts": "layouts",
     "drift": "drift",
@@ -64,6 +67,8 @@ class TopicSettings(Section):
     item_updates: str
     item_updates_dead_letters: str
     item_codes: str
+    item_attributes: str
+    item_attributes_dead_letters: str
     token_counts: str
     layouts: str
     drift: str
@@ -72,7 +77,7 @@ class TopicSettings(Section):
     queries_dead_letters: str
     replayed_dead_letters: str
     results: str
-    partitions: int = Field(4, ge=1, description="of item-updates, item-codes, queries and results")
+    partitions: int = Field(4, ge=1, description="of item-updates, item-codes, item-attributes, queries and results")
     replication_factor: int = Field(1, ge=1)
 
     @model_validator(mode="before")
@@ -97,6 +102,38 @@ class IntakeSettings(Section):
 
     maximum_headers: int = Field(64, ge=0, description="headers of a record")
     maximum_header_bytes: int = Field(16_384, ge=0, description="names and contents of a record's headers together")
+
+
+class AttributeSettings(IntakeSettings):
+    """Attributes of items, with an update or alone on ``item-attributes``; beyond a ``maximum_…`` a record is a dead letter."""
+
+    filterable: dict[str, AttributeType] = Field(
+        {},
+        description="field → string, number, boolean or strings (a list of them): what queries may filter on. Another type in an "
+        "update is a dead letter; fields that are not named here are stored, of any type",
+    )
+    maximum_bytes: int = Field(16_384, ge=2, description="of an item's attributes, encoded")
+    maximum_fields: int = Field(64, ge=1, description="of an item")
+    maximum_string_characters: int = Field(1_024, ge=1, description="of a string, also in a list")
+    maximum_list_entries: int = Field(256, ge=0, description="strings in a list")
+
+    @field_validator("filterable")
+    @classmethod
+    def _check_names(cls, filterable: dict[str, AttributeType]) -> dict[str, AttributeType]:
+        for name in filterable:
+            if not is_name(name):
+                raise ValueError(f"{name!r} is no name of an attribute: {NAME_RULE}")
+        return filterable
+
+    def rules(self) -> AttributeRules:
+        """The same for whoever reads attributes."""
+        return AttributeRules(
+            self.filterable,
+            self.maximum_bytes,
+            self.maximum_fields,
+            self.maximum_string_characters,
+            self.maximum_list_entries,
+        )
 
 
 class AssignerSettings(IntakeSettings):
@@ -191,10 +228,28 @@ class RetrieverSettings(IntakeSettings):
     maximum_limit: int = Field(
         100, ge=1, description="items an answer at the most, and beams of a query that asks for so many"
     )
-    maximum_query_bytes: int = Field(131_072, ge=256, description="room for every field at its own limit")
+    search: Literal["beam", "exact"] = Field(
+        "beam",
+        description="exact: branch and bound instead of a beam that may drop the beginning of a good SID; a query may ask for "
+        "either; not with the marginal layout",
+    )
+    exact_budget: int = Field(
+        4_096,
+        ge=1,
+        description="prefixes that the model runs for an exact search; an answer says so where they did not do",
+    )
+    exact_below: int = Field(
+        1_000, ge=0, description="a filter that lets through no more items than this is searched exactly"
+    )
+    filters_kept: int = Field(16, ge=1, description="filters last used, kept current in memory: a byte an item each")
+    maximum_query_bytes: int = Field(131_072, ge=256, description="of all fields of a query together")
     maximum_text_characters: int = Field(2_048, ge=1)
     maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")
     maximum_user_bytes: int = Field(256, ge=1)
+    maximum_exclusions: int = Field(1_000, ge=0, description="item ids in a query's exclude; each of up to 256 bytes")
+    maximum_filter_clauses: int = Field(64, ge=1, description="operators of a filter, and its alls, anys and nots")
+    maximum_filter_depth: int = Field(8, ge=1, description="of alls, anys and nots in one another")
+    maximum_filter_entries: int = Field(1_024, ge=1, description="values in a list of a filter")
     maximum_wait_seconds: float = Field(
         30.0, gt=0, description="a query that waited longer gets an error instead of work; its timeout_ms may say less"
     )
@@ -253,6 +308,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings.model_validate({}))
     broker: BrokerSettings = BrokerSettings()
+    attributes: AttributeSettings = AttributeSettings()
     assigner: AssignerSettings = AssignerSettings()
     indexer: IndexerSettings = IndexerSettings()
     monitor: MonitorSettings = MonitorSettings()

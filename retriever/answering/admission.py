@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
+import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
-from msgspec import UNSET
 
+from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.events.embeddings import EmbeddingError, query_embedding
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
+from streamer.filters.grammar import Filter
+from streamer.filters.reading import FilterError, FilterLimits, FilterTooLargeError, read_filter
 from streamer.settings import RetrieverSettings
 
 # A user who is not among the last so many starts with a full bucket: some 4 MB at the most.
@@ -32,6 +35,14 @@ class QueryRefused(Exception):
         super().__init__(message)
         self.kind = kind
         self.waited_ms = waited_ms
+
+
+class CheckedQuery(NamedTuple):
+    """A query within its limits; ``filter``: its own, canonical, None if every item will do."""
+
+    query_id: str
+    query: Query
+    filter: Filter | None
 
 
 class UserRates:
@@ -70,8 +81,10 @@ class UserRates:
 
 
 class Admission:
-    """Checks the records of ``queries``; ``dimension``: D of an embedding; ``clock`` gives seconds since the epoch, ``monotonic``
-    seconds for the rates.
+    """Checks the records of ``queries``.
+
+    ``dimension``: D of an embedding; ``filterable``: the declared attributes and their types; ``clock`` gives seconds since the
+    epoch, ``monotonic`` seconds for the rates.
     """
 
     def __init__(
@@ -79,12 +92,17 @@ class Admission:
         settings: RetrieverSettings,
         *,
         dimension: int,
+        filterable: Mapping[str, AttributeType] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._dimension = dimension
         self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
+        self._filterable = filterable or {}
+        self._filter_limits = FilterLimits(
+            settings.maximum_filter_clauses, settings.maximum_filter_depth, settings.maximum_filter_entries
+        )
         self._clock = clock
         self._rates = (
             UserRates(per_second=settings.user_queries_per_second, burst=settings.user_query_burst, clock=monotonic)
@@ -92,19 +110,21 @@ class Admission:
             else None
         )
 
-    def decode(self, record: Message) -> tuple[str, Query]:
-        """Query id and query.
+    def decode(self, record: Message) -> CheckedQuery:
+        """The query in a record.
 
         Raises:
-            EventError: no or a wrong id, undecodable, empty, an unknown field, or a field beyond its limit.
+            EventError: no or a wrong id, undecodable, empty, an unknown field, a field beyond its limit, or a filter that asks
+                for what is not declared.
         """
         query_id = checked_id(record.key(), "query").decode()
         value = record.value()
         if not value:
             raise EventError("EmptyQuery", "the query has no value: send text, history or both")
         settings = self._settings
-        query: Query = decode_event(QUERY, record, value, self._limits).value
-        if not query.text.strip() and not query.history and query.user is None and query.embedding is UNSET:
+        decoded = decode_event(QUERY, record, value, self._limits)
+        query: Query = decoded.value
+        if not query.text.strip() and not query.history and query.user is None and query.embedding is msgspec.UNSET:
             raise EventError("EmptyQuery", "the query is empty: send text, history, embedding, user or several of them")
         if not 1 <= query.limit <= settings.maximum_limit:
             raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{settings.maximum_limit}")
@@ -113,19 +133,28 @@ class Admission:
         if query.asked_at is not None:
             checked_time(query.asked_at, "asked_at", int(self._clock() * 1000))
         within(settings.maximum_text_characters, len(query.text), "text", "characters")
-        within(settings.maximum_history, len(query.history), "history", "items")
-        for place, item_id in enumerate(query.history):
-            # No character has more than four bytes: most ids need no encoding to be known as short.
-            if 4 * len(item_id) > MAXIMUM_ID_BYTES:
-                within(MAXIMUM_ID_BYTES, len(item_id.encode()), f"history[{place}]", "bytes")
-        if query.embedding is not UNSET:
+        _check_ids(query.history, settings.maximum_history, "history")
+        if query.exclude is not msgspec.UNSET:
+            _check_ids(query.exclude, settings.maximum_exclusions, "exclude")
+        if query.embedding is not msgspec.UNSET:
             try:
                 query_embedding(query.embedding, self._dimension)
             except EmbeddingError as error:
                 raise EventError(error.kind, str(error)) from None
         if query.user is not None:
             within(settings.maximum_user_bytes, len(query.user.encode()), "user", "bytes")
-        return query_id, query
+        wanted = None
+        if query.filter is not msgspec.UNSET:
+            wanted = self._read_filter(query.filter, decoded.of_json)
+        return CheckedQuery(query_id, query, wanted)
+
+    def _read_filter(self, raw: msgspec.Raw, of_json: bool) -> Filter:
+        try:
+            return read_filter(raw, self._filterable, self._filter_limits, of_json=of_json)
+        except FilterTooLargeError as error:
+            raise EventError("FieldTooLarge", str(error)) from None
+        except FilterError as error:
+            raise EventError("InvalidFilter", str(error)) from None
 
     def waited_ms(self, record: Message, query: Query) -> float:
         """Since ``asked_at``, or else since the broker had it; never negative, whatever a client's clock says."""
@@ -136,14 +165,15 @@ class Admission:
                 return 0.0
         return max(0.0, self._clock() * 1000 - asked_at)
 
-    def admit(self, record: Message) -> tuple[str, Query, float]:
-        """Query id, query, and milliseconds that it has waited.
+    def admit(self, record: Message) -> tuple[CheckedQuery, float]:
+        """The query, and the milliseconds that it has waited.
 
         Raises:
             EventError: as ``decode``.
-            QueryRefused: ``DeadlinePassed`` or ``RateLimited``.
+            QueryRefused: ``DeadlinePassed``, ``RateLimited`` or ``SearchUnavailable``.
         """
-        query_id, query = self.decode(record)
+        checked = self.decode(record)
+        query = checked.query
         waited = self.waited_ms(record, query)
         deadline = self._deadline_ms(query)
         if waited > deadline:
@@ -161,7 +191,14 @@ class Admission:
                 f"{settings.user_query_burst}): ask again later",
                 waited,
             )
-        return query_id, query, waited
+        if query.search == "exact" and self._settings.layout == "marginal":
+            raise QueryRefused(
+                "SearchUnavailable",
+                "this retriever sums over the model's own layout (retriever.layout is 'marginal'), and an exact search does "
+                "not: ask without search, or of a retriever whose layout is pinned or live",
+                waited,
+            )
+        return checked, waited
 
     def next_batch(self, records: Sequence[Message]) -> int:
         """How many of the records, from the first, are one transaction's: those with ``batch_size`` queries to work on.
@@ -171,7 +208,7 @@ class Admission:
         work = 0
         for number, record in enumerate(records, start=1):
             try:
-                _, query = self.decode(record)
+                query = self.decode(record).query
             except EventError:
                 continue
             work += self.waited_ms(record, query) <= self._deadline_ms(query)
@@ -182,3 +219,11 @@ class Admission:
     def _deadline_ms(self, query: Query) -> float:
         longest = self._settings.maximum_wait_seconds * 1000
         return longest if query.timeout_ms is None else min(longest, query.timeout_ms)
+
+
+def _check_ids(item_ids: Sequence[str], limit: int, field: str) -> None:
+    within(limit, len(item_ids), field, "items")
+    for place, item_id in enumerate(item_ids):
+        # No character has more than four bytes: most ids need no encoding to be known as short.
+        if 4 * len(item_id) > MAXIMUM_ID_BYTES:
+            within(MAXIMUM_ID_BYTES, len(item_id.encode()), f"{field}[{place}]", "bytes")

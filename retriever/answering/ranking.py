@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook
+from models.sids.layout import HEAD_LAYER_INDEX
 from store.records.encoding import StoredItem
 
 if TYPE_CHECKING:
     from retriever.search.search_parts import ScoredSid
+    from store.topology.layout_trie import SidItems
 
+_SIDS_READ_AT_ONCE: Final = 8  # doubled as long as they can change the answer
 _LEAST_WEIGHT: Final = 1e-6  # an item of weight 0 is the last of its SID, not impossible
 
 Embed = Callable[[Sequence[StoredItem]], npt.NDArray[np.floating]]
@@ -29,8 +32,8 @@ Embed = Callable[[Sequence[StoredItem]], npt.NDArray[np.floating]]
 class RankingContext:
     """What is known where the items of one SID are put in order.
 
-    ``sid``: what the search knows about the SID (full codes, log-probability of each item's left-out token), None if
-    nothing; ``history``: the query's history items that are live, oldest first.
+    ``sid``: what the search knows about the SID (log-probabilities of left-out tokens), None if nothing; ``history``: the
+    query's history items that are live, oldest first.
     """
 
     sid: ScoredSid | None = None
@@ -41,7 +44,7 @@ class Ranker(Protocol):
     """Orders items inside a SID, best first. What a ranker needs beyond the context it brings in its constructor."""
 
     def rank(self, items: Sequence[StoredItem], context: RankingContext) -> list[StoredItem]:
-        """The live items of one SID, given in the order of ``context.sid.items``, best first."""
+        """The live items of one SID, best first."""
 
 
 class WeightAndRecency:
@@ -63,9 +66,8 @@ class LeftOutToken:
         ranked = WeightAndRecency().rank(items, context)
         if context.sid is None or context.sid.left_out is None:
             return ranked
-        numbers, left_out = np.asarray(context.sid.items).tolist(), context.sid.left_out.tolist()
-        by_number = dict(zip(numbers, left_out, strict=True))
-        return sorted(ranked, key=lambda item: -by_number[item.number])
+        left_out = context.sid.left_out
+        return sorted(ranked, key=lambda item: -float(left_out[item.codes[HEAD_LAYER_INDEX]]))
 
 
 class HistorySimilarity:
@@ -92,48 +94,107 @@ class HistorySimilarity:
         return [ranked[place] for place in np.argsort(-cosines, kind="stable").tolist()]
 
 
+class ItemSource(Protocol):
+    """Where the items of SIDs are read: ``store.topology.layout_trie.SnapshotTrie``."""
+
+    def items_of(self, sids: Sequence[Sequence[int]]) -> list[SidItems]:
+        """The items of each SID, given by its SID token numbers."""
+
+    def weights(self, numbers: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Weight and ``updated_at`` of items (n,)."""
+
+    def items(self, numbers: npt.NDArray[np.uint32]) -> list[StoredItem]:
+        """These items, in the order asked for."""
+
+
+class RankedItem(NamedTuple):
+    """An item of an answer, the SID under which it was found, and its natural log-probability."""
+
+    item: StoredItem
+    sid: ScoredSid
+    score: float
+
+
 def item_log_probabilities(
-    sid: ScoredSid, weights: npt.NDArray[np.number], *, smoothing: float = 0.0, by_left_out: bool = False
+    sid: ScoredSid,
+    layer2: npt.NDArray[np.uint16],
+    weights: npt.NDArray[np.number],
+    *,
+    smoothing: float = 0.0,
+    by_left_out: bool = False,
 ) -> npt.NDArray[np.float64]:
     """Natural log-probability of each item of a SID, (n,): that of the SID plus the log of the item's share of it.
 
     The share goes by weight: ``weights`` (n,), ``smoothing`` added to each, so that where weights are counts an item that
-    was never counted is not impossible. ``by_left_out``: first by P(c2 | c1) of the left-out layer-2 tokens, then by weight
-    among the items of one token.
+    was never counted is not impossible. ``by_left_out``: first by P(c2 | c1) of the left-out layer-2 tokens, which are
+    ``layer2`` (n,), then by weight among the items of one token.
     """
     shares = np.maximum(np.asarray(weights, dtype=np.float64) + smoothing, _LEAST_WEIGHT)
     if by_left_out and sid.left_out is not None:
-        tokens, place = np.unique(sid.codes[:, 1], return_inverse=True)
-        likely = np.full(len(tokens), -np.inf)
-        np.maximum.at(likely, place, sid.left_out.astype(np.float64))
+        tokens, place = np.unique(layer2, return_inverse=True)
+        likely = sid.left_out[tokens].astype(np.float64)
         shares = np.exp(likely - likely.max())[place] * shares / np.bincount(place, weights=shares)[place]
     log_probabilities: npt.NDArray[np.float64] = sid.score + np.log(shares / shares.sum())
     return log_probabilities
 
 
-def by_own_probability(
-    sids: Sequence[ScoredSid], read: Callable[[npt.NDArray[np.uint32]], Sequence[StoredItem]], limit: int
-) -> list[tuple[StoredItem, ScoredSid, float]]:
-    """The ``limit`` most probable items with their SID and log-probability, best first; equal ones by SID, then newest
-    first, then by id.
+def by_own_probability(sids: Sequence[ScoredSid], source: ItemSource, limit: int) -> list[RankedItem]:
+    """The ``limit`` most probable items, best first; equal ones by SID, then newest first, then by id.
 
     An item's probability is that of its SID times its share of the weight of the SID's live items: a SID that thirty
     items share no longer takes the first thirty places, which is what short SIDs lose at item level (docs/study).
-    ``sids``: best first; ``read``: item numbers → live items. Buckets are read only while they can change the answer.
+    ``sids``: best first. The items of a few SIDs are read at a time, and only while they can change the answer; of all but
+    the answered ones only the weight is decoded.
     """
-    found: list[tuple[float, int, int, bytes, StoredItem]] = []
-    worst = -np.inf
-    for place, sid in enumerate(sids):
-        if sid.score <= worst:  # no item is more probable than its SID, and scores fall from here on
-            break
-        items = read(sid.items)
-        scores = item_log_probabilities(sid, np.array([item.weight for item in items])).tolist()
-        found += [(-score, place, -item.updated_at, item.id, item) for item, score in zip(items, scores, strict=True)]
-        if len(found) >= limit:
-            found = sorted(found, key=lambda row: row[:4])[:limit]
-            worst = -found[-1][0]
-    found.sort(key=lambda row: row[:4])
-    return [(item, sids[place], -score) for score, place, _, _, item in found[:limit]]
+    rows: list[_Candidates] = []
+    worst, read, at_once = -np.inf, 0, _SIDS_READ_AT_ONCE
+    while (
+        read < len(sids) and sids[read].score > worst
+    ):  # no item is more probable than its SID, and scores fall from here
+        chunk = sids[read : read + at_once]
+        found = source.items_of([sid.tokens for sid in chunk])
+        numbers = np.concatenate([items.items for items in found])
+        weights, updated_at = source.weights(numbers)
+        bounds = np.cumsum([0, *map(len, found)])
+        scores = [
+            item_log_probabilities(sid, items.codes[:, HEAD_LAYER_INDEX], weights[begin:end])
+            for sid, items, begin, end in zip(chunk, found, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+            if len(items)
+        ]
+        place = np.repeat(np.arange(read, read + len(chunk)), np.diff(bounds))
+        rows.append(_Candidates(np.concatenate(scores) if scores else np.empty(0), place, updated_at, numbers))
+        rows = [_Candidates(*(np.concatenate(column) for column in zip(*rows, strict=True))).best(limit)]
+        if len(rows[0].score) >= limit:
+            worst = rows[0].score[limit - 1]
+        read, at_once = read + len(chunk), 2 * at_once
+    if not rows:
+        return []
+    best = rows[0]
+    items = source.items(best.number)
+    order = sorted(
+        range(len(items)),
+        key=lambda row: (-best.score[row], best.place[row], -best.updated_at[row], items[row].id),
+    )
+    return [RankedItem(items[row], sids[best.place[row]], float(best.score[row])) for row in order[:limit]]
+
+
+class _Candidates(NamedTuple):
+    """Items before they are read: score, place of the SID, ``updated_at`` and item number, (n,) each."""
+
+    score: npt.NDArray[np.float64]
+    place: npt.NDArray[np.intp]
+    updated_at: npt.NDArray[np.int64]
+    number: npt.NDArray[np.uint32]
+
+    def best(self, limit: int) -> _Candidates:
+        """The ``limit`` best, best first, and all that only their ids can tell from the last of them."""
+        order = np.lexsort((-self.updated_at, self.place, -self.score))
+        if len(order) > limit:
+            last = order[limit - 1]
+            tied = (self.score[order] == self.score[last]) & (self.place[order] == self.place[last])
+            tied &= self.updated_at[order] == self.updated_at[last]
+            order = order[: max(limit, int(np.flatnonzero(tied)[-1]) + 1)]
+        return _Candidates(self.score[order], self.place[order], self.updated_at[order], self.number[order])
 
 
 def reconstructions(codebook: Codebook) -> Embed:

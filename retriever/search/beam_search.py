@@ -14,12 +14,13 @@ What must hold
   ``beams`` of them); unfinished hypotheses compete for ``beams`` places a step, and those that cannot reach the pool
   any more are dropped (scores only fall).
 
-A hypothesis is a node of the trie, and a node is a range of rows of the sorted ``SidPaths``; so every step is a
-handful of array operations for all queries together.
+A hypothesis is a prefix of SIDs, and the trie's topology says what may follow it: a step is a handful of array operations
+for all queries together, and what it costs depends on the beams, not on the catalogue.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.sids.layout import PADDING
 from models.sids.vocabulary import SidVocabulary
 from retriever.search.forward_passes import ForwardPasses, forward_passes
 from retriever.search.search_parts import (
@@ -34,14 +36,13 @@ from retriever.search.search_parts import (
     Pool,
     ScoredSid,
     Trie,
+    Tries,
     check_arguments,
     feed,
     first_step,
     greatest_of_each,
     log_probabilities,
     places_of,
-    sids_of_pool,
-    trie_levels,
 )
 
 __all__ = ["Normaliser", "ScoredSid", "Trie", "beam_search"]
@@ -49,69 +50,68 @@ __all__ = ["Normaliser", "ScoredSid", "Trie", "beam_search"]
 
 @dataclass(frozen=True)
 class _Hypotheses:
-    """H hypotheses, grouped by query: trie node, score, place among the query's beams, and the first step's
-    hypothesis they stem from.
+    """H hypotheses, ascending by query and tokens: SID token numbers (H, d), score, the first step's hypothesis they stem
+    from, and the place among their query's beams of the hypothesis that they extend.
     """
 
     query: npt.NDArray[np.intp]
-    node: npt.NDArray[np.intp]
+    tokens: npt.NDArray[np.int32]
     score: npt.NDArray[np.float64]
     first: npt.NDArray[np.intp]
-    parent: npt.NDArray[np.intp]  # place of the hypothesis that it extends
+    parent: npt.NDArray[np.intp]
 
 
 def beam_search(
     model: Any,
     vocabulary: SidVocabulary,
     prompts: list[list[int]],
-    trie: Trie,
+    trie: Trie | Sequence[Trie],
     *,
     beams: int = 50,
     normaliser: Normaliser = "vocabulary",
 ) -> list[list[ScoredSid]]:
     """The best SIDs of each prompt, best first, at most ``beams``; equal scores in the order of their tokens.
 
-    ``prompts``: token ids, not empty, unequal lengths allowed. A list is empty only if the index has no live item or
-    the model's scores for that prompt are not finite: tell the user which. The trie must stay readable (its snapshot
-    open) during the call.
+    ``prompts``: token ids, not empty, unequal lengths allowed. ``trie``: one for all prompts, or one each under one layout. A
+    list is empty only if its trie is empty or the model's scores for that prompt are not finite: tell the user which.
     """
     check_arguments(prompts, beams)
-    live = trie.first_tokens()
-    if len(live) == 0 or not prompts:
+    tries = Tries(trie, len(prompts))
+    live = tries.first_tokens()
+    if not any(map(len, live)):
         return [[] for _ in prompts]
     with torch.inference_mode():
         passes = forward_passes(model, max(map(len, prompts)) + vocabulary.layers)
-        return _search(passes, vocabulary, prompts, trie, live, beams, normaliser)
+        return _search(passes, vocabulary, prompts, tries, live, beams, normaliser)
 
 
 def _search(
     passes: ForwardPasses,
     vocabulary: SidVocabulary,
     prompts: list[list[int]],
-    trie: Trie,
-    live: npt.NDArray[np.int32],
+    tries: Tries,
+    live: list[npt.NDArray[np.int32]],
     beams: int,
     normaliser: Normaliser,
 ) -> list[list[ScoredSid]]:
     queries, layers, size = len(prompts), vocabulary.layers, vocabulary.size
     query, first_tokens, score = first_step(passes, vocabulary, prompts, live, beams, normaliser)
-    if len(query) == 0:
-        return [[] for _ in prompts]
-    paths = trie.paths(np.unique(first_tokens))
-    levels = trie_levels(paths.tokens)
     hypotheses = _Hypotheses(
         query=query,
-        node=np.searchsorted(levels[0].token, first_tokens),
+        tokens=first_tokens[:, None],
         score=score,
         first=np.arange(len(query)),
         parent=np.zeros(len(query), dtype=np.intp),
     )
-    pool = Pool(queries, beams)
+    pool = Pool(queries, beams, layers)
     layer2: npt.NDArray[np.float32] = np.empty((0, size), dtype=np.float32)
     for depth in range(1, layers):
+        if len(hypotheses.query) == 0:
+            break
         place = places_of(hypotheses.query, queries)
-        tokens = levels[depth - 1].token[hypotheses.node]
-        state, read = feed(passes, vocabulary, queries, hypotheses.query, place, tokens, hypotheses.parent)
+        state, read = feed(
+            passes, vocabulary, queries, hypotheses.query, place, hypotheses.tokens[:, -1], hypotheses.parent
+        )
         # After the layer-1 token comes layer 2 or, its token left out, layer 3; from then on depth + 1 layers may
         # have been read.
         last = min(depth + 2, layers)
@@ -120,31 +120,33 @@ def _search(
         ]
         if depth == 1:
             layer2 = following[:, :size]
-        # Every legal continuation of every hypothesis, in trie order.
-        parent, node = levels[depth - 1].children(hypotheses.node)
-        token = levels[depth].token[node]
-        score = hypotheses.score[parent] + following[parent, token - depth * size]
+        # Every legal continuation of every hypothesis, in the order of their tokens.
+        owner, token = tries.children(hypotheses.query, hypotheses.tokens)
+        score = hypotheses.score[owner] + following[owner, token - depth * size]
+        owners_query = hypotheses.query[owner]
         finished = token >= (layers - 1) * size
-        pool.add(
-            hypotheses.query[parent[finished]],
-            levels[depth].start[node[finished]],
-            score[finished],
-            hypotheses.first[parent[finished]],
-        )
-        if finished.all():
-            break
-        open_ = np.flatnonzero(~finished)
-        owner = hypotheses.query[parent[open_]]
-        open_ = open_[score[open_] > pool.worst[owner]]
-        kept = greatest_of_each(hypotheses.query[parent[open_]], score[open_], queries, beams)
-        if len(kept) == 0:
-            break
-        at = open_[kept]
+        found = pool.candidates(owners_query, score, finished)
+        ended = np.full((len(found), layers), PADDING, dtype=np.int32)
+        ended[:, :depth], ended[:, depth] = hypotheses.tokens[owner[found]], token[found]
+        pool.add(owners_query[found], ended, score[found], hypotheses.first[owner[found]])
+        open_ = np.flatnonzero(~finished & (score > pool.worst[owners_query]))
+        kept = np.sort(open_[greatest_of_each(owners_query[open_], score[open_], queries, beams)])
+        from_ = owner[kept]
         hypotheses = _Hypotheses(
-            query=hypotheses.query[parent[at]],
-            node=node[at],
-            score=score[at],
-            first=hypotheses.first[parent[at]],
-            parent=place[parent[at]],
+            query=hypotheses.query[from_],
+            tokens=np.concatenate((hypotheses.tokens[from_], token[kept, None]), axis=1),
+            score=score[kept],
+            first=hypotheses.first[from_],
+            parent=place[from_],
         )
-    return sids_of_pool(pool, paths, queries, lambda first, rows, _: layer2[first, paths.codes[rows, 1]])
+    return [
+        [
+            ScoredSid(
+                tokens=pool.sid(place),
+                score=float(pool.score[place]),
+                left_out=layer2[pool.origin[place]] if pool.tokens[place, -1] == PADDING else None,
+            )
+            for place in places
+        ]
+        for places in pool.of_each_query()
+    ]

@@ -19,7 +19,7 @@ stand for. They are run in tree passes over one prompt cache, those of the best 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -33,19 +33,16 @@ from retriever.search.beam_search import beam_search
 from retriever.search.forward_passes import forward_passes
 from retriever.search.readings import Hypotheses, ModelPaths, Readings, appended, bounds_of
 from retriever.search.search_parts import (
-    Level,
     Normaliser,
     Pool,
     ScoredSid,
     Trie,
+    Tries,
     check_arguments,
     first_step,
     greatest_of_each,
     ranges,
-    sids_of_pool,
-    trie_levels,
 )
-from store.topology.trie_view import SidPaths
 
 # Readings of a query before the pool is asked again which others can still reach it: a trained model then runs
 # about a third of them.
@@ -56,39 +53,36 @@ def marginal_beam_search(
     model: Any,
     vocabulary: SidVocabulary,
     prompts: list[list[int]],
-    trie: Trie,
+    trie: Trie | Sequence[Trie],
     *,
-    layout: Layout,
     pinned: Layout,
     beams: int = 50,
     normaliser: Normaliser = "vocabulary",
 ) -> list[list[ScoredSid]]:
-    """The best SIDs of ``layout`` for each prompt by a model that writes SIDs of ``pinned``; else as ``beam_search``.
+    """The best SIDs of the trie's layout for each prompt by a model that writes SIDs of ``pinned``; else as ``beam_search``.
 
-    ``trie``: read under ``layout``. ``prompts``: token ids; histories in them are SIDs of ``pinned``, which is what the
-    model reads. ``left_out`` of a short SID is the exact posterior log P(c2 | prompt, SID) of each item's left-out
-    token; items whose token the pinned layout leaves out as well share one value. With equal head tokens this is
-    ``beam_search``, ``left_out`` included. Raises ``SidstreamError`` if layouts, vocabulary and trie do not fit.
+    ``prompts``: token ids; histories in them are SIDs of ``pinned``, which is what the model reads. ``left_out`` of a short
+    SID is the exact posterior log P(c2 | prompt, SID); tokens that the pinned layout leaves out as well share one value. With
+    equal head tokens this is ``beam_search``, ``left_out`` included. Raises ``SidstreamError`` if layouts and vocabulary do
+    not fit.
     """
     check_arguments(prompts, beams)
+    tries = Tries(trie, len(prompts))
+    if (layout := tries.layout) is None:
+        return []
     _check_layouts(vocabulary, layout, pinned)
     if layout.head_tokens == pinned.head_tokens:
         return beam_search(model, vocabulary, prompts, trie, beams=beams, normaliser=normaliser)
-    live = trie.first_tokens()
-    if len(live) == 0 or not prompts:
+    live = tries.first_tokens()
+    if not any(map(len, live)):
         return [[] for _ in prompts]
     with torch.inference_mode():
         passes = forward_passes(model, max(map(len, prompts)) + vocabulary.layers)
         query, first_tokens, score = first_step(passes, vocabulary, prompts, live, beams, normaliser)
         if len(query) == 0:
             return [[] for _ in prompts]
-        paths = trie.paths(np.unique(first_tokens))
-        if not np.array_equal(paths.tokens[:, -1] == PADDING, layout.is_head[paths.codes[:, HEAD_LAYER_INDEX]]):
-            raise SidstreamError(
-                f"the trie is not read under layout {layout.generation}: make it with TrieView(snapshot, layout)"
-            )
         model_paths = ModelPaths(passes, vocabulary, normaliser, len(prompts), query, first_tokens)
-        search = _MarginalSearch(model_paths, vocabulary, paths, layout, pinned, len(prompts), beams)
+        search = _MarginalSearch(model_paths, vocabulary, tries, layout, pinned, len(prompts), beams)
         return search.run(search.after_layer_2(query, first_tokens, score))
 
 
@@ -110,43 +104,46 @@ class _MarginalSearch:
     """One search: the trie with the layers of all SIDs aligned, and the pool.
 
     Where a SID leaves out its layer-2 token, the mark ``_no_token`` stands in its place. It is greater than all layer-2
-    tokens, so rows stay in the order of their SIDs, and each layer of the codes is one level of the trie.
+    tokens, so prefixes stay in the order of their SIDs.
     """
 
     def __init__(
         self,
         model_paths: ModelPaths,
         vocabulary: SidVocabulary,
-        paths: SidPaths,
+        tries: Tries,
         layout: Layout,
         pinned: Layout,
         queries: int,
         beams: int,
     ) -> None:
-        self._model_paths, self._paths, self._pinned = model_paths, paths, pinned
+        self._model_paths, self._tries, self._pinned = model_paths, tries, pinned
         self._layers, self._size, self._queries, self._beams = vocabulary.layers, vocabulary.size, queries, beams
         self._no_token = (HEAD_LAYER_INDEX + 1) * self._size
-        aligned = paths.tokens.copy()
-        short = aligned[:, -1] == PADDING
-        aligned[short, HEAD_LAYER_INDEX + 1 :] = paths.tokens[short, HEAD_LAYER_INDEX:-1]
-        aligned[short, HEAD_LAYER_INDEX] = self._no_token
-        self._levels: list[Level] = trie_levels(aligned)
         # The readings of a left-out layer-2 token: the tokens that the pinned layout writes, then, if there is any
         # that it leaves out, the path without it.
         written = np.flatnonzero(layout.is_head & ~pinned.is_head)
         has_short_path = bool((layout.is_head & pinned.is_head).any())
         self._readings = np.append(written + self._size, [PADDING] * has_short_path).astype(np.int32)
-        self._reading_of = np.where(pinned.is_head, len(written), np.searchsorted(written, np.arange(self._size)))
-        self._pool = Pool(queries, beams)
+        self._heads = np.flatnonzero(layout.is_head)
+        self._reading_of_heads = np.where(
+            pinned.is_head[self._heads], len(written), np.searchsorted(written, self._heads)
+        )
+        self._pool = Pool(queries, beams, vocabulary.layers)
+        # Log-probability of each reading of each short SID that came near the pool.
+        self._own: list[npt.NDArray[np.float64]] = []
+        self._own_count = 0
 
     def after_layer_2(
         self, query: npt.NDArray[np.intp], first_tokens: npt.NDArray[np.int32], score: npt.NDArray[np.float64]
     ) -> Hypotheses:
-        """All prefixes with the layer-2 token left out, and the best ``beams`` of those with it, grouped by query."""
-        node_of = np.searchsorted(self._levels[0].token, first_tokens)
-        parent, node = self._levels[0].children(node_of)
-        token = self._levels[1].token[node]
-        is_short = token == self._no_token
+        """All prefixes with the layer-2 token left out, and the best ``beams`` of those with it."""
+        parent, token = self._tries.children(query, first_tokens[:, None])
+        is_short = token >= self._no_token
+        new = np.ones(len(parent), dtype=bool)
+        new[1:] = ~is_short[1:] | ~is_short[:-1] | (parent[1:] != parent[:-1])
+        parent, is_short = parent[new], is_short[new]
+        token = np.where(is_short, np.int32(self._no_token), token[new])
         counts = np.where(is_short, len(self._readings), 1)
         begin = bounds_of(counts)
         owner, number = ranges(np.zeros_like(counts), counts)
@@ -161,9 +158,10 @@ class _MarginalSearch:
         # A path that goes on with layer 3 can be worth no more than that layer has in all.
         rest = np.where(has_layer2, 0.0, _log_of_row_sums(self._model_paths.layer3)[first])
         bound = _log_of_sums(path_score + rest, begin)
-        tokens = np.full((len(reading), self._layers - 2), PADDING, dtype=np.int32)
-        tokens[:, 0] = reading
-        prefixes = Hypotheses(query[parent], node, bound, begin, Readings(first, tokens, path_score))
+        paths = np.full((len(reading), self._layers - 2), PADDING, dtype=np.int32)
+        paths[:, 0] = reading
+        tokens = np.stack((first_tokens[parent], token), axis=1)
+        prefixes = Hypotheses(query[parent], tokens, bound, begin, Readings(first, paths, path_score))
         open_ = np.flatnonzero(~is_short)
         kept = open_[greatest_of_each(prefixes.query[open_], bound[open_], self._queries, self._beams)]
         return prefixes.take(np.sort(np.concatenate((np.flatnonzero(is_short), kept))))
@@ -172,71 +170,84 @@ class _MarginalSearch:
         """From the prefixes of two layers to answers."""
         for depth in range(HEAD_LAYER_INDEX + 1, self._layers - 1):
             hypotheses = self._extended(hypotheses, depth)
-        return self._finished(hypotheses)
+        self._finish(hypotheses)
+        return [[self._sid(place) for place in places] for places in self._pool.of_each_query()]
 
     def _extended(self, hypotheses: Hypotheses, depth: int) -> Hypotheses:
         """The best ``beams`` prefixes one layer longer (layer index ``depth``)."""
-        best = hypotheses.take(np.empty(0, dtype=np.intp))
+        best: Hypotheses | None = None
         worst = np.full(self._queries, -np.inf)
-        for _, chunk in self._chunks(hypotheses, worst):
+        for chunk in self._chunks(hypotheses, worst):
             following = self._model_paths.following(chunk.readings, depth)
-            parent, node, score = self._children(chunk, following, depth)
+            parent, token, score = self._children(chunk, following, depth)
             found = greatest_of_each(chunk.query[parent], score, self._queries, self._beams)
-            parent, node, score = parent[found], node[found], score[found]
+            parent, token, score = parent[found], token[found], score[found]
             owner, row = ranges(chunk.begin[parent], chunk.begin[parent + 1])
-            token = self._levels[depth].token[node][owner]
             readings = Readings(
                 chunk.readings.first[row],
-                appended(chunk.readings.tokens[row], token),
-                chunk.readings.score[row] + following[row, token - depth * self._size],
+                appended(chunk.readings.tokens[row], token[owner]),
+                chunk.readings.score[row] + following[row, token[owner] - depth * self._size],
             )
-            begin = bounds_of(chunk.counts[parent])
-            best = best.with_others(Hypotheses(chunk.query[parent], node, score, begin, readings))
-            order = np.lexsort((best.node, best.query))
+            tokens = np.concatenate((chunk.tokens[parent], token[:, None]), axis=1)
+            longer = Hypotheses(chunk.query[parent], tokens, score, bounds_of(chunk.counts[parent]), readings)
+            best = longer if best is None else best.with_others(longer)
+            order = best.order
             kept = greatest_of_each(best.query[order], best.score[order], self._queries, self._beams)
             best = best.take(order[kept])
             held = np.bincount(best.query, minlength=self._queries)
             full = held >= self._beams
             worst[full] = best.score[np.cumsum(held)[full] - 1]
-        return best
+        return hypotheses if best is None else best
 
-    def _finished(self, hypotheses: Hypotheses) -> list[list[ScoredSid]]:
-        """The last layer: SIDs with their scores, and the share that each left-out token has in them."""
+    def _finish(self, hypotheses: Hypotheses) -> None:
+        """The last layer: SIDs with their scores into the pool, and what each reading of the short ones has in them."""
         depth = self._layers - 1
-        codes = self._paths.codes
-        bounds = np.append(self._levels[depth - 1].start, len(codes))
-        row_begin, row_end = bounds[hypotheses.node], bounds[hypotheses.node + 1]
-        short = self._paths.tokens[row_begin, -1] == PADDING
-        # The log-probability of each item's own path, for the rows below every hypothesis without layer 2.
-        own_begin = bounds_of(np.where(short, row_end - row_begin, 0))
-        own = np.full(own_begin[-1], np.nan)
-        for which, chunk in self._chunks(hypotheses, self._pool.worst):
+        for chunk in self._chunks(hypotheses, self._pool.worst):
             following = self._model_paths.following(chunk.readings, depth)
-            parent, node, score = self._children(chunk, following, depth)
-            self._pool.add(chunk.query[parent], self._levels[depth].start[node], score, which[parent])
-            without = np.flatnonzero(short[which])
-            owner, row = ranges(row_begin[which[without]], row_end[which[without]])
-            reading = chunk.begin[without][owner] + self._reading_of[codes[row, HEAD_LAYER_INDEX]]
-            at = (own_begin[which[without]] - row_begin[which[without]])[owner] + row
-            own[at] = chunk.readings.score[reading] + following[reading, codes[row, depth]]
+            parent, token, score = self._children(chunk, following, depth)
+            found = self._pool.candidates(chunk.query[parent], score, np.ones(len(parent), dtype=bool))
+            parent, token, score = parent[found], token[found], score[found]
+            short = self._is_short(chunk)[parent]
+            tokens = np.concatenate((chunk.tokens[parent], token[:, None]), axis=1)
+            tokens[short, HEAD_LAYER_INDEX:-1] = tokens[short, HEAD_LAYER_INDEX + 1 :]
+            tokens[short, -1] = PADDING
+            origin = np.full(len(parent), -1, dtype=np.intp)
+            origin[short] = self._own_count + np.arange(short.sum())
+            rows = chunk.begin[parent[short]][:, None] + np.arange(len(self._readings))
+            self._own.append(chunk.readings.score[rows] + following[rows, token[short, None] - depth * self._size])
+            self._own_count += len(rows)
+            self._pool.add(chunk.query[parent], tokens, score, origin)
 
-        def left_out(origin: int, rows: slice, score: float) -> npt.NDArray[np.float32]:
-            shift = int(own_begin[origin] - row_begin[origin])
-            return (own[rows.start + shift : rows.stop + shift] - score).astype(np.float32)
+    def _sid(self, place: int) -> ScoredSid:
+        score = float(self._pool.score[place])
+        return ScoredSid(self._pool.sid(place), score, self._left_out(int(self._pool.origin[place]), score))
 
-        return sids_of_pool(self._pool, self._paths, self._queries, left_out)
+    def _left_out(self, origin: int, score: float) -> npt.NDArray[np.float32] | None:
+        """(M,) log-probability of each left-out layer-2 token given the SID, None of a SID that has its token."""
+        if origin < 0:
+            return None
+        for own in self._own:
+            if origin < len(own):
+                break
+            origin -= len(own)
+        left_out = np.full(self._size, -np.inf, dtype=np.float32)
+        left_out[self._heads] = own[origin, self._reading_of_heads] - score
+        return left_out
 
-    def _chunks(
-        self, hypotheses: Hypotheses, worst: npt.NDArray[np.float64]
-    ) -> Iterator[tuple[npt.NDArray[np.intp], Hypotheses]]:
-        """Hypotheses with their numbers, each query's best first, about ``_READINGS_AT_ONCE`` of each at a time; those
-        that cannot surpass their query's ``worst``, which may rise between two chunks, never come.
+    def _is_short(self, hypotheses: Hypotheses) -> npt.NDArray[np.bool_]:
+        short: npt.NDArray[np.bool_] = hypotheses.tokens[:, HEAD_LAYER_INDEX] == self._no_token
+        return short
+
+    def _chunks(self, hypotheses: Hypotheses, worst: npt.NDArray[np.float64]) -> Iterator[Hypotheses]:
+        """Each query's best hypotheses first, about ``_READINGS_AT_ONCE`` readings of each at a time, ascending by query and
+        tokens; those that cannot reach their query's ``worst``, which may rise between two chunks, never come.
         """
+        hypotheses = hypotheses.take(hypotheses.order)
         counts = hypotheses.counts
-        waiting = np.lexsort((hypotheses.node, -hypotheses.score, hypotheses.query))
+        waiting = np.lexsort((np.arange(len(counts)), -hypotheses.score, hypotheses.query))
         while True:
             query = hypotheses.query[waiting]
-            waiting = waiting[hypotheses.score[waiting] > worst[query]]
+            waiting = waiting[hypotheses.score[waiting] >= worst[query]]
             if len(waiting) == 0:
                 return
             query = hypotheses.query[waiting]
@@ -244,20 +255,32 @@ class _MarginalSearch:
             first = np.searchsorted(query, query)  # place of the query's best
             readings = before - (before - counts[waiting])[first]
             is_next = (readings <= _READINGS_AT_ONCE) | (np.arange(len(query)) == first)
-            chosen = waiting[is_next]
-            chosen = chosen[np.lexsort((hypotheses.node[chosen], hypotheses.query[chosen]))]
+            chosen = np.sort(waiting[is_next])
             waiting = waiting[~is_next]
-            yield chosen, hypotheses.take(chosen)
+            yield hypotheses.take(chosen)
 
     def _children(
         self, chunk: Hypotheses, following: npt.NDArray[np.float32], depth: int
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-        """All continuations in the trie: the hypothesis extended, the node, and the sum over the readings."""
-        parent, node = self._levels[depth - 1].children(chunk.node)
-        column = self._levels[depth].token[node] - depth * self._size
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+        """All continuations in the trie, ascending: the hypothesis extended, the token, and the sum over the readings."""
+        parents, tokens = [], []
+        is_short = self._is_short(chunk)
+        for short in (False, True):
+            rows = np.flatnonzero(is_short == short)
+            if len(rows):
+                prefixes = chunk.tokens[rows]
+                if short:  # as the trie has it: without the mark
+                    prefixes = np.delete(prefixes, HEAD_LAYER_INDEX, axis=1)
+                owner, token = self._tries.children(chunk.query[rows], prefixes)
+                of_layer = token >= depth * self._size  # after a layer-1 token alone come layer-2 tokens as well
+                parents.append(rows[owner[of_layer]])
+                tokens.append(token[of_layer])
+        parent, token = np.concatenate(parents), np.concatenate(tokens)
+        order = np.argsort(parent, kind="stable")
+        parent, token = parent[order], token[order]
         owner, row = ranges(chunk.begin[parent], chunk.begin[parent + 1])
-        each = chunk.readings.score[row] + following[row, column[owner]]
-        return parent, node, _log_of_sums(each, bounds_of(chunk.counts[parent]))
+        each = chunk.readings.score[row] + following[row, (token - depth * self._size)[owner]]
+        return parent, token, _log_of_sums(each, bounds_of(chunk.counts[parent]))
 
 
 def _log_of_sums(values: npt.NDArray[np.float64], bounds: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:

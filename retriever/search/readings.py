@@ -35,16 +35,22 @@ class Readings:
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """H prefixes of SIDs: their query and their node in the trie. ``score``: an upper bound, as a natural logarithm, of the
-    probability that all SIDs with this prefix have in sum. ``begin``: (H + 1,), where the readings of each prefix start.
+    """H prefixes of SIDs, each of its query. ``tokens``: (H, d) SID token numbers with the layers aligned: where a SID leaves
+    out its layer-2 token stands a mark, greater than all layer-2 tokens. ``score``: an upper bound, as a natural logarithm, of
+    the probability that all SIDs with this prefix have in sum. ``begin``: (H + 1,), where the readings of each prefix start.
     All prefixes without the layer-2 token have the same readings, in the same order.
     """
 
     query: npt.NDArray[np.intp]
-    node: npt.NDArray[np.intp]
+    tokens: npt.NDArray[np.int32]
     score: npt.NDArray[np.float64]
     begin: npt.NDArray[np.intp]
     readings: Readings
+
+    @property
+    def order(self) -> npt.NDArray[np.intp]:
+        """Their places ascending by query and tokens."""
+        return np.lexsort((*self.tokens.T[::-1], self.query))
 
     @property
     def counts(self) -> npt.NDArray[np.intp]:
@@ -57,7 +63,7 @@ class Hypotheses:
         of = self.readings
         return Hypotheses(
             self.query[which],
-            self.node[which],
+            self.tokens[which],
             self.score[which],
             bounds_of(self.counts[which]),
             Readings(of.first[rows], of.tokens[rows], of.score[rows]),
@@ -68,7 +74,7 @@ class Hypotheses:
         one, other = self.readings, others.readings
         return Hypotheses(
             np.concatenate((self.query, others.query)),
-            np.concatenate((self.node, others.node)),
+            np.concatenate((self.tokens, others.tokens)),
             np.concatenate((self.score, others.score)),
             np.concatenate((self.begin, self.begin[-1] + others.begin[1:])),
             Readings(

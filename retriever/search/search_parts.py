@@ -1,12 +1,12 @@
-"""What the searches over the trie are made of: the trie's levels, the pool of finished SIDs, log-probabilities, answers.
+"""What the searches over the trie are made of: the first step, the pool of finished SIDs, log-probabilities, answers.
 
-What must hold: every choice among equals follows the order of the rows, so answers repeat exactly; and nothing here
-needs memory that grows with the number of hypotheses times the vocabulary.
+What must hold: every choice among equals follows the order of the tokens, so answers repeat exactly; nothing here needs
+memory that grows with the number of hypotheses times the vocabulary, or time that grows with the catalogue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal, Protocol
@@ -16,91 +16,132 @@ import numpy.typing as npt
 import torch
 
 from models.errors import SidstreamError
+from models.sids.layout import PADDING, Layout
 from models.sids.vocabulary import SidVocabulary
 from retriever.search.forward_passes import ForwardPasses
-from store.topology.trie_view import SidPaths
 
 Normaliser = Literal["vocabulary", "layers"]
 _LOGITS_AT_ONCE: Final = 2**25  # 128 MiB of float32; a vocabulary of 150 k would else need gigabytes for a wide step
 
 
 class Trie(Protocol):
-    """What the search needs of ``store.topology.trie_view.TrieView``."""
+    """What the search needs of ``store.topology.layout_trie.LayoutTrie``."""
+
+    layout: Layout
 
     def first_tokens(self) -> npt.NDArray[np.int32]:
         """Layer-1 tokens with at least one live item, ascending."""
 
-    def paths(self, first: npt.NDArray[np.integer]) -> SidPaths:
-        """All SIDs below these layer-1 tokens, rows sorted."""
+    def children(self, prefixes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+        """Every continuation of prefixes (H, d): which prefix, and the SID token number; ascending."""
 
 
-@dataclass(frozen=True)
+class Tries:
+    """The trie of each query of a batch: one for all, or one each where queries may be answered with different items."""
+
+    def __init__(self, tries: Trie | Sequence[Trie], queries: int) -> None:
+        """Raises ``SidstreamError`` if there are not as many as queries, or if they are read under several layouts."""
+        each = list(tries) if isinstance(tries, Sequence) else [tries] * queries
+        if len(each) != queries:
+            raise SidstreamError(f"there are {queries} prompts and {len(each)} tries: give one trie, or one a prompt")
+        if each and any(trie.layout.head_tokens != each[0].layout.head_tokens for trie in each):
+            raise SidstreamError("the tries of one batch are read under several layouts: search for each layout apart")
+        self.layout = each[0].layout if each else None
+        self._distinct: list[Trie] = list({id(trie): trie for trie in each}.values())
+        place = {id(trie): number for number, trie in enumerate(self._distinct)}
+        self._of_query = np.array([place[id(trie)] for trie in each], dtype=np.intp)
+
+    def first_tokens(self) -> list[npt.NDArray[np.int32]]:
+        """Live layer-1 tokens of each query, ascending."""
+        live = [trie.first_tokens() for trie in self._distinct]
+        return [live[place] for place in self._of_query.tolist()]
+
+    def children(
+        self, query: npt.NDArray[np.intp], prefixes: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+        """``Trie.children`` of prefixes (H, d), each in the trie of its query (H,)."""
+        if len(self._distinct) == 1:
+            return self._distinct[0].children(prefixes)
+        owners, tokens = [np.empty(0, dtype=np.intp)], [np.empty(0, dtype=np.int32)]
+        which = self._of_query[query]
+        for place in np.unique(which).tolist():
+            rows = np.flatnonzero(which == place)
+            owner, token = self._distinct[place].children(prefixes[rows])
+            owners.append(rows[owner])
+            tokens.append(token)
+        owner, token = np.concatenate(owners), np.concatenate(tokens)
+        order = np.argsort(owner, kind="stable")
+        return owner[order], token[order]
+
+
+@dataclass(frozen=True, eq=False)
 class ScoredSid:
     """One SID of an answer.
 
-    ``tokens``: SID token numbers; ``score``: natural log-probability; ``items``: (n,) uint32 item numbers that share
-    the SID; ``codes``: (n, L) uint16, row by row; ``left_out``: (n,) float32 log-probability of each item's left-out
-    layer-2 token, None if the SID has its layer-2 token (all items then agree). ``beam_search`` gives log P(c2 |
-    prompt, c1), ``marginal_beam_search`` log P(c2 | prompt, the whole SID): greater is better either way.
+    ``tokens``: SID token numbers; ``score``: natural log-probability; ``left_out``: (M,) float32 log-probability of each
+    layer-2 token where the SID leaves its own out, else None. ``beam_search`` gives log P(c2 | prompt, c1),
+    ``marginal_beam_search`` log P(c2 | prompt, the whole SID), -∞ where c2 is no head token: greater is better either way.
     """
 
     tokens: tuple[int, ...]
     score: float
-    items: npt.NDArray[np.uint32]
-    codes: npt.NDArray[np.uint16]
     left_out: npt.NDArray[np.float32] | None
 
 
-@dataclass(frozen=True)
-class Level:
-    """The trie's nodes at one depth, in row order: first row, last token, and first child at the next depth (one more
-    at the end, which is the number of nodes there).
-    """
-
-    start: npt.NDArray[np.intp]
-    token: npt.NDArray[np.int32]
-    child: npt.NDArray[np.intp]
-
-    def children(self, node: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """All children of these nodes (H,), in order: which of the H they belong to, and their nodes a level below."""
-        return ranges(self.child[node], self.child[node + 1])
-
-
 class Pool:
-    """Finished SIDs: the best ``beams`` of each query, and the score that a newcomer has to beat.
+    """Finished SIDs: the best ``beams`` of each query, best first, equal ones in the order of their tokens; and the score
+    that a newcomer has to reach.
 
-    ``row``: the first row of a SID in ``SidPaths``; ``origin``: whatever number the search gave with it.
+    ``tokens``: (P, L) padded at the end with -1; ``origin``: whatever number the search gave with a SID.
     """
 
-    def __init__(self, queries: int, beams: int) -> None:
+    def __init__(self, queries: int, beams: int, layers: int) -> None:
         self._queries, self._beams = queries, beams
         self.query = np.empty(0, dtype=np.intp)
-        self.row = np.empty(0, dtype=np.intp)
+        self.tokens = np.empty((0, layers), dtype=np.int32)
         self.score = np.empty(0, dtype=np.float64)
         self.origin = np.empty(0, dtype=np.intp)
         self.worst = np.full(queries, -np.inf)
 
+    def candidates(
+        self, query: npt.NDArray[np.intp], score: npt.NDArray[np.float64], finished: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.intp]:
+        """Which finished SIDs (numbers) may enter, at most ``beams`` a query; those given are ascending by query and tokens.
+
+        A score that is no finite number never enters.
+        """
+        places = np.flatnonzero(finished & (score >= self.worst[query]) & np.isfinite(score))
+        best = places[greatest_of_each(query[places], score[places], self._queries, self._beams)]
+        best.sort()
+        return best
+
     def add(
         self,
         query: npt.NDArray[np.intp],
-        row: npt.NDArray[np.intp],
+        tokens: npt.NDArray[np.int32],
         score: npt.NDArray[np.float64],
         origin: npt.NDArray[np.intp],
     ) -> None:
-        """Adds finished SIDs, each named by its first row of ``SidPaths``; a score that is no finite number is left out."""
-        finite = np.isfinite(score)
-        if not finite.any():
+        """Adds finished SIDs, (n, L) tokens padded at the end with -1."""
+        if len(query) == 0:
             return
-        if not finite.all():
-            query, row, score, origin = query[finite], row[finite], score[finite], origin[finite]
-        query, row = np.concatenate((self.query, query)), np.concatenate((self.row, row))
-        score, origin = np.concatenate((self.score, score)), np.concatenate((self.origin, origin))
-        order = np.lexsort((row, query))
+        query, score = np.concatenate((self.query, query)), np.concatenate((self.score, score))
+        tokens, origin = np.concatenate((self.tokens, tokens)), np.concatenate((self.origin, origin))
+        order = np.lexsort((*tokens.T[::-1], query))
         kept = order[greatest_of_each(query[order], score[order], self._queries, self._beams)]
-        self.query, self.row, self.score, self.origin = query[kept], row[kept], score[kept], origin[kept]
+        self.query, self.tokens, self.score, self.origin = query[kept], tokens[kept], score[kept], origin[kept]
         held = np.bincount(self.query, minlength=self._queries)
         full = held >= self._beams
         self.worst[full] = self.score[np.cumsum(held)[full] - 1]
+
+    def of_each_query(self) -> list[range]:
+        """Where each query's SIDs stand."""
+        bounds = np.searchsorted(self.query, np.arange(self._queries + 1)).tolist()
+        return [range(begin, end) for begin, end in pairwise(bounds)]
+
+    def sid(self, place: int) -> tuple[int, ...]:
+        """The SID token numbers at a place, without padding."""
+        return tuple(token for token in self.tokens[place].tolist() if token != PADDING)
 
 
 def check_arguments(prompts: list[list[int]], beams: int) -> None:
@@ -115,21 +156,26 @@ def first_step(
     passes: ForwardPasses,
     vocabulary: SidVocabulary,
     prompts: list[list[int]],
-    live: npt.NDArray[np.int32],
+    live: Sequence[npt.NDArray[np.int32]],
     beams: int,
     normaliser: Normaliser,
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """Runs the prompts; the best ``beams`` live layer-1 tokens of each, best first: query, SID token number and
-    log-probability, (H,) each. A query has none if the model's scores for it are NaN.
+    """Runs the prompts; the best ``beams`` live layer-1 tokens of each: query, SID token number and log-probability, (H,)
+    each, ascending by query and token. A query has none if the model's scores for it are NaN. ``live``: a query's tokens,
+    ascending.
     """
     state = passes.start(prompts)
-    scores = log_probabilities(passes, vocabulary, state, 0, 1, normaliser)[:, 0, :][:, live]
-    chosen = [greatest(row, beams) for row in scores]
-    chosen = [places[np.isfinite(row[places])] for row, places in zip(scores, chosen, strict=True)]
+    after = log_probabilities(passes, vocabulary, state, 0, 1, normaliser)[:, 0, :]
+    tokens, scores = [], []
+    for row, own in zip(after, live, strict=True):
+        places = np.sort(greatest(row[own], beams))
+        places = places[np.isfinite(row[own[places]])]
+        tokens.append(own[places])
+        scores.append(row[own[places]])
     return (
-        np.repeat(np.arange(len(prompts)), [len(places) for places in chosen]),
-        np.concatenate([live[places] for places in chosen]),
-        np.concatenate([row[places] for row, places in zip(scores, chosen, strict=True)]).astype(np.float64),
+        np.repeat(np.arange(len(prompts)), [len(places) for places in tokens]),
+        np.concatenate(tokens),
+        np.concatenate(scores).astype(np.float64),
     )
 
 
@@ -209,22 +255,6 @@ def _block_log_probabilities(
     return result
 
 
-def trie_levels(tokens: npt.NDArray[np.int32]) -> list[Level]:
-    """The trie's nodes depth by depth, from sorted rows (R, L)."""
-    rows, depths = tokens.shape
-    starts: list[npt.NDArray[np.intp]] = []
-    changed = np.zeros(max(rows - 1, 0), dtype=bool)
-    for depth in range(depths):
-        changed = changed | (tokens[1:, depth] != tokens[:-1, depth])
-        starts.append(np.concatenate((np.zeros(min(rows, 1), dtype=np.intp), np.flatnonzero(changed) + 1)))
-    nodes = []
-    for depth, start in enumerate(starts):
-        below = starts[min(depth + 1, depths - 1)]
-        child = np.append(np.searchsorted(below, start), len(below))
-        nodes.append(Level(start=start, token=tokens[start, depth], child=child))
-    return nodes
-
-
 def ranges(begin: npt.NDArray[np.intp], end: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """The numbers of H ranges [begin, end), one range after the other, and before them which range each is from."""
     counts = end - begin
@@ -236,6 +266,8 @@ def greatest(scores: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int
     """Places of the ``count`` greatest scores, greatest first, equal ones in their order."""
     if len(scores) <= count:
         return np.argsort(-scores, kind="stable")
+    if count == 0:
+        return np.empty(0, dtype=np.intp)
     least = -np.partition(-scores, count - 1)[count - 1]
     above = np.flatnonzero(scores > least)
     among = np.sort(np.concatenate((above, np.flatnonzero(scores == least)[: count - len(above)])))
@@ -254,45 +286,3 @@ def places_of(query: npt.NDArray[np.intp], queries: int) -> npt.NDArray[np.intp]
     """Each hypothesis' place among those of its query; ``query`` is ascending."""
     counts = np.bincount(query, minlength=queries)
     return np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def sids_of_pool(
-    pool: Pool,
-    paths: SidPaths,
-    queries: int,
-    left_out: Callable[[int, slice, float], npt.NDArray[np.float32]],
-) -> list[list[ScoredSid]]:
-    """The pool as each query's SIDs, best first; ``left_out`` gives it for an origin, the rows of ``paths`` that share a
-    SID without its layer-2 token, and its score.
-    """
-    found: list[list[ScoredSid]] = [[] for _ in range(queries)]
-    if len(pool.row) == 0:
-        return found
-    begins, ends = pool.row, row_ends(paths.tokens)[pool.row]
-    lengths = (paths.tokens[begins] >= 0).sum(axis=1)
-    for query, begin, end, score, origin, length in zip(
-        pool.query.tolist(),
-        begins.tolist(),
-        ends.tolist(),
-        pool.score.tolist(),
-        pool.origin.tolist(),
-        lengths.tolist(),
-        strict=True,
-    ):
-        found[query].append(
-            ScoredSid(
-                tokens=tuple(paths.tokens[begin, :length].tolist()),
-                score=score,
-                items=paths.items[begin:end],
-                codes=paths.codes[begin:end],
-                left_out=left_out(origin, slice(begin, end), score) if length < paths.tokens.shape[1] else None,
-            )
-        )
-    return found
-
-
-def row_ends(tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.intp]:
-    """For each row (R, L) of sorted SIDs, one past the last row of the same SID."""
-    new = np.flatnonzero((tokens[1:] != tokens[:-1]).any(axis=1)) + 1
-    bounds = np.concatenate((new, [len(tokens)]))
-    return bounds[np.searchsorted(bounds, np.arange(len(tokens)), side="right")]

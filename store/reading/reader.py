@@ -185,6 +185,11 @@ class Snapshot:
         return int(self._read.stat(self._databases["items"])["entries"])
 
     @property
+    def item_numbers(self) -> int:
+        """One more than the greatest item number that was ever given: the length of a table by item number."""
+        return read_state(self._read, self._databases).next_number
+
+    @property
     def split_keys(self) -> int:
         """Keys that have records in more than one partition of ``item-codes``: none, while one partitioner writes."""
         return int(self._read.stat(self._databases["elsewhere"])["entries"])
@@ -352,15 +357,31 @@ class Snapshot:
     def items(self, numbers: Sequence[int] | NDArray[np.uint32]) -> list[StoredItem]:
         """The items with these numbers, in the order asked for; numbers must come from this snapshot."""
         wanted = np.asarray(numbers, np.uint32)
-        distinct, inverse = np.unique(wanted, return_inverse=True)
+        return self._items.decode(wanted.tolist(), self._values(wanted))
+
+    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Weight and ``updated_at`` of the items with these numbers (n,): what ranking needs of many items, undecoded."""
+        headers = self._items.headers_of(self._values(numbers))
+        return headers["weight"].astype(np.float32), headers["updated_at"].astype(np.int64)
+
+    def codes_where_live(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
+        """Of each item number (n,) whether it is one of a live item, and its codes (n, L): zeros where it is not."""
+        distinct, inverse = np.unique(np.asarray(numbers, np.uint32), return_inverse=True)
+        found = self._cursor("items").getmulti(encoding.number_keys(distinct))
+        live, codes = np.zeros(len(distinct), np.bool_), np.zeros((len(distinct), self.layers), np.uint16)
+        rows = np.searchsorted(distinct, encoding.numbers_of([key for key, _ in found]))
+        live[rows], codes[rows] = True, self._items.codes_of([value for _, value in found])
+        return live[inverse], codes[inverse]
+
+    def _values(self, numbers: NDArray[np.uint32]) -> list[bytes]:
+        distinct, inverse = np.unique(np.asarray(numbers, np.uint32), return_inverse=True)
         values = self._cursor("items").getmulti(encoding.number_keys(distinct))
         if len(values) != len(distinct):
             raise IndexUsageError(
                 f"{len(distinct) - len(values)} of {len(distinct)} item numbers are not in this snapshot of {self._path}: "
                 "look up numbers in the snapshot that they came from."
             )
-        decoded = self._items.decode(distinct.tolist(), [value for _, value in values])
-        return [decoded[index] for index in inverse.tolist()]
+        return [values[place][1] for place in inverse.tolist()]
 
     def vectors(self, numbers: Sequence[int] | NDArray[np.uint32]) -> ItemVectors:
         """The vectors of those items of these numbers that are live and have one; any others are passed over."""

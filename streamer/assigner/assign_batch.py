@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 import structlog
 from confluent_kafka import Message
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from models.attributes import AttributeRules
 from models.dense.vectors import quantise
 from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
@@ -52,7 +54,8 @@ class AssignBatch:
     """The assigner's transform: a batch of ``item-updates`` records → ``item-codes`` records and dead letters.
 
     The last usable event of an item in a partition and a batch wins; the others of that item are not sent on.
-    ``norms``: the norms of the bundle's fit at 0, 1, 50, 99 and 100 % of its items; ``clock``: milliseconds since the epoch.
+    ``attributes``: what those of an update may be, by default the defaults; ``norms``: the norms of the bundle's fit at 0, 1,
+    50, 99 and 100 % of its items; ``clock``: milliseconds since the epoch.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class AssignBatch:
         codes_topic: str,
         dead_letter_topic: str,
         limits: AssignerSettings,
+        attributes: AttributeRules | None = None,
         norms: Sequence[float] | None = None,
         clock: Callable[[], int] = _now_ms,
     ) -> None:
@@ -69,7 +73,7 @@ class AssignBatch:
         self._vectors = limits.vectors
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
-        self._intake = UpdateIntake(UpdateLimits.of(limits, encoder.dimension), strict=limits.strict)
+        self._intake = UpdateIntake(UpdateLimits.of(limits, encoder.dimension, attributes), strict=limits.strict)
         self._plausible = PlausibleNorms.of(norms)
         self._clock = clock
         self._fields_told: dict[str, int] = {}
@@ -160,6 +164,7 @@ class AssignBatch:
                         weight=update.weight,
                         updated_at=update.updated_at,
                         vector=vector,
+                        attributes=msgspec.UNSET if update.attributes is None else msgspec.Raw(update.attributes),
                     )
                 )
             # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update

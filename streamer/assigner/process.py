@@ -51,6 +51,7 @@ def run_assigner(settings: Settings) -> None:
             codes_topic=topics.item_codes,
             dead_letter_topic=topics.item_updates_dead_letters,
             limits=own,
+            attributes=settings.attributes.rules(),
             norms=bundle.manifest.embedding_norms,
         )
         loop = LoopSettings(

@@ -123,7 +123,7 @@ def replay(
         typer.Option(
             "--topic",
             help="Of this dead-letter topic, or source topic; may be repeated. A query's replay gives it another answer.",
-            show_default="item updates alone",
+            show_default="item updates and attributes",
         ),
     ] = None,
     kind: ClassOption = None,
@@ -142,12 +142,12 @@ def replay(
 ) -> None:
     """Send the originals to their source topic again, each exactly once. Fix the cause first."""
     from streamer.dead_letters.plan import Choice
-    from streamer.dead_letters.reading import Place, chosen_topics
+    from streamer.dead_letters.reading import Place, chosen_topics, topics_of_items
     from streamer.dead_letters.replay import Replay
 
     settings = load_settings()
     wanted = tuple(Place.parse(place) for place in places or [])
-    names = topic or [place.topic for place in wanted if place.topic] or [settings.topics.item_updates]
+    names = topic or [place.topic for place in wanted if place.topic] or topics_of_items(settings)
     choice = Choice(frozenset(kind or []), wanted, limit, again, overwrite)
     console = terminal(stderr=True)
     with Replay.open(settings, chosen_topics(settings, names)) as replaying:

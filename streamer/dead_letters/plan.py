@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, Message
 
 from streamer.dead_letters.progress import ReplayProgress
-from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, Source, dead_letter_topics, read_record
+from streamer.dead_letters.reading import (
+    REPLAYED_HEADER,
+    DeadLetter,
+    Place,
+    Source,
+    dead_letter_topics,
+    read_record,
+    topics_of_items,
+)
 from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS, Partition
 from streamer.kafka.read_to_end import Span, partitions_of, read_spans, watermarks
@@ -129,12 +137,12 @@ def _decide(
         else:
             possible.append((letter, source))
 
-    items = settings.topics.item_updates
-    judged = [(one, source) for one, source in possible if source.topic == items and one.key and not choice.overwrite]
+    items = topics_of_items(settings)
+    judged = [(one, source) for one, source in possible if source.topic in items and one.key and not choice.overwrite]
     newest = _newest(consumer, judged, refused)
     for letter, source in possible:
         reason = ""
-        if source.topic == items and letter.key and not choice.overwrite:
+        if source.topic in items and letter.key and not choice.overwrite:
             reason = _out_of_date(letter, source, newest, now_ms)
         if not reason and letter.omitted:
             reason = _incomplete(letter, source, original_of(consumer, letter))
@@ -157,8 +165,8 @@ def _incomplete(letter: Letter, source: Source, original: Message | None) -> str
     return ""
 
 
-def _out_of_date(letter: Letter, source: Source, newest: Mapping[tuple[int, bytes], int], now_ms: int) -> str:
-    younger = newest.get((source.partition, letter.key or b""), -1)
+def _out_of_date(letter: Letter, source: Source, newest: Mapping[tuple[str, int, bytes], int], now_ms: int) -> str:
+    younger = newest.get((source.topic, source.partition, letter.key or b""), -1)
     if younger > letter.age:
         return f"out of date: {source.topic}/{source.partition} has a newer event of this item at offset {younger}"
     # -1: the record had no time.
@@ -170,24 +178,25 @@ def _out_of_date(letter: Letter, source: Source, newest: Mapping[tuple[int, byte
 
 def _newest(
     consumer: Consumer, letters: Sequence[tuple[Letter, Source]], refused: Collection[tuple[str, int, int]]
-) -> dict[tuple[int, bytes], int]:
-    """The greatest age of a record that was not refused, by partition and key, among the keys of ``letters``."""
+) -> dict[tuple[str, int, bytes], int]:
+    """The greatest age of a record that was not refused, by topic, partition and key, among the keys of ``letters``."""
     first: dict[Partition, int] = {}
-    newest: dict[tuple[int, bytes], int] = {}
+    newest: dict[tuple[str, int, bytes], int] = {}
     for letter, source in letters:
         at = (source.topic, source.partition)
         first[at] = min(first.get(at, letter.age + 1), letter.age + 1)
-        newest[source.partition, letter.key or b""] = -1
+        newest[source.topic, source.partition, letter.key or b""] = -1
     spans = {}
     for (topic, partition), offset in first.items():
         low, end = watermarks(consumer, topic, partition)
         spans[topic, partition] = Span(max(low, offset), end)
     for reading in read_spans(consumer, spans):
         for record in reading.records:
-            known = newest.get((record.partition(), record.key() or b""))
+            item = (record.topic(), record.partition(), record.key() or b"")
+            known = newest.get(item)
             if known is None or (record.topic(), record.partition(), record.offset()) in refused:
                 continue
-            newest[record.partition(), record.key() or b""] = max(known, _age_of(record))
+            newest[item] = max(known, _age_of(record))
     return newest
 
 

@@ -136,7 +136,16 @@ def _source(errors: dict[str, str]) -> Source | None:
 def dead_letter_topics(settings: Settings) -> dict[str, str]:
     """Every dead-letter topic with the topic whose events end there."""
     topics = settings.topics
-    return {topics.item_updates_dead_letters: topics.item_updates, topics.queries_dead_letters: topics.queries}
+    return {
+        topics.item_updates_dead_letters: topics.item_updates,
+        topics.item_attributes_dead_letters: topics.item_attributes,
+        topics.queries_dead_letters: topics.queries,
+    }
+
+
+def topics_of_items(settings: Settings) -> tuple[str, ...]:
+    """The topics whose records are states of an item, so that a newer one must not be overwritten."""
+    return (settings.topics.item_updates, settings.topics.item_attributes)
 
 
 def chosen_topics(settings: Settings, names: Sequence[str]) -> list[str]:

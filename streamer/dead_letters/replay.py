@@ -22,7 +22,7 @@ from models.errors import SidstreamError
 from streamer.dead_letters.old_progress import CARRIED_OVER, OldProgress, OldProgressError
 from streamer.dead_letters.plan import Choice, Letter, ReplayPlan, make_plan, original_of
 from streamer.dead_letters.progress import ReplayProgress, note, read_notes
-from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, dead_letter_topics
+from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, dead_letter_topics, topics_of_items
 from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.events.topics import Partition
 from streamer.exactly_once.retrying import repeated_for_a_while
@@ -75,7 +75,7 @@ class Replay:
     def open(cls, settings: Settings, topics: Sequence[str]) -> Iterator[Replay]:
         """``topics``: the dead-letter topics whose letters are meant."""
         own = settings.topics
-        require(settings.kafka, [*topics, own.item_updates, own.queries, own.replayed_dead_letters])
+        require(settings.kafka, [*topics, *topics_of_items(settings), own.queries, own.replayed_dead_letters])
         reader = end_reader(settings, "dead-letters")
         try:
             yield cls(settings, topics, reader)
@@ -266,7 +266,7 @@ class Replay:
                 raise ReplayError(f"the replay has stopped: {letter.place}: {error}. Run it again") from error
         headers = [(name, content) for name, content in headers if name != REPLAYED_HEADER]
         headers.append((REPLAYED_HEADER, str(short.age).encode()))
-        record_time = source.timestamp if source.topic == self._settings.topics.item_updates else 0
+        record_time = source.timestamp if source.topic in topics_of_items(self._settings) else 0
         return {
             "topic": source.topic,
             "partition": source.partition,

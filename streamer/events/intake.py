@@ -7,20 +7,21 @@ What fails raises ``EventError``, whose class and message go into the dead lette
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 from confluent_kafka import Message
 
+from models.attributes import AttributeFault, AttributeRules, encode_attributes
 from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.events.cloudevents import NO_ATTRIBUTES, CloudEventError, EventAttributes, event_attributes, unwrapped
 from streamer.events.embeddings import EmbeddingError, embedding_bytes
 from streamer.events.foreign_formats import field_names, foreign_key, foreign_object, foreign_value, is_plain_id
 from streamer.events.headers import UnreadableHeadersError, headers_of, size_of_headers
-from streamer.events.records import Codec, ItemUpdate, RecordVersionError
+from streamer.events.records import ITEM_ATTRIBUTES, JSON_FIRST_BYTES, Codec, ItemUpdate, RecordVersionError
 from streamer.events.unknown_fields import CountingCodec, nearest, unknown_field
-from streamer.settings import AssignerSettings, IntakeSettings
+from streamer.settings import AssignerSettings, AttributeSettings, IntakeSettings
 
 _EARLIEST_TIME: Final = 631_152_000_000  # 1990: earlier ones are seconds, or no time at all
 _AHEAD_MS: Final = 24 * 60 * 60 * 1000  # a sender's clock may be wrong by its time zone
@@ -30,6 +31,7 @@ _NAMES_QUOTED: Final = 8
 _LONGEST_NAME_SAID: Final = 64
 _BYTES_SAID: Final = 8
 _JSON_SPACE: Final = b" \t\r\n"
+_AROUND_ATTRIBUTES: Final = 4_096  # bytes of a record, or of a CloudEvent's envelope, around the attributes alone
 UNSET: Final = msgspec.UNSET
 
 
@@ -56,10 +58,11 @@ class EventLimits:
 
 
 class DecodedEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event's value as its record type, and what its headers say of it."""
+    """An event's value as its record type, and what its headers say of it; ``of_json``: it was JSON, not MessagePack."""
 
     value: Any
-    attributes: EventAttributes
+    headers: EventAttributes
+    of_json: bool = False
 
 
 def checked_id(key: bytes | None, what: str) -> bytes:
@@ -158,10 +161,10 @@ def decode_event(codec: Codec, record: Message, value: bytes, limits: EventLimit
         within(limits.maximum_headers, len(headers), "the record", "headers")
         within(limits.maximum_header_bytes, size_of_headers(headers), "the set of its headers", "bytes")
     try:
-        attributes = event_attributes(headers) if headers else NO_ATTRIBUTES
-        if attributes.structured:
-            value, attributes = unwrapped(value)
-        return DecodedEvent(codec.decode(value), attributes)
+        said = event_attributes(headers) if headers else NO_ATTRIBUTES
+        if said.structured:
+            value, said = unwrapped(value)
+        return DecodedEvent(codec.decode(value), said, value[:1] in JSON_FIRST_BYTES)
     except CloudEventError as error:
         raise EventError("UnsupportedCloudEvent", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -224,15 +227,17 @@ class UpdateLimits:
     title_characters: int
     weight: float
     dimension: int
+    attributes: AttributeRules = field(default_factory=lambda: AttributeSettings().rules())
 
     @classmethod
-    def of(cls, settings: AssignerSettings, dimension: int) -> UpdateLimits:
-        """As the assigner's settings and its codebook have them."""
+    def of(cls, settings: AssignerSettings, dimension: int, attributes: AttributeRules | None = None) -> UpdateLimits:
+        """As the assigner's settings, its codebook and the settings of attributes (by default the defaults) have them."""
         return cls(
             EventLimits.of(settings.maximum_event_bytes, settings),
             settings.maximum_title_characters,
             settings.maximum_weight,
             dimension,
+            *(() if attributes is None else (attributes,)),
         )
 
 
@@ -241,6 +246,7 @@ class Update(msgspec.Struct, frozen=True, gc=False):
 
     ``embedding``: little-endian float32 or float16 bytes of D numbers, None deletes the item; ``guessed``: nobody said that it is
     float16. What is needed until the batch's end and no more: an embedding as a list would be four times its bytes.
+    ``attributes``: canonical MessagePack, None if it has none.
     """
 
     record: Message
@@ -250,6 +256,58 @@ class Update(msgspec.Struct, frozen=True, gc=False):
     title: str = ""
     weight: float = 0.0
     updated_at: int = _NO_TIME
+    attributes: bytes | None = None
+
+
+def checked_attributes(rules: AttributeRules, raw: msgspec.Raw, *, of_json: bool) -> bytes:
+    """The attributes of an update, or of a record of their own, as canonical MessagePack.
+
+    Raises:
+        EventError: names the field, and its limit or type.
+    """
+    try:
+        return encode_attributes(rules.read(raw, of_json=of_json))
+    except AttributeFault as fault:
+        raise EventError(fault.kind, str(fault)) from None
+
+
+class AttributesUpdate(msgspec.Struct, frozen=True, gc=False):
+    """A record of ``item-attributes`` that passed every check. ``attributes``: canonical MessagePack, None takes them away."""
+
+    record: Message
+    item_id: bytes
+    attributes: bytes | None
+
+
+class AttributesIntake:
+    """Reads the records of ``item-attributes``; an unknown field refuses one, as nothing but attributes can be meant."""
+
+    def __init__(self, settings: AttributeSettings) -> None:
+        self._rules = settings.rules()
+        self._event = EventLimits.of(settings.maximum_bytes + _AROUND_ATTRIBUTES, settings)
+
+    def read(self, record: Message) -> AttributesUpdate:
+        """The attributes in a record.
+
+        Raises:
+            EventError: why it cannot be used.
+        """
+        item_id = checked_item_id(record.key())
+        value = record.value()
+        if value is None:
+            return AttributesUpdate(record, item_id, None)
+        try:
+            decoded = decode_event(ITEM_ATTRIBUTES, record, value, self._event)
+        except EventError as error:
+            raise EventError(error.kind, _of_attributes(error)) from None
+        raw = decoded.value.attributes
+        return AttributesUpdate(record, item_id, checked_attributes(self._rules, raw, of_json=decoded.of_json))
+
+
+def _of_attributes(error: EventError) -> str:
+    """The message for a sender of attributes, whose null value deletes no item."""
+    said = str(error).replace("to delete an item, send", "to take an item's attributes away, send")
+    return f'{said}; fields go inside, as {{"attributes": {{"price": 30}}}}' if error.kind == "UnknownField" else said
 
 
 class UpdateIntake:
@@ -265,6 +323,7 @@ class UpdateIntake:
         self._weight = limits.weight
         self._dimension = limits.dimension
         self._float32_bytes = 4 * limits.dimension
+        self._attributes = limits.attributes
         self._counting = CountingCodec(ItemUpdate)
         self._codec = Codec(ItemUpdate, strict=True) if strict else self._counting
 
@@ -284,7 +343,7 @@ class UpdateIntake:
         if value is None:
             return Update(record, item_id, None)
         decoded = decode_event(self._codec, record, value, self._event)
-        update, attributes = decoded.value, decoded.attributes
+        update, headers = decoded.value, decoded.headers
         if update.id is not UNSET or update.item_id is not UNSET:
             _require_same_id(update, item_id)
         if not 0 <= update.weight <= self._weight:  # also refuses NaN
@@ -292,16 +351,19 @@ class UpdateIntake:
         within(self._title_characters, len(update.title), "title", "characters")
         # Most updates pass without a call: float32 bytes that say no dtype, and a plausible time of their own.
         embedding, guessed, updated_at = update.embedding, False, update.updated_at
-        plain = update.dtype is UNSET and attributes.dtype is None and len(embedding) == self._float32_bytes
+        plain = update.dtype is UNSET and headers.dtype is None and len(embedding) == self._float32_bytes
         if not plain or type(embedding) is not bytes:
-            embedding, guessed = self._embedding(update, attributes)
+            embedding, guessed = self._embedding(update, headers)
         if updated_at is None or not _EARLIEST_TIME <= updated_at <= now:
-            updated_at = _time(record, update, attributes, now)
-        return Update(record, item_id, embedding, guessed, update.title, update.weight, updated_at)
+            updated_at = _time(record, update, headers, now)
+        attributes = None
+        if update.attributes is not UNSET:
+            attributes = checked_attributes(self._attributes, update.attributes, of_json=decoded.of_json)
+        return Update(record, item_id, embedding, guessed, update.title, update.weight, updated_at, attributes)
 
-    def _embedding(self, update: ItemUpdate, attributes: EventAttributes) -> tuple[bytes, bool]:
+    def _embedding(self, update: ItemUpdate, headers: EventAttributes) -> tuple[bytes, bool]:
         """Bytes of the embedding, and whether float16 is a guess; the dtype is the event's or its media type's."""
-        dtype = attributes.dtype
+        dtype = headers.dtype
         if update.dtype is not UNSET:
             if dtype is not None and dtype != update.dtype:
                 raise EventError(
@@ -315,12 +377,12 @@ class UpdateIntake:
             raise EventError(error.kind, str(error)) from None
 
 
-def _time(record: Message, update: ItemUpdate, attributes: EventAttributes, now: int) -> int:
+def _time(record: Message, update: ItemUpdate, headers: EventAttributes, now: int) -> int:
     """The update's own time, or that of its CloudEvent, or of its record; ``_NO_TIME`` if it has none at all."""
     if update.updated_at is not None:
         return checked_time(update.updated_at, "updated_at", now)
-    if attributes.time is not None:
-        return checked_time(attributes.time, "the CloudEvent's time", now)
+    if headers.time is not None:
+        return checked_time(headers.time, "the CloudEvent's time", now)
     time: int = record.timestamp()[1]
     return checked_time(time, "the record's Kafka timestamp", now) if time > 0 else _NO_TIME
 
@@ -332,10 +394,10 @@ def _said(given: str | int) -> str:
 
 def _require_same_id(update: ItemUpdate, item_id: bytes) -> None:
     """An id in the value repeats the key; what is no text and no whole number is no id of ours."""
-    for field, given in (("id", update.id), ("item_id", update.item_id)):
+    for name, given in (("id", update.id), ("item_id", update.item_id)):
         if isinstance(given, str | int) and not isinstance(given, bool) and _said(given) != item_id.decode():
             raise EventError(
                 "ContradictingId",
-                f"{field} is {_said(given)[:_LONGEST_NAME_SAID]!a} and the key is {item_id.decode()[:_LONGEST_NAME_SAID]!a}: "
-                f"the key is the item's id; send the same there, or leave {field} out",
+                f"{name} is {_said(given)[:_LONGEST_NAME_SAID]!a} and the key is {item_id.decode()[:_LONGEST_NAME_SAID]!a}: "
+                f"the key is the item's id; send the same there, or leave {name} out",
             )

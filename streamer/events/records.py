@@ -18,6 +18,27 @@ JSON_FIRST_BYTES: Final = frozenset({b"{", b" ", b"\t", b"\r", b"\n"})
 # A record whose meaning changes gets a field of a type with a higher maximum; its readers still take the version before.
 Version1 = Annotated[int, Meta(ge=1, le=1, description="version of the record; without it, 1")] | UnsetType
 _VERSION_FIELD: Final = "record_version"
+# Undecoded, so that a name that is there twice can be refused (``models.attributes`` reads it).
+RawAttributes = Annotated[
+    msgspec.Raw,
+    Meta(
+        description="field → string, finite number, boolean or list of strings",
+        extra_json_schema={
+            "type": "object",
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "number"},
+                    {"type": "boolean"},
+                    {"type": "array", "items": {"type": "string"}},
+                ]
+            },
+        },
+    ),
+]
+RawFilter = Annotated[
+    msgspec.Raw, Meta(description="all, any, not, or a field and its bounds", extra_json_schema={"type": "object"})
+]
 
 
 class RecordVersionError(msgspec.ValidationError):
@@ -29,8 +50,8 @@ class ItemUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``embedding``: D numbers, or the bytes of D little-endian float32 or float16 (MessagePack ``bin``; base64 in JSON).
     ``dtype`` says which of the two; bytes without it are float32, or float16 where half as many are there and their norm is
-    plausible. ``updated_at``: without it the record's CloudEvents or Kafka time. ``id`` or ``item_id``, if given, repeats
-    the key.
+    plausible. ``updated_at``: without it the record's CloudEvents or Kafka time. ``attributes``: what queries filter on; absent
+    says that the update has none. ``id`` or ``item_id``, if given, repeats the key.
     """
 
     embedding: bytes | list[float]
@@ -40,6 +61,7 @@ class ItemUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dtype: Annotated[str, Meta(extra_json_schema={"enum": ["float32", "float16"]})] | UnsetType = UNSET
     id: Annotated[Any, Meta(description="the key again")] = UNSET
     item_id: Annotated[Any, Meta(description="the key again")] = UNSET
+    attributes: RawAttributes | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
@@ -47,7 +69,7 @@ class ItemCodes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Topic ``item-codes``, key = item id. The codes of an item under one codebook; a tombstone deletes the item.
 
     ``vector``: its embedding for the dense leg, 4 + D bytes (``models.dense.vectors``): a float32, little-endian, and D int8 that
-    it scales. Absent: the item has none.
+    it scales; absent: the item has none. ``attributes``: those of the update, checked, in the order of their names.
     """
 
     codebook: str
@@ -56,6 +78,16 @@ class ItemCodes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     weight: float
     updated_at: int
     vector: Annotated[bytes, Meta(max_length=65_535)] | UnsetType = UNSET
+    attributes: RawAttributes | UnsetType = UNSET
+    record_version: Version1 = UNSET
+
+
+class ItemAttributes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Topic ``item-attributes``, key = item id. All attributes that this topic has of an item: they change more often than the
+    rest of it. A null value takes them away again; those of the item's update stay.
+    """
+
+    attributes: RawAttributes
     record_version: Version1 = UNSET
 
 
@@ -133,6 +165,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     ``embedding``: of what is asked, in the space of the items' embeddings: D numbers, or the bytes of D little-endian float32
     (MessagePack ``bin``; base64 in JSON).
     ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
+    ``filter``: what an item's attributes must fulfil (docs/filters.md); ``exclude``: ids of items that no answer may name;
+    ``exclude_history``: nor those of ``history``; without it, true. ``search``: exact drops no SID that a beam might drop;
+    without it, what the retriever's settings say.
     """
 
     text: str = ""
@@ -142,7 +177,16 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     asked_at: int | None = None
     timeout_ms: int | None = None
     embedding: bytes | list[float] | UnsetType = UNSET
+    filter: RawFilter | UnsetType = UNSET
+    exclude: tuple[str, ...] | UnsetType = UNSET
+    exclude_history: bool | UnsetType = UNSET
+    search: Literal["beam", "exact"] | UnsetType = UNSET
     record_version: Version1 = UNSET
+
+
+def excludes_history(query: Query) -> bool:
+    """Whether the answer may not name items of the query's history: yes, where nothing else is said."""
+    return query.exclude_history is not False
 
 
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +214,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition.
 
     ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both.
+    ``search``: how the SIDs were found; ``search_complete``: false where its budget ended an exact search, so that a better
+    item may be missing.
     """
 
     query_id: str
@@ -185,6 +231,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds: dict[str, float] = {}
     answered_at: int = 0
     error: AnswerError | None = None
+    search: Literal["beam", "exact"] | UnsetType = UNSET
+    search_complete: bool | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
@@ -239,6 +287,7 @@ def refusing_unknown_fields(
 # What people read with a console consumer is JSON; what machines read by the million is MessagePack.
 ITEM_UPDATE: Final = Codec(ItemUpdate)
 ITEM_CODES: Final = Codec(ItemCodes)
+ITEM_ATTRIBUTES: Final = Codec(ItemAttributes, strict=True)  # as for queries, below
 TOKEN_COUNT: Final = Codec(TokenCount)
 LAYOUT: Final = Codec(LayoutRecord, json=True)
 DRIFT: Final = Codec(Drift, json=True)

@@ -20,6 +20,7 @@ from streamer.events.records import (
     Alert,
     Answer,
     Drift,
+    ItemAttributes,
     ItemCodes,
     ItemUpdate,
     LayoutRecord,
@@ -30,6 +31,7 @@ from streamer.events.records import (
 RECORDS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "item-updates": ItemUpdate,
     "item-codes": ItemCodes,
+    "item-attributes": ItemAttributes,
     "token-counts": TokenCount,
     "layouts": LayoutRecord,
     "drift": Drift,

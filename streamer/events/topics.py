@@ -78,6 +78,9 @@ _BROKER_CLOCK: Final = Requirement(
 _CLOCK_OF_UPDATE: Final = Requirement(
     "message.timestamp.type", "CreateTime", "codes carry the time of their update: freshness and order are told from it"
 )
+_CLOCK_OF_ATTRIBUTES: Final = Requirement(
+    "message.timestamp.type", "CreateTime", "of two sources of an attribute the later one counts, by its sender's clock"
+)
 _ANY_AGE: Final = _at_least(
     "message.timestamp.before.max.ms",
     2**63 - 1,
@@ -245,6 +248,8 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
             _ANY_AGE,
             partitions_of=topics.item_updates,
         ),
+        topic(topics.item_attributes, many, _COMPACT, room, _TOMBSTONES, _CLOCK_OF_ATTRIBUTES),
+        topic(topics.item_attributes_dead_letters, 1, _DELETE, letter_room, _LETTERS),
         topic(topics.token_counts, 1, _COMPACT, room, one_partition=True),
         topic(topics.layouts, 1, _COMPACT, room, one_partition=True),
         topic(topics.drift, 1, _DELETE, room, _retention(days=7, least_hours=1)),

@@ -135,6 +135,7 @@ class _Run:
             codes_topic=settings.topics.item_codes,
             dead_letter_topic=settings.topics.item_updates_dead_letters,
             limits=settings.assigner,
+            attributes=settings.attributes.rules(),
         )
 
     def parts(self) -> list[tuple[int, int]]:

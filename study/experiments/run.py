@@ -339,11 +339,9 @@ def _recall_outcome(
     if measurement.kind == "marginal":
         from retriever.search.marginal_search import marginal_beam_search
 
-        decode = partial(
-            marginal_beam_search, model, here.vocabulary, trie=trie, layout=layout, pinned=here.layout, beams=BEAMS
-        )
+        decode = partial(marginal_beam_search, model, here.vocabulary, trie=trie, pinned=here.layout, beams=BEAMS)
     prompts = [here.prompt(case, read) for case in cases]
-    return evaluate(decode, prompts, cases, here.data, here.codes, layout, here.reconstructed)
+    return evaluate(decode, prompts, cases, here.data, here.codes, trie, here.reconstructed)
 
 
 def _together(parts: Sequence[Outcome]) -> Outcome:

@@ -21,7 +21,7 @@ from models.dense.choosing import CUTOFF, ValidationCase, choose_weights
 from models.dense.mixture import MixtureWeights, gather, log_sum, mixed, rank_of
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
-from models.sids.layout import Layout
+from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
 from retriever.answering.ranking import item_log_probabilities
 from retriever.search.beam_search import beam_search
@@ -244,10 +244,12 @@ def _search(
         numbers = order[start : start + _QUERIES_A_BATCH]
         answers = beam_search(model, here.vocabulary, [prompts[number] for number in numbers], trie, beams=BEAMS)
         for number, sids in zip(numbers, answers, strict=True):
-            rows = [sid.items.astype(np.int64) for sid in sids]
+            of_sids = trie.items_of([sid.tokens for sid in sids])
             scores = [
-                item_log_probabilities(sid, here.data.popularity[own]) for sid, own in zip(sids, rows, strict=True)
+                item_log_probabilities(sid, items.codes[:, HEAD_LAYER_INDEX], here.data.popularity[items.items])
+                for sid, items in zip(sids, of_sids, strict=True)
             ]
+            rows = [items.items.astype(np.int64) for items in of_sids]
             found[number] = (
                 catalogue.places(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64),
                 np.concatenate(scores) if scores else np.empty(0),

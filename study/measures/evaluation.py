@@ -18,10 +18,12 @@ from typing import Final, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from models.sids.layout import PADDING, Layout
+from models.sids.layout import HEAD_LAYER_INDEX, PADDING, Layout
 from retriever.answering.ranking import item_log_probabilities
 from retriever.search.beam_search import ScoredSid
+from store.topology.layout_trie import SidItems
 from study.data.datasets import Dataset, TestCase
+from study.measures.catalogue_trie import CatalogueTrie
 
 Ranking = Literal[
     "weight",
@@ -34,6 +36,7 @@ Ranking = Literal[
 ]
 Recall: TypeAlias = dict[str, float]
 Decode = Callable[[list[list[int]]], list[list[ScoredSid]]]
+_FoundSid: TypeAlias = tuple[ScoredSid, SidItems]
 
 CUTOFFS: Final = (1, 3, 5, 10, 30, 50)
 RANKINGS: Final[tuple[Ranking, ...]] = get_args(Ranking)
@@ -83,18 +86,17 @@ def evaluate(
     cases: Sequence[TestCase],
     data: Dataset,
     codes: npt.NDArray[np.uint16],
-    layout: Layout,
+    trie: CatalogueTrie,
     reconstructed: npt.NDArray[np.float32],
 ) -> Outcome:
-    """``decode``: prompts → SIDs best first, read under ``layout``; ``reconstructed``: (N, D) what the codes say of the
-    embeddings.
-    """
-    sids = layout.sid_tokens(codes)
+    """``decode``: prompts → SIDs of the trie, best first; ``reconstructed``: (N, D) what the codes say of the embeddings."""
+    sids = trie.layout.sid_tokens(codes)
     names = tuple(name for name in RANKINGS if _applies(name, data))
     rows: list[tuple[int, int, int, *tuple[int, ...]]] = []
     for case, answer in zip(cases, _answers(decode, prompts), strict=True):
         places = {tuple(sid.tokens): place for place, sid in enumerate(answer, start=1)}
-        orders = {name: _item_ranks(name, answer, case, data, reconstructed) for name in names}
+        found = list(zip(answer, trie.items_of([sid.tokens for sid in answer]), strict=True))
+        orders = {name: _item_ranks(name, found, case, data, reconstructed) for name in names}
         for item in case.relevant:
             tokens = tuple(token for token in sids[item].tolist() if token != PADDING)
             ranks = [orders[name].get(item, _NEVER) for name in names]
@@ -128,7 +130,7 @@ def _answers(decode: Decode, prompts: Sequence[list[int]]) -> Iterator[list[Scor
 
 def _item_ranks(
     name: Ranking,
-    answer: Sequence[ScoredSid],
+    answer: Sequence[_FoundSid],
     case: TestCase,
     data: Dataset,
     reconstructed: npt.NDArray[np.float32],
@@ -151,42 +153,48 @@ def _item_ranks(
     return ranks
 
 
-def _by_probability(answer: Sequence[ScoredSid], data: Dataset, *, left_out: bool) -> list[int]:
+def _by_probability(answer: Sequence[_FoundSid], data: Dataset, *, left_out: bool) -> list[int]:
     """All items by their own log-probability, as the retriever ranks them; ties go to the smaller row."""
     if not answer:
         return []
-    items = [sid.items.astype(np.int64) for sid in answer]
     scores = [
-        item_log_probabilities(sid, data.popularity[rows], smoothing=UNSEEN_WEIGHT, by_left_out=left_out)
-        for sid, rows in zip(answer, items, strict=True)
+        item_log_probabilities(
+            sid,
+            items.codes[:, HEAD_LAYER_INDEX],
+            data.popularity[items.items],
+            smoothing=UNSEEN_WEIGHT,
+            by_left_out=left_out,
+        )
+        for sid, items in answer
     ]
-    rows = np.concatenate(items)
+    rows = np.concatenate([items.items for _, items in answer]).astype(np.int64)
     found: list[int] = rows[np.lexsort((rows, -np.concatenate(scores)))].tolist()
     return found
 
 
 def _by_query(
-    answer: Sequence[ScoredSid], case: TestCase, data: Dataset, reconstructed: npt.NDArray[np.float32]
+    answer: Sequence[_FoundSid], case: TestCase, data: Dataset, reconstructed: npt.NDArray[np.float32]
 ) -> list[int]:
     """All items that were found by the cosine of what their codes say to the query's embedding; ties go to the better SID."""
     if not answer:
         return []
     assert data.query_embeddings is not None
-    rows = np.concatenate([sid.items.astype(np.int64) for sid in answer])
+    rows = np.concatenate([items.items for _, items in answer]).astype(np.int64)
     vectors = reconstructed[rows]
     cosines = vectors @ data.query_embeddings[case.case] / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)
     found: list[int] = rows[np.argsort(-cosines, kind="stable")].tolist()
     return found
 
 
-def _sid_by_sid(answer: Sequence[ScoredSid], values: npt.NDArray[np.float32] | None, data: Dataset) -> Iterator[int]:
+def _sid_by_sid(answer: Sequence[_FoundSid], values: npt.NDArray[np.float32] | None, data: Dataset) -> Iterator[int]:
     """The items of each SID by values (N,), None for the search's own log P(c2 | c1); ties go to the more popular item,
     then the smaller row.
     """
-    for sid in answer:
-        items = sid.items.astype(np.int64)
+    for sid, of_sid in answer:
+        items = of_sid.items.astype(np.int64)
         if len(items) > 1:
-            by = values[items] if values is not None else sid.left_out
+            left_out = None if sid.left_out is None else sid.left_out[of_sid.codes[:, HEAD_LAYER_INDEX]]
+            by = values[items] if values is not None else left_out
             keys = (items, -data.popularity[items]) if by is None else (items, -data.popularity[items], -by)
             items = items[np.lexsort(keys)]
         yield from items.tolist()

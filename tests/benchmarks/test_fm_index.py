@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.fm_index import CODEBOOK, crowded_batch, measure
 from benchmarks.fm_structure import DynamicFmIndex, FmIndex, WaveletMatrix
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
-from store.topology.trie_view import SidPaths, TrieView
 from store.writing.writer import IndexWriter
+
+
+@dataclass(frozen=True)
+class SidPaths:
+    """Items with their SIDs: tokens (R, L) padded with -1, item numbers (R,), codes (R, L)."""
+
+    tokens: NDArray[np.int32]
+    items: NDArray[np.uint32]
+    codes: NDArray[np.uint16]
 
 
 def stored_paths(directory: Path, layers: int, size: int, heads: int) -> tuple[Layout, SidPaths]:
@@ -22,8 +32,8 @@ def stored_paths(directory: Path, layers: int, size: int, heads: int) -> tuple[L
         writer.apply(batch, {})
         layout = Layout(1, CODEBOOK, layers, size, tuple(top_k(writer.census()[1], heads)))
         with writer.snapshot() as snapshot:
-            view = TrieView(snapshot, layout)
-            return layout, view.paths(view.first_tokens())
+            codes, items = (np.concatenate(parts) for parts in zip(*snapshot.all_paths(), strict=True))
+        return layout, SidPaths(layout.sid_tokens(codes), items, codes)
 
 
 def children_of(paths: SidPaths) -> dict[tuple[int, ...], dict[int, list[int]]]:

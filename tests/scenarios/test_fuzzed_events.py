@@ -11,26 +11,31 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 from numpy.typing import NDArray
 
+from models.attributes import AttributeType, encode_attributes, type_of
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
 from store.checks.verification import verify
 from store.writing.writer import IndexWriter
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.foreign_formats import foreign_key
+from streamer.events.intake import AttributesIntake, EventError
 from streamer.events.records import ITEM_CODES
 from streamer.indexer.codes import codes_batch
 from streamer.indexer.process import Indexer
 from streamer.monitor.agent import checked_count
 from streamer.monitor.token_state import WindowShape, apply_count, decode_state, encode_state
 from streamer.process.health import Health
-from streamer.settings import AssignerSettings, load_settings
+from streamer.settings import AssignerSettings, AttributeSettings, load_settings
 from support.fuzzing import Fuzzer
 
 DIMENSION = 4
 INPUTS = 200  # an example
 EXAMPLES = 500
+DECLARED: dict[str, AttributeType] = {"price": "number", "brand": "string", "in_stock": "boolean", "tags": "strings"}
+RULES = AttributeSettings(filterable=DECLARED).rules()
 
 
 class SumEncoder:
@@ -51,14 +56,29 @@ def valid_update(choose: random.Random) -> dict[str, Any]:
         fields |= choose.choice(
             [{"dtype": "float16"}, {"dtype": "bfloat16"}, {"id": "item-1"}, {"item_id": 5}, {"brand": "Alta"}]
         )
+    if choose.random() < 0.5:
+        fields["attributes"] = valid_attributes(choose)
     return fields
+
+
+def valid_attributes(choose: random.Random) -> dict[str, Any]:
+    fields = {
+        "price": choose.choice([0, 30, 29.95]),
+        "brand": "Acme",
+        "in_stock": True,
+        "tags": ["red", "blue"],
+        "x.y": "",
+    }
+    return dict(choose.sample(sorted(fields.items()), choose.randrange(len(fields) + 1)))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.integers(0, 2**32))
 def test_every_fuzzed_event_becomes_codes_a_tombstone_or_a_dead_letter(seed: int) -> None:
     records = Fuzzer(seed, "item-updates", valid_update, lambda offset: f"item-{offset}".encode()).records(INPUTS)
-    assign = AssignBatch(SumEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=AssignerSettings())
+    assign = AssignBatch(
+        SumEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=AssignerSettings(), attributes=RULES
+    )
     outgoing = assign(records)
     letters = [dict(out.headers or []) for out in outgoing if out.topic == "dlq"]
     rejected = [int(letter["dlq.errors.offset"]) for letter in letters]
@@ -77,6 +97,37 @@ def test_every_fuzzed_event_becomes_codes_a_tombstone_or_a_dead_letter(seed: int
                 codes = ITEM_CODES.decode(out.value)
                 assert np.isfinite(codes.weight)
                 assert codes.updated_at == 0 or codes.updated_at > 631_152_000_000
+                if codes.attributes is not UNSET:
+                    assert_fit(bytes(codes.attributes))
+
+
+def assert_fit(canonical: bytes) -> None:
+    """Attributes that were let through are within every rule, and in their one form."""
+    attributes = RULES.read(canonical, of_json=False)
+    assert encode_attributes(attributes) == canonical
+    assert all(type_of(value) == DECLARED.get(name, type_of(value)) for name, value in attributes.items())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_every_fuzzed_record_of_attributes_is_read_or_refused_by_an_error_with_words(seed: int) -> None:
+    def event(choose: random.Random) -> dict[str, Any]:
+        return {"attributes": valid_attributes(choose)}
+
+    intake = AttributesIntake(AttributeSettings(filterable=DECLARED))
+    read, messages = 0, list[str]()
+    for record in Fuzzer(seed, "item-attributes", event, lambda offset: f"item-{offset}".encode()).records(INPUTS):
+        try:
+            found = intake.read(record)
+        except EventError as error:
+            messages.append(f"{error.kind}: {error}")
+            continue
+        assert (found.attributes is None) == (record.value() is None)
+        if found.attributes is not None:
+            assert_fit(found.attributes)
+        read += 1
+    assert all(message.isprintable() for message in messages), "a terminal may show it"
+    assert min(read, len(messages)) > 10
 
 
 @pytest.fixture

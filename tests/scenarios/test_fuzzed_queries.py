@@ -59,6 +59,7 @@ def answer_queries(
             settings=RetrieverSettings(user_queries_per_second=1.0, maximum_wait_seconds=1e12),
             results_topic="results",
             dead_letter_topic="dlq",
+            filterable={"price": "number", "brand": "string", "in_stock": "boolean", "tags": "strings"},
         )
         batch._search = lambda asked, trie: [[] for _ in asked]  # type: ignore[method-assign]
         yield batch
@@ -69,7 +70,24 @@ def valid_query(choose: random.Random) -> dict[str, Any]:
     fields: dict[str, Any] = {"text": "electric kettle", "history": history, "limit": choose.randrange(1, 101)}
     if choose.random() < 0.5:
         fields |= {"user": f"user-{choose.randrange(5)}", "asked_at": 1_767_323_045_000, "timeout_ms": 10**15}
+    if choose.random() < 0.5:
+        fields |= {"filter": valid_filter(choose, 3), "exclude": history[:3], "exclude_history": choose.random() < 0.5}
     return fields
+
+
+def valid_filter(choose: random.Random, depth: int) -> dict[str, Any]:
+    if depth and choose.random() < 0.5:
+        parts = [valid_filter(choose, depth - 1) for _ in range(choose.randrange(1, 4))]
+        return choose.choice([{"all": parts}, {"any": parts}, {"not": parts[0]}])
+    return choose.choice(
+        [
+            {"field": "price", "gte": 1, "lt": 30},
+            {"field": "brand", "in": ["Acme", "Bosch"]},
+            {"field": "in_stock", "eq": True},
+            {"field": "tags", "contains_any": ["red", "blue"]},
+            {"field": "tags", "exists": False},
+        ]
+    )
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -86,5 +104,6 @@ def test_every_fuzzed_query_gets_one_answer_and_each_unusable_one_a_dead_letter(
     kinds = Counter(answer.error.kind for answer in answers)  # the search finds nothing: each has an error
     letters = [int(dict(out.headers or [])["dlq.errors.offset"]) for out in outgoing if out.topic == "dlq"]
     assert len(letters) == len(set(letters))
-    assert len(letters) == INPUTS - kinds["NotFiniteScores"] - kinds["RateLimited"] - kinds["DeadlinePassed"]
+    well_formed = ("NotFiniteScores", "RateLimited", "DeadlinePassed", "FilterUnavailable")
+    assert len(letters) == INPUTS - sum(kinds[kind] for kind in well_formed)
     assert all(len(out.value or b"") < 200_000 for out in outgoing if out.topic == "results")

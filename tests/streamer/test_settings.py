@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from streamer.settings import AssignerSettings, IndexerSettings, RetrieverSettings, SettingsError, load_settings
+from streamer.settings import (
+    AssignerSettings,
+    AttributeSettings,
+    IndexerSettings,
+    RetrieverSettings,
+    SettingsError,
+    load_settings,
+)
 from support.paths import ROOT
 
 
@@ -78,9 +85,9 @@ def test_misspelt_setting_is_named_with_the_one_that_is_meant(tmp_path: Path, mo
     assert "retreiver: there is no such setting; is retriever meant?" in message
 
 
-@pytest.mark.parametrize("section", [AssignerSettings, IndexerSettings, RetrieverSettings])
+@pytest.mark.parametrize("section", [AssignerSettings, AttributeSettings, IndexerSettings, RetrieverSettings])
 def test_every_limit_is_in_the_security_page_with_its_default(
-    section: type[AssignerSettings | IndexerSettings | RetrieverSettings],
+    section: type[AssignerSettings | AttributeSettings | IndexerSettings | RetrieverSettings],
 ) -> None:
     page = (ROOT / "docs" / "security.md").read_text()
     limits = {name: field.default for name, field in section.model_fields.items() if name.startswith("maximum_")}
@@ -88,3 +95,31 @@ def test_every_limit_is_in_the_security_page_with_its_default(
     for name, default in limits.items():
         [row] = [line for line in page.splitlines() if line.startswith("|") and f"{name}`" in line]
         assert ("10¹²" if default == 1e12 else f"{default:,g}" if default < 1e5 else f"{default:,}") in row, name
+
+
+def test_filterable_attributes_come_from_the_file_or_as_json_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[attributes.filterable]\nprice = "number"\n"größe" = "string"\ntags = "strings"\n')
+    monkeypatch.setenv("SIDSTREAM_CONFIG", str(file))
+    assert load_settings().attributes.filterable == {"price": "number", "größe": "string", "tags": "strings"}
+    monkeypatch.delenv("SIDSTREAM_CONFIG")
+    monkeypatch.setenv("SIDSTREAM_ATTRIBUTES__FILTERABLE", '{"in_stock": "boolean"}')
+    assert load_settings().attributes.rules().types == {"in_stock": "boolean"}
+
+
+@pytest.mark.parametrize(
+    ("declaration", "said"),
+    [
+        (
+            {"price": "decimal"},
+            "attributes.filterable.price: Input should be 'string', 'number', 'boolean' or 'strings'",
+        ),
+        ({"a b": "number"}, "attributes.filterable: Value error, 'a b' is no name of an attribute: a name has 1 to 64"),
+    ],
+)
+def test_wrong_declaration_of_an_attribute_is_named(declaration: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(attributes={"filterable": declaration})
+    assert said in str(caught.value)

@@ -174,6 +174,8 @@ class Fuzzer:
                 items = list(fields[name])
                 items[choose.randrange(len(items))] = self._odd()
                 fields[name] = items if choose.random() < 0.7 else items * 2
+            case 3 if isinstance(fields[name], dict):
+                fields[name] = self._changed(fields[name])
             case _:
                 fields[name] = self._odd()
         return fields

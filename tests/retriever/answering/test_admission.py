@@ -14,12 +14,15 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.attributes import AttributeType
 from retriever.answering.admission import Admission, QueryRefused, UserRates
 from retriever.client import Client, ClientError
 from streamer.events.intake import EventError
-from streamer.events.records import Query
+from streamer.events.records import QUERY, Query, excludes_history
+from streamer.filters.grammar import to_json
 from streamer.settings import RetrieverSettings, Settings
 
+FILTERABLE: dict[str, AttributeType] = {"price": "number", "brand": "string"}
 NOW = 1_800_000_000.0  # seconds since the epoch
 
 
@@ -30,7 +33,9 @@ def record(*, age_ms: float = 0, **fields: Any) -> Message:
 
 
 def admission(**settings: Any) -> Admission:
-    return Admission(RetrieverSettings(**settings), dimension=4, clock=lambda: NOW, monotonic=lambda: 0.0)
+    return Admission(
+        RetrieverSettings(**settings), dimension=4, filterable=FILTERABLE, clock=lambda: NOW, monotonic=lambda: 0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_embedding_alone_is_a_query(embedding: Any) -> None:
     ids=["broker's time", "clock ahead", "asked_at", "asked_at ahead", "no time"],
 )
 def test_wait_counts_from_asked_at_or_the_brokers_time_and_is_never_negative(query: Message, waited: float) -> None:
-    assert admission().admit(query)[2] == waited
+    assert admission().admit(query)[1] == waited
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_deadline_is_the_querys_own_or_the_setting_whichever_comes_first(
             gate.admit(query)
         assert refused.value.kind == "DeadlinePassed"
     else:
-        assert gate.admit(query)[1].text == "kettle"
+        assert gate.admit(query)[0].query.text == "kettle"
 
 
 @pytest.mark.parametrize(
@@ -96,12 +101,64 @@ def test_deadline_is_the_querys_own_or_the_setting_whichever_comes_first(
         ({"history": ["a", "é" * 129]}, r"history\[1\] has 258 bytes; the limit is 256"),
         ({"user": "é" * 3}, "user has 6 bytes; the limit is 5"),
         ({"limit": 101}, "limit 101 is not within 1..100"),
+        ({"exclude": ["a"] * 5}, "exclude has 5 items; the limit is 4"),
+        ({"exclude": ["é" * 129]}, r"exclude\[0\] has 258 bytes; the limit is 256"),
+        ({"filter": {"field": "price", "in": [1, 2, 3]}}, "filter.in: has 3 values; the limit is 2"),
+        ({"filter": {"not": {"not": {"field": "price", "lt": 1}}}}, "filter.not.not: is nested 3 deep; the limit is 2"),
+        ({"filter": {"field": "price", "lt": 1, "gt": 0, "ne": 2}}, "filter: is clause 3; the limit is 2"),
     ],
 )
 def test_field_beyond_its_limit_is_named_with_size_and_limit(fields: dict[str, Any], message: str) -> None:
-    gate = admission(maximum_text_characters=10, maximum_history=3, maximum_user_bytes=5)
+    gate = admission(
+        maximum_text_characters=10,
+        maximum_history=3,
+        maximum_user_bytes=5,
+        maximum_exclusions=4,
+        maximum_filter_clauses=2,
+        maximum_filter_depth=2,
+        maximum_filter_entries=2,
+    )
     with pytest.raises(EventError, match=f"^{message}$"):
         gate.decode(record(**fields))
+
+
+def test_filter_is_read_with_the_declared_types_from_json_and_messagepack() -> None:
+    asked = {"all": [{"field": "price", "lte": 30}, {"field": "brand", "eq": "Acme"}]}
+    for value in (
+        json.dumps({"text": "x", "filter": asked}).encode(),
+        msgspec.msgpack.encode({"text": "x", "filter": asked}),
+    ):
+        found = admission().decode(Message(topic="queries", key=b"q", value=value))
+        assert found.filter is not None
+        assert to_json(found.filter) == {"all": [asked["all"][1], asked["all"][0]]}
+    assert admission().decode(record()).filter is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"field": "prise", "lte": 30},
+            r"filter.field: 'prise' cannot be filtered on: is price meant\? There are brand",
+        ),
+        ({"field": "price", "lte": "30"}, "filter.lte: is a string, and price is a number"),
+        ({"field": "brand", "lte": "x"}, "filter: brand is a string, which has no lte: it has eq, ne, in and exists"),
+        (None, "filter: is null: send"),
+        ([], "filter: is an empty list: send"),
+    ],
+)
+def test_filter_that_asks_for_what_is_not_declared_is_refused_by_its_place(asked: Any, message: str) -> None:
+    with pytest.raises(EventError, match=f"^{message}") as caught:
+        admission().decode(record(filter=asked))
+    assert caught.value.kind == "InvalidFilter"
+
+
+def test_query_of_an_older_client_asks_for_no_filter_and_excludes_its_history() -> None:
+    query = admission().decode(record(history=["a"])).query
+    assert (query.filter, query.exclude, query.exclude_history) == (msgspec.UNSET, msgspec.UNSET, msgspec.UNSET)
+    assert excludes_history(query)
+    assert not excludes_history(msgspec.structs.replace(query, exclude_history=False))
+    assert b"exclude" not in QUERY.encode(query), "what is not used is not on the wire"
 
 
 @pytest.mark.parametrize(

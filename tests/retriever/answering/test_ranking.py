@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from retriever.answering.ranking import (
 )
 from retriever.search.search_parts import ScoredSid
 from store.records.encoding import StoredItem
+from store.topology.layout_trie import SidItems
 from support.paths import ROOT
 
 
@@ -33,14 +33,9 @@ def item(number: int, codes: tuple[int, ...] = (0, 0, 0), weight: float = 1.0, u
     return StoredItem(number, f"item-{number}".encode(), codes, weight, "", updated_at)
 
 
-def sid_of(items: Sequence[StoredItem], left_out: Sequence[float] | None) -> ScoredSid:
-    return ScoredSid(
-        tokens=(0, 8),
-        score=-1.0,
-        items=np.array([one.number for one in items], dtype=np.uint32),
-        codes=np.array([one.codes for one in items], dtype=np.uint16),
-        left_out=None if left_out is None else np.array(left_out, dtype=np.float32),
-    )
+def sid_of(left_out: Sequence[float] | None) -> ScoredSid:
+    """``left_out``: of the layer-2 tokens 0, 1, …"""
+    return ScoredSid((0, 8), -1.0, None if left_out is None else np.array(left_out, dtype=np.float32))
 
 
 def order(ranker: Ranker, items: Sequence[StoredItem], context: RankingContext | None = None) -> list[int]:
@@ -65,10 +60,10 @@ def test_weight_then_the_newest_update_then_the_id() -> None:
 
 
 def test_left_out_token_goes_before_weight() -> None:
-    assert order(LeftOutToken(), BY_WEIGHT, RankingContext(sid_of(BY_WEIGHT, [-1.0, -3.0, -1.0]))) == [3, 1, 2]
+    assert order(LeftOutToken(), BY_WEIGHT, RankingContext(sid_of([-1.0, -3.0, -1.0]))) == [3, 1, 2]
 
 
-@pytest.mark.parametrize("sid", [None, sid_of(BY_WEIGHT, None)])
+@pytest.mark.parametrize("sid", [None, sid_of(None)])
 def test_left_out_token_of_a_sid_that_leaves_nothing_out_is_weight(sid: ScoredSid | None) -> None:
     assert order(LeftOutToken(), BY_WEIGHT, RankingContext(sid)) == [2, 3, 1]
 
@@ -77,7 +72,7 @@ def test_item_whose_left_out_codeword_the_history_shares_comes_first(codebook: C
     ranker = HistorySimilarity(reconstructions(codebook))
     for token, first in ((0, 1), (1, 2), (2, 3)):
         history = [item(9, (3, token, 1)), item(8, (2, token, 3)), item(7, (1, 3, 3))]
-        context = RankingContext(sid_of(BY_WEIGHT, [-1.0, -2.0, -3.0]), history)
+        context = RankingContext(sid_of([-1.0, -2.0, -3.0]), history)
         assert order(ranker, BY_WEIGHT, context)[0] == first
 
 
@@ -92,13 +87,13 @@ def test_similarity_is_the_cosine_with_the_mean_of_the_history(codebook: Codeboo
 
 def test_without_a_history_the_left_out_token_decides_then_weight(codebook: Codebook) -> None:
     ranker = HistorySimilarity(reconstructions(codebook))
-    assert order(ranker, BY_WEIGHT, RankingContext(sid_of(BY_WEIGHT, [-1.0, -3.0, -1.0]))) == [3, 1, 2]
+    assert order(ranker, BY_WEIGHT, RankingContext(sid_of([-1.0, -3.0, -1.0]))) == [3, 1, 2]
     assert order(ranker, BY_WEIGHT) == [2, 3, 1]
 
 
 def test_equally_similar_items_stand_in_the_order_of_the_other_ranker(codebook: Codebook) -> None:
     items = [item(number, (0, number % 2, 0), weight=number) for number in range(1, 9)]
-    context = RankingContext(sid_of(items, [0.0] * 8), [item(9, (0, 1, 0))])
+    context = RankingContext(sid_of([0.0] * 8), [item(9, (0, 1, 0))])
     assert order(HistorySimilarity(reconstructions(codebook)), items, context) == [7, 5, 3, 1, 8, 6, 4, 2]
     lightest = HistorySimilarity(reconstructions(codebook), otherwise=LightestFirst())
     assert order(lightest, items, context) == [1, 3, 5, 7, 2, 4, 6, 8]
@@ -142,47 +137,75 @@ def test_ranking_imports_neither_faiss_nor_torch() -> None:
     assert answer.stdout.split() == []
 
 
-def scored(first: int, score: float, *weights: float) -> tuple[ScoredSid, list[StoredItem]]:
-    items = [item(first + place, weight=weight) for place, weight in enumerate(weights)]
-    return replace(sid_of(items, None), score=score), items
+class Source:
+    """SIDs, one for each list of weights, with numbered items; notes which SIDs were read."""
 
+    def __init__(self, *sids: tuple[float, Sequence[float]], updated_at: Sequence[int] = ()) -> None:
+        self.sids = [ScoredSid((place, 8), score, None) for place, (score, _) in enumerate(sids)]
+        self.rows: list[list[StoredItem]] = []
+        number = 0
+        for _, weights in sids:
+            self.rows.append([])
+            for weight in weights:
+                moment = updated_at[number] if updated_at else 0
+                self.rows[-1].append(item(number, weight=weight, updated_at=moment))
+                number += 1
+        self.all = [one for row in self.rows for one in row]
+        self.read: list[int] = []
 
-def reader(*pairs: tuple[ScoredSid, list[StoredItem]]) -> tuple[list[ScoredSid], dict[int, StoredItem], list[int]]:
-    return [sid for sid, _ in pairs], {one.number: one for _, items in pairs for one in items}, []
+    def items_of(self, sids: Sequence[Sequence[int]]) -> list[SidItems]:
+        self.read += [sid[0] for sid in sids]
+        found = [self.rows[sid[0]] for sid in sids]
+        return [
+            SidItems(np.array([one.number for one in row], np.uint32), np.zeros((len(row), 3), np.uint16))
+            for row in found
+        ]
+
+    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        chosen = [self.all[number] for number in numbers.tolist()]
+        return (
+            np.array([one.weight for one in chosen], np.float32),
+            np.array([one.updated_at for one in chosen], np.int64),
+        )
+
+    def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
+        return [self.all[number] for number in numbers.tolist()]
 
 
 def test_a_crowded_sid_does_not_push_the_item_of_a_nearly_as_likely_sid_down() -> None:
-    sids, items, _ = reader(scored(0, np.log(0.5), *[1.0] * 10), scored(10, np.log(0.4), 1.0))
-    found = by_own_probability(sids, lambda numbers: [items[number] for number in numbers.tolist()], 3)
+    source = Source((np.log(0.5), [1.0] * 10), (np.log(0.4), [1.0]))
+    found = by_own_probability(source.sids, source, 3)
     assert [one.number for one, _, _ in found] == [10, 0, 1]
     assert [sid.score for _, sid, _ in found] == pytest.approx([np.log(0.4), np.log(0.5), np.log(0.5)])
     assert [score for _, _, score in found] == pytest.approx(np.log([0.4, 0.05, 0.05]))
 
 
 def test_own_probability_goes_by_the_share_of_the_weight_and_a_weight_of_zero_comes_last() -> None:
-    sids, items, _ = reader(scored(0, -1.0, 1.0, 3.0, 0.0), scored(5, -4.0, 0.0))
-    found = by_own_probability(sids, lambda numbers: [items[number] for number in numbers.tolist()], 9)
-    assert [one.number for one, _, _ in found] == [1, 0, 5, 2]
+    source = Source((-1.0, [1.0, 3.0, 0.0]), (-4.0, [0.0]))
+    found = by_own_probability(source.sids, source, 9)
+    assert [one.number for one, _, _ in found] == [1, 0, 3, 2]
     assert np.exp([score for _, _, score in found[:2]]).tolist() == pytest.approx([0.75 / np.e, 0.25 / np.e])
+
+
+def test_equal_items_stand_newest_first_then_by_id_however_many_they_are() -> None:
+    source = Source((-1.0, [1.0] * 6), updated_at=[3, 9, 3, 9, 5, 3])
+    assert [one.number for one, _, _ in by_own_probability(source.sids, source, 4)] == [1, 3, 4, 0]
+    assert by_own_probability([], source, 4) == []
 
 
 @settings(deadline=None)  # a slow machine is no fault of the ranking
 @given(
     st.lists(
         st.tuples(st.integers(-40, -1), st.lists(st.sampled_from([0.0, 0.5, 1.0, 4.0]), min_size=1, max_size=6)),
-        max_size=8,
+        max_size=30,
     ),
     st.integers(1, 12),
 )
-def test_buckets_left_unread_never_change_the_answer(buckets: list[tuple[int, list[float]]], limit: int) -> None:
-    pairs = [scored(10 * place, score / 8, *weights) for place, (score, weights) in enumerate(sorted(buckets)[::-1])]
-    sids, items, read = reader(*pairs)
-
-    def live(numbers: np.ndarray) -> list[StoredItem]:
-        read.extend(numbers.tolist())
-        return [items[number] for number in numbers.tolist()]
-
-    some = by_own_probability(sids, live, limit)
-    everything = by_own_probability(sids, lambda numbers: [items[number] for number in numbers.tolist()], 10_000)
+def test_sids_left_unread_never_change_the_answer(buckets: list[tuple[int, list[float]]], limit: int) -> None:
+    source = Source(*((score / 8, weights) for score, weights in sorted(buckets)[::-1]))
+    some = by_own_probability(source.sids, source, limit)
+    read = list(source.read)
+    everything = by_own_probability(source.sids, source, 10_000)
     assert [one.number for one, _, _ in some] == [one.number for one, _, _ in everything][:limit]
-    assert len(everything) == len(items)
+    assert len(everything) == len(source.all)
+    assert read == sorted(set(read))  # each at most once, best first

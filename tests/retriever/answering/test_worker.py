@@ -24,13 +24,14 @@ from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from models.sids.layout import Layout
-from retriever.answering.worker import AnswerBatch, RetrieverError
+from retriever.answering.answers import RetrieverError
+from retriever.answering.worker import AnswerBatch
 from retriever.commands import show_answer
 from retriever.search.marginal_search import marginal_beam_search
 from store.errors import IndexMismatchError
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
-from store.topology.trie_view import TrieView
+from store.topology.layout_trie import SnapshotTrie
 from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER, QUERY, Answer, AnswerItem, Query
 from streamer.settings import RetrieverSettings
@@ -246,7 +247,7 @@ def test_marginal_decoding_reads_histories_under_the_layout_of_the_model(bundle:
         history = [item for item in stored if item is not None and item.codes[1] in layout.head_tokens][:4]
         prompt = prompts.build(history=bundle.layout.sid_tokens([item.codes for item in history]))
         (expected,) = marginal_beam_search(
-            model, prompts.vocabulary, [prompt], TrieView(snapshot, layout), layout=layout, pinned=bundle.layout
+            model, prompts.vocabulary, [prompt], SnapshotTrie(snapshot, layout), pinned=bundle.layout
         )
     ask = query(b"q", history=[item.id.decode() for item in history], limit=1)
     [answer] = answers(answer_batch(bundle, writer, layout="marginal")([ask]))
@@ -289,11 +290,11 @@ def test_query_whose_scores_are_not_finite_names_the_true_cause_and_the_others_a
 ) -> None:
     with_short_sids(bundle, writer)
     answer_queries = answer_batch(bundle, writer, layout=layout)
-    poison = answer_queries._prompts.tokenizer.encode("~")[-1]
+    poison = answer_queries._answerer._prompts.tokenizer.encode("~")[-1]
     with torch.no_grad():
-        answer_queries._model.get_input_embeddings().weight[poison] = torch.nan
+        answer_queries._answerer._model.get_input_embeddings().weight[poison] = torch.nan
         # Tied to the output rows, whose sum is the scores' divisor.
-        head = answer_queries._model.get_output_embeddings()
+        head = answer_queries._answerer._model.get_output_embeddings()
         head.weight = torch.nn.Parameter(torch.nan_to_num(head.weight.detach().clone()))
     asked = [query(b"a", text="~"), query(b"b", text="thing"), query(b"c", text="~")]
     by_id = {answer.query_id: answer for answer in answers(answer_queries(asked))}
@@ -409,9 +410,9 @@ def test_late_query_gets_an_error_that_says_how_long_it_waited_and_costs_no_mode
         query(b"clock-ahead", text="a", asked_at=now + 3_600_000, timeout_ms=1),
     ]
     searched: list[int] = []
-    search = answer_queries._search
+    search = answer_queries._answerer._search
     monkeypatch.setattr(
-        answer_queries, "_search", lambda prompts, trie: searched.append(len(prompts)) or search(prompts, trie)
+        answer_queries._answerer, "_search", lambda asked, trie: searched.append(len(asked)) or search(asked, trie)
     )
     outgoing = answer_queries(asked)
     assert [out.topic for out in outgoing] == ["results"] * 4, "nothing is wrong with a late query: no dead letter"

@@ -21,10 +21,11 @@ from models.sids.layout import Layout
 from store.checks.verification import verify
 from store.errors import IndexFullError, IndexMismatchError, IndexMissingError, IndexUsageError
 from store.reading.reader import IndexReader
-from store.topology.trie_view import TrieView
+from store.topology.layout_trie import LayoutTrie, SnapshotTrie
 from store.writing.writer import IndexWriter
 from support.patience import PATIENCE_SECONDS
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of, random_events
+from support.trie_walk import sids_of_trie
 
 OpenWriter = Callable[..., IndexWriter]
 SMALL_MAP = 256 * 1024
@@ -138,15 +139,17 @@ def test_snapshot_does_not_see_later_batches_and_its_arrays_outlive_it(open_writ
         with reader.snapshot() as snapshot:
             writer.apply(batch_of([Event(b"a", (4, 2, 3), title="new"), Event(b"b", None)]), {("t", 0): 2})
             writer.put_layout(layout, {})
-            paths = TrieView(snapshot, layout).paths(np.array([1, 4]))
-            census, items = snapshot.census(), snapshot.items(paths.items)
+            trie = SnapshotTrie(snapshot, layout)
+            sids = sids_of_trie(trie)
+            found = trie.items_of(sids)
+            census, items = snapshot.census(), snapshot.items(np.concatenate([own.items for own in found]))
             assert snapshot.position == {("t", 0): 1}
             assert snapshot.live_layout() is None
         for seed in range(20):  # the pages that the snapshot saw are free now and get overwritten
             writer.apply(batch_of(random_events(seed, 200, ids=300)), {})
-    assert paths.tokens.tolist() == [[1, 21, 35], [1, 35, -1]]
+    assert sids_of_trie(LayoutTrie(trie.topology, layout)) == sids == [(1, 35), (1, 21, 35)]
     assert census[0].nonzero()[0].tolist() == [1]
-    assert [(item.id, item.title) for item in items] == [(b"b", ""), (b"a", "old")]
+    assert [(item.id, item.title) for item in items] == [(b"a", "old"), (b"b", "")]
 
 
 def test_reader_opened_before_the_writer_of_its_process_keeps_working(open_writer: OpenWriter, path: Path) -> None:
@@ -221,13 +224,12 @@ def test_items_below_short_paths_in_any_order_with_repeats_and_empty_ones(open_w
             below = snapshot.items_below(np.array(asked, np.uint16).reshape(-1, 2))
             rows = zip(below.owner.tolist(), below.layer2.tolist(), below.items.tolist(), strict=True)
             assert list(rows) == expected
-        assert TrieView(snapshot, Layout(0, CODEBOOK, 3, 16, (1,))).paths(np.array([], int)).tokens.shape == (0, 3)
 
 
 @pytest.mark.parametrize("other", [Layout(1, "f" * 16, 3, 16, ()), Layout(1, CODEBOOK, 3, 32, ())])
-def test_view_under_the_layout_of_another_codebook_is_refused(open_writer: OpenWriter, other: Layout) -> None:
+def test_trie_under_the_layout_of_another_codebook_is_refused(open_writer: OpenWriter, other: Layout) -> None:
     with open_writer().snapshot() as snapshot, pytest.raises(IndexMismatchError, match="use the bundle"):
-        TrieView(snapshot, other)
+        SnapshotTrie(snapshot, other)
 
 
 def test_missing_index_is_refused_with_what_to_do(path: Path) -> None:

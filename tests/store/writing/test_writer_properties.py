@@ -20,10 +20,11 @@ from store.checks.verification import verify
 from store.reading import reader
 from store.reading.reader import Snapshot, read_state
 from store.records import change_log
-from store.topology.trie_view import TrieView
+from store.topology.layout_trie import SnapshotTrie
 from store.writing import log_writer
 from store.writing.writer import IndexWriter
 from support.plain_index import CODEBOOK, Event, PlainIndex, batch_of
+from support.trie_walk import sids_of_trie
 
 SIZE = 5
 IDS = [b"a", b"b", b"ab", b"a\x00", b"\x00", b"\xff\xfe", "käse".encode(), b"0" * 256, b"1" * 511]
@@ -127,8 +128,8 @@ def test_digest_depends_on_neither_batch_split_nor_redelivery(
 
 
 @SLOW_DISK
-@given(any_history(), st.sets(st.integers(0, SIZE - 1)))
-def test_paths_equal_brute_force_under_every_layout(history: tuple[int, list[list[Event]]], first: set[int]) -> None:
+@given(any_history())
+def test_paths_equal_brute_force_under_every_layout(history: tuple[int, list[list[Event]]]) -> None:
     layers, batches = history
     plain = PlainIndex(layers, SIZE)
     plain.apply(event for batch in batches for event in batch)
@@ -140,14 +141,23 @@ def test_paths_equal_brute_force_under_every_layout(history: tuple[int, list[lis
     ):
         for heads in (no_tokens(), top_k(counts, 1), top_k(counts, 2), all_tokens(SIZE)):
             layout = Layout(1, CODEBOOK, layers, SIZE, tuple(heads))
-            view = TrieView(snapshot, layout)
-            assert view.first_tokens().tolist() == sorted({event.codes[0] for event in plain.items.values()})
-            paths = view.paths(np.array(sorted(first), np.int64))
-            items = snapshot.items(paths.items)
-            rows = [tuple(row) for row in paths.tokens.tolist()]
-            assert Counter(zip(rows, (item.id for item in items), strict=True)) == plain.paths(layout, first)
-            assert rows == sorted(rows)
-            assert [tuple(row) for row in paths.codes.tolist()] == [item.codes for item in items]
+            trie = SnapshotTrie(snapshot, layout)
+            assert trie.first_tokens().tolist() == snapshot.first_tokens().tolist()
+            require_paths(trie, plain)
+
+
+def require_paths(trie: SnapshotTrie, plain: PlainIndex) -> None:
+    """Walked as a search does, the trie has every SID once, and of each the items that hold it, in the order of their codes."""
+    sids = sids_of_trie(trie)
+    assert len(set(sids)) == len(sids)
+    found: Counter[tuple[tuple[int, ...], bytes]] = Counter()
+    for sid, own in zip(sids, trie.items_of(sids), strict=True):
+        items = trie.items(own.items)
+        codes = [tuple(row) for row in own.codes.tolist()]
+        assert [item.codes for item in items] == codes == sorted(codes)
+        padded = (*sid, *[-1] * (trie.layout.layers - len(sid)))
+        found.update((padded, item.id) for item in items)
+    assert found == plain.paths(trie.layout, range(trie.layout.size))
 
 
 @dataclass(frozen=True)
@@ -272,9 +282,7 @@ def test_items_below_short_paths_equal_brute_force(history: tuple[int, list[list
 
 
 @pytest.mark.parametrize(("layers", "size"), [(3, 65_536), (4, 65_536), (8, 300)])
-def test_wide_codes_sort_lexicographically_with_and_without_a_packed_key(
-    tmp_path: Path, layers: int, size: int
-) -> None:
+def test_wide_codes_are_found_with_and_without_a_packed_key(tmp_path: Path, layers: int, size: int) -> None:
     random = np.random.default_rng(layers)
     pool = np.array([0, 1, 255, 256, size - 2, size - 1])
     drawn = [tuple(random.choice(pool, layers).tolist()) for _ in range(300)]
@@ -285,10 +293,6 @@ def test_wide_codes_sort_lexicographically_with_and_without_a_packed_key(
         writer.apply(batch_of(some, layers), {})
         with writer.snapshot() as snapshot:
             layout = Layout(1, CODEBOOK, layers, size, (1, size - 1))
-            paths = TrieView(snapshot, layout).paths(snapshot.first_tokens())
-            rows = [tuple(row) for row in paths.tokens.tolist()]
-            ids = [item.id for item in snapshot.items(paths.items)]
-            assert rows == sorted(rows)
-            assert Counter(zip(rows, ids, strict=True)) == plain.paths(layout, range(size))
+            require_paths(SnapshotTrie(snapshot, layout), plain)
             assert np.array_equal(snapshot.census(), plain.census())
             assert verify(snapshot) == []

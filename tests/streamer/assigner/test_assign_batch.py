@@ -21,7 +21,7 @@ from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.dead_letter import VERBATIM_MAXIMUM_BYTES
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes
-from streamer.settings import AssignerSettings
+from streamer.settings import AssignerSettings, AttributeSettings
 
 DIMENSION = 4
 LIMIT = 4_096
@@ -120,6 +120,22 @@ def test_vectors_are_left_out_where_the_settings_say_so() -> None:
 def test_every_form_of_an_embedding_gives_the_same_codes(assign: AssignBatch, embedding: Any, encode: Any) -> None:
     [out] = assign([record(b"a", encode({"embedding": embedding}))])
     assert codes_of(out).codes == (1, 2, 3)
+
+
+def test_attributes_of_an_update_go_along_with_its_codes_and_wrong_ones_make_it_a_dead_letter() -> None:
+    rules = AttributeSettings(filterable={"price": "number"}).rules()
+    assign = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=LIMITS, attributes=rules)
+    without, with_them, wrong = assign(
+        [
+            record(b"a", update(1, 1, 1, 0)),
+            record(b"b", update(1, 1, 1, 0, attributes={"price": 30.0, "brand": "Acme"})),
+            record(b"c", update(1, 1, 1, 0, attributes={"price": "30"})),
+        ]
+    )
+    assert b"attributes" not in (without.value or b""), "what is not used costs nothing"
+    assert msgspec.msgpack.decode(codes_of(with_them).attributes) == {"brand": "Acme", "price": 30}
+    assert fault(wrong) == "InvalidAttributes"
+    assert b"attributes.price is a string" in dict(wrong.headers or [])["dlq.errors.message"]
 
 
 def test_codes_have_the_kafka_timestamp_of_their_update_unless_it_is_of_the_future(assign: AssignBatch) -> None:

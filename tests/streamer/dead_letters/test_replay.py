@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from streamer.client.publisher import ItemPublisher
 from streamer.dead_letters.old_progress import CARRIED_OVER
 from streamer.dead_letters.plan import Choice
-from streamer.dead_letters.reading import REPLAYED_HEADER, DeadLetter, Place, find_letters, read_letters
+from streamer.dead_letters.reading import (
+    REPLAYED_HEADER,
+    DeadLetter,
+    Place,
+    dead_letter_topics,
+    find_letters,
+    read_letters,
+)
 from streamer.dead_letters.replay import Replay, ReplayError, ReplayOutcome
 from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.kafka.clients import consumer_configuration, producer_configuration
@@ -49,8 +56,8 @@ def send(settings: Settings, *records: dict[str, Any], topic: str | None = None,
 
 def refuse(settings: Settings, *records: Message, kind: str = "InvalidEvent", stage: str = "assigner") -> None:
     """As the assigner does it: in a transaction, so that a marker follows."""
-    queries = bool(records) and records[0].topic() == settings.topics.queries
-    topic = settings.topics.queries_dead_letters if queries else settings.topics.item_updates_dead_letters
+    source = records[0].topic() if records else settings.topics.item_updates
+    [topic] = [letters for letters, events in dead_letter_topics(settings).items() if events == source]
     producer = Producer(producer_configuration(settings.kafka, transactional_id=f"{settings.topics.prefix}refuse"))
     producer.init_transactions(20)
     producer.begin_transaction()
@@ -157,6 +164,25 @@ def test_letter_is_left_if_its_item_has_changed_since_unless_told_to_overwrite(
     assert [key for key, _ in seen(updates(settings))].count(b"b") == 2
     assert replay(settings, overwrite=True).sent == 1
     assert [key for key, _ in seen(updates(settings))].count(b"a") == 4
+
+
+def test_attributes_go_back_to_their_own_topic_with_their_time_unless_newer_ones_are_there(
+    pipeline_settings: Settings,
+) -> None:
+    """What an update of the same item says since then puts them out of date no more than the other way round."""
+    settings = pipeline_settings
+    attributes, letters = settings.topics.item_attributes, settings.topics.item_attributes_dead_letters
+    send(
+        settings, {"key": b"a", "value": b"1", "timestamp": NOW - 5_000}, {"key": b"b", "value": b"2"}, topic=attributes
+    )
+    refuse(settings, *committed_records(settings, attributes), stage="indexer")
+    send(settings, {"key": b"b", "value": None}, topic=attributes)
+    send(settings, *[{"key": b"a", "value": b"update"}] * 3)
+    outcome = replay(settings, letters)
+    assert outcome.sent == 1
+    assert f"{attributes}/1 has a newer event of this item at offset 2" in reasons(outcome)[0]
+    again = committed_records(settings, attributes)[-1]
+    assert (again.key(), again.value(), again.timestamp()[1]) == (b"a", b"1", NOW - 5_000)
 
 
 def test_letters_of_one_item_are_replayed_in_order_and_one_does_not_put_the_other_out_of_date(

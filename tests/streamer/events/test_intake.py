@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import Message
 
 from streamer.events.intake import (
+    AttributesIntake,
     EventError,
     EventLimits,
     Update,
@@ -23,6 +24,7 @@ from streamer.events.intake import (
     decode_event,
 )
 from streamer.events.records import Codec, Query
+from streamer.settings import AttributeSettings
 
 DIMENSION = 4
 NOW = 1_767_323_045_000
@@ -234,3 +236,79 @@ def test_any_strict_codec_names_the_unknown_field() -> None:
     with pytest.raises(EventError, match=r"'txt'.*is text meant") as caught:
         decode_event(codec, record(b""), b'{"txt": "kettle"}', LIMITS.event)
     assert caught.value.kind == "UnknownField"
+
+
+ATTRIBUTES = AttributeSettings(filterable={"price": "number"}, maximum_bytes=300, maximum_headers=2)
+
+
+@pytest.mark.parametrize("encode", [msgspec.json.encode, msgspec.msgpack.encode], ids=["json", "messagepack"])
+def test_attributes_of_an_update_are_checked_and_canonical(encode: Any) -> None:
+    value = encode({"embedding": EMBEDDING, "attributes": {"price": 30.0, "brand": "Acme"}})
+    found = read(value).attributes
+    assert found == msgspec.msgpack.encode({"brand": "Acme", "price": 30})
+    assert read(encode({"embedding": EMBEDDING})).attributes is None
+    assert read(encode({"embedding": EMBEDDING, "attributes": {}})).attributes == b"\x80"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind", "said"),
+    [
+        ({"price": None}, "InvalidAttributes", "attributes.price is null"),
+        ({"a": {"b": 1}}, "InvalidAttributes", "attributes.a is an object"),
+        ([], "InvalidAttributes", "attributes is a list"),
+        ({"a": "x" * 1_025}, "FieldTooLarge", "attributes.a has 1025 characters; the limit is 1024"),
+    ],
+)
+def test_attributes_that_do_not_fit_refuse_the_update(attributes: Any, kind: str, said: str) -> None:
+    error = refused(update(attributes=attributes))
+    assert error.kind == kind
+    assert said in str(error)
+
+
+def read_attributes(value: bytes | None, **more: Any) -> bytes | None:
+    return AttributesIntake(ATTRIBUTES).read(record(value, **more)).attributes
+
+
+def test_record_of_attributes_is_read_in_every_form_of_an_event() -> None:
+    event = {"attributes": {"price": 30}}
+    canonical = msgspec.msgpack.encode({"price": 30})
+    assert read_attributes(json.dumps(event).encode()) == canonical
+    assert read_attributes(msgspec.msgpack.encode(event)) == canonical
+    envelope = {"specversion": "1.0", "type": "t", "source": "s", "id": "1", "data": event}
+    assert read_attributes(json.dumps(envelope).encode(), headers=STRUCTURED) == canonical
+    assert read_attributes(None) is None, "a null value takes them away"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [
+        (
+            b'{"price": 30}',
+            "UnknownField",
+            """there is no field 'price'.*fields go inside, as {"attributes": {"price": 30}}""",
+        ),
+        (b'{"attributes": {}, "price": 3}', "UnknownField", "there is no field 'price'"),
+        (b'{"attributes": {"price": "30"}}', "InvalidAttributes", "attributes.price is a string, and .* as a number"),
+        (b"null", "UndecodableEvent", "to take an item's attributes away, send a null value"),
+        (b"{}", "InvalidEvent", "without attributes: to take an item's attributes away"),
+        (b'{"attributes": {"a": "' + b"x" * 5_000 + b'"}}', "EventTooLarge", "the limit is 4396"),
+        (
+            b'{"attributes": {"a": "' + b"x" * 500 + b'"}}',
+            "FieldTooLarge",
+            "attributes has 509 bytes; the limit is 300",
+        ),
+        (b'{"attributes": {}, "record_version": 2}', "UnsupportedVersion", "update sidstream"),
+    ],
+)
+def test_record_of_attributes_that_cannot_be_used_says_why(value: bytes, kind: str, said: str) -> None:
+    with pytest.raises(EventError) as caught:
+        read_attributes(value)
+    assert caught.value.kind == kind
+    assert re.search(said, str(caught.value)), str(caught.value)
+
+
+def test_key_and_headers_of_attributes_are_checked_as_those_of_updates() -> None:
+    for more, kind in (({"key": b""}, "EmptyId"), ({"headers": [("a", b"")] * 3}, "FieldTooLarge")):
+        with pytest.raises(EventError) as caught:
+            read_attributes(b'{"attributes": {}}', **more)
+        assert caught.value.kind == kind

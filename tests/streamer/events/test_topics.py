@@ -46,6 +46,8 @@ def test_topics_as_created_have_no_fault() -> None:
         ("item-updates", {"delete_retention_ms": "86400000"}, "delete.retention.ms=604800000"),
         ("item-codes", {"delete_retention_ms": "604799999"}, "delete.retention.ms=604800000"),
         ("item-codes", {"message_timestamp_type": "LogAppendTime"}, "message.timestamp.type=CreateTime"),
+        ("item-attributes", {"message_timestamp_type": "LogAppendTime"}, "message.timestamp.type=CreateTime"),
+        ("item-attributes", {"cleanup_policy": "delete"}, "cleanup.policy=compact"),
         (
             "item-codes",
             {"message_timestamp_before_max_ms": "3600000"},

@@ -43,7 +43,7 @@ def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None
     settings = load_settings(topics={"prefix": "shop-", "partitions": 7, "replication_factor": 3})
     specs = {spec.name: spec for spec in topic_specs(settings)}
     assert {spec.replication for spec in specs.values()} == {3}
-    seven = ("shop-item-updates", "shop-item-codes", "shop-queries", "shop-results")
+    seven = ("shop-item-updates", "shop-item-codes", "shop-item-attributes", "shop-queries", "shop-results")
     assert {name: spec.partitions for name, spec in specs.items()} == {
         name: 7 if name in seven else 1 for name in specs
     }
@@ -51,6 +51,7 @@ def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None
     assert compacted == {
         "shop-item-updates",
         "shop-item-codes",
+        "shop-item-attributes",
         "shop-token-counts",
         "shop-layouts",
         "shop-alerts",
@@ -61,6 +62,7 @@ def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None
 def test_dead_letters_take_larger_records_than_the_topics_whose_events_they_hold() -> None:
     sizes = {spec.name: int(spec.config["max.message.bytes"]) for spec in topic_specs(load_settings())}
     assert sizes["item-updates.dlq"] > sizes["item-updates"]
+    assert sizes["item-attributes.dlq"] > sizes["item-attributes"]
     assert sizes["queries.dlq"] > sizes["queries"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from models.sids.vocabulary import SidVocabulary
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.records.encoding import StoredItem
-from store.topology.trie_view import TrieView
+from store.topology.layout_trie import SidItems, SnapshotTrie
 from store.writing.writer import IndexWriter
 from study.data.choices import CodebookChoice
 from study.data.datasets import Dataset, TestCase
@@ -68,31 +69,56 @@ def test_the_trie_in_memory_has_the_paths_of_an_index_with_the_same_items(layout
         )
     mine = CatalogueTrie(CODES, layout)
     with IndexReader(tmp_path) as reader, reader.snapshot() as snapshot:
-        theirs = TrieView(snapshot, layout)
+        theirs = SnapshotTrie(snapshot, layout)
         np.testing.assert_array_equal(mine.first_tokens(), theirs.first_tokens())
-        for first in (theirs.first_tokens(), theirs.first_tokens()[1:3]):
-            one, other = mine.paths(first), theirs.paths(first)
-            np.testing.assert_array_equal(one.tokens, other.tokens)
+        prefixes = theirs.first_tokens()[:, None]
+        for one, other in zip(mine.children(prefixes), theirs.children(prefixes), strict=True):
+            np.testing.assert_array_equal(one, other)
+        sids = sorted({layout.sid_of(row) for row in CODES.tolist()})
+        for one, other in zip(mine.items_of(sids), theirs.items_of(sids), strict=True):
             np.testing.assert_array_equal(one.codes, other.codes)
             names = [int(item.id) for item in snapshot.items(other.items)]
-            assert sorted(zip(map(tuple, one.tokens.tolist()), one.items.tolist(), strict=True)) == sorted(
-                zip(map(tuple, other.tokens.tolist()), names, strict=True)
-            )
+            assert sorted(one.items.tolist()) == sorted(names)
 
 
-def sid(items: list[int], score: float, left_out: list[float] | None = None) -> ScoredSid:
-    tokens = tuple(token for token in LAYOUT.sid_tokens(CODES[items])[0].tolist() if token >= 0)
-    values = None if left_out is None else np.asarray(left_out, dtype=np.float32)
-    return ScoredSid(tokens, score, np.asarray(items, dtype=np.uint32), CODES[items], values)
+class GivenTrie:
+    """SIDs made up of any items, as a search over a trie would have found them."""
+
+    layout = LAYOUT
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, ...], NDArray[np.int64]] = {}
+
+    def sid(self, items: list[int], score: float, left_out: dict[int, float] | None = None) -> ScoredSid:
+        """One of these items; ``left_out``: by layer-2 token."""
+        tokens = (*(token for token in LAYOUT.sid_tokens(CODES[items])[0].tolist() if token >= 0), 99 + len(self.found))
+        self.found[tokens] = np.array(items)
+        if left_out is None:
+            return ScoredSid(tokens, score, None)
+        values = np.full(SIZE, -np.inf, np.float32)
+        values[list(left_out)] = list(left_out.values())
+        return ScoredSid(tokens, score, values)
+
+    def items_of(self, sids: list[tuple[int, ...]]) -> list[SidItems]:
+        return [SidItems(self.found[sid].astype(np.uint32), CODES[self.found[sid]]) for sid in sids]
 
 
 def test_item_ranks_follow_sids_then_the_ranking_and_skip_the_history() -> None:
     short = int(np.flatnonzero(LAYOUT.is_head[CODES[:10, 1]])[0])
     other = int(np.flatnonzero(~LAYOUT.is_head[CODES[:10, 1]])[0])
-    answer = [sid([other, other + 20], -1.0), sid([short, short + 20], -2.0, [-3.0, -1.0])]
+    layout = replace(LAYOUT, head_tokens=tuple(sorted({*LAYOUT.head_tokens, int(CODES[short, 1])})))
+    codes = CODES.copy()
+    codes[short + 20, 1] = next(token for token in layout.head_tokens if token != CODES[short, 1])
+    trie = CatalogueTrie(codes, layout, np.array([other, other + 20, short, short + 20]))
+    left_out = np.zeros(SIZE, np.float32)
+    left_out[codes[[short, short + 20], 1]] = [-3.0, -1.0]
+    answer = [
+        ScoredSid(layout.sid_of(codes[other].tolist()), -1.0, None),
+        ScoredSid(layout.sid_of(codes[short].tolist()), -2.0, left_out),
+    ]
     data = dataset()
     case = TestCase(7, (other + 20, short + 20, short), history=(other,))
-    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, LAYOUT, data.embeddings)
+    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, codes, trie, data.embeddings)
     assert outcome.sid_rank.tolist() == [1, 2, 2]
     assert outcome.item_ranks["weight"].tolist() == [1, 3, 2]  # the more popular item has the smaller row
     assert outcome.item_ranks["left-out token"].tolist() == [1, 2, 3]
@@ -187,20 +213,27 @@ def test_own_probability_in_the_study_puts_items_in_the_order_of_the_retriever(s
     random_ = np.random.default_rng(seed)
     data = dataset(popularity=random_.permutation(10_000)[:40])  # no two alike: the two break ties differently
     rows = np.split(random_.permutation(40), np.sort(random_.choice(np.arange(1, 40), 7, replace=False)))
+    trie = GivenTrie()
     answer = [
-        sid(part.tolist(), score) for part, score in zip(rows, np.sort(random_.normal(size=8))[::-1], strict=True)
+        trie.sid(part.tolist(), score) for part, score in zip(rows, np.sort(random_.normal(size=8))[::-1], strict=True)
     ]
     weights = data.popularity + evaluation.UNSEEN_WEIGHT
 
-    def read(numbers: NDArray[np.uint32]) -> list[StoredItem]:
-        return [
-            StoredItem(row, str(row).encode(), tuple(CODES[row].tolist()), float(weights[row]), "", 0)
-            for row in numbers.tolist()
-        ]
+    class Source:
+        items_of = trie.items_of
 
-    served = [item.number for item, _, _ in by_own_probability(answer, read, 30)]
+        def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            return weights[numbers].astype(np.float32), np.zeros(len(numbers), np.int64)
+
+        def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
+            return [
+                StoredItem(row, str(row).encode(), tuple(CODES[row].tolist()), float(weights[row]), "", 0)
+                for row in numbers.tolist()
+            ]
+
+    served = [item.number for item, _, _ in by_own_probability(answer, Source(), 30)]
     case = TestCase(0, tuple(served), history=())
-    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, LAYOUT, data.embeddings)
+    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, trie, data.embeddings)
     assert outcome.item_ranks["own probability"].tolist() == list(range(1, 31))
 
 
@@ -211,13 +244,14 @@ def test_own_probability_goes_by_smoothed_counts_and_by_the_left_out_token_first
     data = dataset(popularity=random_.integers(4, size=40))
     short = np.flatnonzero(LAYOUT.is_head[CODES[:, 1]])[:8]
     left_out = {int(token): float(random_.normal()) for token in np.unique(CODES[short, 1])}
+    trie = GivenTrie()
     answer = [
-        sid(short.tolist(), -1.0, [left_out[int(token)] for token in CODES[short, 1]]),
-        sid(np.flatnonzero(~LAYOUT.is_head[CODES[:, 1]])[:5].tolist(), -1.5),
+        trie.sid(short.tolist(), -1.0, left_out),
+        trie.sid(np.flatnonzero(~LAYOUT.is_head[CODES[:, 1]])[:5].tolist(), -1.5),
     ]
     scores: dict[bool, dict[int, float]] = {False: {}, True: {}}
     for one in answer:
-        counts = {int(row): data.popularity[row] + 0.5 for row in one.items}
+        counts = {int(row): data.popularity[row] + 0.5 for row in trie.found[one.tokens]}
         for row, count in counts.items():
             scores[False][row] = one.score + np.log(count / sum(counts.values()))
             if one.left_out is None:
@@ -228,7 +262,7 @@ def test_own_probability_goes_by_smoothed_counts_and_by_the_left_out_token_first
             total = sum(np.exp(left_out[token]) for token in left_out)
             scores[True][row] = one.score + np.log(np.exp(left_out[int(CODES[row, 1])]) / total * share)
     case = TestCase(0, tuple(scores[False]), history=())
-    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, LAYOUT, data.embeddings)
+    outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, trie, data.embeddings)
     for name, by_left_out in (("own probability", False), ("own probability, left-out token", True)):
         found = scores[by_left_out]
         best_first = sorted(found, key=lambda row: (-round(found[row], 9), row))

@@ -1,0 +1,314 @@
+"""From queries to answers: prompt, search, ranking, all from one snapshot of the index and under one layout.
+
+What must hold: whatever an answer names was a live and eligible item in the answer's snapshot; the answer is that of the same
+search over an index that holds the eligible items alone; and it does not depend on what else was asked with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from models.attributes import AttributeType
+from models.bundles.bundle import Bundle
+from models.codebooks.codebook import Codebook
+from models.errors import SidstreamError
+from models.language.prompts import PromptBuilder
+from models.sids.layout import Layout
+from retriever.answering.metrics import DECODE_SECONDS
+from retriever.answering.ranking import (
+    HistorySimilarity,
+    LeftOutToken,
+    Ranker,
+    RankingContext,
+    WeightAndRecency,
+    by_own_probability,
+    reconstructions,
+)
+from retriever.eligibility.current import CurrentCatalogue
+from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
+from retriever.search.beam_search import ScoredSid, beam_search
+from retriever.search.exact_search import exact_search
+from retriever.search.marginal_search import marginal_beam_search
+from store.reading.reader import IndexReader, Snapshot
+from store.records.encoding import StoredItem
+from store.topology.layout_trie import SnapshotTrie, require_layout
+from streamer.events.records import Answer, AnswerError, AnswerItem, Query, excludes_history
+from streamer.filters.grammar import Filter
+from streamer.settings import RetrieverSettings
+
+log = structlog.get_logger(__name__)
+
+# A title may be a quarter of a megabyte; a hundred of them would make an answer that no topic takes.
+_TITLE_CHARACTERS: Final = 1_000
+_SIDS_READ_AT_ONCE: Final = 8
+SearchKind = Literal["beam", "exact"]
+Numbers = npt.NDArray[np.uint32]
+
+
+class RetrieverError(SidstreamError):
+    """Bundle, index and settings do not fit together."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """A query on its way to its answer."""
+
+    query_id: str
+    query: Query
+    waited_ms: float = 0.0
+    filter: Filter | None = None
+    excluded: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
+    prompt: list[int] = field(default_factory=list)
+    history: tuple[StoredItem, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: SIDs best first; ``complete``: no better one is missing, as far as an exact search can say."""
+
+    sids: Sequence[ScoredSid] = ()
+    search: SearchKind = "beam"
+    complete: bool = False
+
+
+class Answerer:
+    """Answers queries from an index with a bundle's model."""
+
+    def __init__(
+        self,
+        *,
+        bundle: Bundle,
+        model: Any,
+        prompts: PromptBuilder,
+        reader: IndexReader,
+        settings: RetrieverSettings,
+        filterable: Mapping[str, AttributeType] | None = None,
+    ) -> None:
+        """Raises ``RetrieverError`` or ``IndexMismatchError`` if these do not fit together, before the first query does."""
+        if settings.layout == "live" and bundle.manifest.layer2_dropout == 0:
+            raise RetrieverError(
+                "retriever.layout is 'live', but the bundle's model was trained without layer-2 dropout: it would lose the "
+                "items of every head token. Train it with `sidstream train --layer2-dropout 0.3`, or set it to 'pinned' "
+                "or 'marginal'"
+            )
+        self._bundle = bundle
+        self._model = model
+        self._prompts = prompts
+        self._reader = reader
+        self._settings = settings
+        if settings.layout == "marginal" and settings.search == "exact":
+            raise RetrieverError(
+                "retriever.search is 'exact' and retriever.layout 'marginal', which do not go together: set one of them otherwise"
+            )
+        self._catalogue = CurrentCatalogue(filterable or {}, filters_kept=settings.filters_kept)
+        with reader.snapshot() as snapshot:
+            require_layout(snapshot, bundle.layout)
+            self._catalogue.roll_to(snapshot)  # read here, so that the first query does not wait for it
+        self._ranker = _ranker(settings, bundle)
+
+    def answers(self, asked: Sequence[Asked]) -> list[Answer]:
+        """One answer a query, in order, from one snapshot."""
+        started = time.perf_counter()
+        with self._reader.snapshot() as snapshot:
+            layout = self._layout(snapshot)
+            self._catalogue.roll_to(snapshot)
+            for one in asked:
+                self._read_history(one, snapshot, layout)
+            tries = self._tries(asked, snapshot, layout)
+            prepared = time.perf_counter()
+            found = self._search(asked, tries)
+            decoded = time.perf_counter()
+            position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
+            items = [self._items(each.sids, one, trie) for one, each, trie in zip(asked, found, tries, strict=True)]
+            errors = [
+                None if own else self._why_nothing(one, trie, snapshot)
+                for one, own, trie in zip(asked, items, tries, strict=True)
+            ]
+        ended = time.perf_counter()
+        DECODE_SECONDS.observe(decoded - prepared)
+        spent = {
+            "prepare": round((prepared - started) * 1000, 2),
+            "decode": round((decoded - prepared) * 1000, 2),
+            "rank": round((ended - decoded) * 1000, 2),
+            "queries_in_batch": len(asked),
+        }
+        return [
+            self.answer(
+                one.query_id,
+                items=own,
+                layout=layout.generation,
+                position=position,
+                skipped_history=one.skipped,
+                milliseconds={"waited": round(one.waited_ms, 2), **spent},
+                error=error,
+                search=each.search,
+                search_complete=each.complete if each.search == "exact" else msgspec.UNSET,
+            )
+            for one, own, each, error in zip(asked, items, found, errors, strict=True)
+        ]
+
+    def answer(self, query_id: str, **fields: Any) -> Answer:
+        """An answer of this bundle with these fields of the record."""
+        manifest = self._bundle.manifest
+        return Answer(
+            query_id=query_id,
+            layout_mode=self._settings.layout,
+            codebook=manifest.codebook_id,
+            model=manifest.model_id or "",
+            answered_at=int(time.time() * 1000),
+            **fields,
+        )
+
+    def _layout(self, snapshot: Snapshot) -> Layout:
+        if self._settings.layout == "pinned":
+            return self._bundle.layout
+        return snapshot.live_layout() or self._bundle.layout
+
+    def _tries(self, asked: Sequence[Asked], snapshot: Snapshot, layout: Layout) -> list[SnapshotTrie]:
+        """The trie of each query's eligible items; equal ones are one, so that they are searched together."""
+        known: dict[tuple[Filter | None, bytes], SnapshotTrie] = {}
+        tries = []
+        for one in asked:
+            key = one.filter, np.sort(one.excluded).tobytes()
+            if key not in known:
+                known[key] = self._catalogue.trie(snapshot, layout, one.filter, one.excluded)
+            tries.append(known[key])
+        return tries
+
+    def _search(self, asked: Sequence[Asked], tries: Sequence[SnapshotTrie]) -> list[Found]:
+        """SIDs of each query. Queries with as many beams are searched together, so that an answer does not depend on what
+        else was asked.
+        """
+        found: list[Found] = [Found() for _ in asked]
+        kinds = [(self._kind(one), self._beams(one.query.limit)) for one in asked]
+        for kind, count in sorted(set(kinds)):
+            places = [place for place, own in enumerate(kinds) if own == (kind, count)]
+            searched = self._search_with(
+                kind, [asked[place].prompt for place in places], [tries[place] for place in places], count
+            )
+            for place, each in zip(places, searched, strict=True):
+                found[place] = each
+        failed = sum(not each.sids and len(trie.first_tokens()) > 0 for each, trie in zip(found, tries, strict=True))
+        if failed:
+            log.error("scores_not_finite", queries=failed, model=self._bundle.manifest.model_id)
+        return found
+
+    def _kind(self, one: Asked) -> SearchKind:
+        """How the query is searched: as it asks, or exactly where its filter lets few items through, or as the settings say."""
+        if self._settings.layout == "marginal":
+            return "beam"
+        if one.query.search is not msgspec.UNSET:
+            return one.query.search
+        if one.filter is not None and self._catalogue.eligible_count(one.filter) <= self._settings.exact_below:
+            return "exact"
+        return self._settings.search
+
+    def _beams(self, limit: int) -> int:
+        """``retriever.beams``, doubled until ``limit`` items can be found: as many SIDs as beams are found, if so many are
+        live, and a SID has one item at least. Doubled, so that queries of many limits share few searches.
+        """
+        beams = self._settings.beams
+        while beams < limit:
+            beams *= 2
+        return max(self._settings.beams, min(beams, self._settings.maximum_limit))
+
+    def _search_with(
+        self, kind: SearchKind, prompts: list[list[int]], tries: Sequence[SnapshotTrie], beams: int
+    ) -> list[Found]:
+        model, vocabulary = self._model, self._prompts.vocabulary
+        if kind == "exact":
+            exact = exact_search(model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget)
+            return [Found(each.sids, "exact", each.complete) for each in exact]
+        if self._settings.layout == "marginal":
+            found = marginal_beam_search(model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams)
+        else:
+            found = beam_search(model, vocabulary, prompts, tries, beams=beams)
+        return [Found(sids) for sids in found]
+
+    def _read_history(self, one: Asked, snapshot: Snapshot, layout: Layout) -> None:
+        """The items of the history become a part of the prompt, and what the answer may not name."""
+        query = one.query
+        known = snapshot.find([item.encode() for item in query.history]) if query.history else []
+        one.skipped = tuple(item for item, stored in zip(query.history, known, strict=True) if stored is None)
+        live = [stored for stored in known if stored is not None]
+        excluded = {stored.number for stored in live} if excludes_history(query) else set()
+        if query.exclude is not msgspec.UNSET and query.exclude:
+            named = snapshot.find([item.encode() for item in query.exclude])
+            excluded |= {stored.number for stored in named if stored is not None}
+        one.excluded = np.array(sorted(excluded), np.uint32)
+        # The newest ones, which are those that the model reads: a long history must not slow the ranking of every SID.
+        one.history = tuple(live[max(0, len(live) - self._prompts.settings.max_history) :])
+        codes = [stored.codes for stored in one.history]
+        # The model reads what it writes: under marginal decoding that is its own layout.
+        written = self._bundle.layout if self._settings.layout == "marginal" else layout
+        history = written.sid_tokens(codes) if codes else ()
+        one.prompt = self._prompts.build(query.text, history, query.user)
+
+    def _why_nothing(self, one: Asked, trie: SnapshotTrie, snapshot: Snapshot) -> AnswerError:
+        if snapshot.item_count == 0:
+            return AnswerError(kind="NothingFound", message="the index holds no items yet: publish some")
+        if len(trie.first_tokens()) == 0:
+            excluded, live = len(one.excluded), snapshot.item_count
+            if one.filter is None:
+                reason = (
+                    f"all {live:,} items of the index are excluded by the query: exclude fewer, or keep the history"
+                )
+            else:
+                reason = why_nothing(one.filter, self._catalogue.columns, excluded=excluded)
+            return AnswerError(kind=NOTHING_ELIGIBLE, message=reason)
+        return AnswerError(
+            kind="NotFiniteScores",
+            message="the language model's scores for this query are NaN or infinite: train the model again with "
+            "`sidstream train` and start the retriever anew",
+        )
+
+    def _items(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> tuple[AnswerItem, ...]:
+        """The items of the answer, best first: by their own probability, or SID by SID in the ranker's order."""
+        limit = one.query.limit
+        if self._ranker is None:
+            return tuple(
+                _answer_item(item, trie.layout, score) for item, _, score in by_own_probability(sids, trie, limit)
+            )
+        answer: list[AnswerItem] = []
+        for start in range(0, len(sids), _SIDS_READ_AT_ONCE):
+            chunk = sids[start : start + _SIDS_READ_AT_ONCE]
+            for sid, found in zip(chunk, trie.items_of([sid.tokens for sid in chunk]), strict=True):
+                for item in self._ranker.rank(trie.items(found.items), RankingContext(sid, one.history)):
+                    answer.append(_answer_item(item, trie.layout, sid.score))
+                    if len(answer) == limit:
+                        return tuple(answer)
+        return tuple(answer)
+
+
+def _answer_item(item: StoredItem, layout: Layout, score: float) -> AnswerItem:
+    return AnswerItem(
+        item_id=item.id.decode(),
+        title=_shortened(item.title),
+        sid=layout.sid_text(item.codes),
+        score=round(score, 6),
+    )
+
+
+def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker | None:
+    """The ranker inside a SID; None: all items by their own probability."""
+    if settings.ranking == "own_probability":
+        return None
+    if settings.ranking == "history_similarity":
+        # What a model thinks of tokens that it has never seen is noise.
+        seen = bundle.manifest.layer2_dropout > 0 or not bundle.layout.head_tokens
+        otherwise: Ranker = LeftOutToken() if seen else WeightAndRecency()
+        return HistorySimilarity(reconstructions(Codebook.load(bundle.codebook_path)), otherwise)
+    return LeftOutToken() if settings.ranking == "left_out_token" else WeightAndRecency()
+
+
+def _shortened(title: str) -> str:
+    return title if len(title) <= _TITLE_CHARACTERS else title[: _TITLE_CHARACTERS - 1] + "…"

@@ -1,0 +1,1 @@
+"""Which items a query's filter and exclusions let through."""

@@ -1,0 +1,80 @@
+"""``sidstream ask``: what is written on the command line is what the client is asked, and a wrong condition asks nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import retriever.client
+from models.errors import SidstreamError
+from sidstream import app
+from streamer.events.records import Answer
+
+WORDS = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+
+
+class AskedClient:
+    """Stands for the client: notes what it is asked."""
+
+    asked: dict[str, Any]
+
+    def __init__(self, _settings: object) -> None:
+        pass
+
+    def __enter__(self) -> AskedClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, text: str, **asked: Any) -> Answer:
+        AskedClient.asked = {"text": text, **asked}
+        return Answer(query_id="q")
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline that declares attributes."""
+    file = tmp_path / "shop.toml"
+    file.write_text('[attributes.filterable]\nprice = "number"\nbrand = "string"\ntags = "strings"\n')
+    monkeypatch.setenv("SIDSTREAM_CONFIG", str(file))
+    monkeypatch.setattr(retriever.client, "Client", AskedClient)
+    AskedClient.asked = {}
+
+
+def ask(*words: str) -> Any:
+    return CliRunner(env=WORDS).invoke(app, ["ask", *words])
+
+
+@pytest.mark.usefixtures("shop")
+def test_conditions_exclusions_and_the_history_reach_the_client() -> None:
+    words = ["kettle", "--where", "price<=30", "--where", "brand=Acme|Bosch", "--exclude", "a", "--exclude", "b"]
+    assert ask(*words, "--history", "c", "--keep-history").exit_code == 0
+    asked = AskedClient.asked
+    assert asked["filter"] == {"all": [{"field": "price", "lte": 30}, {"field": "brand", "in": ["Acme", "Bosch"]}]}
+    assert (asked["exclude"], asked["history"], asked["keep_history"]) == (["a", "b"], ["c"], True)
+
+
+@pytest.mark.usefixtures("shop")
+def test_conditions_and_a_filter_in_json_are_both_meant_and_neither_is_no_filter() -> None:
+    ask("kettle", "--where", "tags~red", "--filter-json", '{"field": "anything", "lt": 3}')
+    assert AskedClient.asked["filter"] == {
+        "all": [{"field": "tags", "contains": "red"}, {"field": "anything", "lt": 3}]
+    }
+    ask("kettle")
+    assert AskedClient.asked["filter"] is None
+    assert AskedClient.asked["keep_history"] is False
+
+
+@pytest.mark.usefixtures("shop")
+def test_wrong_condition_is_marked_and_nothing_is_asked() -> None:
+    answer = ask("kettle", "--where", "price<=cheap")
+    assert isinstance(answer.exception, SidstreamError)
+    assert str(answer.exception) == "price is a number, and 'cheap' is none\n  price<=cheap\n         ^^^^^"
+    answer = ask("kettle", "--filter-json", "[]")
+    assert answer.exit_code == 2
+    assert "this is no JSON object" in answer.output
+    assert AskedClient.asked == {}
