@@ -85,6 +85,7 @@ def choose_weights(
     gathered: list[tuple[int, Candidates, float]] = []
     for number, case in enumerate(cases):
         cosines = (vectors @ case.query).astype(np.float64)
+        cosines[list(case.excluded)] = -np.inf
         gathered.append(
             (
                 case.target,

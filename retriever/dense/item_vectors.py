@@ -139,17 +139,21 @@ class ItemVectors:
         self,
         queries: npt.NDArray[np.float32],
         needed: Sequence[npt.NDArray[np.int64]],
+        excluded: Sequence[npt.NDArray[np.int64]],
         eligible: npt.NDArray[np.uint32] | None = None,
     ) -> list[Similarities]:
-        """Of queries (Q, W) of length 1 to all items whose number is ``eligible`` (m,), all if None. ``needed``: rows whose exact
-        cosine is needed whatever the screening says, one array a query.
+        """Of queries (Q, W) of length 1 to all items whose number is ``eligible`` (m,), all if None. One array of rows a query:
+        ``excluded`` are not eligible either, ``needed`` are those whose exact cosine is needed whatever the screening says.
         """
         rows = None
         if eligible is not None:
             rows = self.rows(eligible)
             rows = np.sort(rows[rows >= 0])
         if (self._count if rows is None else len(rows)) <= self._screened_from:
-            return [Similarities(row) for row in self._cosines(queries, rows)]
+            cosines = self._cosines(queries, rows)
+            for row, without in zip(cosines, excluded, strict=True):
+                row[without] = -np.inf
+            return [Similarities(row) for row in cosines]
         allowed = None
         if rows is not None:
             allowed = np.zeros(self._count, dtype=bool)
@@ -157,8 +161,8 @@ class ItemVectors:
         basis, leading = self._directions()
         approximate = (queries @ basis) @ leading.T
         return [
-            self._screened(query, row, wanted, allowed)
-            for query, row, wanted in zip(queries, approximate, needed, strict=True)
+            self._screened(query, row, wanted, without, allowed)
+            for query, row, wanted, without in zip(queries, approximate, needed, excluded, strict=True)
         ]
 
     def _cosines(self, queries: npt.NDArray[np.float32], rows: npt.NDArray[np.int64] | None) -> npt.NDArray[np.float32]:
@@ -179,8 +183,12 @@ class ItemVectors:
         query: npt.NDArray[np.float32],
         approximate: npt.NDArray[np.float32],
         needed: npt.NDArray[np.int64],
+        excluded: npt.NDArray[np.int64],
         allowed: npt.NDArray[np.bool_] | None,
     ) -> Similarities:
+        if len(excluded):
+            allowed = np.ones(self._count, dtype=bool) if allowed is None else allowed.copy()
+            allowed[excluded] = False
         new = self.new if allowed is None else self.new & allowed
         best = np.concatenate((nearest(approximate, KEPT, allowed), nearest(approximate, KEPT_NEW, new), needed))
         kept = np.zeros(self._count, dtype=bool)

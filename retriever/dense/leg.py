@@ -73,8 +73,7 @@ class DenseLeg:
         if embedding is not None:
             vector = space.query(embedding)
             return DenseQuery("embedding", vector) if vector.any() else None
-        rows = self.vectors.rows(history)
-        rows = rows[rows >= 0]
+        rows = self._rows(history)
         if len(rows) == 0:
             return None
         vector = space.taste(self.vectors.vectors[rows])
@@ -93,18 +92,25 @@ class DenseLeg:
 
         ``found``: what the model found, of eligible items; ``excluded``: item numbers that must not be answered; ``eligible``:
         the item numbers that a filter of all these queries lets through, None for all. The sum over the catalogue is over the
-        eligible items: the answer is that of a catalogue of these alone.
+        items that are eligible and not excluded: the answer is that of a catalogue of these alone.
         """
         if not queries:
             return []
-        needed = [self.vectors.rows(own.numbers) for own in found]
         similarities = self.vectors.held_against(
-            np.stack([query.vector for query in queries]), [rows[rows >= 0] for rows in needed], eligible
+            np.stack([query.vector for query in queries]),
+            [self._rows(own.numbers) for own in found],
+            [self._rows(numbers) for numbers in excluded],
+            eligible,
         )
         return [
             self._one(query, own, held, limit, without)
             for query, own, held, limit, without in zip(queries, found, similarities, limits, excluded, strict=True)
         ]
+
+    def _rows(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Rows of those item numbers that have one."""
+        rows = self.vectors.rows(numbers)
+        return rows[rows >= 0]
 
     def _one(
         self,
@@ -119,14 +125,8 @@ class DenseLeg:
         allowed = ~np.isin(found.numbers, excluded)
         numbers, scores = found.numbers[allowed], found.scores[allowed]
         rows = table.rows(numbers)
-        without = table.rows(excluded)
         candidates = gather(
-            rows[rows >= 0],
-            scores[rows >= 0],
-            held.cosines,
-            table.new,
-            excluded=without[without >= 0],
-            nearest_of_all=max(limit, NEAREST),
+            rows[rows >= 0], scores[rows >= 0], held.cosines, table.new, nearest_of_all=max(limit, NEAREST)
         )
         values = mixed(candidates, held.log_sum(weights.sharpness), weights, boost_of_new=self._boost_of_new)
         items = [

@@ -129,6 +129,7 @@ def measure_arrivals(here: Setting, model: Any, cache: Path, progress: Progress)
         for case, cosines, (rows, model_scores) in zip(
             block, queries @ vectors.T, found[start : start + _BLOCK], strict=True
         ):
+            cosines[list(case.history)] = -np.inf
             candidates = gather(rows, model_scores, cosines, ~catalogue.known, excluded=case.history)
             normaliser = log_sum(cosines, weights.sharpness)
             for name, rule in rules.items():

@@ -68,8 +68,8 @@ def test_cosines_under_a_filter_are_those_of_the_eligible_items_and_of_no_other(
     put(table, dict.fromkeys(range(50), 0))
     queries = np.eye(3, DIMENSION, dtype=np.float32)
     none = [np.empty(0, dtype=np.int64)] * 3
-    every = np.stack([held.cosines for held in table.held_against(queries, none)])
-    filtered = table.held_against(queries, none, np.array(sorted(eligible), dtype=np.uint32))
+    every = np.stack([held.cosines for held in table.held_against(queries, none, none)])
+    filtered = table.held_against(queries, none, none, np.array(sorted(eligible), dtype=np.uint32))
     some = np.stack([held.cosines for held in filtered])
     let_through = np.isin(table.numbers, list(eligible))
     np.testing.assert_allclose(some[:, let_through], every[:, let_through], atol=1e-6)
@@ -114,12 +114,17 @@ def test_screening_keeps_the_nearest_items_and_the_sum_over_the_catalogue() -> N
     queries = rows[random.integers(len(rows), size=20)] + 0.3 * random.standard_normal((20, rows.shape[1]))
     queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
     needed = [np.array([number, 11_999]) for number in range(20)]
+    excluded = [np.arange(2_000 + 2 * number, 2_300) for number in range(20)]
     kept = []
     for of in (None, np.arange(0, 12_000, 2, dtype=np.uint32)):
         for held, exact, wanted in zip(
-            screening.held_against(queries, needed, of), scanning.held_against(queries, needed, of), needed, strict=True
+            screening.held_against(queries, needed, excluded, of),
+            scanning.held_against(queries, needed, excluded, of),
+            needed,
+            strict=True,
         ):
             selected = held.cosines > -np.inf
+            assert not selected[2_100:2_300].any()
             assert 2_000 <= selected.sum() < 3_100
             np.testing.assert_allclose(held.cosines[selected], exact.cosines[selected], atol=1e-6)
             if of is None:
@@ -136,10 +141,10 @@ def test_screening_follows_changes() -> None:
     screening, _, rows = screened_table()
     query = (rows[5] / np.linalg.norm(rows[5]))[None].astype(np.float32)
     nothing = [np.empty(0, dtype=np.int64)]
-    screening.held_against(query, nothing)  # the directions are learnt
+    screening.held_against(query, nothing, nothing)  # the directions are learnt
     screening.remove(np.array([5, 7]))
     screening.put(np.array([40_000]), quantise(rows[5:6]), id_hashes([b"arrival"]))
-    [held] = screening.held_against(query, nothing)
+    [held] = screening.held_against(query, nothing, nothing)
     best = int(screening.numbers[np.argmax(held.cosines)])
     assert best == 40_000
     assert screening.new[screening.rows(np.array([40_000]))[0]]
