@@ -266,6 +266,18 @@ class RetrieverSettings(IntakeSettings):
         "others go SID by SID: left_out_token needs layer-2 tokens seen in training, history_similarity compares the "
         "items' codes with those of the history",
     )
+    dense: bool = Field(
+        True,
+        description="find items by their vectors too, and mix what both legs find: new items are hardly found otherwise. It "
+        "takes 4 bytes for each number of a vector and item in memory; with ranking own_probability alone",
+    )
+    boost_of_new: float | None = Field(
+        None,
+        ge=-20,
+        le=20,
+        description="raises (or lowers) what vectors say of items that came after training by a factor of e to this power; "
+        "absent: as the bundle says, which is 0",
+    )
     threads: int = Field(1, ge=1, description="torch threads")
 
 
