@@ -43,6 +43,7 @@ ENCODER_FILE: Final = "encoder.onnx"
 MODEL_PREFIX: Final = "language_model-"
 DENSE_PREFIX: Final = "dense-"
 _STAGING_PREFIX: Final = ".staging-"
+_TRAINING_SUFFIX: Final = ".training"
 _MAKE_AGAIN: Final = "fit and train it again with `sidstream fit` and `sidstream train`"
 
 
@@ -193,6 +194,7 @@ def create_bundle(
     (root / MANIFEST_FILE).unlink(missing_ok=True)
     _remove_models(root, keep=None)
     remove_dense_files(root, keep=())
+    shutil.rmtree(checkpoint_directory(root), ignore_errors=True)  # of a model for another codebook
     codebook.save(root / CODEBOOK_FILE)
     export_onnx(codebook, root / ENCODER_FILE)
     manifest = BundleManifest(
@@ -211,6 +213,12 @@ def create_bundle(
     )
     write_manifest(root, manifest)
     return Bundle.open(root)
+
+
+def checkpoint_directory(bundle: Path | str) -> Path:
+    """Where a training that is under way for a bundle keeps its checkpoints: beside it, never in it."""
+    root = Path(bundle).resolve()
+    return root.with_name(f"{root.name}{_TRAINING_SUFFIX}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,13 +131,37 @@ def train(
         Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.")
     ] = Path(".sidstream/bundle"),
     examples: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="JSON lines of {query, user, history, item}.",
+            help="JSON lines of {query, user, history, item}, of sequences {user, items} or of interactions {user, item, time}, "
+            "or a .tsv of one of the last two. Repeat it for several files.",
             show_default="made from the catalogue's texts and sequences",
         ),
     ] = None,
     per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 4,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Let each made query lead to one of so many items nearest to it (needs --embed) instead of its own alone.",
+        ),
+    ] = 0,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Examples, sequences or interactions that are not learnt from: training stops when their loss gets no better "
+            "any more, and the best weights are kept."
+        ),
+    ] = None,
+    validation_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=0.5, help="Share of the users (or examples without one) to hold back for that instead."
+        ),
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Validations, four a pass, without a better loss before training stops.")
+    ] = 4,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Local directory of a causal LM to fine-tune.", show_default="a small new one")
     ] = None,
@@ -145,7 +170,13 @@ def train(
         float | None,
         typer.Option(min=0.01, help="Stop after so long, with what is learnt by then.", show_default="all epochs"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Begin from nothing, even where a training of this bundle was stopped and could go on."
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items to be generated in a step, about.")] = 128,
     learning_rate: Annotated[
         float | None, typer.Option(show_default="0.003 for a new model, 0.0001 for a checkpoint")
     ] = None,
@@ -173,18 +204,30 @@ def train(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle."""
+    """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle.
+
+    A training that was stopped (Ctrl-C, a crash, --minutes) goes on where it was when the same command is given again.
+    """
     import torch
 
     from models.bundles.building import ModelSettings, train_bundle
-    from models.bundles.bundle import Bundle
+    from models.bundles.bundle import Bundle, checkpoint_directory
     from models.codebooks.onnx_encoder import OnnxEncoder
+    from models.commands.training_data import (
+        data_of_catalogue,
+        describe,
+        read_training_data,
+        report_outcome,
+        require_one_validation,
+        require_usable_neighbours,
+        with_validation,
+    )
     from models.language.prompts import PromptSettings
-    from models.training.example_queries import examples_from_catalogue
-    from models.training.examples import read_examples
-    from models.training.fine_tuning import TrainingSettings
+    from models.training.settings import TrainingProgress, TrainingSettings
 
     console = terminal(stderr=True)
+    require_one_validation(validation or (), validation_share)
+    require_usable_neighbours(neighbours, embed, examples or ())
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -202,6 +245,7 @@ def train(
         loss=_loss(loss),
         gamma=gamma,
         seconds=60 * minutes if minutes is not None else None,
+        patience=patience,
     )
     if threads:
         torch.set_num_threads(threads)
@@ -224,42 +268,53 @@ def train(
             f"the embeddings of {catalogue} have {shop.dimension} dimensions, the bundle {bundle} was fitted on "
             f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
         )
-    codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
-    if examples is not None:
-        training_examples = list(read_examples(examples))
+    if examples:
+        data = read_training_data(examples, console)
     else:
-        training_examples = examples_from_catalogue(
-            shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
+        data = data_of_catalogue(
+            shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
         )
+    data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
+    describe(data, held_out, max_history, console)
+    codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
+    checkpoints = checkpoint_directory(bundle)
+    if anew:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     with WorkProgress(console) as work:
-        task = work.task("training", unit="steps")
+        task = work.task("training", unit="steps", steadily=True)
+        begun = False
 
-        def show(step: int, total: int, loss: float) -> None:
-            task.update(step, total, note=f"loss {loss:.3f}")
+        def show(now: TrainingProgress) -> None:
+            nonlocal begun
+            if not begun:  # tokens and tables took their time before
+                task.restart(now.step)
+                begun = True
+                if now.step > 1:
+                    work.line(f"goes on after step {now.step - 1:,} of {now.steps:,} (--anew begins from nothing)")
+            held = "" if now.validation_loss is None else f", validation {now.validation_loss:.3f}"
+            task.update(
+                now.step, now.steps, note=f"{now.targets_per_second:,.0f} examples/s, loss {now.loss:.3f}{held}"
+            )
 
         opened, outcome = train_bundle(
             opened,
-            training_examples,
+            data,
             [item.id for item in shop.items],
             codes,
             model_settings,
             settings,
             texts=_texts(shop),
+            validation=held_out,
             progress=show,
+            checkpoints=checkpoints,
         )
-    if outcome.skipped:
-        console.print(f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped")
     console.print(
         f"[green]✓[/] model [bold]{shown(opened.manifest.model_id)}[/] in {shown(bundle)}: {outcome.examples:,} examples, "
         f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
         f"({outcome.examples_per_second:,.0f} examples/s)",
         soft_wrap=True,
     )
-    if outcome.steps < outcome.planned_steps:
-        console.print(
-            f"[yellow]![/] the time was up after {outcome.steps:,} of {outcome.planned_steps:,} steps: with more --minutes "
-            "the model learns more"
-        )
+    report_outcome(outcome, console)
 
 
 def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Catalogue | None, Towers | None]:
