@@ -213,6 +213,13 @@ def train(
     from models.bundles.building import ModelSettings, train_bundle
     from models.bundles.bundle import Bundle, checkpoint_directory
     from models.codebooks.onnx_encoder import OnnxEncoder
+    from models.commands.after_training import (
+        AFTER_TRAINING,
+        Trained,
+        cases_of,
+        hold_back_to_choose,
+        rows_of_histories,
+    )
     from models.commands.training_data import (
         data_of_catalogue,
         describe,
@@ -275,6 +282,7 @@ def train(
             shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
         )
     data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
+    data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
     describe(data, held_out, max_history, console)
     codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
     checkpoints = checkpoint_directory(bundle)
@@ -315,6 +323,19 @@ def train(
         soft_wrap=True,
     )
     report_outcome(outcome, console)
+    item_ids = [item.id for item in shop.items]
+    trained = Trained(
+        bundle=opened,
+        shop=shop,
+        codes=codes,
+        histories=rows_of_histories(data, item_ids),
+        held_out=cases_of(to_choose_by, item_ids),
+        towers=towers,
+        seed=seed,
+        console=console,
+    )
+    for follow in AFTER_TRAINING:
+        follow(trained)
 
 
 def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Catalogue | None, Towers | None]:
