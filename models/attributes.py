@@ -238,6 +238,20 @@ def encode_attributes(attributes: Mapping[str, AttributeValue]) -> bytes:
     return _ENCODE(dict(sorted(attributes.items())))
 
 
+_ANY: Final = dict[str, str | bool | int | float | list[str]]
+_DECODE_ANY: Final = msgspec.msgpack.Decoder(_ANY).decode
+_DECODE_ANY_JSON: Final = msgspec.json.Decoder(_ANY).decode
+
+
+def canonical_attributes(raw: bytes | msgspec.Raw, *, of_json: bool) -> bytes:
+    """Attributes that a process of ours has checked, in their canonical bytes, whatever the limits are now.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: none that any process of ours writes.
+    """
+    return encode_attributes((_DECODE_ANY_JSON if of_json else _DECODE_ANY)(raw))
+
+
 _NAMES: Final = {"string": "a string", "number": "a number", "boolean": "a boolean", "strings": "a list of strings"}
 
 

@@ -188,6 +188,6 @@ def _wait_for_index(settings: Settings, stop: threading.Event, health: Health) -
         except IndexMissingError as error:
             health.progress()
             health.set_unready(Part.INDEX, str(error))
-            log.info("waiting_for_index", path=str(settings.index))
+            log.info("waiting_for_index", path=str(settings.index), reason=str(error))
             stop.wait(_INDEX_WAIT_SECONDS)
     return None

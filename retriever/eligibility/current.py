@@ -98,7 +98,7 @@ class CurrentCatalogue:
             return
         if step.changes is None or step.since != self._commit:
             self._read(snapshot)
-        elif len(step.changes.items):
+        elif len(step.changes.items) or len(step.changes.attributes):
             self._follow(snapshot, step.changes)
         self._commit = snapshot.commit
 
@@ -161,7 +161,7 @@ class CurrentCatalogue:
         _log.info("attributes_read", items=snapshot.item_count, seconds=round(time.monotonic() - started, 2))
 
     def _follow(self, snapshot: Snapshot, changes: Changes) -> None:
-        numbers = changes.items
+        numbers = np.union1d(changes.items, changes.attributes)
         if (missing := int(numbers[-1]) + 1 - len(self._paths)) > 0:
             missing = max(missing, len(self._paths) // 4)  # grows by a quarter: not at every new item
             self._paths = np.concatenate((self._paths, np.zeros((missing, snapshot.layers), np.uint16)))

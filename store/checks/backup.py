@@ -24,7 +24,10 @@ from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.files import environment
 from store.files.data_file import require_sound_pages
 from store.files.environment import LOCK_FILE, lock_directory, unlock, writer_of
-from store.reading.reader import IndexReader
+from store.reading.reader import IndexReader, read_facts_of_any_format, renew_lineage
+from store.records.encoding import FORMAT_VERSION
+from store.writing.transactions import in_transaction
+from store.writing.upgrade import upgrade
 
 MANIFEST_FILE: Final = "backup.json"
 # What an index directory may hold without holding an index.
@@ -57,7 +60,8 @@ def has_index(directory: Path) -> bool:
 def back_up(index: Path, target: Path) -> IndexCopy:
     """Copies the index, which may be written meanwhile, to the new directory ``target``.
 
-    The copy is one committed state. While it lasts, pages that the writer frees are not reused: the index may grow.
+    The copy is one committed state. While it lasts, pages that the writer frees are not reused: the index may grow. The copy
+    of an index of an older format is upgraded; the index itself stays as it is.
 
     Raises:
         BackupError: ``target`` exists, the disk is full, or the copy is not sound.
@@ -67,7 +71,8 @@ def back_up(index: Path, target: Path) -> IndexCopy:
         raise BackupError(f"{target} exists already and is left as it is: name a directory that is not there yet")
     with _incomplete(target) as unfinished:
         _copy(index, unfinished)
-        copied = inspect(unfinished)
+        _bring_up(unfinished)
+        copied = _inspected(unfinished)
         _write(unfinished / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(copied)) + b"\n")
         _finish(unfinished, target)
     return copied
@@ -82,6 +87,8 @@ def restore(
     clock: Callable[[], float] = time.time,
 ) -> tuple[IndexCopy, Path | None]:
     """Copies a backup, or any index that nobody writes, to the directory ``index``; where the old one is now, if any.
+
+    One of an older format is upgraded on its way.
 
     ``accept`` hears what the copy holds and raises to refuse it; up to then nothing has changed.
 
@@ -109,7 +116,8 @@ def restore(
             )
         with _incomplete(index) as unfinished:
             _copy(backup, unfinished)
-            copied = inspect(unfinished)
+            _bring_up(unfinished, restored=True)
+            copied = _inspected(unfinished)
             _compare_with_manifest(backup, copied)
             accept(copied)
             aside = None
@@ -135,13 +143,34 @@ def restore(
     return copied, aside
 
 
-def inspect(directory: Path) -> IndexCopy:
-    """What an index that nobody else uses holds, after a full check.
+def _bring_up(copy: Path, *, restored: bool = False) -> None:
+    """Upgrades a copy of an older format; ``restored``: gives it a lineage of its own.
+
+    A restored index counts on from the backup's commit, over numbers that the index in its place has used for other changes.
+    Whoever keeps something made from that one must not take the two for one history (``Snapshot.incarnation``). The commit
+    log goes along: it is right for the copy.
+    """
+    require_sound_pages(copy / environment.DATA_FILE)
+    shared = environment.acquire(copy, write=True)
+    try:
+        if shared.open_databases(create=False):
+            with shared.lmdb.begin() as transaction:
+                facts = read_facts_of_any_format(transaction, shared.databases, copy)
+            if facts.format_version != FORMAT_VERSION:
+                upgrade(shared, facts)
+            if restored:
+                in_transaction(shared, lambda transaction: renew_lineage(transaction, shared.databases))
+    finally:
+        environment.release(shared)
+    synchronise(copy / environment.DATA_FILE)
+
+
+def _inspected(directory: Path) -> IndexCopy:
+    """What an index that nobody else uses, and whose pages are sound, holds, after a full check.
 
     Raises:
-        BackupError: trie, items and census disagree.
+        BackupError: paths, items and census disagree.
     """
-    require_sound_pages(directory / environment.DATA_FILE)
     with IndexReader(directory) as reader, reader.snapshot() as snapshot:
         faults = verify(snapshot)
         if faults:
@@ -169,7 +198,7 @@ def _copy(source: Path, target: Path) -> None:
         while True:
             try:
                 # Never compact=True: the compacting copy of lmdb 3.0.0 ends the process with a segmentation fault on a
-                # database of sorted fixed-size duplicates, and the trie is one. A plain copy also holds the free pages.
+                # database of sorted fixed-size duplicates, and `paths` is one. A plain copy also holds the free pages.
                 shared.lmdb.copy(str(target), compact=False)
                 break
             except lmdb.MapResizedError:

@@ -15,10 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.errors import IndexAccessError, IndexMismatchError
-from store.reading.reader import Snapshot, read_state
+from store.reading.reader import ItemContent, Snapshot, read_state
 from store.records import encoding
 from store.records.change_log import commit_of, items_in, path_keys
-from store.records.encoding import StoredItem
+from store.records.item_attributes import (
+    AttributeRecord,
+    decode_attribute_records,
+    decode_fields,
+    effective_attributes,
+    newest_record,
+)
 from store.records.split_keys import decode_records
 
 # What decoding bytes raises that we did not write.
@@ -36,6 +42,7 @@ def verify(snapshot: Snapshot) -> list[str]:
         _compare_paths(snapshot, numbers, codes, problems)
         _compare_census(snapshot, codes, problems)
         _compare_free(snapshot, numbers, problems)
+        _compare_attributes(snapshot, numbers, ids, problems)
         _compare_split_keys(snapshot, problems)
         _compare_log(snapshot, codes, problems)
     except _UNREADABLE as error:
@@ -113,6 +120,33 @@ def _compare_free(snapshot: Snapshot, numbers: NDArray[np.uint32], problems: lis
         problems.append(
             f"{handed_out} item numbers were handed out, but {len(free)} are free and {len(numbers)} in use."
         )
+
+
+def _compare_attributes(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: list[bytes], problems: list[str]) -> None:
+    """The attributes that count, made again from their sources; and records that cannot be."""
+    found = dict(snapshot._cursor("attributes").iternext())
+    records: dict[bytes, AttributeRecord | None] = {}
+    bad = 0
+    for item_id, entry in snapshot._cursor("attribute_records").iternext():
+        some = decode_attribute_records(entry)
+        partitions = [record.partition for record in some]
+        bad += not some or partitions != sorted(set(partitions))
+        records[item_id] = newest_record(some)
+    if bad:
+        problems.append(f"{bad} items have records of attributes that contradict each other.")
+    keys = encoding.number_keys(numbers)
+    wrong = len(found.keys() - set(keys))
+    of_items = zip(keys, ids, snapshot._cursor("items").iternext(keys=False), strict=True)
+    for key, item_id, value in of_items:
+        own = records.get(item_id)
+        if own is None and not snapshot._items.has_attributes(value):
+            wrong += key in found
+            continue
+        updated = int(snapshot._items.headers_of([value])["timestamp"][0])
+        effective = effective_attributes(snapshot._items.attributes_of(value), updated, own)
+        wrong += found.get(key, b"") != effective
+    if wrong:
+        problems.append(f"{wrong} items have other attributes than their updates and item-attributes say.")
 
 
 def _compare_split_keys(snapshot: Snapshot, problems: list[str]) -> None:
@@ -215,13 +249,13 @@ def compare(here: Snapshot, there: Snapshot, *, examples: int = 5) -> Comparison
         )
     counts = {"only here": 0, "only there": 0, "different": 0}
     named: list[ItemDifference] = []
-    for item_id, mine, other in _pairs(here.values_by_id(), there.values_by_id()):
+    for item_id, mine, other in _pairs(here.contents_by_id(), there.contents_by_id()):
         if mine == other:
             continue
         kind = "only there" if mine is None else "only here" if other is None else "different"
         counts[kind] += 1
         if counts[kind] <= examples:
-            what = kind if mine is None or other is None else _differences(here.decoded(mine), there.decoded(other))
+            what = kind if mine is None or other is None else _differences(here, mine, there, other)
             named.append(ItemDifference(item_id.decode("utf-8", "backslashreplace"), what))
     return Comparison(
         only_here=counts["only here"],
@@ -232,26 +266,34 @@ def compare(here: Snapshot, there: Snapshot, *, examples: int = 5) -> Comparison
 
 
 def _pairs(
-    here: Iterator[tuple[bytes, bytes]], there: Iterator[tuple[bytes, bytes]]
-) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
-    """(id, value here, value there) of every id of either, in order."""
+    here: Iterator[ItemContent], there: Iterator[ItemContent]
+) -> Iterator[tuple[bytes, ItemContent | None, ItemContent | None]]:
+    """(id, item here, item there) of every id of either, in order."""
     mine, other = next(here, None), next(there, None)
     while mine is not None or other is not None:
-        if other is None or (mine is not None and mine[0] < other[0]):
+        if other is None or (mine is not None and mine.id < other.id):
             assert mine is not None
-            yield mine[0], mine[1], None
+            yield mine.id, mine, None
             mine = next(here, None)
-        elif mine is None or other[0] < mine[0]:
-            yield other[0], None, other[1]
+        elif mine is None or other.id < mine.id:
+            yield other.id, None, other
             other = next(there, None)
         else:
-            yield mine[0], mine[1], other[1]
+            yield mine.id, mine, other
             mine, other = next(here, None), next(there, None)
 
 
-def _differences(one: StoredItem, other: StoredItem) -> str:
-    return ", ".join(
-        f"{field}: {getattr(one, field)!r} → {getattr(other, field)!r}"
+def _differences(here: Snapshot, mine: ItemContent, there: Snapshot, other: ItemContent) -> str:
+    one, two = here.decoded(mine.value), there.decoded(other.value)
+    found = [
+        f"{field}: {getattr(one, field)!r} → {getattr(two, field)!r}"
         for field in _FIELDS
-        if getattr(one, field) != getattr(other, field)
-    )
+        if getattr(one, field) != getattr(two, field)
+    ]
+    before, after = decode_fields(mine.attributes), decode_fields(other.attributes)
+    found += [
+        f"attributes.{name}: {before.get(name, 'none')!r} → {after.get(name, 'none')!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) or type(before.get(name)) is not type(after.get(name))
+    ]
+    return ", ".join(found)

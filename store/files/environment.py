@@ -44,7 +44,9 @@ _DATABASES: Final[dict[str, dict[str, bool]]] = {
     "layouts": {},
     "deleted": {},  # since format 2, like the next
     "elsewhere": {},
-    "changes": {},  # since format 3
+    "changes": {},  # since format 3, like the next
+    "attributes": {},
+    "attribute_records": {},
 }
 # Of older formats, opened by the upgrade alone.
 _FORMER_DATABASES: Final[dict[str, dict[str, bool]]] = {"trie": {"dupsort": True, "dupfixed": True}}

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.attributes import Attributes
 from models.sids.layout import Layout
 from store.errors import (
     REBUILD_ADVICE,
@@ -31,15 +31,16 @@ from store.errors import (
     IndexUsageError,
 )
 from store.files import environment
+from store.reading.paths import BelowPaths, all_paths, items_below
 from store.records import encoding
-from store.records.change_log import Changes, log_key, merge_entries, path_keys
+from store.records.change_log import Changes, log_key, merge_entries
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, StoredItem
+from store.records.item_attributes import decode_fields
 from store.records.split_keys import decode_records
 
-LINEAGE_KEY: Final = b"lineage"  # in ``meta``
+_LINEAGE_KEY: Final = b"lineage"  # in ``meta``
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
-_BLOCK_RECORDS: Final = 1_000_000  # of ``all_paths``: 10 MB
-_FIRST_KEYS: Final = 64  # of its first block, which tells how many records a key has
+_OF_ATTRIBUTES: Final = 1 << 31  # marks their length in the digest: no value is as long
 
 
 class IndexFacts(msgspec.Struct, frozen=True):
@@ -100,23 +101,23 @@ def read_state(transaction: Any, databases: dict[str, Any]) -> IndexState:
 
 def read_lineage(transaction: Any, databases: dict[str, Any]) -> int:
     """The number that the index drew when it was made or restored: 64 random bits."""
-    return int.from_bytes(transaction.get(LINEAGE_KEY, b"", db=databases["meta"]), "big")
+    return int.from_bytes(transaction.get(_LINEAGE_KEY, b"", db=databases["meta"]), "big")
 
 
-@dataclass(frozen=True)
-class BelowPaths:
-    """The items below some short paths (c1, c3, …, cL), sorted by owner, layer-2 token and number.
-
-    owner: intp (R,) row of the short path asked for; layer2: uint16 (R,) the token left out; items: uint32 (R,) numbers.
-    """
-
-    owner: NDArray[np.intp]
-    layer2: NDArray[np.uint16]
-    items: NDArray[np.uint32]
+def renew_lineage(transaction: Any, databases: dict[str, Any]) -> None:
+    """Draws the index's lineage: of a new one, and of one that goes on from a backup."""
+    transaction.put(_LINEAGE_KEY, secrets.token_bytes(8), db=databases["meta"])
 
 
-@dataclass(frozen=True)
-class ItemVectors:
+class ItemContent(NamedTuple):
+    """What an index says of an item: ``value`` (``store.records.encoding``) and canonical ``attributes``, ``b""`` for none."""
+
+    id: bytes
+    value: bytes
+    attributes: bytes
+
+
+class ItemVectors(NamedTuple):
     """Items that have a vector: ``numbers`` uint32 (n,) rising, their ids, and the vectors (``models.dense.vectors``)."""
 
     numbers: NDArray[np.uint32]
@@ -256,71 +257,13 @@ class Snapshot:
 
         The rows may repeat and come in any order; one that holds no item gives none. Read at once, whatever the layout.
         """
-        wanted = path_keys(short_paths)
-        order = np.argsort(wanted, kind="stable")
-        first = np.ones(len(wanted), np.bool_)
-        first[1:] = wanted[order[1:]] != wanted[order[:-1]]
-        distinct = order[first]  # a row of each short path, in LMDB's order
-        read = self._read_keys if self._paths.whole_keys else self._read_ranges
-        counts, layer2, items = read(short_paths[distinct])
-        if len(distinct) == len(wanted) and bool((np.diff(distinct) > 0).all()):
-            return BelowPaths(np.repeat(np.arange(len(distinct)), counts), layer2, items)
-        starts = np.cumsum(counts) - counts
-        of_row = np.empty(len(wanted), np.intp)
-        of_row[order] = np.cumsum(first) - 1
-        counts, starts = counts[of_row], starts[of_row]
-        owner = np.repeat(np.arange(len(wanted)), counts)
-        places = np.arange(len(owner)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
-        return BelowPaths(owner, layer2[places], items[places])
-
-    def _read_keys(
-        self, short_paths: NDArray[np.uint16]
-    ) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
-        """How many items each of the distinct short paths has, rising, each of which is a key; their tokens and numbers."""
-        joined = self._cursor("paths").getmulti(
-            self._paths.keys(short_paths), dupdata=True, dupfixed_bytes=self._paths.value_bytes, keyfixed=True
-        )
-        records = np.frombuffer(joined, self._paths.record)
-        begins = np.ones(len(records), np.bool_)
-        begins[1:] = False
-        for token in records["short"].T:
-            begins[1:] |= token[1:] != token[:-1]
-        starts = np.flatnonzero(begins)
-        which = np.searchsorted(path_keys(short_paths), path_keys(records["short"][starts].astype(np.uint16)))
-        counts = np.zeros(len(short_paths), np.intp)
-        counts[which] = np.diff(starts, append=len(records))
-        return counts, records["layer2"].astype(np.uint16), records["number"].astype(np.uint32)
-
-    def _read_ranges(
-        self, short_paths: NDArray[np.uint16]
-    ) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
-        """The same where many short paths share a key: each has few items then, and they lie side by side."""
-        counts = np.zeros(len(short_paths), np.intp)
-        values: list[bytes] = []
-        cursor = self._cursor("paths")
-        for row, (key, lowest) in enumerate(self._paths.first_records(short_paths)):
-            if not cursor.set_range_dup(key, lowest):
-                continue
-            before = len(values)
-            values += takewhile(partial(self._paths.same_short_path, lowest), cursor.iternext_dup())
-            counts[row] = len(values) - before
-        return counts, *self._paths.decode_tails(values)
+        return items_below(self._cursor("paths"), self._paths, short_paths)
 
     def all_paths(self) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32]]]:
         """Codes uint16 (R, L) and numbers uint32 (R,) of every item, in blocks of about a million, sorted by (c1, c3, …,
-        cL, c2, number).
-
-        LMDB reads all records of a key at once: ten million items take 0.12 s, be they 150 to a key (M = 256) or 2,400
-        (M = 4,096), and 0.3 s with the arrays made of them. One by one they would take 4 s.
+        cL, c2, number). What that costs: ``store.reading.paths.all_paths``.
         """
-        cursor = self._cursor("paths")
-        keys = self._cursor("paths").iternext_nodup()
-        count = _FIRST_KEYS
-        while block := list(islice(keys, count)):
-            joined = cursor.getmulti(block, dupdata=True, dupfixed_bytes=self._paths.value_bytes, keyfixed=True)
-            codes, numbers = self._paths.decode(joined)
-            yield codes, numbers
-            count = max(1, _BLOCK_RECORDS * len(block) // max(len(numbers), 1))
+        return all_paths(self._cursor("paths"), self._cursor("paths"), self._paths)
 
     @property
     def commit(self) -> int:
@@ -415,33 +358,69 @@ class Snapshot:
         keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
         return {item_id for item_id, _ in self._cursor("ids").getmulti(keys)}
 
+    def attributes(self, numbers: Sequence[int] | NDArray[np.uint32]) -> list[Attributes | None]:
+        """The attributes of each of these numbers (N,): without any ``{}``, ``None`` where no item is."""
+        wanted = np.asarray(numbers, np.uint32)
+        keys = encoding.number_keys(np.unique(wanted))
+        live = {key for key, _ in self._cursor("items").getmulti(keys)}
+        found = dict(self._cursor("attributes").getmulti(keys))
+        by_number = {key: decode_fields(found.get(key, b"")) if key in live else None for key in keys}
+        return [by_number[key] for key in encoding.number_keys(wanted)]
+
+    def all_attributes(self) -> Iterator[tuple[NDArray[np.uint32], list[Attributes | None]]]:
+        """Item numbers uint32 (N,) and attributes of all items, in blocks, rising; those without any have ``{}``."""
+        numbers = self._cursor("items").iternext(values=False)
+        while keys := list(islice(numbers, _DIGEST_CHUNK)):
+            found = dict(self._cursor("attributes").getmulti(keys)) if self.attribute_count else {}
+            yield encoding.numbers_of(keys), [decode_fields(found.get(key, b"")) for key in keys]
+
+    @property
+    def attribute_count(self) -> int:
+        """Live items that have attributes."""
+        return int(self._read.stat(self._databases["attributes"])["entries"])
+
+    def known_attribute_ids(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Those of ``ids`` that ``item-attributes`` has a record of, whether or not they have an item."""
+        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        return {item_id for item_id, _ in self._cursor("attribute_records").getmulti(keys)}
+
+    @property
+    def attribute_record_count(self) -> int:
+        """Item ids that ``item-attributes`` has a record of."""
+        return int(self._read.stat(self._databases["attribute_records"])["entries"])
+
     def digest(self) -> str:
-        """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at.
+        """SHA-256 over the items in the order of their ids: id, codes, weight, title, updated_at, and attributes if any.
 
         Two indexes with the same content have the same digest, whatever batches, numbers and history made them. Each
-        item is hashed as u32 length and value (``store.records.encoding``), little-endian, after the number of layers (u32).
+        item is hashed as u32 length and value (``store.records.encoding``), little-endian, after the number of layers (u32);
+        one that has attributes also as u32 length plus 2^31 and canonical attributes.
         """
         digest = hashlib.sha256(self.layers.to_bytes(4, "little"))
-        for _, value in self.values_by_id():
-            digest.update(len(value).to_bytes(4, "little") + value)
+        for item in self.contents_by_id():
+            digest.update(len(item.value).to_bytes(4, "little") + item.value)
+            if item.attributes:
+                digest.update((len(item.attributes) | _OF_ATTRIBUTES).to_bytes(4, "little") + item.attributes)
         return digest.hexdigest()
 
-    def values_by_id(self) -> Iterator[tuple[bytes, bytes]]:
-        """(id, value) of every item in the order of ids; a value is the item's content (``store.records.encoding``).
+    def contents_by_id(self) -> Iterator[ItemContent]:
+        """Every item in the order of ids.
 
         Raises:
             IndexAccessError: an id leads to no item.
         """
         ids = self._cursor("ids").iternext()
         while entries := list(islice(ids, _DIGEST_CHUNK)):
-            values = dict(self._cursor("items").getmulti(sorted(number for _, number in entries)))
+            keys = sorted(number for _, number in entries)
+            values = dict(self._cursor("items").getmulti(keys))
+            attributes = dict(self._cursor("attributes").getmulti(keys)) if self.attribute_count else {}
             for item_id, number in entries:
                 if number not in values:
                     raise IndexAccessError(f"The index {self._path} is damaged: an id has no item. {REBUILD_ADVICE}")
-                yield item_id, self._items.content_of(values[number])
+                yield ItemContent(item_id, self._items.content_of(values[number]), attributes.get(number, b""))
 
     def decoded(self, value: bytes) -> StoredItem:
-        """The item of a value of :meth:`values_by_id`; its number is not in there and is 0."""
+        """The item of a value of :meth:`contents_by_id`; its number is not in there and is 0."""
         return self._items.decode([0], [value])[0]
 
     def recount(self) -> NDArray[np.int64]:

@@ -42,6 +42,7 @@ class CodesBatch:
     updated_at: int64 (N,) milliseconds since the epoch; deleted: bool (N,). ``partitions``: int32 (N,), which partition each
     event came from, and ``timestamps``: int64 (N,), its Kafka timestamp in milliseconds; absent: all of partition 0, time 0.
     ``vectors``: N byte strings of at most 65,535 bytes, empty for an item without one; absent: none has one.
+    ``attributes``: N byte strings of canonical attributes (``models.attributes``), empty for an event without; absent: none has.
     """
 
     ids: list[bytes]
@@ -53,6 +54,7 @@ class CodesBatch:
     partitions: NDArray[np.int32] | None = None
     timestamps: NDArray[np.int64] | None = None
     vectors: list[bytes] | None = None
+    attributes: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -143,6 +145,7 @@ def _values(batch: CodesBatch, rows: NDArray[np.int64], layers: int) -> list[byt
         batch.partitions[rows],
         batch.timestamps[rows],
         None if batch.vectors is None else [batch.vectors[row] for row in rows.tolist()],
+        None if batch.attributes is None else [batch.attributes[row] for row in rows.tolist()],
     )
 
 
@@ -191,6 +194,8 @@ def _check(batch: CodesBatch, layers: int, size: int) -> None:
         raise BatchError(
             f"A batch of {count} ids needs as many vectors of at most {_MOST_VECTOR_BYTES:,} bytes; got {len(batch.vectors)}."
         )
+    if batch.attributes is not None and len(batch.attributes) != count:
+        raise BatchError(f"A batch of {count} ids needs as many attributes; got {len(batch.attributes)}.")
     lengths = np.fromiter(map(len, batch.ids), np.int64, count)
     wrong = np.flatnonzero((lengths < 1) | (lengths > MAXIMUM_KEY_BYTES))
     if len(wrong):

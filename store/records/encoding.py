@@ -3,13 +3,13 @@
 Big-endian where LMDB's byte order must be the numeric order (keys, path records), little-endian elsewhere.
 An item's value begins with its codes, so that old codes are read without decoding the rest. Since format 2 it also holds
 its *origin*: the partition and the Kafka timestamp of the record that it came from. The digest leaves the origin out, so it
-is the same in both formats. An item's *vector* (``models.dense.vectors``), if it has one, is the end of its value: in one
-place with its codes, so that whatever holds for the codes (one transaction, split keys, digest, backup) holds for it.
+is the same in both formats. An item's *vector* (``models.dense.vectors``) and the *attributes* that came with its update, if
+any, stand at the end of its value, so that whatever holds for its codes (one transaction, split keys, backup) holds for them.
+The digest has the vector, and instead of these attributes the effective ones.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,15 +21,17 @@ FORMAT_VERSION: Final = 3
 # A writer upgrades them in place (``store.writing.upgrade``); nobody else reads them.
 UPGRADED_FORMATS: Final = frozenset({1, 2})
 NO_PARTITION: Final = -1  # of an item that format 1 wrote
-# In ``id_bytes``, as ids end at 511 bytes.
-_HAS_ORIGIN: Final = 0x8000
-_HAS_VECTOR: Final = 0x4000
-_ID_BYTES: Final = 0x3FFF
-_VECTOR_LENGTH_BYTES: Final = 2  # u16, the last of the value
 _MOST_KEYS: Final = 1 << 18  # of ``paths``: at a million items a key then has four records or more
 _TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4")])
 _TAIL_BYTES: Final = _TAIL.itemsize
 _NUMBER_BYTES: Final = 4
+# In ``id_bytes``, as ids end at 511 bytes.
+_HAS_ORIGIN: Final = 0x8000
+_HAS_VECTOR: Final = 0x4000
+_HAS_ATTRIBUTES: Final = 0x2000
+_ID_BYTES: Final = 0x0FFF
+_VECTOR_LENGTH_BYTES: Final = 2  # of the vector's length, behind it
+_LENGTH_BYTES: Final = 4  # of the attributes' length, behind them
 MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
 MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
 CENSUS_CHUNK: Final = 128  # counts per census record: 1 KiB, so that a small batch dirties few pages
@@ -51,7 +53,7 @@ class StoredItem:
 
 class ItemEncoding:
     """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title, and of an item
-    that has one its vector and the vector's length.
+    that has one its vector and the vector's length, and if its update had some its attributes and their length.
     """
 
     def __init__(self, layers: int) -> None:
@@ -71,20 +73,28 @@ class ItemEncoding:
         partitions: NDArray[np.int32],
         timestamps: NDArray[np.int64],
         vectors: Sequence[bytes] | None = None,
+        attributes: Sequence[bytes] | None = None,
     ) -> list[bytes]:
-        """Values of N items; codes (N, L), all other arrays (N,). ``vectors``: N, empty for an item without one."""
+        """Values of N items; codes (N, L), all other arrays (N,). ``vectors``, ``attributes``: N, empty for an item without."""
         headers = np.empty(len(ids), self._header)
         headers["codes"], headers["weight"], headers["updated_at"] = codes, weights, updated_at
         headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids)) | np.uint16(_HAS_ORIGIN)
         headers["partition"], headers["timestamp"] = partitions, timestamps
-        if vectors is None or not any(vectors):
+        tails: list[bytes] | None = None
+        for flag, width, parts in (
+            (_HAS_VECTOR, _VECTOR_LENGTH_BYTES, vectors),
+            (_HAS_ATTRIBUTES, _LENGTH_BYTES, attributes),
+        ):
+            if parts is None or not any(parts):
+                continue
+            headers["id_bytes"][np.fromiter(map(bool, parts), np.bool_, len(ids))] |= np.uint16(flag)
+            added = [part + len(part).to_bytes(width, "little") if part else b"" for part in parts]
+            tails = added if tails is None else [tail + more for tail, more in zip(tails, added, strict=True)]
+        if tails is None:
             return [
                 header + item_id + title.encode("utf-8", _SURROGATES)
                 for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
             ]
-        has_one = np.fromiter(map(bool, vectors), np.bool_, len(ids))
-        headers["id_bytes"][has_one] |= np.uint16(_HAS_VECTOR)
-        tails = [vector + len(vector).to_bytes(_VECTOR_LENGTH_BYTES, "little") if vector else b"" for vector in vectors]
         return [
             header + item_id + title.encode("utf-8", _SURROGATES) + tail
             for header, item_id, title, tail in zip(slices(headers), ids, titles, tails, strict=True)
@@ -119,14 +129,35 @@ class ItemEncoding:
 
     def vector_of(self, value: bytes) -> bytes:
         """The vector inside one value, empty for an item without one."""
-        tail = self._tail_bytes(value)
-        return value[-tail:-_VECTOR_LENGTH_BYTES] if tail else b""
+        end = len(value) - self._attributes_bytes(value)
+        tail = self._vector_bytes(value, end)
+        return value[end - tail : end - _VECTOR_LENGTH_BYTES] if tail else b""
+
+    def has_attributes(self, value: bytes) -> bool:
+        """Whether the update that the value came from had attributes."""
+        return bool(value[self._content.itemsize - 1] & (_HAS_ATTRIBUTES >> 8))
+
+    def attributes_of(self, value: bytes) -> bytes:
+        """The attributes inside one value, empty for none."""
+        tail = self._attributes_bytes(value)
+        return value[-tail:-_LENGTH_BYTES] if tail else b""
 
     def _tail_bytes(self, value: bytes) -> int:
-        """Bytes of a value's vector and its length."""
+        """Bytes of what stands behind the title: vector, attributes and their lengths."""
+        attributes = self._attributes_bytes(value)
+        return attributes + self._vector_bytes(value, len(value) - attributes)
+
+    def _attributes_bytes(self, value: bytes) -> int:
+        """Bytes of a value's attributes and their length."""
+        if not self.has_attributes(value):
+            return 0
+        return int.from_bytes(value[-_LENGTH_BYTES:], "little") + _LENGTH_BYTES
+
+    def _vector_bytes(self, value: bytes, end: int) -> int:
+        """Bytes of the vector and its length that end there."""
         if not value[self._content.itemsize - 1] & (_HAS_VECTOR >> 8):
             return 0
-        return int.from_bytes(value[-_VECTOR_LENGTH_BYTES:], "little") + _VECTOR_LENGTH_BYTES
+        return int.from_bytes(value[end - _VECTOR_LENGTH_BYTES : end], "little") + _VECTOR_LENGTH_BYTES
 
     def headers_of(self, values: Sequence[bytes]) -> NDArray[Any]:
         """Structured array (N,) of N values: ``codes`` (L), ``weight``, ``updated_at``, ``id_bytes``, ``timestamp`` and
@@ -156,12 +187,14 @@ class ItemEncoding:
         return value[start : start + (length & _ID_BYTES)]
 
     def content_of(self, value: bytes) -> bytes:
-        """The value without its origin, as format 1 wrote it: what the digest is taken over."""
+        """The value without its origin and attributes, as format 1 wrote it: what the digest is taken over."""
         size = self._content.itemsize
         length = int.from_bytes(value[size - 2 : size], "little")
-        if not length & _HAS_ORIGIN:
+        if not length & (_HAS_ORIGIN | _HAS_ATTRIBUTES):
             return value
-        return value[: size - 2] + (length & ~_HAS_ORIGIN).to_bytes(2, "little") + value[self._header.itemsize :]
+        start = self._header.itemsize if length & _HAS_ORIGIN else size
+        end = len(value) - self._attributes_bytes(value)
+        return value[: size - 2] + (length & (_ID_BYTES | _HAS_VECTOR)).to_bytes(2, "little") + value[start:end]
 
 
 class PathEncoding:
@@ -243,11 +276,6 @@ def number_keys(numbers: NDArray[np.uint32]) -> list[bytes]:
 def numbers_of(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     """The reverse of :func:`number_keys`."""
     return np.frombuffer(b"".join(keys), ">u4").astype(np.uint32)
-
-
-def new_lineage() -> bytes:
-    """A value of ``lineage`` in ``meta``: drawn by a new index, and again by a restored one."""
-    return secrets.token_bytes(8)
 
 
 def offset_key(topic: str, partition: int) -> bytes:

@@ -30,6 +30,8 @@ class Failpoint(StrEnum):
     TRANSACTION_COMMITTED = "transaction-committed"  # all of it is visible, and the process does not know yet
     BATCH_WRITTEN = "batch-written"  # indexer: inside of the LMDB transaction
     BATCH_COMMITTED = "batch-committed"  # in the index, its counts not published
+    ATTRIBUTES_WRITTEN = "attributes-written"  # indexer: inside of the LMDB transaction of attributes that came alone
+    ATTRIBUTES_COMMITTED = "attributes-committed"  # in the index, and the indexer does not know yet
     COUNTS_SENT = "counts-sent"  # counts are handed to the client, which may not have sent them
     UPGRADE_WRITTEN = "upgrade-written"  # indexer, at its start: inside of a transaction of the index's upgrade
     UPGRADE_COMMITTED = "upgrade-committed"  # a part of the upgrade is safe, or all of it

@@ -41,32 +41,26 @@ class LogWriter:
         self._paths = databases["paths"]
         self._encoding = PathEncoding(layers, size)
 
-    def append(
-        self,
-        transaction: Any,
-        state: IndexState,
-        left: NDArray[np.uint16],
-        entered: NDArray[np.uint16],
-        numbers: NDArray[np.uint32],
-        vectors: NDArray[np.uint32],
-        live_items: int,
-    ) -> IndexState:
+    def append(self, transaction: Any, state: IndexState, moved: LogEntry, *, live_items: int) -> IndexState:
         """The state after one more commit, in whose transaction the paths are written already.
 
-        ``left`` and ``entered``: uint16 (n, L) and (m, L), the path of each item that left it or entered it; ``numbers``:
-        uint32 (k,), the items of both; ``vectors``: uint32 (j,), the items that stayed where they are and have another vector.
+        ``moved``: the path of each item that entered one, (m, L), or left one, (n, L), both as they are, the items of both, and
+        those whose attributes or vector changed.
         """
         commit, floor, items = state.commit + 1, state.log_floor, state.log_items
         bound = max(MINIMUM_LOG_ITEMS, live_items // LOG_SHARE)
-        changed = len(numbers) + len(vectors)
-        if changed > bound:
+        attributes = moved.attributes[~np.isin(moved.attributes, moved.items)]
+        vectors = moved.vectors[~np.isin(moved.vectors, moved.items)]
+        size = len(moved.items) + len(attributes) + len(vectors)
+        if size > bound:
             transaction.drop(self._changes, delete=False)
             floor, items = commit, 0
-        elif changed:
-            now_live = distinct_paths(entered)
-            entry = LogEntry(now_live, self._emptied(transaction, left, now_live), np.sort(numbers), np.sort(vectors))
+        elif size:
+            now_live = distinct_paths(moved.entered)
+            left = self._emptied(transaction, moved.left, now_live)
+            entry = LogEntry(now_live, left, np.sort(moved.items), np.sort(attributes), np.sort(vectors))
             transaction.cursor(self._changes).putmulti(encode_entry(commit, entry), append=True)
-            items += changed
+            items += size
         if items > bound or commit - floor > MAXIMUM_LOG_COMMITS:
             floor, items = self._trim(transaction, floor, items, bound, commit - MAXIMUM_LOG_COMMITS)
         return msgspec.structs.replace(state, commit=commit, log_floor=floor, log_items=items)

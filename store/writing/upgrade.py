@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from store.errors import REBUILD_ADVICE, IndexAccessError
 from store.files.environment import Environment
-from store.reading.reader import LINEAGE_KEY, IndexFacts
-from store.records import encoding
+from store.reading.reader import IndexFacts, renew_lineage
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, PathEncoding
 from store.writing.failpoints import Failpoint, reach
 from store.writing.transactions import in_transaction
@@ -67,7 +66,7 @@ def upgrade(
         return facts
     shared.open_databases(create=True)
     move = _Move(shared, facts)
-    say = _Lines(shared, facts, move.total, clock)
+    say = _Lines(shared, facts, move, clock)
     while not move.ended:
         in_transaction(shared, lambda transaction: move.next(transaction, records))
         reach(Failpoint.UPGRADE_COMMITTED)
@@ -144,7 +143,7 @@ class _Move:
         meta = self._databases["meta"]
         transaction.drop(self._trie, delete=True)
         transaction.delete(_PROGRESS_KEY, b"", meta)
-        transaction.put(LINEAGE_KEY, encoding.new_lineage(), db=meta)
+        renew_lineage(transaction, self._databases)
         upgraded = msgspec.structs.replace(self._facts, format_version=FORMAT_VERSION)
         transaction.put(b"index", msgspec.json.encode(upgraded), db=meta)
         reach(Failpoint.UPGRADE_WRITTEN)
@@ -159,12 +158,12 @@ class _Move:
 class _Lines:
     """Says in the log how far the upgrade is."""
 
-    def __init__(self, shared: Environment, facts: IndexFacts, total: int, clock: Callable[[], float]) -> None:
+    def __init__(self, shared: Environment, facts: IndexFacts, move: _Move, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._total = total
+        self._total = move.total
         self._began = self._said = clock()
         self._log = _log.bind(path=str(shared.path), from_format=facts.format_version, to_format=FORMAT_VERSION)
-        self._log.info("index_upgrade_begun", items=total)
+        self._log.info("index_upgrade_begun", items=move.progress.moved, total=self._total)
 
     def moved(self, items: int) -> None:
         if self._clock() - self._said >= _LINE_SECONDS:

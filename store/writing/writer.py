@@ -32,17 +32,20 @@ from store.files import environment
 from store.files.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.files.environment import lock_directory, unlock
 from store.reading.reader import (
-    LINEAGE_KEY,
     IndexFacts,
     IndexState,
     Snapshot,
     read_facts_of_any_format,
     read_state,
+    renew_lineage,
 )
 from store.records import encoding
 from store.records.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
+from store.records.change_log import LogEntry
 from store.records.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, PathEncoding
+from store.records.item_attributes import AttributesBatch
 from store.records.split_keys import SplitKeys
+from store.writing.attribute_writer import AttributeWriter
 from store.writing.failpoints import Failpoint, reach
 from store.writing.log_writer import LogWriter
 from store.writing.transactions import in_transaction
@@ -75,6 +78,7 @@ class IndexWriter:
         self._log = LogWriter(shared.databases, facts.layers, facts.size)
         self._order: Order = order
         self._split_keys = SplitKeys(shared.databases, self._items, order)
+        self._attributes = AttributeWriter(shared.databases, self._items)
         self._pruned_at = 0.0
         self._commits = 0
         with self.snapshot() as snapshot:
@@ -95,8 +99,8 @@ class IndexWriter:
     ) -> IndexWriter:
         """Opens the directory for writing, creating it where it is missing.
 
-        An index of an older format is upgraded in place (a minute for ten million items); ``on_progress`` is called every
-        second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
+        An index of an older format is upgraded in place (half a minute for ten million items); ``on_progress`` is called
+        every second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
         counts, the later one or the one with the greater ``updated_at``.
 
         Raises ``IndexLockedError`` (another writer), ``IndexMismatchError`` (other codebook, layers or size),
@@ -172,6 +176,7 @@ class IndexWriter:
         batch, stale = self._split_keys.settle(transaction, batch, existing, values, headers, now_ms)
         if abs(now_ms - self._pruned_at) > _PRUNE_MS:
             self._split_keys.prune(transaction, now_ms)
+            self._attributes.prune(transaction, now_ms)
 
         # 3. Item numbers for new items: those that deletions left free first, then fresh ones.
         upsert = ~batch.deleted
@@ -208,31 +213,34 @@ class IndexWriter:
             transaction.delete(keys[row], b"", databases["items"])
             transaction.put(keys[row], b"", db=databases["free"])
 
-        # 6. The commit log, once the paths are written: a batch that changed no item is no commit.
+        # 6. The attributes of items that came or changed, out of both of their sources.
+        rows = sorted(added + rewritten)
+        with_other_attributes = self._attributes.follow(
+            transaction,
+            [batch.ids[row] for row in rows],
+            [keys[row] for row in rows],
+            [batch.values[row] for row in rows],
+            [keys[row] for row in np.flatnonzero(gone).tolist()],
+        )
+
+        # 7. The commit log, once the paths are written: a batch that changed no item is no commit.
         items = transaction.stat(databases["items"])["entries"]
         state = msgspec.structs.replace(state, next_number=state.next_number + len(fresh))
         if changed or added or gone.any():
-            moved_items = numbers[left | entered]
             vector_of = self._items.vector_of
-            other_vector = [
-                row
-                for row in rewritten
-                if not differs[row] and vector_of(stored[keys[row]]) != vector_of(batch.values[row])
+            with_other_vector = numbers[
+                [row for row in rewritten if vector_of(stored[keys[row]]) != vector_of(batch.values[row])]
             ]
-            try:
-                state = self._log.append(
-                    transaction,
-                    state,
-                    old_codes[left],
-                    batch.codes[entered],
-                    moved_items,
-                    numbers[other_vector],
-                    live_items=items,
-                )
-            except ValueError as error:
-                raise self._damaged(str(error)) from error
+            moved = LogEntry(
+                batch.codes[entered],
+                old_codes[left],
+                numbers[left | entered],
+                with_other_attributes,
+                with_other_vector,
+            )
+            state = self._logged(transaction, state, moved, items)
 
-        # 7. Census, offsets and state.
+        # 8. Census, offsets and state.
         census = self._census.copy()
         for layer in range(self._facts.layers):
             census[layer] += np.bincount(batch.codes[entered, layer], minlength=self._facts.size)
@@ -254,6 +262,41 @@ class IndexWriter:
         )
         reach(Failpoint.BATCH_WRITTEN)
         return outcome, census
+
+    def _logged(self, transaction: Any, state: IndexState, moved: LogEntry, items: int) -> IndexState:
+        try:
+            return self._log.append(transaction, state, moved, live_items=items)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def apply_attributes(self, batch: AttributesBatch, offsets: Mapping[tuple[str, int], int]) -> int:
+        """Stores records of ``item-attributes`` and the next offset to read per (topic, partition) in one transaction.
+
+        Returns how many live items have other attributes now. Errors and a full map: as in ``apply``.
+        """
+        by_id = batch.by_id()
+
+        def write(transaction: Any) -> int:
+            # 1. Records by item id, also of items that are not there yet. 2. What counts now, of those that are.
+            try:
+                changed = self._attributes.put(transaction, by_id, int(self._clock() * 1000))
+            except ValueError as error:
+                raise self._damaged(str(error)) from error
+            # 3. The commit log, offsets and state.
+            state = read_state(transaction, self._environment.databases)
+            if len(changed):
+                nothing = np.empty((0, self._facts.layers), np.uint16)
+                items = transaction.stat(self._environment.databases["items"])["entries"]
+                entry = LogEntry(nothing, nothing, np.empty(0, np.uint32), changed)
+                state = self._logged(transaction, state, entry, items)
+            self._put_offsets(transaction, offsets)
+            self._put_state(transaction, state)
+            reach(Failpoint.ATTRIBUTES_WRITTEN)
+            return len(changed)
+
+        changed = self._write(write)
+        reach(Failpoint.ATTRIBUTES_COMMITTED)
+        return changed
 
     def _take_free(self, transaction: Any, count: int) -> list[bytes]:
         """Takes up to ``count`` item numbers, as keys, that deletions left free."""
@@ -385,7 +428,7 @@ def _create_or_check(shared: environment.Environment, directory: Path, wanted: I
         meta = shared.databases["meta"]
         if transaction.get(b"index", db=meta) is None:
             transaction.put(b"index", msgspec.json.encode(wanted), db=meta)
-            transaction.put(LINEAGE_KEY, encoding.new_lineage(), db=meta)
+            renew_lineage(transaction, shared.databases)
             return wanted
         found = read_facts_of_any_format(transaction, shared.databases, directory)
     if found.codebook_id != wanted.codebook_id:

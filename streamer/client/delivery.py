@@ -21,20 +21,23 @@ class Delivery:
     producer's events may lie between two runs.
     letters_from: partition of the dead-letter topic → where that ended before anything was sent; a partition that is
     not named is searched from its start.
+    attributes: the same of ``item-attributes``, None if nothing was sent there.
     """
 
     ranges: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     letters_from: Mapping[int, int] = field(default_factory=dict)
+    attributes: Delivery | None = None
 
     @property
     def ends(self) -> dict[int, int]:
-        """Partition → the offset after its last event."""
+        """Partition of ``item-updates`` → the offset after its last event."""
         return {partition: runs[-1][1] for partition, runs in self.ranges.items() if runs}
 
     @property
     def events(self) -> int:
-        """How many events there are."""
-        return sum(following - first for runs in self.ranges.values() for first, following in runs)
+        """How many events there are, of attributes too."""
+        own = sum(following - first for runs in self.ranges.values() for first, following in runs)
+        return own + (self.attributes.events if self.attributes is not None else 0)
 
     def has(self, partition: int, offset: int) -> bool:
         """Whether the event at this offset of ``item-updates`` is one of them."""
@@ -57,17 +60,16 @@ class DeliveryLog:
         else:
             runs.append([offset, offset + 1])
 
-    def delivery(self) -> Delivery:
+    def delivery(self, attributes: Delivery | None = None) -> Delivery:
         ranges = {partition: tuple((first, end) for first, end in runs) for partition, runs in self._runs.items()}
-        return Delivery(ranges, dict(self._letters_from))
+        return Delivery(ranges, dict(self._letters_from), attributes)
 
 
-def ends_of_letters(settings: Settings) -> dict[int, int]:
-    """Where the dead letters of item updates end now, by partition.
+def ends_of_letters(settings: Settings, topic: str) -> dict[int, int]:
+    """Where a topic of dead letters ends now, by partition.
 
-    Nothing where they cannot be read: whoever may only write ``item-updates`` can publish, and not wait for the outcome.
+    Nothing where it cannot be read: whoever may only write the events can publish, and not wait for the outcome.
     """
-    topic = settings.topics.item_updates_dead_letters
     consumer = end_reader(settings, "publish")
     try:
         return {partition: watermarks(consumer, topic, partition)[1] for partition in partitions_of(consumer, topic)}

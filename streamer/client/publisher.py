@@ -1,4 +1,5 @@
-"""What a producer does: item updates and deletions onto ``item-updates``. Any Kafka client can do the same.
+"""What a producer does: item updates and deletions onto ``item-updates``, attributes alone onto ``item-attributes``. Any Kafka
+client can do the same.
 
 The key is the item id and Java's partitioner places it, so every producer sends one item's events to one partition:
 another client of librdkafka sets ``partitioner=murmur2_random``, whose own default puts most keys elsewhere.
@@ -6,7 +7,7 @@ another client of librdkafka sets ``partitioner=murmur2_random``, whose own defa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -15,10 +16,11 @@ import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
 from numpy.typing import NDArray
 
+from models.attributes import AttributeFault, AttributeValue, encode_attributes
 from models.catalogue import CatalogueItem
 from models.errors import SidstreamError
 from streamer.client.delivery import Delivery, DeliveryLog, ends_of_letters
-from streamer.events.records import ITEM_UPDATE, ItemUpdate
+from streamer.events.records import ITEM_ATTRIBUTES, ITEM_UPDATE, ItemAttributes, ItemUpdate
 from streamer.kafka.admin import require
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
@@ -39,7 +41,8 @@ class ItemPublisher:
     """Publishes item updates; leaving the ``with`` block means that the broker has them all.
 
     >>> with ItemPublisher(settings) as publisher:  # doctest: +SKIP
-    ...     publisher.update("sku-1", embedding, title="Glass kettle")
+    ...     publisher.update("sku-1", embedding, title="Glass kettle", attributes={"brand": "Alta", "price": 24.9})
+    ...     publisher.update_attributes("sku-1", {"price": 19.9, "in_stock": True})
     ...     publisher.delete("sku-2")
 
     encoder: an item tower, for ``update_from_text``; the text alone is then enough:
@@ -52,16 +55,20 @@ class ItemPublisher:
     def __init__(self, settings: Settings, encoder: TextEncoder | None = None) -> None:
         self._encoder = encoder
         require(settings.kafka, [settings.topics.item_updates])
+        self._settings = settings
         self._topic = settings.topics.item_updates
+        self._rules = settings.attributes.rules()
         self._producer = Producer(producer_configuration(settings.kafka))
         self._sent = 0
         self._failures: list[str] = []
-        self._delivered = DeliveryLog(ends_of_letters(settings))
+        self._delivered = DeliveryLog(ends_of_letters(settings, settings.topics.item_updates_dead_letters))
+        self._attributes_delivered: DeliveryLog | None = None
 
     @property
     def delivered(self) -> Delivery:
         """What the broker has of this publisher, for ``read_your_writes.await_indexed``."""
-        return self._delivered.delivery()
+        alone = self._attributes_delivered
+        return self._delivered.delivery(None if alone is None else alone.delivery())
 
     def update(
         self,
@@ -71,17 +78,42 @@ class ItemPublisher:
         title: str = "",
         weight: float = 1.0,
         updated_at: int | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
     ) -> None:
-        """One item's full state. ``embedding``: (D,) float32 or float16; ``updated_at``: milliseconds since the epoch."""
+        """One item's full state. ``embedding``: (D,) float32 or float16; ``updated_at``: milliseconds since the epoch.
+
+        ``attributes``: all that this update says of them; those of ``update_attributes`` stay, and of a field that both have the
+        later one counts.
+
+        Raises:
+            PublishError: an embedding of another type, or attributes that nothing would take; nothing is sent.
+        """
         if embedding.dtype not in (np.float32, np.float16):
             raise PublishError(f"the embedding of {item_id!r} is {embedding.dtype}: convert it to float32 or float16")
         little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
         # Bytes of float32 need no word; those of float16 might be half as many numbers of it.
         dtype = "float16" if embedding.dtype == np.float16 else msgspec.UNSET
         update = ItemUpdate(
-            embedding=little_endian.tobytes(), title=title, weight=weight, updated_at=updated_at, dtype=dtype
+            embedding=little_endian.tobytes(),
+            title=title,
+            weight=weight,
+            updated_at=updated_at,
+            dtype=dtype,
+            attributes=msgspec.UNSET if attributes is None else self._checked(item_id, attributes),
         )
-        self._send(item_id, ITEM_UPDATE.encode(update))
+        self._send(self._topic, item_id, ITEM_UPDATE.encode(update))
+
+    def update_attributes(self, item_id: str, attributes: Mapping[str, AttributeValue] | None) -> None:
+        """All that ``item-attributes`` says of an item, in the place of what it said before; None takes it away. No embedding
+        is sent again: made for prices and stock. The item may come later.
+
+        Raises:
+            PublishError: attributes that nothing would take, or the topic is missing; nothing is sent.
+        """
+        value = None
+        if attributes is not None:
+            value = ITEM_ATTRIBUTES.encode(ItemAttributes(attributes=self._checked(item_id, attributes)))
+        self._send_attributes(item_id, value)
 
     def update_from_text(self, items: Sequence[CatalogueItem]) -> None:
         """Several items' full state, each with the embedding of its text.
@@ -97,8 +129,14 @@ class ItemPublisher:
             self.update(item.id, embedding, title=item.title, weight=item.weight)
 
     def delete(self, item_id: str) -> None:
-        """A tombstone: the item leaves index and results."""
-        self._send(item_id, None)
+        """A tombstone: the item leaves index and results.
+
+        Where attributes are declared in the settings, or were sent by this publisher, ``item-attributes`` gets one as well: else
+        an item that comes back would have the price of before, and the index would keep attributes of nothing for ever.
+        """
+        self._send(self._topic, item_id, None)
+        if self._rules.types or self._attributes_delivered is not None:
+            self._send_attributes(item_id, None)
 
     def poll(self) -> None:
         """Serve the client between events that come slowly."""
@@ -115,8 +153,22 @@ class ItemPublisher:
             why = f": {self._failures[0]}" if self._failures else " within 30 s: is the broker there?"
             raise PublishError(f"{left + len(self._failures)} of {self._sent} events did not reach the broker{why}")
 
-    def _send(self, item_id: str, value: bytes | None) -> None:
-        produce(self._producer, self._topic, key=item_id.encode(), value=value, on_delivery=self._on_delivery)
+    def _checked(self, item_id: str, attributes: Mapping[str, AttributeValue]) -> msgspec.Raw:
+        try:
+            return msgspec.Raw(encode_attributes(self._rules.checked(dict(attributes))))
+        except AttributeFault as fault:
+            raise PublishError(f"{item_id!r}: {fault}") from None
+
+    def _send_attributes(self, item_id: str, value: bytes | None) -> None:
+        topics = self._settings.topics
+        if self._attributes_delivered is None:
+            require(self._settings.kafka, [topics.item_attributes])
+            letters = ends_of_letters(self._settings, topics.item_attributes_dead_letters)
+            self._attributes_delivered = DeliveryLog(letters)
+        self._send(topics.item_attributes, item_id, value)
+
+    def _send(self, topic: str, item_id: str, value: bytes | None) -> None:
+        produce(self._producer, topic, key=item_id.encode(), value=value, on_delivery=self._on_delivery)
         self._sent += 1
         if self._sent % _POLL_EVERY == 0:
             self._producer.poll(0)
@@ -125,7 +177,9 @@ class ItemPublisher:
         if error is not None:
             self._failures.append(f"{(record.key() or b'').decode()}: {error.str()}")
             return
-        self._delivered.add(record.partition(), record.offset())
+        log = self._delivered if record.topic() == self._topic else self._attributes_delivered
+        assert log is not None  # made before anything is sent
+        log.add(record.partition(), record.offset())
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,8 @@ How that is known, partition by partition:
 4. the index stands at the end of ``item-codes``; or below it with no committed record in between, for markers of transactions
    and aborted records take offsets too. A transaction that is still open there may bring records: its end is awaited;
 5. the dead letters once more: the indexer writes those of codes that it has no room for before it passes them.
+
+Attributes that were sent alone need 4 and 5: the indexer reads ``item-attributes`` itself, and has letters of their own.
 """
 
 from __future__ import annotations
@@ -51,23 +53,30 @@ def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> 
     Raises:
         NotIndexedError: not within ``seconds``; it says what stands where, and what was refused until then.
     """
-    if not delivery.ends:
+    alone = delivery.attributes
+    if not delivery.ends and (alone is None or not alone.ends):
         return Outcome(0)
     topics = settings.topics
-    require(settings.kafka, [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes])
+    needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes] if delivery.ends else []
+    needed += [topics.item_attributes, topics.item_attributes_dead_letters] if alone is not None else []
+    require(settings.kafka, needed)
     refusals = Refusals(settings, delivery)
     with _Wait.open(settings, seconds) as wait:
-        ends = wait.for_assigner(delivery.ends)
-        letters_read = wait.for_letters(delivery.letters_from, refusals)
         try:
-            wait.for_codes(ends)
+            if delivery.ends:
+                codes = wait.for_assigner(delivery.ends)
+                letters = wait.for_letters(topics.item_updates_dead_letters, delivery.letters_from, refusals)
+                wait.for_indexer(topics.item_codes, codes)
+                wait.for_letters(topics.item_updates_dead_letters, letters, refusals)
+            if alone is not None:
+                wait.for_indexer(topics.item_attributes, alone.ends)
+                wait.for_letters(topics.item_attributes_dead_letters, alone.letters_from, refusals)
         except NotIndexedError as error:
             refused = wait.outcome(refusals).refused
             if not refused:
                 raise
             classes = ", ".join(f"{one.events:,} {one.kind}" for one in refused)
             raise NotIndexedError(f"{error}. Of the {delivery.events:,} events these were refused: {classes}") from None
-        wait.for_letters(letters_read, refusals)
         return wait.outcome(refusals)
 
 
@@ -108,9 +117,8 @@ class _Wait:
                 raise NotIndexedError(self._assigner_behind(topic, wanted, behind))
         return self._ends(self._settings.topics.item_codes, wanted)
 
-    def for_codes(self, ends: Mapping[int, int]) -> None:
-        """Wait until the index has every committed record of ``item-codes`` below ``ends``."""
-        topic = self._settings.topics.item_codes
+    def for_indexer(self, topic: str, ends: Mapping[int, int]) -> None:
+        """Wait until the index has every committed record of ``topic`` below ``ends``."""
         left = dict(ends)
         while True:
             positions = self._index_positions()
@@ -125,12 +133,11 @@ class _Wait:
             if self._over():
                 raise NotIndexedError(self._indexer_behind(topic, left, positions))
 
-    def for_letters(self, first: Mapping[int, int], refusals: Refusals) -> dict[int, int]:
-        """Tell ``refusals`` of every dead letter from ``first`` to the end now; the end of each partition.
+    def for_letters(self, topic: str, first: Mapping[int, int], refusals: Refusals) -> dict[int, int]:
+        """Tell ``refusals`` of every dead letter on ``topic`` from ``first`` to the end now; the end of each partition.
 
         A transaction that is open before the end may be the one that passed our events: its end is awaited.
         """
-        topic = self._settings.topics.item_updates_dead_letters
         ends = self._ends(topic, dict.fromkeys(partitions_of(self._consumer, topic), 0))
         spans = {}
         for partition, end in ends.items():

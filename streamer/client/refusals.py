@@ -46,19 +46,21 @@ class Refusals:
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
         self._updates, self._codes = settings.topics.item_updates, settings.topics.item_codes
         self._delivery = delivery
-        self._of_updates: dict[tuple[int, int], DeadLetter] = {}
+        self._sent = {self._updates: delivery, settings.topics.item_attributes: delivery.attributes}
+        self._of_events: dict[tuple[str, int, int], DeadLetter] = {}
         self._of_codes: dict[bytes, DeadLetter] = {}
         self._own_keys: set[bytes] | None = None
 
     def add(self, records: Iterable[Message]) -> None:
-        """Records of the dead-letter topic, whoever they concern."""
+        """Records of a dead-letter topic, whoever they concern."""
         for record in records:
             letter = DeadLetter.of(record)
             source = letter.source
             if source is None:
                 continue
-            if source.topic == self._updates and self._delivery.has(source.partition, source.offset):
-                self._of_updates.setdefault((source.partition, source.offset), letter)
+            sent = self._sent.get(source.topic)
+            if sent is not None and sent.has(source.partition, source.offset):
+                self._of_events.setdefault((source.topic, source.partition, source.offset), letter)
             elif source.topic == self._codes and letter.key is not None:
                 self._of_codes.setdefault(letter.key, letter)
 
@@ -66,7 +68,7 @@ class Refusals:
         """``consumer`` reads our own updates, where letters do not say which update they refuse; ``missing``: those of some
         item ids that the index does not have.
         """
-        letters = [*self._of_updates.values(), *self._codes_of_ours(consumer, missing)]
+        letters = [*self._of_events.values(), *self._codes_of_ours(consumer, missing)]
         classes: dict[str, list[DeadLetter]] = {}
         for letter in letters:
             classes.setdefault(letter.kind, []).append(letter)

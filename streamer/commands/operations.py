@@ -209,7 +209,7 @@ def _show_examination(console: Console, found: Examination) -> None:
     for fault in found.faults:
         console.print(f"[red]✗[/] {shown(fault)}")
     if not found.faults:
-        console.print("[green]✓[/] trie, items, ids and census agree; nothing is orphaned")
+        console.print("[green]✓[/] paths, items, ids, census and commit log agree; nothing is orphaned")
     if found.split_keys:
         console.print(
             f"[yellow]![/] {found.split_keys:,} item ids have records in more than one partition of item-codes: the newest by "

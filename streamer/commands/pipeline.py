@@ -239,7 +239,8 @@ def _show_status(console: Console, found: Status) -> None:
         names = ", ".join(f"{name} in {events:,} events" for name, events in found.unknown_fields.items())
         console.print(f"[yellow]Item updates have fields that nothing reads:[/] {shown(names)}")
     if found.items is None:
-        print_line(console, f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`).")
+        missing = f"No index at {found.index}: start the indexer (`sidstream indexer` or `sidstream up`)."
+        print_line(console, found.index_fault or missing)
         return
     written = datetime.fromtimestamp((found.last_write or 0) / 1000, UTC).isoformat(timespec="seconds")
     most = f" of at most {found.maximum_items:,}" if found.maximum_items else ""

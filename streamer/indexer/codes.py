@@ -11,11 +11,13 @@ from typing import Final
 import msgspec
 import numpy as np
 from confluent_kafka import Message
+from msgspec import UNSET
 
+from models.attributes import canonical_attributes
 from models.errors import SidstreamError
 from models.sids.layout import Layout
 from store.records.batch import CodesBatch
-from streamer.events.records import ITEM_CODES, LAYOUT, ItemCodes, LayoutRecord
+from streamer.events.records import ITEM_CODES, JSON_FIRST_BYTES, LAYOUT, ItemCodes, LayoutRecord
 
 # Lists that are nested without end are a fault of the record too.
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -70,7 +72,20 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         partitions=np.array([record.partition() for record in records], dtype=np.int32),
         timestamps=np.array([record.timestamp()[1] for record in records], dtype=np.int64),
         vectors=[row.vector or b"" for row in rows],
+        attributes=[
+            b"" if row.attributes is UNSET else _attributes(record, row)
+            for record, row in zip(records, rows, strict=True)
+        ],
     )
+
+
+def _attributes(record: Message, row: ItemCodes) -> bytes:
+    """The attributes in a record's codes as canonical MessagePack."""
+    assert row.attributes is not UNSET
+    try:
+        return canonical_attributes(row.attributes, of_json=(record.value() or b"")[:1] in JSON_FIRST_BYTES)
+    except _UNDECODABLE as error:
+        raise IndexerError(f"{place(record)} holds no item codes ({error}): who else writes to it?") from None
 
 
 def layout_record(record: Message, codebook_id: str) -> LayoutRecord | None:

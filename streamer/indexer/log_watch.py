@@ -32,7 +32,8 @@ class LogMismatchError(IndexerError):
 
 def watched_topics(settings: Settings) -> list[str]:
     """The logs that an index is made from, the updates' among them: its items are in the codes."""
-    return [settings.topics.item_codes, settings.topics.layouts, settings.topics.item_updates]
+    topics = settings.topics
+    return [topics.item_codes, topics.item_attributes, topics.layouts, topics.item_updates]
 
 
 def require_same_logs(settings: Settings, remembered: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
@@ -54,6 +55,11 @@ def made_anew(settings: Settings, topic: str, what: str) -> str:
             f"{topic} was made anew since {what} was read: its items are of the log before, and no update will ever delete "
             f"them. Stop the assigner, make {topics.item_codes} anew too, delete {settings.index} (it is a cache) and start "
             f"again; to keep these items, delete {settings.index} alone"
+        )
+    if topic == topics.item_attributes:
+        return (
+            f"{topic} was made anew since {what} was read from it: what the log before said of items is in no log any more. "
+            f"Delete {settings.index} (it is a cache) and start again, and send the attributes again"
         )
     return (
         f"{topic} was made anew since {what} was read from it: offsets of the log before mean nothing in this one. Delete "

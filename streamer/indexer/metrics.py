@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 ITEMS: Final = Gauge("sidstream_index_items", "Live items in the index")
 COMMIT_SECONDS: Final = Histogram(
     "sidstream_index_commit_seconds",
-    "Seconds of one LMDB transaction: items, trie, census and offsets of a batch, synced to the disk",
+    "Seconds of one LMDB transaction: items, paths, census and offsets of a batch, synced to the disk",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
 _MAP_BYTES: Final = Gauge("sidstream_index_map_bytes", "Address space of the index; doubled whenever it is full")

@@ -1,4 +1,4 @@
-"""The indexer: codes and layouts into LMDB, exactly once, and the census' absolute counts out to the monitor.
+"""The indexer: codes, attributes and layouts into LMDB, exactly once, and the census' absolute counts out to the monitor.
 
 Every partition is assigned, not subscribed: each host holds the whole index. The next offsets lie in the LMDB
 transaction of the data, so a ``kill -9`` loses nothing and repeats nothing. Counts are absolute and carry how many
@@ -21,9 +21,11 @@ from models.sids.layout import Layout
 from store.writing.writer import IndexWriter
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
+from streamer.indexer.attributes import AttributesReader, attributes_batch
 from streamer.indexer.census_publisher import CensusPublisher
 from streamer.indexer.codes import IndexerError, codes_batch, layout_record, next_offsets
 from streamer.indexer.item_limit import ItemLimit
+from streamer.indexer.letters import Letters
 from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_reachable
 from streamer.indexer.metrics import COMMIT_SECONDS, ITEMS, SPLIT_KEYS, STALE_UPDATES, StorageMetrics
 from streamer.kafka.admin import await_topics
@@ -53,7 +55,8 @@ _LIFE_SIGN_SECONDS: Final = 3_600.0
 
 
 class Indexer:
-    """Reads ``item-codes`` and ``layouts`` from the offsets that the index holds, and applies them batch by batch."""
+    """Reads ``item-codes``, ``item-attributes`` and ``layouts`` from the offsets that the index holds, and applies them batch by
+    batch."""
 
     def __init__(self, settings: Settings, writer: IndexWriter, layout: Layout, health: Health) -> None:
         """``layout``: any layout of the index's codebook, for its id, layers and size."""
@@ -64,6 +67,8 @@ class Indexer:
         self._health = health
         self._codes_topic = settings.topics.item_codes
         self._layouts_topic = settings.topics.layouts
+        self._attributes_topic = settings.topics.item_attributes
+        self._attributes = AttributesReader(settings.attributes)
         self._token_counts_topic = settings.topics.token_counts
         self._input = InputProgress(PROCESS, health, f"the ends of {self._codes_topic} are not read yet")
         self._storage = StorageMetrics(writer)
@@ -101,7 +106,8 @@ class Indexer:
             self._codebook.codebook_id,
             interval_seconds=settings.indexer.counts_interval_seconds,
         )
-        self._limit = ItemLimit(settings, self._writer, producer, self._health)
+        self._letters = Letters(producer, self._health)
+        self._limit = ItemLimit(settings, self._writer, self._letters)
         self._broker = BrokerProbe((consumer, producer), settings.kafka, self._health)
         try:
             self._assign(consumer)
@@ -136,7 +142,7 @@ class Indexer:
             )
         places = [
             (topic, partition)
-            for topic in (self._codes_topic, self._layouts_topic)
+            for topic in (self._codes_topic, self._attributes_topic, self._layouts_topic)
             for partition in partitions_of(consumer, topic)
         ]
         assignment, ends = self._starts(consumer, places)
@@ -200,6 +206,9 @@ class Indexer:
             self._show_items(outcome.items, outcome.split_keys)
             STALE_UPDATES.inc(outcome.stale)
             observe_ages(FRESHNESS_SECONDS.labels(PROCESS), codes)
+        alone = [record for record in records if record.topic() == self._attributes_topic]
+        if alone:
+            done |= self._apply_attributes(alone)
         for record in records:
             if record.topic() == self._layouts_topic:
                 self._put_layout(record)
@@ -216,6 +225,19 @@ class Indexer:
         rest = own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
         if rest > 0:
             time.sleep(rest)
+
+    def _apply_attributes(self, records: Sequence[Message]) -> dict[tuple[str, int], int]:
+        """Stores records of ``item-attributes``; where they lead to."""
+        offsets = next_offsets(records)
+        read = self._attributes.read(records)
+        if read.refused:
+            self._letters.send(self._settings.topics.item_attributes_dead_letters, read.refused)
+        batch = attributes_batch(self._limit.admit_attributes(read.updates))
+        with self._health.working(f"attributes of {len(records)} events"), COMMIT_SECONDS.time():
+            self._writer.apply_attributes(batch, offsets)
+        self._positions |= offsets
+        observe_ages(FRESHNESS_SECONDS.labels(PROCESS), records)
+        return offsets
 
     def _gather(self, consumer: Consumer) -> list[Message]:
         try:
@@ -288,7 +310,14 @@ def run_indexer(settings: Settings) -> None:
         bundle = Bundle.open(settings.bundle)
         layout = bundle.layout
         topics = settings.topics
-        if not await_topics(settings, [topics.item_codes, topics.layouts, topics.token_counts], stop, health):
+        needed = [
+            topics.item_codes,
+            topics.item_attributes,
+            topics.item_attributes_dead_letters,
+            topics.layouts,
+            topics.token_counts,
+        ]
+        if not await_topics(settings, needed, stop, health):
             return
         with IndexWriter.open(
             settings.index,
@@ -297,6 +326,7 @@ def run_indexer(settings: Settings) -> None:
             size=layout.size,
             map_size=settings.indexer.map_bytes,
             order=settings.indexer.order,
+            on_progress=health.progress,  # of an upgrade
         ) as writer:
             writer.put_layout(layout, {})
             collect_garbage_rarely()

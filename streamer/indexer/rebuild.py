@@ -1,4 +1,4 @@
-"""A fresh index out of the topics: all of ``item-codes`` and ``layouts`` up to the ends that they had at the start.
+"""A fresh index out of the topics: all of ``item-codes``, ``item-attributes`` and ``layouts`` up to their ends at the start.
 
 What must hold: it is what the indexer would have made, offsets included, so that an indexer goes on from it; a rebuild that
 does not come to its end leaves nothing behind.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Message
 
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
@@ -22,6 +22,7 @@ from store.checks.backup import has_index
 from store.files.environment import DATA_FILE, LOCK_FILE, writer_of
 from store.writing.writer import IndexWriter
 from streamer.events.layouts import layout_of
+from streamer.indexer.attributes import AttributesReader, attributes_batch
 from streamer.indexer.codes import codes_batch, layout_record
 from streamer.indexer.log_watch import require_same_logs, watched_topics
 from streamer.kafka.admin import require_usable
@@ -81,7 +82,7 @@ def rebuild(
     """
     require_room(into)
     layout = Bundle.open(settings.bundle).layout
-    topics = (settings.topics.item_codes, settings.topics.layouts)
+    topics = (settings.topics.item_codes, settings.topics.item_attributes, settings.topics.layouts)
     require_usable(settings, topics)
     started = time.monotonic()
     consumer = end_reader(settings, "rebuild", queued_min_messages=2 * _BATCH_RECORDS)
@@ -98,10 +99,12 @@ def rebuild(
         ) as writer:
             try:
                 writer.remember_log_ids(before)
-                records = _fill(writer, layout, consumer, spans, settings.topics.item_codes, progress)
+                records = _fill(settings, writer, layout, consumer, spans, progress)
                 require_same_logs(settings, before, _log_ids(settings), f"the fresh index {into}")
                 with writer.snapshot() as snapshot:
-                    _require_within(settings.indexer.maximum_items, snapshot.item_count)
+                    _require_within(settings.indexer.maximum_items, snapshot.item_count, "items")
+                    waiting = snapshot.attribute_record_count
+                    _require_within(settings.indexer.maximum_items, waiting, "ids with attributes")
                     live = snapshot.live_layout()
                     return Rebuilt(
                         index=str(into),
@@ -119,10 +122,10 @@ def rebuild(
         consumer.close()
 
 
-def _require_within(maximum: int, items: int) -> None:
-    if maximum and items > maximum:
+def _require_within(maximum: int, found: int, what: str) -> None:
+    if maximum and found > maximum:
         raise RebuildError(
-            f"the topics hold {items:,} items, indexer.maximum_items allows {maximum:,}: raise it, or delete items; nothing "
+            f"the topics hold {found:,} {what}, indexer.maximum_items allows {maximum:,}: raise it, or delete items; nothing "
             "was kept of the fresh index"
         )
 
@@ -133,20 +136,21 @@ def _log_ids(settings: Settings) -> dict[str, str]:
 
 
 def _fill(
+    settings: Settings,
     writer: IndexWriter,
     layout: Layout,
     consumer: Consumer,
     spans: dict[tuple[str, int], Span],
-    codes_topic: str,
     progress: Callable[[int, int], None],
 ) -> int:
     """How many records there were."""
     writer.put_layout(layout, {})
     positions = {at: span.first for at, span in spans.items()}
     total, records = sum(map(len, spans.values())), 0
+    attributes = AttributesReader(settings.attributes)
     progress(0, total)
     for reading in read_spans(consumer, spans, size=_BATCH_RECORDS):
-        _apply(writer, layout, reading, codes_topic)
+        _apply(settings, writer, layout, attributes, reading)
         positions |= reading.positions
         records += len(reading.records)
         progress(sum(positions[at] - span.first for at, span in spans.items()), total)
@@ -155,13 +159,19 @@ def _fill(
     return records
 
 
-def _apply(writer: IndexWriter, layout: Layout, reading: Reading, codes_topic: str) -> None:
+def _apply(
+    settings: Settings, writer: IndexWriter, layout: Layout, attributes: AttributesReader, reading: Reading
+) -> None:
+    by_topic: dict[str, list[Message]] = {}
     for record in reading.records:
-        if record.topic() != codes_topic and (issued := layout_record(record, layout.codebook_id)) is not None:
+        by_topic.setdefault(record.topic(), []).append(record)
+    for record in by_topic.get(settings.topics.layouts, []):
+        if (issued := layout_record(record, layout.codebook_id)) is not None:
             writer.put_layout(layout_of(issued), {})
-    writer.apply(
-        codes_batch([record for record in reading.records if record.topic() == codes_topic], layout), reading.positions
-    )
+    if alone := by_topic.get(settings.topics.item_attributes):
+        # What cannot be used is a dead letter of the indexer's already.
+        writer.apply_attributes(attributes_batch(attributes.read(alone).updates), {})
+    writer.apply(codes_batch(by_topic.get(settings.topics.item_codes, []), layout), reading.positions)
 
 
 def _remove(directory: Path, made: bool) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from confluent_kafka import Consumer
 
 from models.sids.census import measure_layer
-from store.errors import IndexMissingError
+from store.errors import IndexMissingError, IndexNotUpgradedError
 from store.files.environment import writer_of
 from store.reading.reader import IndexReader
 from streamer.kafka.admin import TopicDescription, describe, require
@@ -70,6 +70,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """``indexer.maximum_items``; 0: no limit."""
     split_keys: int = 0
     """Item ids with records in more than one partition of ``item-codes``."""
+    index_fault: str | None = None
+    """Why an index that is there cannot be read yet: an older sidstream made it."""
     codebook: str | None = None
     last_write: int | None = None
     generation: int | None = None
@@ -110,6 +112,8 @@ def read_status(settings: Settings) -> Status:
                 "head_tokens": len(heads),
                 "layers": tuple(layers),
             }
+    except IndexNotUpgradedError as error:
+        index = {"index_fault": str(error)}
     except IndexMissingError:
         pass
     lags, unknown_fields = _lags(settings, positions)
@@ -127,7 +131,7 @@ def _lags(
     settings: Settings, index_positions: Mapping[tuple[str, int], int] | None
 ) -> tuple[tuple[Lag, ...], dict[str, int]]:
     topics = settings.topics
-    read = [topics.item_updates, topics.item_codes, topics.token_counts, topics.queries]
+    read = [topics.item_updates, topics.item_codes, topics.item_attributes, topics.token_counts, topics.queries]
     require(settings.kafka, read)
     descriptions = {description.name: description for description in describe(settings.kafka, read)}
     consumer = end_reader(settings, "status")
@@ -147,8 +151,9 @@ def _lags(
             if process == "assigner":
                 unknown_fields = unknown_fields_of(at.metadata for at in committed.values())
         running = 1 if index_positions is not None and writer_of(settings.index) else 0
-        of_index = _of_topic(index_positions, topics.item_codes)
-        lags.insert(1, _lag(consumer, "indexer", descriptions[topics.item_codes], of_index, running))
+        for place, topic in enumerate((topics.item_codes, topics.item_attributes), start=1):
+            of_index = _of_topic(index_positions, topic)
+            lags.insert(place, _lag(consumer, "indexer", descriptions[topic], of_index, running))
         return tuple(lags), unknown_fields
     finally:
         consumer.close()

@@ -51,13 +51,14 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> Examination:
-    """Hold trie, items, ids, census, free numbers and split keys against each other, and the items against another index's.
+    """Hold paths, items, ids, census, free numbers, split keys and commit log against each other, and the items against those
+    of another index.
 
     The index may be written meanwhile: everything is read from one snapshot, and pages freed since are not reused until
     it ends.
 
     Raises:
-        IndexMissingError: there is no index.
+        IndexMissingError: there is no index, or an older sidstream made it.
     """
     data = index / DATA_FILE
     if data.is_file() and data.stat().st_size and writer_of(index) is None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.attributes import Attributes, encode_attributes
 from models.sids.layout import Layout
 from store.records.batch import CodesBatch
+from store.records.item_attributes import AttributesBatch
 
 CODEBOOK = "0123456789abcdef"
 
@@ -28,6 +30,26 @@ class Event:
     partition: int = 0
     timestamp: int = 0
     vector: bytes = b""
+    attributes: Attributes | None = None
+
+
+@dataclass(frozen=True)
+class AttributesEvent:
+    """One record of ``item-attributes``; ``attributes`` None takes them away."""
+
+    id: bytes
+    attributes: Attributes | None
+    partition: int = 0
+    timestamp: int = 0
+
+
+def attributes_batch_of(events: Sequence[AttributesEvent]) -> AttributesBatch:
+    return AttributesBatch(
+        ids=[event.id for event in events],
+        values=[None if event.attributes is None else encode_attributes(event.attributes) for event in events],
+        partitions=np.array([event.partition for event in events], np.int32),
+        timestamps=np.array([event.timestamp for event in events], np.int64),
+    )
 
 
 def batch_of(events: Sequence[Event], layers: int = 3) -> CodesBatch:
@@ -41,6 +63,7 @@ def batch_of(events: Sequence[Event], layers: int = 3) -> CodesBatch:
         partitions=np.array([event.partition for event in events], np.int32),
         timestamps=np.array([event.timestamp for event in events], np.int64),
         vectors=[event.vector for event in events],
+        attributes=[b"" if event.attributes is None else encode_attributes(event.attributes) for event in events],
     )
 
 

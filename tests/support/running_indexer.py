@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Producer
+from msgspec import UNSET, Raw
 
+from models.attributes import encode_attributes
 from models.sids.layout import Layout
 from store.writing.writer import IndexWriter
 from streamer.events.records import ITEM_CODES, ItemCodes
@@ -63,10 +65,10 @@ def running_indexer(settings: Settings, layout: Layout, index: Path | None = Non
 
 
 def send_codes(settings: Settings, layout: Layout, *records: dict[str, Any]) -> None:
-    """Records of ``item-codes``, each as ``key``, ``partition``, ``timestamp`` and ``codes`` (``None`` deletes)."""
+    """Records of ``item-codes``, each as ``key``, ``partition``, ``timestamp``, ``attributes``, ``codes`` (``None`` deletes)."""
     producer = Producer(producer_configuration(settings.kafka))
     for record in records:
-        codes = record.pop("codes")
+        codes, attributes = record.pop("codes"), record.pop("attributes", None)
         value = None
         if codes is not None:
             value = ITEM_CODES.encode(
@@ -76,6 +78,7 @@ def send_codes(settings: Settings, layout: Layout, *records: dict[str, Any]) -> 
                     title="",
                     weight=1.0,
                     updated_at=record.pop("updated_at", 0),
+                    attributes=UNSET if attributes is None else Raw(encode_attributes(attributes)),
                 )
             )
         producer.produce(settings.topics.item_codes, value=value, **record)

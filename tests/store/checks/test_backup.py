@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -129,6 +130,51 @@ def test_restored_index_is_that_of_the_backup_and_a_writer_goes_on_from_it(
     assert aside == path.with_name("index.replaced-19700101T000000")
     assert content(aside) == later, "the old index is kept"
     assert open_writer().offsets() == {PARTITION: 3}
+
+
+def test_restored_index_is_another_incarnation_for_a_reader_that_lived_through_it(
+    open_writer: OpenWriter, path: Path, tmp_path: Path
+) -> None:
+    """A backup of commit 3, five more, restored: what was made from commit 8 is no earlier state of this index."""
+    with open_writer() as writer:
+        fill(writer, 3)
+        back_up(path, tmp_path / "backup")
+        fill(writer, 5)
+    lineages = []
+    for target in (tmp_path / "backup", path):
+        with IndexReader(target) as reader, reader.snapshot() as snapshot:
+            lineages.append(snapshot.incarnation % 2**64)
+    with IndexReader(path) as reader:
+        with reader.snapshot() as snapshot:
+            before, commit = snapshot.incarnation, snapshot.commit
+        restore(tmp_path / "backup", path, replace=True)
+        with reader.snapshot() as snapshot:
+            assert snapshot.incarnation != before
+            assert snapshot.commit == 3
+            assert snapshot.changes_since(commit) is None, "newer than the index"
+            changes = snapshot.changes_since(0)
+            assert changes is not None, "the commit log goes along"
+            assert len(changes.items)
+            lineages.append(snapshot.incarnation % 2**64)
+    assert lineages[0] == lineages[1] != lineages[2]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_index_of_an_older_format_is_backed_up_and_restored_in_this_one(
+    path: Path, tmp_path: Path, version: int
+) -> None:
+    fixtures = TESTS / "store" / "writing" / "fixtures"
+    path.mkdir()
+    data = gzip.decompress((fixtures / f"format_{version}.mdb.gz").read_bytes())
+    (path / environment.DATA_FILE).write_bytes(data)
+    digest = json.loads((fixtures / f"format_{version}.json").read_text())["digest"]
+    assert back_up(path, tmp_path / "backup").digest == digest
+    assert content(tmp_path / "backup")[0] == digest
+    assert (path / environment.DATA_FILE).read_bytes() == data, "the index is left as it is"
+    restored, _ = restore(path, tmp_path / "restored")
+    assert restored.digest == digest
+    assert content(tmp_path / "restored")[0] == digest
+    assert left_behind(tmp_path) == []
 
 
 def test_restore_into_nothing_and_into_a_directory_with_locks_alone(

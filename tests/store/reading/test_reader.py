@@ -184,6 +184,38 @@ def test_reader_follows_a_directory_that_was_deleted_and_rebuilt(open_writer: Op
             assert (snapshot.codebook_id, snapshot.layers, snapshot.item_count) == ("f" * 16, 4, 1)
 
 
+def test_incarnation_is_one_while_the_files_are_and_another_once_they_are_replaced(
+    open_writer: OpenWriter, path: Path, tmp_path: Path
+) -> None:
+    add = (
+        "import sys, numpy as np\n"
+        "from store.records.batch import CodesBatch\n"
+        "from store.writing.writer import IndexWriter\n"
+        f"with IndexWriter.open(sys.argv[1], codebook_id={CODEBOOK!r}, layers=3, size=16) as writer:\n"
+        "    codes, moment = np.ones((1, 3), np.uint16), np.zeros(1, np.int64)\n"
+        "    writer.apply(CodesBatch([b'b'], codes, np.ones(1, np.float32), [''], moment, np.zeros(1, bool)), {})"
+    )
+    with open_writer() as writer:
+        writer.apply(batch_of([Event(b"a", (1, 2, 3))]), {})
+    with IndexReader(path) as reader:
+        with reader.snapshot() as snapshot:
+            first = snapshot.incarnation
+        subprocess.run([sys.executable, "-c", add, path], check=True)
+        with reader.snapshot() as snapshot:
+            assert (snapshot.incarnation, snapshot.commit) == (first, 2)
+        shutil.copytree(path, tmp_path / "by hand")  # a copy that no command of ours made: the lineage is the same
+        shutil.rmtree(path)
+        (tmp_path / "by hand").rename(path)
+        with reader.snapshot() as snapshot:
+            assert snapshot.commit == 2
+            second = snapshot.incarnation
+        shutil.rmtree(path)
+        subprocess.run([sys.executable, "-c", add, path], check=True)
+        with reader.snapshot() as snapshot:
+            third = snapshot.incarnation
+    assert len({first, second, third}) == 3
+
+
 def test_items_come_in_the_order_asked_for_and_foreign_numbers_are_refused(open_writer: OpenWriter) -> None:
     writer = open_writer()
     writer.apply(batch_of([Event(b"%d" % number, (number, 0, 0), float(number)) for number in range(5)]), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from models.sids.head_tokens import all_tokens, no_tokens, top_k
 from models.sids.layout import Layout
 from store.checks.verification import verify
-from store.reading import reader
+from store.reading import paths
 from store.reading.reader import Snapshot, read_state
-from store.records import change_log
+from store.records import change_log, encoding
 from store.topology.layout_trie import SnapshotTrie
 from store.writing import log_writer
 from store.writing.writer import IndexWriter
@@ -28,6 +29,7 @@ from support.trie_walk import sids_of_trie
 
 SIZE = 5
 IDS = [b"a", b"b", b"ab", b"a\x00", b"\x00", b"\xff\xfe", "käse".encode(), b"0" * 256, b"1" * 511]
+MOST_KEYS = st.sampled_from([1 << 18, SIZE**2, SIZE])  # a key is a whole short path, two tokens of it, or one
 SLOW_DISK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -194,12 +196,14 @@ def rows_of(paths: NDArray[np.uint16]) -> list[tuple[int, ...]]:
     any_history(partitions=3),
     st.sampled_from([None, (4, 1_000), (1_000, 2), (3, 3)]),  # bounds of the log: item changes, commits
     st.integers(1, 3),
+    MOST_KEYS,
 )
 def test_what_was_kept_and_the_changes_since_are_what_is_there(
-    history: tuple[int, list[list[Event]]], bounds: tuple[int, int] | None, trimmed: int
+    history: tuple[int, list[list[Event]]], bounds: tuple[int, int] | None, trimmed: int, most_keys: int
 ) -> None:
     layers, batches = history
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_MOST_KEYS", most_keys)
         if bounds is not None:
             patch.setattr(log_writer, "MINIMUM_LOG_ITEMS", bounds[0])
             patch.setattr(log_writer, "MAXIMUM_LOG_COMMITS", bounds[1])
@@ -243,20 +247,21 @@ def test_what_was_kept_and_the_changes_since_are_what_is_there(
 
 
 @SLOW_DISK
-@given(any_history(), st.data())
-def test_items_below_short_paths_equal_brute_force(history: tuple[int, list[list[Event]]], data: st.DataObject) -> None:
+@given(any_history(), MOST_KEYS, st.data())
+def test_items_below_short_paths_equal_brute_force(
+    history: tuple[int, list[list[Event]]], most_keys: int, data: st.DataObject
+) -> None:
     layers, batches = history
     plain = PlainIndex(layers, SIZE)
     plain.apply(event for batch in batches for event in batch)
     there = [(event.codes[0], *event.codes[2:]) for event in plain.items.values() if event.codes]
     anywhere = st.tuples(*[st.integers(0, SIZE - 1)] * (layers - 1))
     asked = data.draw(st.lists(st.one_of(anywhere, *([st.sampled_from(there)] * bool(there))), max_size=12))
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        build(directory, layers, batches) as writer,
-        writer.snapshot() as snapshot,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(encoding, "_MOST_KEYS", most_keys)
+        snapshot = stack.enter_context(stack.enter_context(build(directory, layers, batches)).snapshot())
         below = snapshot.items_below(np.array(asked, np.uint16).reshape(-1, layers - 1))
         found = zip(below.owner.tolist(), below.layer2.tolist(), below.items.tolist(), strict=True)
         number_of = {item.id: item.number for item in snapshot.find(list(plain.items)) if item}
@@ -266,8 +271,8 @@ def test_items_below_short_paths_equal_brute_force(history: tuple[int, list[list
             for event in plain.items.values()
             if event.codes and (event.codes[0], *event.codes[2:]) == short
         )
-        patch.setattr(reader, "_FIRST_KEYS", 1)
-        patch.setattr(reader, "_BLOCK_RECORDS", 3)
+        patch.setattr(paths, "_FIRST_KEYS", 1)
+        patch.setattr(paths, "_BLOCK_RECORDS", 3)
         blocks = list(snapshot.all_paths())
         rows = [
             (codes[0], *codes[2:], codes[1], number)

@@ -120,7 +120,7 @@ def test_writer_upgrades_in_place_and_says_so_once(
         assert changes is not None
         assert (len(changes.entered), len(changes.left), len(changes.items)) == (0, 0, 0)
     assert [(line["event"], line["items"]) for line in told] == [
-        ("index_upgrade_begun", expected["items"]),
+        ("index_upgrade_begun", 0),
         ("index_upgraded", expected["items"]),
     ]
     assert {(line["from_format"], line["to_format"]) for line in told} == {(version, 3)}

@@ -18,7 +18,7 @@ from models.sids.layout import Layout
 from store.reading.reader import IndexReader
 from store.writing.writer import IndexWriter
 from streamer.client.delivery import Delivery
-from streamer.client.publisher import ItemPublisher
+from streamer.client.publisher import ItemPublisher, PublishError
 from streamer.client.read_your_writes import NotIndexedError, await_indexed
 from streamer.client.refusals import Outcome
 from streamer.events.dead_letter import Rejection, dead_letter
@@ -258,3 +258,60 @@ def test_what_was_refused_is_told_also_when_the_rest_is_not_indexed_in_time(
         )
         with pytest.raises(NotIndexedError, match=r"no index.*Of the 2 events these were refused: 1 WrongDimension"):
             await_indexed(settings, publisher.delivered, seconds=3)
+
+
+def test_attributes_are_awaited_too_and_refused_ones_are_said(
+    settings: Settings, tiny_embeddings: NDArray[Any], tmp_path: Path
+) -> None:
+    declared = settings.model_copy(
+        update={"attributes": settings.attributes.model_copy(update={"filterable": {"price": "number"}})}
+    )
+
+    def attributes_of(name: str) -> Any:
+        with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+            [item] = snapshot.find([name.encode()])
+            return None if item is None else snapshot.attributes([item.number])[0]
+
+    with SidstreamProcess(declared, "assigner", tmp_path), SidstreamProcess(declared, "indexer", tmp_path):
+        with ItemPublisher(declared) as publisher:
+            publisher.update("a", tiny_embeddings[0], attributes={"price": 30, "brand": "Acme"})
+            publisher.update("b", tiny_embeddings[1])
+            publisher.update_attributes("a", {"price": 19.5})
+            publisher.update_attributes("b", {"price": 5})
+        delivered = publisher.delivered
+        assert delivered.events == 4
+        assert await_indexed(declared, delivered, seconds=PATIENCE_SECONDS) == Outcome(4)
+        assert attributes_of("a") == {"price": 19.5, "brand": "Acme"}
+        assert attributes_of("b") == {"price": 5}
+
+        with ItemPublisher(settings) as publisher:  # of a machine that declares nothing
+            publisher.update_attributes("a", {"price": "19.50"})
+            publisher.update_attributes("b", {"price": 6})
+        outcome = await_indexed(declared, publisher.delivered, seconds=PATIENCE_SECONDS)
+        assert outcome.indexed == 1
+        [refusal] = outcome.refused
+        assert (refusal.kind, refusal.events) == ("InvalidAttributes", 1)
+        assert "attributes.price is a string" in refusal.example
+        assert attributes_of("b") == {"price": 6}
+
+        with ItemPublisher(declared) as publisher:
+            publisher.delete("b")
+        assert publisher.delivered.attributes is not None, "an item that comes back has no price of before"
+        await_indexed(declared, publisher.delivered, seconds=PATIENCE_SECONDS)
+        with ItemPublisher(declared) as publisher:
+            publisher.update("b", tiny_embeddings[1])
+        await_indexed(declared, publisher.delivered, seconds=PATIENCE_SECONDS)
+        assert attributes_of("b") == {}
+
+
+def test_attributes_that_nothing_would_take_are_refused_before_anything_is_sent(
+    settings: Settings, tiny_embeddings: NDArray[Any]
+) -> None:
+    with ItemPublisher(settings) as publisher:
+        for act in (
+            lambda: publisher.update_attributes("a", {"size": {"eu": 4}}),  # type: ignore[dict-item]
+            lambda: publisher.update("a", tiny_embeddings[0], attributes={"price": None}),  # type: ignore[dict-item]
+        ):
+            with pytest.raises(PublishError, match=r"'a': attributes\.\w+ is "):
+                act()
+    assert publisher.delivered.events == 0

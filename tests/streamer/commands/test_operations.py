@@ -61,7 +61,7 @@ def test_verify_of_a_sound_index_says_so_and_ends_with_zero(tiny_bundle: Path, t
     assert answer.returncode == 0, answer.stderr
     assert "5 items" in answer.stdout
     assert "item-codes/0: 7" in answer.stdout
-    assert "trie, items, ids and census agree; nothing is orphaned" in answer.stdout
+    assert "paths, items, ids, census and commit log agree; nothing is orphaned" in answer.stdout
 
 
 def test_verify_names_every_fault_and_ends_with_one(tiny_bundle: Path, tmp_path: Path) -> None:

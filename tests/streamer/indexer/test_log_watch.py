@@ -55,7 +55,7 @@ def test_index_remembers_the_ids_of_its_logs(settings: Settings, layout: Layout)
         assert snapshot.log_ids == {
             topic: state.topic_id
             for topic, state in topic_states(
-                settings.kafka, [topics.item_codes, topics.layouts, topics.item_updates]
+                settings.kafka, [topics.item_codes, topics.item_attributes, topics.layouts, topics.item_updates]
             ).items()
         }
         assert rebuild(settings, settings.index.with_name("fresh")).digest == snapshot.digest()
@@ -63,7 +63,7 @@ def test_index_remembers_the_ids_of_its_logs(settings: Settings, layout: Layout)
             assert rebuilt.log_ids == snapshot.log_ids
 
 
-@pytest.mark.parametrize("topic", ["item_codes", "layouts", "item_updates"])
+@pytest.mark.parametrize("topic", ["item_codes", "item_attributes", "layouts", "item_updates"])
 def test_topic_that_was_made_anew_is_refused_at_the_start_and_nothing_is_written(
     settings: Settings, layout: Layout, topic: str
 ) -> None:

@@ -177,6 +177,7 @@ def test_rebuild_of_empty_topics_is_an_empty_index(settings: Settings, tmp_path:
     with IndexReader(tmp_path / "fresh") as reader, reader.snapshot() as snapshot:
         assert snapshot.position == {
             **{(settings.topics.item_codes, partition): 0 for partition in range(4)},
+            **{(settings.topics.item_attributes, partition): 0 for partition in range(4)},
             (settings.topics.layouts, 0): 0,
         }
 
