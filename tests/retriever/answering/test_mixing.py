@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.attributes import AttributeType, encode_attributes
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import add_dense_part, dense_space_of, fit_dense_part
 from models.bundles.model_of_bundle import load_language_model
@@ -22,10 +24,21 @@ from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.records import Answer, Query
+from streamer.filters.grammar import Filter
+from streamer.filters.reading import read_filter
 from streamer.settings import RetrieverSettings
+from support.filter_cases import LIMITS
 
 LIVE, KNOWN = 300, 250
 IDS = [f"item-{number}" for number in range(400)]
+
+
+PRICES = {"price": "number"}
+
+
+def cheaper_than(price: int) -> Filter:
+    asked = json.dumps({"field": "price", "lt": price}).encode()
+    return read_filter(asked, PRICES, LIMITS, of_json=True)
 
 
 def batch(
@@ -45,6 +58,7 @@ def batch(
         updated_at=np.zeros(count, np.int64),
         deleted=np.full(count, deleted),
         vectors=quantise(embeddings[numbers]).encode() if vectors else None,
+        attributes=[encode_attributes({"price": number % 10}) for number in numbers],
     )
 
 
@@ -76,7 +90,46 @@ def writer(
         yield writer
 
 
-def answerer(bundle: Bundle, writer: IndexWriter, *, has_model: bool = True, **settings: Any) -> Answerer:
+@pytest.mark.parametrize("price", [1, 4, 9])
+def test_filtered_answer_of_both_legs_is_that_of_an_index_of_the_eligible_items(
+    bundle: Bundle,
+    writer: IndexWriter,
+    codebook: Codebook,
+    tiny_embeddings: NDArray[np.float32],
+    tmp_path: Path,
+    price: int,
+) -> None:
+    layout = bundle.layout
+    eligible = [number for number in range(LIVE) if number % 10 < price]
+    queries = [
+        Query(text="thing number 7", embedding=tiny_embeddings[31].tolist(), limit=20, search="exact"),
+        Query(history=(IDS[eligible[3]], IDS[eligible[-1]]), limit=20, search="exact"),
+        Query(embedding=tiny_embeddings[290].tolist(), limit=20),
+    ]
+    with IndexWriter.open(
+        tmp_path / "alone", codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size
+    ) as alone:
+        alone.apply(batch(eligible, codebook, tiny_embeddings), {})
+        expected = answerer(bundle, alone).answers([Asked(str(at), query) for at, query in enumerate(queries)])
+    wanted = cheaper_than(price)
+    filtered = answerer(bundle, writer, filterable=PRICES).answers(
+        [Asked(str(at), query, filter=wanted) for at, query in enumerate(queries)]
+    )
+    for own, other in zip(filtered, expected, strict=True):
+        assert [item.item_id for item in own.items] == [item.item_id for item in other.items]
+        assert [item.score for item in own.items] == pytest.approx([item.score for item in other.items], abs=1e-4)
+        assert [item.found_by for item in own.items] == [item.found_by for item in other.items]
+        assert own.legs == other.legs
+
+
+def answerer(
+    bundle: Bundle,
+    writer: IndexWriter,
+    *,
+    has_model: bool = True,
+    filterable: dict[str, AttributeType] | None = None,
+    **settings: Any,
+) -> Answerer:
     model, prompts = load_language_model(bundle) if has_model else (None, None)
     return Answerer(
         bundle=bundle,
@@ -84,6 +137,7 @@ def answerer(bundle: Bundle, writer: IndexWriter, *, has_model: bool = True, **s
         prompts=prompts,
         reader=IndexReader(writer.path),
         settings=RetrieverSettings(maximum_limit=LIVE, **settings),
+        filterable=filterable,
     )
 
 
