@@ -216,8 +216,11 @@ def _compare_log(snapshot: Snapshot, codes: NDArray[np.uint16], problems: list[s
     there = int(np.isin(path_keys(changes.left), live).sum())
     if there:
         problems.append(f"{there} paths that the commit log says hold no item hold one.")
-    if len(changes.items) and int(changes.items[-1]) >= state.next_number:
-        problems.append(f"The commit log names item {changes.items[-1]}, which was never handed out.")
+    problems.extend(
+        f"The commit log names item {numbers[-1]}, which was never handed out."
+        for numbers in (changes.items, changes.vectors)
+        if len(numbers) and int(numbers[-1]) >= state.next_number
+    )
 
 
 class ItemDifference(msgspec.Struct, frozen=True):

@@ -117,6 +117,14 @@ class ItemContent(NamedTuple):
     attributes: bytes
 
 
+class ItemVectors(NamedTuple):
+    """Items that have a vector: ``numbers`` uint32 (n,) rising, their ids, and the vectors (``models.dense.vectors``)."""
+
+    numbers: NDArray[np.uint32]
+    ids: list[bytes]
+    values: list[bytes]
+
+
 class Snapshot:
     """One committed state of the index. Arrays and items returned are copies and outlive it."""
 
@@ -320,6 +328,26 @@ class Snapshot:
                 "look up numbers in the snapshot that they came from."
             )
         return [values[place][1] for place in inverse.tolist()]
+
+    def vectors(self, numbers: Sequence[int] | NDArray[np.uint32]) -> ItemVectors:
+        """The vectors of those items of these numbers that are live and have one; any others are passed over."""
+        wanted = np.unique(np.asarray(numbers, np.uint32))
+        return self._with_vectors(self._cursor("items").getmulti(encoding.number_keys(wanted)))
+
+    def all_vectors(self) -> Iterator[ItemVectors]:
+        """The vectors of all items that have one, in blocks, in the order of item numbers."""
+        records = self._cursor("items").iternext()
+        while block := list(islice(records, _DIGEST_CHUNK)):
+            yield self._with_vectors(block)
+
+    def _with_vectors(self, records: Sequence[tuple[bytes, bytes]]) -> ItemVectors:
+        of = self._items.vector_of
+        found = [(key, value, vector) for key, value in records if (vector := of(value))]
+        return ItemVectors(
+            encoding.numbers_of([key for key, _, _ in found]),
+            [self._items.id_of(value) for _, value, _ in found],
+            [vector for _, _, vector in found],
+        )
 
     def find(self, ids: Sequence[bytes]) -> list[StoredItem | None]:
         """The item of each id, None where there is none."""

@@ -3,8 +3,9 @@
 Big-endian where LMDB's byte order must be the numeric order (keys, path records), little-endian elsewhere.
 An item's value begins with its codes, so that old codes are read without decoding the rest. Since format 2 it also holds
 its *origin*: the partition and the Kafka timestamp of the record that it came from. The digest leaves the origin out, so it
-is the same in both formats. The *attributes* that came with an item's update, if any, stand at the end of its value, so that
-whatever holds for its codes (one transaction, split keys, backup) holds for them; the digest has the effective ones instead.
+is the same in both formats. An item's *vector* (``models.dense.vectors``) and the *attributes* that came with its update, if
+any, stand at the end of its value, so that whatever holds for its codes (one transaction, split keys, backup) holds for them.
+The digest has the vector, and instead of these attributes the effective ones.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ _TAIL_BYTES: Final = _TAIL.itemsize
 _AFTER_PATH_BYTES: Final = 8  # item number and weight
 # In ``id_bytes``, as ids end at 511 bytes.
 _HAS_ORIGIN: Final = 0x8000
+_HAS_VECTOR: Final = 0x4000
 _HAS_ATTRIBUTES: Final = 0x2000
 _ID_BYTES: Final = 0x0FFF
+_VECTOR_LENGTH_BYTES: Final = 2  # of the vector's length, behind it
 _LENGTH_BYTES: Final = 4  # of the attributes' length, behind them
 MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
 MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
@@ -50,7 +53,7 @@ class StoredItem:
 
 class ItemEncoding:
     """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title, and of an item
-    whose update had some its attributes and their length.
+    that has one its vector and the vector's length, and if its update had some its attributes and their length.
     """
 
     def __init__(self, layers: int) -> None:
@@ -69,20 +72,29 @@ class ItemEncoding:
         updated_at: NDArray[np.int64],
         partitions: NDArray[np.int32],
         timestamps: NDArray[np.int64],
+        vectors: Sequence[bytes] | None = None,
         attributes: Sequence[bytes] | None = None,
     ) -> list[bytes]:
-        """Values of N items; codes (N, L), all other arrays (N,). ``attributes``: N, empty for an update without any."""
+        """Values of N items; codes (N, L), all other arrays (N,). ``vectors``, ``attributes``: N, empty for an item without."""
         headers = np.empty(len(ids), self._header)
         headers["codes"], headers["weight"], headers["updated_at"] = codes, weights, updated_at
         headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids)) | np.uint16(_HAS_ORIGIN)
         headers["partition"], headers["timestamp"] = partitions, timestamps
-        if attributes is None or not any(attributes):
+        tails: list[bytes] | None = None
+        for flag, width, parts in (
+            (_HAS_VECTOR, _VECTOR_LENGTH_BYTES, vectors),
+            (_HAS_ATTRIBUTES, _LENGTH_BYTES, attributes),
+        ):
+            if parts is None or not any(parts):
+                continue
+            headers["id_bytes"][np.fromiter(map(bool, parts), np.bool_, len(ids))] |= np.uint16(flag)
+            added = [part + len(part).to_bytes(width, "little") if part else b"" for part in parts]
+            tails = added if tails is None else [tail + more for tail, more in zip(tails, added, strict=True)]
+        if tails is None:
             return [
                 header + item_id + title.encode("utf-8", _SURROGATES)
                 for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
             ]
-        headers["id_bytes"][np.fromiter(map(bool, attributes), np.bool_, len(ids))] |= np.uint16(_HAS_ATTRIBUTES)
-        tails = [one + len(one).to_bytes(_LENGTH_BYTES, "little") if one else b"" for one in attributes]
         return [
             header + item_id + title.encode("utf-8", _SURROGATES) + tail
             for header, item_id, title, tail in zip(slices(headers), ids, titles, tails, strict=True)
@@ -115,20 +127,37 @@ class ItemEncoding:
             for number, value, codes, weight, updated_at, start, end, title_end in rows
         ]
 
+    def vector_of(self, value: bytes) -> bytes:
+        """The vector inside one value, empty for an item without one."""
+        end = len(value) - self._attributes_bytes(value)
+        tail = self._vector_bytes(value, end)
+        return value[end - tail : end - _VECTOR_LENGTH_BYTES] if tail else b""
+
     def has_attributes(self, value: bytes) -> bool:
         """Whether the update that the value came from had attributes."""
         return bool(value[self._content.itemsize - 1] & (_HAS_ATTRIBUTES >> 8))
 
     def attributes_of(self, value: bytes) -> bytes:
         """The attributes inside one value, empty for none."""
-        tail = self._tail_bytes(value)
+        tail = self._attributes_bytes(value)
         return value[-tail:-_LENGTH_BYTES] if tail else b""
 
     def _tail_bytes(self, value: bytes) -> int:
+        """Bytes of what stands behind the title: vector, attributes and their lengths."""
+        attributes = self._attributes_bytes(value)
+        return attributes + self._vector_bytes(value, len(value) - attributes)
+
+    def _attributes_bytes(self, value: bytes) -> int:
         """Bytes of a value's attributes and their length."""
         if not self.has_attributes(value):
             return 0
         return int.from_bytes(value[-_LENGTH_BYTES:], "little") + _LENGTH_BYTES
+
+    def _vector_bytes(self, value: bytes, end: int) -> int:
+        """Bytes of the vector and its length that end there."""
+        if not value[self._content.itemsize - 1] & (_HAS_VECTOR >> 8):
+            return 0
+        return int.from_bytes(value[end - _VECTOR_LENGTH_BYTES : end], "little") + _VECTOR_LENGTH_BYTES
 
     def headers_of(self, values: Sequence[bytes]) -> NDArray[Any]:
         """Structured array (N,) of N values: ``codes`` (L), ``weight``, ``updated_at``, ``id_bytes``, ``timestamp`` and
@@ -169,8 +198,8 @@ class ItemEncoding:
         if not length & (_HAS_ORIGIN | _HAS_ATTRIBUTES):
             return value
         start = self._header.itemsize if length & _HAS_ORIGIN else size
-        end = len(value) - self._tail_bytes(value)
-        return value[: size - 2] + (length & _ID_BYTES).to_bytes(2, "little") + value[start:end]
+        end = len(value) - self._attributes_bytes(value)
+        return value[: size - 2] + (length & (_ID_BYTES | _HAS_VECTOR)).to_bytes(2, "little") + value[start:end]
 
 
 class PathEncoding:

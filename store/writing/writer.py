@@ -205,7 +205,8 @@ class IndexWriter:
 
         # 5. Items and ids. An item that did not change at all is not written: redelivery dirties no page.
         kept = [row for row in existing if upsert[row]] if gone.any() else existing
-        changed = [(keys[row], batch.values[row]) for row in kept if stored[keys[row]] != batch.values[row]]
+        rewritten = [row for row in kept if stored[keys[row]] != batch.values[row]]
+        changed = [(keys[row], batch.values[row]) for row in rewritten]
         refilled = [(keys[row], batch.values[row]) for row in added[: len(reused)]]
         appended = [(keys[row], batch.values[row]) for row in added[len(reused) :]]
         cursor = transaction.cursor(databases["items"])
@@ -218,7 +219,7 @@ class IndexWriter:
             transaction.put(keys[row], b"", db=databases["free"])
 
         # 6. The attributes of items that came or changed, out of both of their sources.
-        rows = sorted(added + [row for row in kept if stored[keys[row]] != batch.values[row]])
+        rows = sorted(added + rewritten)
         with_other_attributes = self._attributes.follow(
             transaction,
             [batch.ids[row] for row in rows],
@@ -231,7 +232,17 @@ class IndexWriter:
         items = transaction.stat(databases["items"])["entries"]
         state = msgspec.structs.replace(state, next_number=state.next_number + len(fresh))
         if changed or added or gone.any():
-            moved = LogEntry(batch.codes[entered], old_codes[left], numbers[left | entered], with_other_attributes)
+            vector_of = self._items.vector_of
+            with_other_vector = numbers[
+                [row for row in rewritten if vector_of(stored[keys[row]]) != vector_of(batch.values[row])]
+            ]
+            moved = LogEntry(
+                batch.codes[entered],
+                old_codes[left],
+                numbers[left | entered],
+                with_other_attributes,
+                with_other_vector,
+            )
             state = self._logged(transaction, state, moved, items)
 
         # 8. Census, offsets and state.

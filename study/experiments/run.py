@@ -25,13 +25,14 @@ from study.data.codebooks import FittedCodebook, fitted
 from study.data.datasets import Dataset, TestCase, load
 from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
 from study.experiments.results import Results, RunResult
+from study.measures.arrivals import choose_rule, measure_arrivals
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
 
 if TYPE_CHECKING:
     from models.language.tokenizer import TextTokenizer
 
-Kind = Literal["own", "first token given", "free beams", "naive", "marginal"]
+Kind = Literal["own", "first token given", "free beams", "naive", "marginal", "arrivals", "rule for arrivals"]
 Progress = Callable[[str, float], None]  # what is done, and which share of it
 
 FREE_BEAM_CASES: Final = 200
@@ -46,7 +47,8 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     ``own``: recall under the layout that it was trained for; ``first token given``: the same with the first token of
     the right SID known; ``free beams``: share of invalid SIDs without the constraint; ``naive``: recall under another
     ``layout``, whose SIDs the model reads and writes as if it knew them; ``marginal``: the same with the left-out tokens
-    summed over.
+    summed over; ``arrivals``: recall of items that came after training, with the dense leg; ``rule for arrivals``: which rule
+    validation chooses for them.
     """
 
     kind: Kind
@@ -61,6 +63,8 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
 OWN: Final = Measurement("own")
 FIRST_GIVEN: Final = Measurement("first token given")
 FREE_BEAMS: Final = Measurement("free beams")
+ARRIVALS: Final = Measurement("arrivals")
+ARRIVALS_RULE: Final = Measurement("rule for arrivals")
 
 
 class _NoText:
@@ -141,7 +145,7 @@ def some_cases(data: Dataset, most: int) -> list[TestCase]:
 
 def setting(choice: RunChoice, scratch: Path) -> Setting:
     """Reads the data, fits or reads the codebook, chooses the layout and builds the prompts of a run."""
-    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals)
+    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals, choosing=choice.choosing)
     codebook = fitted(choice.codebook, data, scratch)
     size, layers = choice.codebook.size, choice.codebook.layers
     census = count_tokens(codebook.codes[~data.arrived], size)
@@ -194,7 +198,7 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
     for number, measurement in enumerate(measurements):
         if measurement.name not in result.measured:
             progress(measurement.name, number / len(measurements))
-            result.measured[measurement.name] = measure(here, model, measurement)
+            result.measured[measurement.name] = measure(here, model, measurement, progress)
             results.write_run(result)
     return result
 
@@ -285,8 +289,12 @@ def _load(weights: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(weights), local_files_only=True, use_safetensors=True).eval()
 
 
-def measure(here: Setting, model: Any, measurement: Measurement) -> dict[str, Any]:
+def measure(here: Setting, model: Any, measurement: Measurement, progress: Progress) -> dict[str, Any]:
     """The figures of one measurement: recall by group of items and level, or invalid shares."""
+    if measurement.kind == "arrivals":
+        return measure_arrivals(here, model, here.scratch / f"arrivals-{here.choice.key}.npz", progress)
+    if measurement.kind == "rule for arrivals":
+        return choose_rule(here, model, progress)
     if measurement.kind == "free beams":
         from study.measures.free_beams import invalid_shares
 
