@@ -61,12 +61,13 @@ def fit(
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
     from models.bundles.building import FitSettings, fit_bundle
     from models.bundles.bundle import require_free
+    from models.bundles.dense_part import fit_dense_part
     from models.codebooks.rq_vae import RqVaeSettings
 
     console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     require_free(bundle, replace=replace)
-    embeddings, towers = _embeddings(catalogue, embed)
+    embeddings, shop, towers = _embeddings(catalogue, embed)
     rq_vae = RqVaeSettings(epochs=epochs or RqVaeSettings.epochs, latent=latent or RqVaeSettings.latent)
     settings = FitSettings(
         layers=layers,
@@ -99,6 +100,13 @@ def fit(
             replace=replace,
             progress=show,
         )
+    fit_dense_part(
+        fitted.bundle,
+        embeddings,
+        [item.id for item in shop.items] if shop else [],
+        shop.sequences.values() if shop else [],
+        query_tower=towers.path("query") if towers else None,
+    )
     _show_census(console, fitted)
     console.print(
         f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
@@ -205,6 +213,13 @@ def train(
     from models.bundles.building import ModelSettings, train_bundle
     from models.bundles.bundle import Bundle, checkpoint_directory
     from models.codebooks.onnx_encoder import OnnxEncoder
+    from models.commands.after_training import (
+        AFTER_TRAINING,
+        Trained,
+        cases_of,
+        hold_back_to_choose,
+        rows_of_histories,
+    )
     from models.commands.training_data import (
         data_of_catalogue,
         describe,
@@ -271,6 +286,7 @@ def train(
         )
     data = folded(data, max_history)
     data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
+    data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
     describe(data, held_out, max_history, console)
     codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
     checkpoints = checkpoint_directory(bundle)
@@ -296,17 +312,32 @@ def train(
         soft_wrap=True,
     )
     report_outcome(outcome, console)
+    item_ids = [item.id for item in shop.items]
+    trained = Trained(
+        bundle=opened,
+        shop=shop,
+        codes=codes,
+        histories=rows_of_histories(data, item_ids),
+        held_out=cases_of(to_choose_by, item_ids),
+        towers=towers,
+        seed=seed,
+        console=console,
+    )
+    for follow in AFTER_TRAINING:
+        follow(trained)
 
 
-def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Towers | None]:
-    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, and the towers that made them, if any did."""
+def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Catalogue | None, Towers | None]:
+    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, the catalogue unless they came alone, and the towers
+    that made them, if any did.
+    """
     from models.data_files import read_matrix
 
     holds_items = bool({".jsonl", ".tsv"} & set(source.suffixes))
     if embed is None and (source.suffix in _MATRIX_SUFFIXES or (source.is_file() and not holds_items)):
-        return read_matrix(source), None
+        return read_matrix(source), None, None
     catalogue, towers = read_catalogue(source, embed)
-    return catalogue.embeddings, towers
+    return catalogue.embeddings, catalogue, towers
 
 
 def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent: int | None) -> FitMethod:

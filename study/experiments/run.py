@@ -25,13 +25,14 @@ from study.data.codebooks import FittedCodebook, fitted
 from study.data.datasets import Dataset, TestCase, load
 from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
 from study.experiments.results import Results, RunResult
+from study.measures.arrivals import choose_rule, measure_arrivals
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
 
 if TYPE_CHECKING:
     from models.language.tokenizer import TextTokenizer
 
-Kind = Literal["own", "first token given", "free beams", "naive", "marginal"]
+Kind = Literal["own", "first token given", "free beams", "naive", "marginal", "arrivals", "rule for arrivals"]
 Progress = Callable[[str, float], None]  # what is done, and which share of it
 
 FREE_BEAM_CASES: Final = 200
@@ -46,7 +47,8 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     ``own``: recall under the layout that it was trained for; ``first token given``: the same with the first token of
     the right SID known; ``free beams``: share of invalid SIDs without the constraint; ``naive``: recall under another
     ``layout``, whose SIDs the model reads and writes as if it knew them; ``marginal``: the same with the left-out tokens
-    summed over.
+    summed over; ``arrivals``: recall of items that came after training, with the dense leg; ``rule for arrivals``: which rule
+    validation chooses for them.
     """
 
     kind: Kind
@@ -61,6 +63,8 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
 OWN: Final = Measurement("own")
 FIRST_GIVEN: Final = Measurement("first token given")
 FREE_BEAMS: Final = Measurement("free beams")
+ARRIVALS: Final = Measurement("arrivals")
+ARRIVALS_RULE: Final = Measurement("rule for arrivals")
 
 
 class _NoText:
@@ -108,11 +112,7 @@ class Setting:
 
     def cases(self, most: int) -> list[TestCase]:
         """The same ``most`` test cases for every run of a set."""
-        cases = self.data.cases
-        if len(cases) <= most:
-            return list(cases)
-        chosen = np.random.default_rng(0).choice(len(cases), size=most, replace=False)
-        return [cases[number] for number in np.sort(chosen)]
+        return some_cases(self.data, most)
 
     def prompt(self, case: TestCase, layout: Layout) -> list[int]:
         """The prompt of a case, its history read under ``layout``."""
@@ -135,9 +135,17 @@ class Setting:
         return self.codebook.codebook.encode(every)
 
 
+def some_cases(data: Dataset, most: int) -> list[TestCase]:
+    """At most so many test cases of a set, always the same ones."""
+    if len(data.cases) <= most:
+        return list(data.cases)
+    chosen = np.random.default_rng(0).choice(len(data.cases), size=most, replace=False)
+    return [data.cases[number] for number in np.sort(chosen)]
+
+
 def setting(choice: RunChoice, scratch: Path) -> Setting:
     """Reads the data, fits or reads the codebook, chooses the layout and builds the prompts of a run."""
-    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals)
+    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals, choosing=choice.choosing)
     codebook = fitted(choice.codebook, data, scratch)
     size, layers = choice.codebook.size, choice.codebook.layers
     census = count_tokens(codebook.codes[~data.arrived], size)
@@ -190,7 +198,7 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
     for number, measurement in enumerate(measurements):
         if measurement.name not in result.measured:
             progress(measurement.name, number / len(measurements))
-            result.measured[measurement.name] = measure(here, model, measurement)
+            result.measured[measurement.name] = measure(here, model, measurement, progress)
             results.write_run(result)
     return result
 
@@ -281,8 +289,12 @@ def _load(weights: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(weights), local_files_only=True, use_safetensors=True).eval()
 
 
-def measure(here: Setting, model: Any, measurement: Measurement) -> dict[str, Any]:
+def measure(here: Setting, model: Any, measurement: Measurement, progress: Progress) -> dict[str, Any]:
     """The figures of one measurement: recall by group of items and level, or invalid shares."""
+    if measurement.kind == "arrivals":
+        return measure_arrivals(here, model, here.scratch / f"arrivals-{here.choice.key}.npz", progress)
+    if measurement.kind == "rule for arrivals":
+        return choose_rule(here, model, progress)
     if measurement.kind == "free beams":
         from study.measures.free_beams import invalid_shares
 
@@ -348,5 +360,6 @@ def _together(parts: Sequence[Outcome]) -> Outcome:
         case=np.concatenate([part.case for part in parts]),
         item=np.concatenate([part.item for part in parts]),
         sid_rank=np.concatenate([part.sid_rank for part in parts]),
+        sid_rank_without_history=np.concatenate([part.sid_rank_without_history for part in parts]),
         item_ranks={name: np.concatenate([part.item_ranks[name] for part in parts]) for name in first.item_ranks},
     )
