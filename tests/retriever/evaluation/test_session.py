@@ -182,7 +182,17 @@ def test_split_that_was_written_gives_the_cases_of_the_split(
     np.testing.assert_array_equal(one.training.popularity, other.training.popularity)
 
 
-@pytest.mark.parametrize("extra", [["--weights", "price"], ["--live", "--index", "x"], ["--require", "recall@10"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--weights", "price"],
+        ["--live", "--index", "x"],
+        ["--require", "recall@10"],
+        ["--weights", "popularity", "--index", "x"],
+        ["--seconds-a-query", "3"],
+        ["--write-split", "x", "--judged"],
+    ],
+)
 def test_options_that_mean_nothing_are_refused(folder: Path, extra: list[str]) -> None:
     with pytest.raises(SidstreamError):
         CliRunner().invoke(app, ["evaluate", str(folder), *extra], catch_exceptions=False)
