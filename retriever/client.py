@@ -63,6 +63,7 @@ class Client:
         text: str = "",
         *,
         history: Sequence[str] = (),
+        embedding: Sequence[float] | None = None,
         user: str | None = None,
         limit: int = 10,
         filter: Mapping[str, Any] | None = None,
@@ -72,8 +73,9 @@ class Client:
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
 
-        ``filter``: what an item's attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``:
-        ids of items that the answer may not name; ``keep_history``: it may name items of ``history``.
+        ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
+        attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
+        may not name; ``keep_history``: it may name items of ``history``.
 
         Raises:
             ClientError: no answer within ``timeout_seconds``.
@@ -81,6 +83,7 @@ class Client:
         query = Query(
             text=text,
             history=tuple(history),
+            embedding=msgspec.UNSET if embedding is None else [float(number) for number in embedding],
             user=user,
             limit=limit,
             filter=msgspec.UNSET if filter is None else raw_filter(filter),

@@ -49,8 +49,8 @@ class AnswerBatch:
         self,
         *,
         bundle: Bundle,
-        model: Any,
-        prompts: PromptBuilder,
+        model: Any | None,
+        prompts: PromptBuilder | None,
         reader: IndexReader,
         settings: RetrieverSettings,
         results_topic: str,
@@ -67,7 +67,7 @@ class AnswerBatch:
             filterable=filterable or {},
         )
         self._settings = settings
-        self._admission = Admission(settings, filterable=filterable)
+        self._admission = Admission(settings, dimension=bundle.manifest.dimension, filterable=filterable)
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
 
@@ -133,10 +133,19 @@ def run_retriever(settings: Settings) -> None:
 
         topics, own = settings.topics, settings.retriever
         torch.set_num_threads(own.threads)
-        bundle = Bundle.open(settings.bundle, need_model=True)
+        bundle = Bundle.open(settings.bundle)
+        has_model = bundle.manifest.language_model is not None
+        if has_model or bundle.manifest.dense is None or not own.dense:
+            bundle = Bundle.open(settings.bundle, need_model=True)
         if not await_topics(settings, [topics.queries, topics.queries_dead_letters, topics.results], stop, health):
             return
-        model, prompts = load_language_model(bundle)
+        model, prompts = load_language_model(bundle) if has_model else (None, None)
+        if not has_model:
+            log.warning(
+                "no_language_model",
+                bundle=str(settings.bundle),
+                advice="items are found by their vectors alone; run `sidstream train` on the bundle and start the retriever anew",
+            )
         reader = _wait_for_index(settings, stop, health)
         if reader is None:
             return

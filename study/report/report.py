@@ -15,6 +15,7 @@ from study.experiments.results import Results
 from study.experiments.work import DATASETS
 from study.report import tables
 from study.report.figures import shape_figures, training_figures
+from study.report.new_items import write_new_items
 
 _FINDINGS: Final = Path(__file__).with_name("findings.md")
 _TITLES: Final[dict[DatasetName, str]] = {
@@ -72,6 +73,8 @@ def write_report(results: Results, output: Path, datasets: Sequence[DatasetName]
     for dataset in datasets:
         parts.append(f"# {_TITLES[dataset]}\n")
         parts += _dataset(results, dataset, output)
+    if datasets == DATASETS:
+        write_new_items(results, output)
     page = output / "README.md"
     page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts))
     return page

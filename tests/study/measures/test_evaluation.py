@@ -86,6 +86,7 @@ class GivenTrie:
 
     def __init__(self) -> None:
         self.found: dict[tuple[int, ...], NDArray[np.int64]] = {}
+        self.weights = np.ones(len(CODES), np.float32)
 
     def sid(self, items: list[int], score: float, left_out: dict[int, float] | None = None) -> ScoredSid:
         """One of these items; ``left_out``: by layer-2 token."""
@@ -98,7 +99,10 @@ class GivenTrie:
         return ScoredSid(tokens, score, values)
 
     def items_of(self, sids: list[tuple[int, ...]]) -> list[SidItems]:
-        return [SidItems(self.found[sid].astype(np.uint32), CODES[self.found[sid]]) for sid in sids]
+        return [
+            SidItems(self.found[sid].astype(np.uint32), CODES[self.found[sid]], self.weights[self.found[sid]])
+            for sid in sids
+        ]
 
 
 def test_item_ranks_follow_sids_then_the_ranking_and_skip_the_history() -> None:
@@ -227,8 +231,8 @@ def test_own_probability_in_the_study_puts_items_in_the_order_of_the_retriever(s
     class Source:
         items_of = trie.items_of
 
-        def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            return weights[numbers].astype(np.float32), np.zeros(len(numbers), np.int64)
+        def updated_at(self, numbers: NDArray[np.uint32]) -> NDArray[np.int64]:
+            return np.zeros(len(numbers), np.int64)
 
         def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
             return [
@@ -236,6 +240,7 @@ def test_own_probability_in_the_study_puts_items_in_the_order_of_the_retriever(s
                 for row in numbers.tolist()
             ]
 
+    trie.weights = weights.astype(np.float32)
     served = [item.number for item, _, _ in by_own_probability(answer, Source(), 30)]
     case = TestCase(0, tuple(served), history=())
     outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, trie, data.embeddings)
