@@ -196,6 +196,9 @@ def evaluate(
     seconds_a_query: Annotated[
         float | None, typer.Option(min=0.1, help="With --live: how long an answer may take.", show_default="30")
     ] = None,
+    text_alone: Annotated[
+        bool, typer.Option("--text-alone", help="Ask without the queries' embeddings, where the cases have some.")
+    ] = False,
     embed: EmbedOption = None,
     require: Annotated[
         list[str] | None,
@@ -252,6 +255,7 @@ def evaluate(
         index=index,
         weights="popularity" if weights == "popularity" else "catalogue",
         live=live,
+        send_embeddings=not text_alone,
         seconds_a_query=30.0 if seconds_a_query is None else seconds_a_query,
         bounds=bounds,
         resamples=resamples,
