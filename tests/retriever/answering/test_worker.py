@@ -489,3 +489,16 @@ def test_markup_in_a_title_is_shown_as_it_is() -> None:
     show_answer(console, Answer(query_id="q", items=(item,), skipped_history=("[/]",)))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Cable [2-pack] [/] 5 m" in shown
+
+
+def test_terminal_says_which_leg_found_an_item_and_why_one_answered_alone() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    items = (
+        AnswerItem(item_id="a", title="a kettle", sid="<a_1>", score=-1.0, found_by="both"),
+        AnswerItem(item_id="b", title="a newcomer", sid="<a_2>", score=-1.5, found_by="dense", new=True),
+    )
+    show_answer(console, Answer(query_id="q", items=items, legs=("dense",), note="nearest vectors alone: [no] model"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "found by" in shown
+    assert "dense, new" in shown
+    assert "nearest vectors alone: [no] model" in shown
