@@ -70,6 +70,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         models.commands.towers.towers,
         models.commands.fit_and_train.fit,
         models.commands.fit_and_train.train,
+        retriever.commands.evaluate,
     ],
     "Feed and watch": [streamer.commands.pipeline.publish, streamer.commands.monitor.alerts],
     "On call": [

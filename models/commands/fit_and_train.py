@@ -227,10 +227,12 @@ def train(
         report_outcome,
         require_one_validation,
         require_usable_neighbours,
+        steps_of,
+        stopping_is_no_loss,
         with_validation,
     )
     from models.language.prompts import PromptSettings
-    from models.training.settings import TrainingProgress, TrainingSettings
+    from models.training.settings import TrainingSettings
 
     console = terminal(stderr=True)
     require_one_validation(validation or (), validation_share)
@@ -288,22 +290,7 @@ def train(
     checkpoints = checkpoint_directory(bundle)
     if anew:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    with WorkProgress(console) as work:
-        task = work.task("training", unit="steps", steadily=True)
-        begun = False
-
-        def show(now: TrainingProgress) -> None:
-            nonlocal begun
-            if not begun:  # tokens and tables took their time before
-                task.restart(now.step)
-                begun = True
-                if now.step > 1:
-                    work.line(f"goes on after step {now.step - 1:,} of {now.steps:,} (--anew begins from nothing)")
-            held = "" if now.validation_loss is None else f", validation {now.validation_loss:.3f}"
-            task.update(
-                now.step, now.steps, note=f"{now.targets_per_second:,.0f} examples/s, loss {now.loss:.3f}{held}"
-            )
-
+    with stopping_is_no_loss(checkpoints, console), WorkProgress(console) as work:
         opened, outcome = train_bundle(
             opened,
             data,
@@ -313,7 +300,7 @@ def train(
             settings,
             texts=_texts(shop),
             validation=held_out,
-            progress=show,
+            progress=steps_of(work),
             checkpoints=checkpoints,
         )
     console.print(

@@ -1,22 +1,26 @@
-"""What `sidstream train` learns from and validates on: the files that it is given, or what the catalogue holds; said in words."""
+"""What `sidstream train` learns from and validates on: the files that it is given, or what the catalogue holds; and what it says
+of that, of its steps and of what came of them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from models.errors import SidstreamError
+from models.progress import WorkProgress
 from models.terminal import shown
 
 if TYPE_CHECKING:
     from models.catalogue import Catalogue
     from models.towers.text_encoder import Towers
     from models.training.examples import TrainingData
-    from models.training.settings import TrainingOutcome
+    from models.training.settings import ProgressCallback, TrainingOutcome, TrainingProgress
 
 
 def read_training_data(paths: Sequence[Path], console: Console) -> TrainingData:
@@ -106,8 +110,43 @@ def describe(data: TrainingData, validation: TrainingData | None, max_history: i
     parts = " and ".join(f"{count:,} {name}" for name, count in of.items() if count)
     held = f"; {validation.targets:,} to validate on" if validation is not None else ""
     console.print(
-        f"{data.targets:,} items to be generated in {parts}{held}; up to {max_history:,} items of a history are read"
+        f"{data.targets:,} items to be generated in {parts}{held}; up to {max_history:,} items of a history are read",
+        soft_wrap=True,
     )
+
+
+def steps_of(work: WorkProgress) -> ProgressCallback:
+    """Shows each step of a training: how far, how fast, the losses, and once where it goes on from."""
+    task = work.task("training", unit="steps", steadily=True)
+    begun = False
+
+    def show(now: TrainingProgress) -> None:
+        nonlocal begun
+        if not begun:  # tokens and tables took their time before
+            begun = True
+            task.restart(now.step)
+            if now.step > 1:
+                work.line(f"goes on after step {now.step - 1:,} of {now.steps:,} (--anew begins from nothing)")
+        held = "" if now.validation_loss is None else f", validation {now.validation_loss:.3f}"
+        task.update(now.step, now.steps, note=f"{now.targets_per_second:,.0f} examples/s, loss {now.loss:.3f}{held}")
+
+    return show
+
+
+@contextmanager
+def stopping_is_no_loss(checkpoints: Path, console: Console) -> Iterator[None]:
+    """Whoever stops a training is told how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if any(checkpoints.glob("checkpoint-*/whole.json")):
+            console.print(
+                f"stopped. The same command again goes on from the last checkpoint, in {shown(checkpoints)}",
+                soft_wrap=True,
+            )
+        else:
+            console.print("stopped before the first checkpoint: nothing is kept", soft_wrap=True)
+        raise
 
 
 def report_outcome(outcome: TrainingOutcome, console: Console) -> None:

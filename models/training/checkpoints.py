@@ -19,6 +19,7 @@ import msgspec
 
 from models.errors import SidstreamError
 
+VERSION: Final = 1  # of the mark and of what lies beside it
 _MARK: Final = "whole.json"
 _PREFIX: Final = "checkpoint-"  # Trainer's
 _BEST: Final = "best-"
@@ -36,6 +37,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     losses: list[float]
     validation: dict[str, Any] | None = None
     facts: dict[str, Any] = {}
+    version: int = VERSION
 
 
 @dataclass
@@ -102,6 +104,11 @@ class Checkpoints:
         return [path for path in self.directory.glob(f"{_PREFIX}*") if path.is_dir()]
 
     def _require_same(self, mark: Mark) -> None:
+        if mark.version != VERSION:
+            raise SidstreamError(
+                f"{self.directory} holds a training of another sidstream (checkpoints of version {mark.version}, this one has "
+                f"{VERSION}): end it with that one, or {self.hint}"
+            )
         now = _plain(self.facts)
         names = [name for name in dict.fromkeys((*mark.facts, *now)) if mark.facts.get(name) != now.get(name)]
         if names:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import structlog
 
+from models.errors import SidstreamError
 from models.language.finite import first_not_finite
 from models.training.checkpoints import Checkpoints, Mark
 from models.training.losses import target_loss
@@ -171,6 +172,7 @@ class _Run:
 
     def _train(self, resume_from: Path | None) -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
         run = self
@@ -183,6 +185,15 @@ class _Run:
                 loss = target_loss(model, inputs, run.settings.loss, run.settings.gamma)
                 run.saw(float(loss.detach()))
                 return loss
+
+            def _save_checkpoint(self, model: Any, trial: Any) -> None:
+                try:
+                    super()._save_checkpoint(model, trial)
+                except (OSError, SafetensorError) as error:
+                    raise SidstreamError(
+                        f"the checkpoint after step {run.done:,} could not be written to {run.directory}: {error}. The one "
+                        "before it is whole: make room there, and train again with the same settings to go on from it"
+                    ) from error
 
             def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
                 self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(

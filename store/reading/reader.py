@@ -263,6 +263,10 @@ class Snapshot:
         """Codes uint16 (R, L) and numbers uint32 (R,) of every item, in blocks of about a million, sorted by (c1, c3, …,
         cL, c2, number). What that costs: ``store.reading.paths.all_paths``.
         """
+        return ((codes, numbers) for codes, numbers, _ in self.all_path_records())
+
+    def all_path_records(self) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.float32]]]:
+        """As ``all_paths``, and the weights float32 (R,) that stand beside the numbers."""
         return all_paths(self._cursor("paths"), self._cursor("paths"), self._paths)
 
     @property
@@ -302,10 +306,9 @@ class Snapshot:
         wanted = np.asarray(numbers, np.uint32)
         return self._items.decode(wanted.tolist(), self._values(wanted))
 
-    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Weight and ``updated_at`` of the items with these numbers (n,): what ranking needs of many items, undecoded."""
-        headers = self._items.headers_of(self._values(numbers))
-        return headers["weight"].astype(np.float32), headers["updated_at"].astype(np.int64)
+    def updated_at(self, numbers: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """``updated_at`` of the items with these numbers (n,), the rest left undecoded."""
+        return self._items.headers_of(self._values(numbers))["updated_at"].astype(np.int64)
 
     def codes_where_live(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
         """Of each item number (n,) whether it is one of a live item, and its codes (n, L): zeros where it is not."""

@@ -22,9 +22,9 @@ FORMAT_VERSION: Final = 3
 UPGRADED_FORMATS: Final = frozenset({1, 2})
 NO_PARTITION: Final = -1  # of an item that format 1 wrote
 _MOST_KEYS: Final = 1 << 18  # of ``paths``: at a million items a key then has four records or more
-_TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4")])
+_TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4"), ("weight", "<f4")])
 _TAIL_BYTES: Final = _TAIL.itemsize
-_NUMBER_BYTES: Final = 4
+_AFTER_PATH_BYTES: Final = 8  # item number and weight
 # In ``id_bytes``, as ids end at 511 bytes.
 _HAS_ORIGIN: Final = 0x8000
 _HAS_VECTOR: Final = 0x4000
@@ -174,6 +174,11 @@ class ItemEncoding:
             headers["partition"][without], headers["timestamp"][without] = NO_PARTITION, NO_PARTITION
         return headers
 
+    def weights_of(self, values: Sequence[bytes]) -> NDArray[np.float32]:
+        """Weights (N,) of N values, the rest left undecoded."""
+        begin, end = self._codes_bytes, self._codes_bytes + 4
+        return np.frombuffer(b"".join([value[begin:end] for value in values]), "<f4").astype(np.float32)
+
     def codes_of(self, values: Sequence[bytes]) -> NDArray[np.uint16]:
         """Codes (N, L) of N values, the rest left undecoded."""
         joined = b"".join([value[: self._codes_bytes] for value in values])
@@ -200,10 +205,11 @@ class ItemEncoding:
 class PathEncoding:
     """Records of the ``paths`` database, sorted by *short* path (c1, c3, …, cL), layer-2 token and item number.
 
-    A record is those numbers in that order, big-endian, u16 but for the item number (u32). So the items of a short path lie
-    side by side, whatever a layout leaves out. The key is as much of the short path as keeps keys few
-    (``_MOST_KEYS``): all of it at L = 3 and M = 256 or 512, where one ``getmulti`` reads the items of many SIDs; c1 alone at
-    M = 4,096, where a short path holds an item or two, and a key each would cost twice the bytes and pages.
+    A record is those numbers in that order, big-endian, u16 but for the item number (u32), and the item's weight (f32,
+    little-endian). So the items of a short path lie side by side, whatever a layout leaves out, with all that their ranking
+    needs: of the thousands behind fifty short SIDs only the answered ones are read. The key is as much of the short path as
+    keeps keys few (``_MOST_KEYS``): all of it at L = 3 and M = 256 or 512, where one ``getmulti`` reads the items of many
+    SIDs; c1 alone at M = 4,096, where a short path holds an item or two, and a key each would cost twice the bytes and pages.
     """
 
     def __init__(self, layers: int, size: int) -> None:
@@ -214,17 +220,24 @@ class PathEncoding:
         self.value_bytes = 2 * (layers - 1 - tokens) + _TAIL_BYTES
         self.whole_keys = tokens == layers - 1  # a key is a short path
         self._short = np.array([layer for layer in range(layers) if layer != 1])
-        self.record: Final = np.dtype([("short", ">u2", (layers - 1,)), ("layer2", ">u2"), ("number", ">u4")])
+        self.record: Final = np.dtype(
+            [("short", ">u2", (layers - 1,)), *((name, _TAIL[name]) for name in _TAIL.names or ())]
+        )
 
-    def encode(self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> list[tuple[bytes, bytes]]:
-        """(key, value) pairs of N items in LMDB's order; codes (N, L), numbers (N,)."""
+    def encode(
+        self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32], weights: NDArray[np.float32]
+    ) -> list[tuple[bytes, bytes]]:
+        """(key, value) pairs of N items in LMDB's order; codes (N, L), numbers and weights (N,)."""
         order = np.lexsort((numbers, codes[:, 1], *codes[:, self._short].T[::-1]))
-        return self.encode_in_order(codes[order], numbers[order])
+        return self.encode_in_order(codes[order], numbers[order], weights[order])
 
-    def encode_in_order(self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> list[tuple[bytes, bytes]]:
-        """(key, value) pairs of N items in their own order; codes (N, L), numbers (N,)."""
+    def encode_in_order(
+        self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32], weights: NDArray[np.float32]
+    ) -> list[tuple[bytes, bytes]]:
+        """(key, value) pairs of N items in their own order; codes (N, L), numbers and weights (N,)."""
         records = np.empty(len(numbers), self.record)
-        records["short"], records["layer2"], records["number"] = codes[:, self._short], codes[:, 1], numbers
+        records["short"], records["layer2"] = codes[:, self._short], codes[:, 1]
+        records["number"], records["weight"] = numbers, weights
         split = self.key_bytes
         return [(record[:split], record[split:]) for record in slices(records)]
 
@@ -236,7 +249,11 @@ class PathEncoding:
         """Key of each short path (N, L-1), and the lowest value that an item below it can have."""
         codes = np.zeros((len(short_paths), len(self._short) + 1), np.uint16)
         codes[:, self._short] = short_paths
-        return self.encode_in_order(codes, np.zeros(len(codes), np.uint32))
+        return self.first_of_paths(codes)
+
+    def first_of_paths(self, paths: NDArray[np.uint16]) -> list[tuple[bytes, bytes]]:
+        """Key of each path (N, L), and the lowest value that an item with it can have."""
+        return self.encode_in_order(paths, np.zeros(len(paths), np.uint32), np.zeros(len(paths), np.float32))
 
     @staticmethod
     def same_short_path(value: bytes, other: bytes) -> bool:
@@ -246,20 +263,19 @@ class PathEncoding:
     @staticmethod
     def same_path(value: bytes, other: bytes) -> bool:
         """Whether two values of one key belong to one path."""
-        return value[:-_NUMBER_BYTES] == other[:-_NUMBER_BYTES]
+        return value[:-_AFTER_PATH_BYTES] == other[:-_AFTER_PATH_BYTES]
 
     @staticmethod
-    def decode_tails(values: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-        """Layer-2 tokens (R,) and item numbers (R,) of values."""
-        tails = np.frombuffer(b"".join([value[-_TAIL_BYTES:] for value in values]), _TAIL)
-        return tails["layer2"].astype(np.uint16), tails["number"].astype(np.uint32)
+    def decode_tails(values: Sequence[bytes]) -> NDArray[Any]:
+        """Structured array (R,) of values: ``layer2``, ``number`` and ``weight`` of the item."""
+        return np.frombuffer(b"".join([value[-_TAIL_BYTES:] for value in values]), _TAIL)
 
-    def decode(self, records: Any) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-        """Codes (R, L) and item numbers (R,) of joined keys and values; both are copies."""
+    def decode(self, records: Any) -> tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.float32]]:
+        """Codes (R, L), item numbers and weights (R,) of joined keys and values; all are copies."""
         array = np.frombuffer(records, self.record)
         codes = np.empty((len(array), len(self._short) + 1), np.uint16)
         codes[:, self._short], codes[:, 1] = array["short"], array["layer2"]
-        return codes, array["number"].astype(np.uint32)
+        return codes, array["number"].astype(np.uint32), array["weight"].astype(np.float32)
 
 
 def slices(records: NDArray[Any]) -> list[bytes]:

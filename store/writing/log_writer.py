@@ -74,7 +74,7 @@ class LogWriter:
             return left
         lost = np.ones(len(left), np.bool_)
         cursor = transaction.cursor(self._paths)
-        for row, (key, value) in enumerate(self._encoding.encode_in_order(left, np.zeros(len(left), np.uint32))):
+        for row, (key, value) in enumerate(self._encoding.first_of_paths(left)):
             found = cursor.set_range_dup(key, value)  # the key's first record that is not below this path
             lost[row] = not found or not self._encoding.same_path(cursor.value(), value)
         return left[lost]

@@ -112,11 +112,7 @@ class Setting:
 
     def cases(self, most: int) -> list[TestCase]:
         """The same ``most`` test cases for every run of a set."""
-        cases = self.data.cases
-        if len(cases) <= most:
-            return list(cases)
-        chosen = np.random.default_rng(0).choice(len(cases), size=most, replace=False)
-        return [cases[number] for number in np.sort(chosen)]
+        return some_cases(self.data, most)
 
     def prompt(self, case: TestCase, layout: Layout) -> list[int]:
         """The prompt of a case, its history read under ``layout``."""
@@ -137,6 +133,14 @@ class Setting:
         if self.data.arrived.any():
             every = every[[not self.data.arrived[item] for _, item in load(self.data.name).queries]]
         return self.codebook.codebook.encode(every)
+
+
+def some_cases(data: Dataset, most: int) -> list[TestCase]:
+    """At most so many test cases of a set, always the same ones."""
+    if len(data.cases) <= most:
+        return list(data.cases)
+    chosen = np.random.default_rng(0).choice(len(data.cases), size=most, replace=False)
+    return [data.cases[number] for number in np.sort(chosen)]
 
 
 def setting(choice: RunChoice, scratch: Path) -> Setting:
@@ -356,5 +360,6 @@ def _together(parts: Sequence[Outcome]) -> Outcome:
         case=np.concatenate([part.case for part in parts]),
         item=np.concatenate([part.item for part in parts]),
         sid_rank=np.concatenate([part.sid_rank for part in parts]),
+        sid_rank_without_history=np.concatenate([part.sid_rank_without_history for part in parts]),
         item_ranks={name: np.concatenate([part.item_ranks[name] for part in parts]) for name in first.item_ranks},
     )

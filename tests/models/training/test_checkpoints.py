@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from models.errors import SidstreamError
@@ -65,6 +66,14 @@ def test_a_checkpoint_of_another_training_is_refused_with_what_differs_and_what_
         "here; training data 10 targets (ab) there, 12 targets (cd) here; validation data none there, 3 targets (ef) here. Give "
         "what it was given to go on with it, or begin anew with --anew"
     )
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, FACTS)
+    write(checkpoints, 3)
+    checkpoints.complete(msgspec.structs.replace(mark(3), version=2))
+    with pytest.raises(SidstreamError, match=r"of another sidstream \(checkpoints of version 2, this one has 1\)"):
+        checkpoints.newest()
 
 
 def test_a_damaged_mark_is_told(tmp_path: Path) -> None:

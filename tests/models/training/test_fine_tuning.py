@@ -250,6 +250,13 @@ def test_a_stopped_training_goes_on_to_the_same_weights_as_one_that_was_not(tmp_
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+def test_a_checkpoint_that_cannot_be_written_ends_training_with_what_to_do(tmp_path: Path) -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+    (tmp_path / "checkpoint-7").write_text("in the way")
+    with pytest.raises(SidstreamError, match=r"checkpoint after step 7 could not be written to .* make room there"):
+        fine_tune(model, table(), TrainingSettings(max_steps=7, batch_size=5), checkpoints=Checkpoints(tmp_path, {}))
+
+
 def test_training_that_had_ended_is_read_from_its_last_checkpoint(tmp_path: Path) -> None:
     settings = TrainingSettings(max_steps=7, batch_size=5)
 
