@@ -265,9 +265,11 @@ def test_items_of_a_sid_are_ranked_by_similarity_to_the_history(bundle: Bundle, 
     reconstructed = Codebook.load(bundle.codebook_path).reconstruct(np.concatenate((codes, history)))
     reconstructed /= np.linalg.norm(reconstructed, axis=1, keepdims=True)
     cosines = reconstructed[: len(codes)] @ reconstructed[len(codes) :].T
-    answer_queries = answer_batch(bundle, writer, layout="live", ranking="history_similarity", beams=1_000)
+    answer_queries = answer_batch(
+        bundle, writer, layout="live", ranking="history_similarity", beams=1_000, maximum_limit=400
+    )
     for place, token in enumerate(layout.head_tokens):
-        [answer] = answers(answer_queries([query(b"q", history=[f"seen-{token}", "nope"], limit=100)]))
+        [answer] = answers(answer_queries([query(b"q", history=[f"seen-{token}", "nope"], limit=400)]))
         group = [item.item_id for item in answer.items if item.item_id in ids]
         expected = [ids[number] for number in np.argsort(-cosines[:, place])]
         assert group == [item_id for item_id in expected if item_id in group]
