@@ -92,7 +92,10 @@ reshortened_seconds = 10.0
 
 [retriever]
 layout = "live"
-ranking = "left_out_token"
+
+[attributes.filterable]
+price = "number"
+in_stock = "boolean"
 """
 
 

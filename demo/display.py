@@ -173,6 +173,11 @@ def _summary_rows(figures: Figures) -> Iterator[tuple[str, str]]:
     yield f"{rate:,.0f}/s", f"item updates, publish → retrievable ({figures.burst_items:,} in a burst)"
     yield f"{figures.fresh_p50_ms:.0f} ms", f"update → retrievable, p50 of {figures.fresh_items:,} updates"
     yield f"{figures.fresh_p99_ms:.0f} ms", "update → retrievable, p99"
+    yield (
+        f"{figures.found_late:.0%}",
+        f"of new products found by their words (first ten); {figures.found_known:.0%} of known ones",
+    )
+    yield f"{figures.sold_out_in_answers:,}", "sold-out items in an answer that asked for what is in stock"
     yield f"{figures.queries:,}", f"queries answered while the fad came and went, {figures.unanswered:,} not"
     yield f"{figures.query_p50_ms:.0f} ms", f"query → answer meanwhile, p50; p95 {figures.query_p95_ms:.0f} ms"
     yield f"{len(figures.layouts):d}", f"layouts answered under: {shown(', '.join(map(str, sorted(figures.layouts))))}"

@@ -32,3 +32,6 @@ class Figures:
     alerts_fired: int = 0
     alerts_resolved: int = 0
     deleted_in_answers: int = 0
+    found_late: float = 0.0  # share among the first ten, asked by their own words
+    found_known: float = 0.0
+    sold_out_in_answers: int = 0

@@ -11,6 +11,7 @@ from typing import Final
 from demo.shop.shop import Shop
 from models.bundles.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
+from models.bundles.dense_part import fit_dense_part
 from models.language.prompts import PromptSettings
 from models.training.settings import ProgressCallback, TrainingSettings
 
@@ -62,6 +63,7 @@ def train(shop: Shop, fitted: Fitted, progress: ProgressCallback) -> Trained:
         texts=[item.title for item in shop.known.items],
         progress=progress,
     )
+    bundle = fit_dense_part(bundle, shop.known.embeddings, [item.id for item in shop.known.items])
     record = bundle.manifest.language_model
     assert record is not None  # train_bundle adds one
     return Trained(

@@ -4,132 +4,114 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.live import Live
-from rich.padding import Padding
 from rich.text import Text
 
 from demo.alert_watch import AlertWatch
-from demo.display import alert_text, answer_lines, census_table, fad_panel, progress_bar, short
+from demo.display import alert_text, census_table, fad_panel, progress_bar, short
 from demo.figures import Figures
+from demo.filters import show_filters
+from demo.found import show_found
 from demo.live_queries import LiveQueries
 from demo.preparation import TRAINING_SECONDS, Trained, fit, head_size, train
-from demo.shop.shop import Fad, Shop, choose_fad
+from demo.shop.shop import Fad, choose_fad
+from demo.stage import ARRIVAL_SECONDS, READY_SECONDS, SHOWN_ITEMS, DemoError, Stage
 from models.bundles.building import Fitted
-from models.catalogue import CatalogueItem
 from models.codebooks.onnx_encoder import OnnxEncoder
-from models.errors import SidstreamError
 from models.sids.census import gini
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.terminal import shown
 from models.training.settings import TrainingProgress
 from retriever.client import Client
-from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
 from streamer.client.freshness_probe import FreshnessProbe
-from streamer.client.publisher import ItemPublisher, publish_items
-from streamer.events.records import Answer, Query
+from streamer.client.publisher import ItemPublisher
+from streamer.events.records import Query
 from streamer.local.up import Pipeline
-from streamer.settings import Settings
 
 LATE_PER_SECOND: Final = 500
 FAD_PER_SECOND: Final = 100
 # Limits for a machine that is slow or busy; none is waited for when all is well.
-_READY_SECONDS: Final = 300.0
-_ARRIVAL_SECONDS: Final = 300.0
 _RESHORTENING_SECONDS: Final = 120.0
 _CLEARING_SECONDS: Final = 180.0
-_SHOWN_ITEMS: Final = 3
 _WARM_UPDATES: Final = 600
 
 
-class DemoError(SidstreamError):
-    """The story cannot go on; the message says what did not happen and where the logs are."""
-
-
-class Story:
+class Story(Stage):
     """Tells the acts in their order; ``tell`` returns the figures for the summary."""
-
-    def __init__(self, shop: Shop, settings: Settings, console: Console, log_directory: Path) -> None:
-        self._shop = shop
-        self._settings = settings
-        self._console = console
-        self._log_directory = log_directory
-        self._live: dict[str, str] = {}
-        self._deleted: dict[str, float] = {}  # id → when it was seen to be gone
-        self.figures = Figures(products=len(shop.known) + len(shop.late), examples=len(shop.examples))
 
     def tell(self, pipeline: Callable[[], Pipeline]) -> Figures:
         """Prepare, start the pipeline, stream, ask, change, flood, and let the flood go."""
         fitted = self._fit()
         trained = self._train(fitted)
-        self._act("Start the pipeline", "Apache Kafka, then assigner, indexer, monitor and retriever, a process each")
+        self.act("Start the pipeline", "Apache Kafka, then assigner, indexer, monitor and retriever, a process each")
         with pipeline() as running:
-            self._settings = running.settings
-            self._pipeline = running
-            self._say(
-                f"A broker of our own on {shown(running.settings.kafka.bootstrap_servers)}; logs in {shown(self._log_directory)}."
+            self.settings = running.settings
+            self.pipeline = running
+            self.say(
+                f"A broker of our own on {shown(running.settings.kafka.bootstrap_servers)}; logs in {shown(self.log_directory)}."
             )
             self._stream_in()
-            with IndexReader(self._settings.index) as reader, Client(self._settings) as client:
-                self._client, self._reader = client, reader
+            with IndexReader(self.settings.index) as reader, Client(self.settings) as client:
+                self.client, self.reader = client, reader
                 self._latecomers()
+                show_found(self)
                 self._ask()
                 self._change_and_delete()
+                show_filters(self)
                 self._fad(trained)
         return self.figures
 
     # --- before anything streams -------------------------------------------------------------------------------------
 
     def _fit(self) -> Fitted:
-        shop = self._shop
-        self._act(
+        shop = self.shop
+        self.act(
             "Fit the codebooks", f"{len(shop.known):,} products of {shown(shop.name)}, {shop.dimension:,} numbers each"
         )
         started = time.monotonic()
-        with progress_bar(self._console) as progress:
+        with progress_bar(self.console) as progress:
             task = progress.add_task("residual k-means", total=None)
 
             def on_progress(layer: int, iteration: int, _error: float) -> None:
                 progress.update(task, description=f"residual k-means, layer {layer + 1}, iteration {iteration + 1}")
 
-            fitted = fit(shop, self._settings.bundle, on_progress)
+            fitted = fit(shop, self.settings.bundle, on_progress)
             progress.update(task, total=1, completed=1, description="residual k-means")
         self.figures.fit_seconds = time.monotonic() - started
-        self._console.print(census_table(fitted.census))
-        self._say(
+        self.console.print(census_table(fitted.census))
+        self.say(
             f"{shown(_hourglass(fitted.census))} Layout 1 leaves the {head_size(shop):,} most crowded tokens of layer 2 "
             "out of the SIDs."
         )
         return fitted
 
     def _train(self, fitted: Fitted) -> Trained:
-        self._act(
+        self.act(
             "Fine-tune a small language model",
-            f"{len(self._shop.examples):,} queries and histories → SIDs, in {TRAINING_SECONDS:.0f} s at most",
+            f"{len(self.shop.examples):,} queries and histories → SIDs, in {TRAINING_SECONDS:.0f} s at most",
         )
-        with progress_bar(self._console) as progress:
+        with progress_bar(self.console) as progress:
             task = progress.add_task("training", total=None)
 
             def on_progress(now: TrainingProgress) -> None:
                 progress.update(task, total=now.steps, completed=now.step, description=f"training, loss {now.loss:.2f}")
 
-            trained = train(self._shop, fitted, on_progress)
+            trained = train(self.shop, fitted, on_progress)
         figures = self.figures
         figures.train_seconds, figures.loss, figures.parameters = trained.seconds, trained.loss, trained.parameters
-        self._say(
+        self.say(
             f"{trained.parameters / 1e6:.1f} M parameters, loss {trained.loss:.2f} after {trained.seconds:.0f} s. Trained with "
             "layer-2 dropout, so it may follow the live layout."
         )
         if trained.share < 1:
             figures.trained_share = trained.share
-            self._say(
+            self.say(
                 f"The time was up after {trained.share:.0%} of the steps: enough for the story, and a faster machine learns more."
             )
         return trained
@@ -137,116 +119,114 @@ class Story:
     # --- streaming ---------------------------------------------------------------------------------------------------
 
     def _stream_in(self) -> None:
-        known = self._shop.known
-        self._act(
+        known = self.shop.known
+        self.act(
             "Stream the catalogue in",
             f"producer → Kafka → assigner → Kafka → indexer → LMDB, {len(known):,} item updates, the first 100 to warm up",
         )
-        self._wait(self._index_exists, _READY_SECONDS, "the indexer did not start")
-        with progress_bar(self._console) as progress, IndexReader(self._settings.index) as reader:
+        self.wait(self.index_exists, READY_SECONDS, "the indexer did not start")
+        with progress_bar(self.console) as progress, IndexReader(self.settings.index) as reader:
             task = progress.add_task("retrievable", total=len(known))
             # The processes have just started: what is measured is the pipeline, not the start of four Pythons.
-            self._publish(known.items[:100], known.embeddings[:100])
-            self._wait_for_items(reader, 100, lambda _count: None)
+            self.publish(known.items[:100], known.embeddings[:100])
+            self.wait_for_items(reader, 100, lambda _count: None)
             started = time.monotonic()
-            self._publish(known.items[100:], known.embeddings[100:])
-            self._wait_for_items(reader, len(known), lambda count: progress.update(task, completed=count))
+            self.publish(known.items[100:], known.embeddings[100:])
+            self.wait_for_items(reader, len(known), lambda count: progress.update(task, completed=count))
             self.figures.burst_seconds = time.monotonic() - started
         self.figures.burst_items = len(known) - 100
         rate = self.figures.burst_items / self.figures.burst_seconds
-        self._say(
+        self.say(
             f"{self.figures.burst_items:,} items retrievable {self.figures.burst_seconds:.2f} s after the first was published: "
             f"{rate:,.0f} a second."
         )
 
     def _latecomers(self) -> None:
-        known, late = self._shop.known, self._shop.late
-        self._act("Latecomers", f"{len(late):,} products that the model has never seen, {LATE_PER_SECOND:d} a second")
-        with self._console.status("waiting for the retriever's first answer …"):
-            self._first_answer()
-        with progress_bar(self._console) as progress, FreshnessProbe(self._reader) as probe:
+        known, late = self.shop.known, self.shop.late
+        self.act("Latecomers", f"{len(late):,} products that the model has never seen, {LATE_PER_SECOND:d} a second")
+        with self.console.status("waiting for the retriever's first answer …"):
+            self.first_answer()
+        with progress_bar(self.console) as progress, FreshnessProbe(self.reader) as probe:
             task = progress.add_task("publishing", total=len(late))
             now = int(time.time() * 1000)  # plus the item's number: the probe tells updates apart by their time
-            with ItemPublisher(self._settings) as publisher:
+            with ItemPublisher(self.settings) as publisher:
                 # A producer that is still connecting, and a broker that is still compiling, are not what is measured.
-                for number in self._paced(_WARM_UPDATES, LATE_PER_SECOND):
+                for number in self.paced(_WARM_UPDATES, LATE_PER_SECOND):
                     item = known.items[number]
                     publisher.update(item.id, known.embeddings[number], title=item.title, weight=item.weight)
-                for number in self._paced(len(late), LATE_PER_SECOND):
+                for number in self.paced(len(late), LATE_PER_SECOND):
                     item, updated_at = late.items[number], now + number
                     probe.sent(item.id, updated_at)
                     publisher.update(
                         item.id, late.embeddings[number], title=item.title, weight=item.weight, updated_at=updated_at
                     )
-                    self._live[item.id] = item.title
+                    self.live[item.id] = item.title
                     progress.update(task, completed=number + 1)
-            missing = probe.wait(_ARRIVAL_SECONDS)
+            missing = probe.wait(ARRIVAL_SECONDS)
         if missing:
-            raise DemoError(f"{missing} updates never arrived; see the logs in {self._log_directory}")
+            raise DemoError(f"{missing} updates never arrived; see the logs in {self.log_directory}")
         figures = self.figures
         figures.fresh_items = probe.seen
         figures.fresh_p50_ms, figures.fresh_p99_ms = probe.percentile_ms(50), probe.percentile_ms(99)
-        self._say(f"Update → retrievable: p50 {figures.fresh_p50_ms:.0f} ms, p99 {figures.fresh_p99_ms:.0f} ms.")
+        self.say(f"Update → retrievable: p50 {figures.fresh_p50_ms:.0f} ms, p99 {figures.fresh_p99_ms:.0f} ms.")
 
     def _ask(self) -> None:
-        self._act("Ask", "a query, a history or both; constrained beam search, so that every answer is a live product")
-        titles = self._live
-        for query in self._shop.queries:
-            answer = self._client.ask(query.text, history=query.history, limit=_SHOWN_ITEMS)
-            bought = shown("; ".join(short(titles.get(item, item), self._console.width // 3) for item in query.history))
+        self.act("Ask", "a query, a history or both; constrained beam search, so that every answer is a live product")
+        titles = self.live
+        for query in self.shop.queries:
+            answer = self.client.ask(query.text, history=query.history, limit=SHOWN_ITEMS)
+            bought = shown("; ".join(short(titles.get(item, item), self.console.width // 3) for item in query.history))
             question = f"[bold]“{shown(query.text)}”[/]" if query.text else "[bold]no words[/]"
             markup = question + (f" [dim]after buying {bought}[/]" if bought else "")
-            self._console.print(f"  {markup}", highlight=False)
-            self._show(answer)
+            self.console.print(f"  {markup}", highlight=False)
+            self.show(answer)
 
     def _change_and_delete(self) -> None:
-        self._act("Change and delete", "the next answer knows")
-        query = self._shop.queries[0].text or "gift"
-        before = self._client.ask(query, limit=_SHOWN_ITEMS)
+        self.act("Change and delete", "the next answer knows")
+        query = self.shop.queries[0].text or "gift"
+        before = self.client.ask(query, limit=SHOWN_ITEMS)
         if len(before.items) < 2:
             raise DemoError(f"“{query}” has too few answers to go on with")
         changed, deleted = before.items[0], before.items[1]
-        row = {
-            item.id: (part, at) for part in (self._shop.known, self._shop.late) for at, item in enumerate(part.items)
-        }
+        row = {item.id: (part, at) for part in (self.shop.known, self.shop.late) for at, item in enumerate(part.items)}
         part, at = row[changed.item_id]
         title = f"Back in stock: {changed.title}"
-        with ItemPublisher(self._settings) as publisher:
+        with ItemPublisher(self.settings) as publisher:
             publisher.update(changed.item_id, part.embeddings[at], title=title, weight=part.items[at].weight)
             publisher.delete(deleted.item_id)
-        self._live[changed.item_id] = title
-        self._wait(
-            lambda: self._holds(changed.item_id, title) and self._holds(deleted.item_id, None),
-            _ARRIVAL_SECONDS,
+        self.live[changed.item_id] = title
+        self.wait(
+            lambda: self.holds(changed.item_id, title) and self.holds(deleted.item_id, None),
+            ARRIVAL_SECONDS,
             "the change did not arrive",
         )
-        self._deleted[deleted.item_id] = time.monotonic()
-        after = self._client.ask(query, limit=_SHOWN_ITEMS)
-        self._console.print(f"  [bold]“{shown(query)}”[/]: the first was renamed, the second deleted", highlight=False)
-        self._show(after)
-        self.figures.deleted_in_answers += sum(item.item_id in self._deleted for item in after.items)
+        self.deleted[deleted.item_id] = time.monotonic()
+        after = self.client.ask(query, limit=SHOWN_ITEMS)
+        self.console.print(f"  [bold]“{shown(query)}”[/]: the first was renamed, the second deleted", highlight=False)
+        self.show(after)
+        self.figures.deleted_in_answers += sum(item.item_id in self.deleted for item in after.items)
 
     # --- the fad -----------------------------------------------------------------------------------------------------
 
     def _fad(self, trained: Trained) -> None:
         encoder = OnnxEncoder(trained.bundle.encoder_path)
-        with self._reader.snapshot() as snapshot:
+        with self.reader.snapshot() as snapshot:
             live = snapshot.live_layout() or trained.bundle.layout
-        layer2 = [encoder.encode(fad.embeddings)[:, HEAD_LAYER_INDEX] for fad in self._shop.fads]
-        chosen = choose_fad(self._shop.fads, layer2, live.head_tokens)
-        fad, token = self._shop.fads[chosen], int(np.bincount(layer2[chosen]).argmax())
-        self._act(
+        layer2 = [encoder.encode(fad.embeddings)[:, HEAD_LAYER_INDEX] for fad in self.shop.fads]
+        chosen = choose_fad(self.shop.fads, layer2, live.head_tokens)
+        fad, token = self.shop.fads[chosen], int(np.bincount(layer2[chosen]).argmax())
+        self.act(
             "A fad",
             f"{len(fad.items):,} {shown(fad.name)} in {len(fad.items) / FAD_PER_SECOND:.0f} s, while queries keep coming",
         )
         queries = [
             Query(text=fad.query, limit=10),
-            *(Query(text=query.text, history=query.history, limit=10) for query in self._shop.queries),
+            *(Query(text=query.text, history=query.history, limit=10) for query in self.shop.queries),
         ]
         # An item may be in an answer from the moment that it was published until its deletion was.
         with (
-            AlertWatch(self._settings) as alerts,
-            LiveQueries(self._settings, queries, self._may_be_answered) as live_queries,
+            AlertWatch(self.settings) as alerts,
+            LiveQueries(self.settings, queries, self._may_be_answered) as live_queries,
         ):
             first = self._flood(fad, token, live, live_queries, alerts)
             self._show_reshortening(fad, token, live, encoder)
@@ -257,10 +237,10 @@ class Story:
             figures.invalid_items, figures.layouts = live_queries.invalid_items, set(live_queries.layouts)
             figures.query_p50_ms, figures.query_p95_ms = live_queries.percentile_ms(50), live_queries.percentile_ms(95)
         figures.reshortened_after_seconds = first
-        answer = self._client.ask(fad.query, limit=10)
-        returned = sum(item.item_id in self._deleted for item in answer.items)
+        answer = self.client.ask(fad.query, limit=10)
+        returned = sum(item.item_id in self.deleted for item in answer.items)
         figures.deleted_in_answers += returned
-        self._say(
+        self.say(
             f"“{shown(short(fad.query, 60))}” has {len(answer.items)} answers now; {returned:,} of them are of the fad."
         )
 
@@ -269,21 +249,21 @@ class Story:
         news: deque[Text] = deque(maxlen=8)
         reshortened: float | None = None
         started = time.monotonic()
-        publisher = ItemPublisher(self._settings)
+        publisher = ItemPublisher(self.settings)
         sent = 0
-        with Live(console=self._console, refresh_per_second=4) as screen:
+        with Live(console=self.console, refresh_per_second=4) as screen:
             while True:
                 seconds = time.monotonic() - started
                 while sent < min(len(fad.items), int(seconds * FAD_PER_SECOND)):
                     item = fad.items[sent]
-                    self._live[item.id] = item.title
+                    self.live[item.id] = item.title
                     publisher.update(item.id, fad.embeddings[sent], title=item.title, weight=item.weight)
                     sent += 1
                 publisher.poll()
-                self._pipeline.supervisor.check()
+                self.pipeline.supervisor.check()
                 for alert in alerts.new():
                     news.append(Text(f"{seconds:5.1f} s  ").append_text(alert_text(alert)))
-                with self._reader.snapshot() as snapshot:
+                with self.reader.snapshot() as snapshot:
                     counts, items = snapshot.census()[HEAD_LAYER_INDEX], snapshot.item_count
                     layout = snapshot.live_layout() or before
                 if reshortened is None and layout.generation > before.generation and token in layout.head_tokens:
@@ -303,113 +283,43 @@ class Story:
         return reshortened
 
     def _show_reshortening(self, fad: Fad, token: int, before: Layout, encoder: OnnxEncoder) -> None:
-        with self._reader.snapshot() as snapshot:
+        with self.reader.snapshot() as snapshot:
             after = snapshot.live_layout() or before
             counts = snapshot.census()[HEAD_LAYER_INDEX]
         self.figures.reshortened_items = int(counts[sorted(set(after.head_tokens) - set(before.head_tokens))].sum())
         if after.generation == before.generation:
-            self._say(
+            self.say(
                 f"[yellow]No new layout within {_RESHORTENING_SECONDS:.0f} s: see the monitor's log in "
-                f"{shown(self._log_directory)}.[/]"
+                f"{shown(self.log_directory)}.[/]"
             )
             return
         codes = encoder.encode(fad.embeddings[:1])[0].tolist()
-        self._say(
+        self.say(
             f"{shown(short(fad.items[0].title, 60))}: its SID was [cyan]{shown(before.sid_text(codes))}[/], now it is "
             f"[bold cyan]{shown(after.sid_text(codes))}[/]. No item was rewritten: the layout is one small record."
         )
 
     def _retire(self, fad: Fad, alerts: AlertWatch) -> None:
-        self._act("The fad is over", f"{len(fad.items):,} tombstones")
-        with ItemPublisher(self._settings) as publisher:
+        self.act("The fad is over", f"{len(fad.items):,} tombstones")
+        with ItemPublisher(self.settings) as publisher:
             for item in fad.items:
                 publisher.delete(item.id)
-        with self._console.status("waiting until they are gone and the alerts clear …"):
-            self._wait(lambda: self._gone(fad), _ARRIVAL_SECONDS, "the deletions did not arrive")
-            self._deleted |= dict.fromkeys((item.id for item in fad.items), time.monotonic())
+        with self.console.status("waiting until they are gone and the alerts clear …"):
+            self.wait(lambda: self._gone(fad), ARRIVAL_SECONDS, "the deletions did not arrive")
+            self.deleted |= dict.fromkeys((item.id for item in fad.items), time.monotonic())
             deadline = time.monotonic() + _CLEARING_SECONDS
             while alerts.firing and time.monotonic() < deadline:
                 for alert in alerts.new():
-                    self._console.print(Text("  ").append_text(alert_text(alert)))
+                    self.console.print(Text("  ").append_text(alert_text(alert)))
                 time.sleep(0.1)
 
-    # --- small helpers -----------------------------------------------------------------------------------------------
-
-    def _act(self, title: str, markup: str) -> None:
-        self._console.print()
-        self._console.rule(f"[bold]{shown(title)}[/]", align="left", style="dim")
-        self._say(f"[dim]{markup}[/]")
-
-    def _say(self, markup: str) -> None:
-        """Indented, also where the terminal is too narrow for one line."""
-        self._console.print(Padding(Text.from_markup(markup), (0, 0, 0, 2)))
-
-    def _show(self, answer: Answer) -> None:
-        if answer.error is not None:
-            self._console.print(f"    [red]{shown(answer.error.kind)}: {shown(answer.error.message)}[/]")
-        width = max(30, self._console.width - 34)
-        for line in answer_lines(answer.items, width):
-            self._console.print(line)
-
-    def _publish(self, items: Sequence[CatalogueItem], embeddings: NDArray[np.float32]) -> None:
-        for item in items:
-            self._live[item.id] = item.title
-        publish_items(self._settings, items, embeddings)
-
-    def _first_answer(self) -> None:
-        """The retriever loads its model meanwhile."""
-        deadline = time.monotonic() + _READY_SECONDS
-        while True:
-            self._pipeline.supervisor.check()
-            try:
-                self._client.ask("first", timeout_seconds=5)
-                return
-            except SidstreamError:
-                if time.monotonic() > deadline:
-                    raise DemoError(f"the retriever did not answer; see its log in {self._log_directory}") from None
-
-    def _wait_for_items(self, reader: IndexReader, count: int, advance: Callable[[int], None]) -> None:
-        def arrived() -> bool:
-            with reader.snapshot() as snapshot:
-                items = snapshot.item_count
-            advance(items)
-            return items >= count
-
-        self._wait(arrived, _ARRIVAL_SECONDS, f"not all of {count} items arrived")
-
-    def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            self._pipeline.supervisor.check()
-            if time.monotonic() > deadline:
-                raise DemoError(f"{otherwise} within {seconds:.0f} s; see the logs in {self._log_directory}")
-            time.sleep(0.005)
-
-    def _index_exists(self) -> bool:
-        try:
-            IndexReader(self._settings.index).close()
-        except IndexMissingError:
-            return False
-        return True
-
-    def _paced(self, count: int, per_second: float) -> Iterator[int]:
-        started = time.monotonic()
-        for number in range(count):
-            time.sleep(max(0.0, started + number / per_second - time.monotonic()))
-            yield number
-
-    def _holds(self, item_id: str, title: str | None) -> bool:
-        with self._reader.snapshot() as snapshot:
-            [item] = snapshot.find([item_id.encode()])
-        return (item.title if item is not None else None) == title
-
     def _gone(self, fad: Fad) -> bool:
-        with self._reader.snapshot() as snapshot:
+        with self.reader.snapshot() as snapshot:
             return not any(snapshot.find([item.id.encode() for item in fad.items]))
 
     def _may_be_answered(self, item_id: str, asked_at: float) -> bool:
         """Published, and not known to have left the index before the query was asked."""
-        return item_id in self._live and self._deleted.get(item_id, asked_at) >= asked_at
+        return item_id in self.live and self.deleted.get(item_id, asked_at) >= asked_at
 
 
 def _hourglass(census: NDArray[np.int64]) -> str:

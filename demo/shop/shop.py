@@ -6,7 +6,7 @@ The same story is told on a catalogue of our own making and on any catalogue fol
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -53,6 +53,8 @@ class Shop:
     embedding: str
     codebook_size: int
     epochs: float
+    embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None
+    """Texts → embeddings (N, D) in the space of the products', None where there is no way to make them."""
 
     @property
     def dimension(self) -> int:
@@ -79,6 +81,7 @@ def own_shop(products: int = DEFAULT_PRODUCTS, *, epochs: float = 3.5, fad_size:
         embedding="demo.shop.text_embedding: hashed words and letter n-grams, 128 numbers",
         codebook_size=64,
         epochs=epochs,
+        embed=TextEmbedder().embed,
     )
 
 
