@@ -17,6 +17,7 @@ from models.codebooks.onnx_encoder import OnnxEncoder
 from models.sids.census import count_tokens
 from store.checks.verification import verify
 from store.reading.reader import IndexReader, Snapshot
+from store.topology.current import CurrentTopology
 from streamer.events.records import (
     ALERT,
     ANSWER,
@@ -69,6 +70,15 @@ def check_everything(settings: Settings, truth: Truth) -> dict[str, int]:
         "answers": answered,
         "layouts issued": issued,
     }
+
+
+def check_topology(snapshot: Snapshot, followed: CurrentTopology, rolled_forward: int) -> None:
+    """A topology that was rolled forward through all faults has the paths of the index, and no other."""
+    assert rolled_forward > 0
+    topology = followed.at(snapshot)
+    paths = np.unique(np.concatenate([codes for codes, _ in snapshot.all_paths()]), axis=0)
+    assert len(topology) == len(paths)
+    assert topology.contains(paths).all()
 
 
 def check_index(snapshot: Snapshot, truth: Truth, encoder: OnnxEncoder) -> None:

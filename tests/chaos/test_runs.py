@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from chaos.checks import aborted_records, check_everything
+from chaos.checks import aborted_records, check_everything, check_topology
 from chaos.faults import (
     FAILPOINTS,
     AddWorker,
@@ -56,6 +56,7 @@ def run(directory: Path, bundle: Path, steps: list[Step], *, seed: int, ids: int
         rebuilt = rebuild(world.settings, directory / "rebuilt")
         with IndexReader(world.settings.index) as reader, reader.snapshot() as snapshot:
             assert rebuilt.digest == snapshot.digest()
+            check_topology(snapshot, world.seen.topology, world.seen.rolled_forward)
         return figures(world, seed=seed, seconds=seconds, aborted=aborted, compared=compared)
 
 

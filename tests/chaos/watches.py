@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 from chaos.producers import PROBE, Producers
 from models.errors import SidstreamError
 from store.reading.reader import IndexReader
+from store.topology.current import CurrentTopology
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.gather import drain
 from streamer.settings import Settings
@@ -37,6 +38,9 @@ class Watches:
         self._producers = producers
         self._stop = threading.Event()
         self.items, self.answers, self.drift = Watch(), Watch(), Watch()
+        # Follows the index through all faults, as a retriever's does: at the end it is held against the index itself.
+        self.topology = CurrentTopology()
+        self.rolled_forward = 0
 
     def start(self) -> None:
         for work in (self._look_at_items, self._read_answers, self._read_drift):
@@ -59,6 +63,7 @@ class Watches:
                     while not self._stop.wait(0.02):
                         with reader.snapshot() as snapshot:
                             found = snapshot.find(probes)
+                            self.rolled_forward += self.topology.step(snapshot).changes is not None
                         row = min(item.updated_at if item else 0 for item in found)
                         now, published = time.monotonic(), self._producers.probes
                         while seen < len(published) and published[seen][1] <= row:
