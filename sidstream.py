@@ -13,6 +13,7 @@ import typer
 from confluent_kafka import KafkaError, KafkaException
 
 import demo.commands
+import models.commands.after_training
 import models.commands.fit_and_train
 import models.commands.towers
 import retriever.commands
@@ -69,6 +70,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         models.commands.towers.towers,
         models.commands.fit_and_train.fit,
         models.commands.fit_and_train.train,
+        retriever.commands.evaluate,
     ],
     "Feed and watch": [streamer.commands.pipeline.publish, streamer.commands.monitor.alerts],
     "On call": [
@@ -90,6 +92,16 @@ for panel, commands in COMMANDS.items():
         app.command(rich_help_panel=panel)(command)
 app.add_typer(streamer.commands.broker.topics, name="topics", rich_help_panel="Prepare")
 app.add_typer(streamer.commands.dead_letters.dlq, name="dlq", rich_help_panel="On call")
+
+
+def _choose_mixture(trained: models.commands.after_training.Trained) -> None:
+    from retriever.choosing_mixture import choose_mixture
+
+    choose_mixture(trained)
+
+
+# Training lies below the search, by whose answers the mixture is chosen.
+models.commands.after_training.AFTER_TRAINING.append(_choose_mixture)
 
 
 def main() -> None:

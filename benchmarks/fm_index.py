@@ -190,7 +190,9 @@ def _load(writer: IndexWriter, beside: Path, items: int, size: int, random: np.r
                 batch = crowded_batch(random, min(LOAD, items - begin), size)
                 writer.apply(batch, {})
                 numbers = np.arange(begin, begin + len(batch), dtype=np.uint32)
-                transaction.cursor(paths).putmulti(PathEncoding(LAYERS, size).encode(batch.codes, numbers))
+                transaction.cursor(paths).putmulti(
+                    PathEncoding(LAYERS, size).encode(batch.codes, numbers, batch.weights)
+                )
         return int((alone.info()["last_pgno"] + 1 - empty) * alone.stat()["psize"])
 
 

@@ -61,7 +61,7 @@ class RawBatch:
         values = ItemEncoding(LAYERS).encode(
             batch.ids, batch.codes, batch.weights, batch.titles, batch.updated_at, *origin
         )
-        paths = encoding.encode(batch.codes, numbers)
+        paths = encoding.encode(batch.codes, numbers, batch.weights)
         return cls(list(zip(keys, values, strict=True)), sorted(zip(batch.ids, keys, strict=True)), paths)
 
 

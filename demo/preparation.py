@@ -12,7 +12,7 @@ from demo.shop.shop import Shop
 from models.bundles.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
 from models.language.prompts import PromptSettings
-from models.training.fine_tuning import TrainingSettings
+from models.training.settings import ProgressCallback, TrainingSettings
 
 HEAD_SHARE_OF_TOKENS: Final = 0.1  # top@K with K = 10 % of M
 LAYER2_DROPOUT: Final = 0.3
@@ -44,7 +44,7 @@ def fit(shop: Shop, directory: Path, progress: Callable[[int, int, float], None]
     return fit_bundle(shop.known.embeddings, directory, settings, embedding=shop.embedding, progress=progress)
 
 
-def train(shop: Shop, fitted: Fitted, progress: Callable[[int, int, float], None]) -> Trained:
+def train(shop: Shop, fitted: Fitted, progress: ProgressCallback) -> Trained:
     """A LLaMA-style model from scratch on queries and histories, with layer-2 dropout: it may follow the live layout."""
     import torch
 

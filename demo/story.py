@@ -28,6 +28,7 @@ from models.errors import SidstreamError
 from models.sids.census import gini
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.terminal import shown
+from models.training.settings import TrainingProgress
 from retriever.client import Client
 from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
@@ -116,8 +117,8 @@ class Story:
         with progress_bar(self._console) as progress:
             task = progress.add_task("training", total=None)
 
-            def on_progress(step: int, total: int, loss: float) -> None:
-                progress.update(task, total=total, completed=step, description=f"training, loss {loss:.2f}")
+            def on_progress(now: TrainingProgress) -> None:
+                progress.update(task, total=now.steps, completed=now.step, description=f"training, loss {now.loss:.2f}")
 
             trained = train(self._shop, fitted, on_progress)
         figures = self.figures

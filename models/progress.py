@@ -17,19 +17,23 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from models.terminal import print_line, shown
 
 _FIRST_LINE_SECONDS: Final = 10.0
-_LONGEST_WAIT_SECONDS: Final = (
-    60.0  # the pause between lines doubles up to it: short work is not silent, long work not noisy
-)
+# The pause between lines doubles up to it: short work is not silent, long work not noisy.
+_LONGEST_WAIT_SECONDS: Final = 60.0
+_STEADY_WAIT_SECONDS: Final = 20.0  # of work that people watch and may stop
 
 
 class WorkTask:
     """One piece of the work; get it from ``WorkProgress.task``."""
 
-    def __init__(self, work: WorkProgress, name: str, unit: str, total: float | None, bar: TaskID | None) -> None:
+    def __init__(
+        self, work: WorkProgress, name: str, unit: str, total: float | None, bar: TaskID | None, steadily: bool
+    ) -> None:
         self._work, self._name, self._unit, self._total, self._bar = work, name, unit, total, bar
         self._started = work.clock()
         self._pause = _FIRST_LINE_SECONDS
-        self._next_line = self._started + self._pause
+        self._longest_pause = _STEADY_WAIT_SECONDS if steadily else _LONGEST_WAIT_SECONDS
+        self._before = 0.0
+        self._next_line = self._started if steadily else self._started + self._pause
         self._ended = False
 
     def update(self, done: float, total: float | None = None, *, note: str = "") -> None:
@@ -45,11 +49,15 @@ class WorkTask:
             return
         ended = self._total is not None and done >= self._total
         if now >= self._next_line or (ended and not self._ended):
-            self._pause = min(2 * self._pause, _LONGEST_WAIT_SECONDS)
+            self._pause = min(2 * self._pause, self._longest_pause)
             self._next_line = now + self._pause
             left = self._left(done, now - self._started)
             self._work.line(f"{self._name}: {', '.join(filter(None, (*figures, left, note)))}")
         self._ended = ended
+
+    def restart(self, done: float) -> None:
+        """From now on speed and time left are of what follows ``done``: it was done before, or in another way."""
+        self._started, self._before = self._work.clock(), done
 
     def end(self) -> None:
         """Takes the bar away; a line is not taken back."""
@@ -61,13 +69,13 @@ class WorkTask:
         if not self._unit:
             return (share,)
         amount = f"{done:,.0f} of {self._total:,.0f} {self._unit}" if self._total else f"{done:,.0f} {self._unit}"
-        speed = f"{done / seconds:,.1f} {self._unit}/s" if seconds > 0 and done else ""
+        speed = f"{(done - self._before) / seconds:,.1f} {self._unit}/s" if seconds > 0 and done > self._before else ""
         return amount + (f" ({share})" if share else ""), speed
 
     def _left(self, done: float, seconds: float) -> str:
-        if not self._total or not done or done >= self._total:
+        if not self._total or done <= self._before or done >= self._total:
             return f"took {duration(seconds)}" if self._total and done >= self._total else ""
-        return f"about {duration(seconds * (self._total - done) / done)} left"
+        return f"about {duration(seconds * (self._total - done) / (done - self._before))} left"
 
 
 class WorkProgress:
@@ -91,10 +99,12 @@ class WorkProgress:
             disable=not console.is_terminal,
         )
 
-    def task(self, name: str, *, unit: str = "", total: float | None = None) -> WorkTask:
-        """A new piece of work; ``unit``: what is counted, nothing for shares of a whole."""
+    def task(self, name: str, *, unit: str = "", total: float | None = None, steadily: bool = False) -> WorkTask:
+        """A new piece of work; ``unit``: what is counted, nothing for shares of a whole; ``steadily``: with a line for the
+        first unit too, and then at least every twenty seconds.
+        """
         bar = self.bars.add_task(shown(name), total=total, figures="") if self._console.is_terminal else None
-        return WorkTask(self, name, unit, total, bar)
+        return WorkTask(self, name, unit, total, bar, steadily)
 
     def line(self, text: str) -> None:
         """One line, never broken."""

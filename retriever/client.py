@@ -63,6 +63,7 @@ class Client:
         text: str = "",
         *,
         history: Sequence[str] = (),
+        embedding: Sequence[float] | None = None,
         user: str | None = None,
         limit: int = 10,
         filter: Mapping[str, Any] | None = None,
@@ -72,8 +73,9 @@ class Client:
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
 
-        ``filter``: what an item's attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``:
-        ids of items that the answer may not name; ``keep_history``: it may name items of ``history``.
+        ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
+        attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
+        may not name; ``keep_history``: it may name items of ``history``.
 
         Raises:
             ClientError: no answer within ``timeout_seconds``.
@@ -81,6 +83,7 @@ class Client:
         query = Query(
             text=text,
             history=tuple(history),
+            embedding=msgspec.UNSET if embedding is None else [float(number) for number in embedding],
             user=user,
             limit=limit,
             filter=msgspec.UNSET if filter is None else raw_filter(filter),
@@ -95,6 +98,21 @@ class Client:
         Raises:
             ClientError: a query has an ``asked_at`` that is not in milliseconds, and none is sent; or some answers are
                 missing after ``timeout_seconds``.
+        """
+        found = self.ask_within(queries, timeout_seconds=timeout_seconds)
+        answers = [answer for answer in found if answer is not None]
+        if missing := len(found) - len(answers):
+            raise ClientError(
+                f"{missing} of {len(found)} queries were not answered within {timeout_seconds:g} s: is a retriever "
+                "running? `sidstream status` tells"
+            )
+        return answers
+
+    def ask_within(self, queries: Sequence[Query], *, timeout_seconds: float = 30.0) -> list[Answer | None]:
+        """As ``ask_all``, with ``None`` for each query that was not answered within ``timeout_seconds``.
+
+        Raises:
+            ClientError: a query has an ``asked_at`` that is not in milliseconds, and none is sent.
         """
         for number, query in enumerate(queries, start=1):
             if query.asked_at is not None:
@@ -126,16 +144,13 @@ class Client:
                 self._read_added_partitions(consumer)
                 look_at = time.monotonic() + _LOOK_SECONDS
             if time.monotonic() > deadline:
-                raise ClientError(
-                    f"{len(waiting)} of {len(ids)} queries were not answered within {timeout_seconds:g} s: is a retriever "
-                    "running? `sidstream status` tells"
-                )
+                break
             for record in drain(consumer, 500, 0.1):
                 if record.key() in waiting:
                     waiting.discard(record.key())
                     answer: Answer = ANSWER.decode(record.value())
                     answers[answer.query_id] = answer
-        return [answers[query_id] for query_id in ids]
+        return [answers.get(query_id) for query_id in ids]
 
     def _connect(self) -> tuple[Consumer, Producer]:
         if self._consumer is None or self._producer is None:

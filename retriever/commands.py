@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -11,10 +12,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.terminal import print_table, shown, terminal
+from models.commands.towers import EmbedOption
+from models.errors import SidstreamError
+from models.terminal import print_command, print_line, print_table, shown, terminal
 from streamer.commands.terminal import ascii_json
 from streamer.events.records import Answer
 from streamer.settings import Settings, load_settings
+
+BOUND_MISSED: Final = 3  # the exit status of an evaluation that misses a bound
 
 
 def retriever() -> None:
@@ -115,3 +120,156 @@ def show_answer(console: Console, answer: Answer) -> None:
         f"[dim]layout {shown(answer.layout)} ({shown(answer.layout_mode)}), model {shown(answer.model)}{shown(took)}, "
         f"index at {sum(answer.position.values()):,} records[/]"
     )
+
+
+def evaluate(
+    catalogue: Annotated[
+        Path, typer.Argument(help="Catalogue folder: items, embeddings, and what people did with them.")
+    ],
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cases: JSON lines of {query, user, history, item}.", show_default="see --leave-last-out, --judged"
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="With --examples: others of them, to choose the references' settings on.")
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(help="The examples that the model was trained on.", show_default="the catalogue's sequences"),
+    ] = None,
+    interactions: Annotated[
+        Path | None, typer.Option(help="user, item, time as .tsv, .csv or JSON lines: split by time.")
+    ] = None,
+    leave_last_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-last-out", help="Cases: the last item of each history; the default where there are histories."
+        ),
+    ] = False,
+    after: Annotated[
+        str | None, typer.Option(help="Cases: interactions from this time on (a number, or ISO 8601).")
+    ] = None,
+    last_share: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=0.4, help="Cases: the last share of the interactions.", show_default="0.1"),
+    ] = None,
+    judged: Annotated[bool, typer.Option("--judged", help="Cases: the catalogue's judged queries.")] = False,
+    least_rating: Annotated[
+        int | None,
+        typer.Option(min=1, help="With judged queries: from which rating on an item is relevant.", show_default="2"),
+    ] = None,
+    write_split: Annotated[
+        Path | None,
+        typer.Option(help="Write the split and stop: a catalogue to train on, validation.jsonl and test.jsonl."),
+    ] = None,
+    at: Annotated[
+        list[int] | None, typer.Option(min=1, help="k; repeat it for several.", show_default="1, 5, 10, 50")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="An attribute of the items, such as brand, to look at value by value; repeatable."),
+    ] = None,
+    head_share: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Head items: this share of the items, the most popular ones.")
+    ] = 0.1,
+    new_items: Annotated[
+        Path | None, typer.Option(help="Ids of items that arrived after training, one a line.")
+    ] = None,
+    cases: Annotated[
+        int | None, typer.Option(min=1, help="At most so many cases, drawn with --seed.", show_default="all")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Codebook, encoder, language model.", show_default="the settings' bundle")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="An index to search.", show_default="made of the catalogue, and removed")
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Of the items of an index that is made: catalogue, or popularity (occurrences before the cases)."
+        ),
+    ] = "catalogue",
+    live: Annotated[bool, typer.Option("--live", help="Ask the running retrievers over the topics.")] = False,
+    seconds_a_query: Annotated[
+        float | None, typer.Option(min=0.1, help="With --live: how long an answer may take.", show_default="30")
+    ] = None,
+    text_alone: Annotated[
+        bool, typer.Option("--text-alone", help="Ask without the queries' embeddings, where the cases have some.")
+    ] = False,
+    embed: EmbedOption = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(help="A bound, such as 'recall@10>=.4'; repeatable. A missed one ends with status 3."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the whole result as JSON.")] = None,
+    page: Annotated[Path | None, typer.Option("--page", help="Write one HTML file with tables and plots.")] = None,
+) -> None:
+    """Measure how well items are found, beside the references to beat, on cases of yours."""
+    from models.commands.towers import read_catalogue
+    from retriever.evaluation.bounds import Bound
+    from retriever.evaluation.report.page import write_json, write_page
+    from retriever.evaluation.report.tables import show_bounds, show_evaluation
+    from retriever.evaluation.session import DEFAULT_AT, WEIGHTS, Options, run_evaluation
+    from retriever.evaluation.sources import SourceOptions, choose_split
+    from retriever.evaluation.splits import TEST_FILE, TRAINING_FOLDER, VALIDATION_FILE
+    from retriever.evaluation.splits import write_split as write_parts
+
+    console, log = terminal(), terminal(stderr=True)
+    if weights not in WEIGHTS:
+        raise SidstreamError(f"--weights {weights!r} is unknown: choose one of {', '.join(WEIGHTS)}")
+    if live and (index is not None or bundle is not None):
+        raise SidstreamError(
+            "--live asks the running retrievers, which have an index and a bundle: leave --index and --bundle out"
+        )
+    if weights == "popularity" and (live or index is not None):
+        raise SidstreamError(
+            "--weights is for an index that is made of the catalogue: leave it out, or --live and --index"
+        )
+    if seconds_a_query is not None and not live:
+        raise SidstreamError("--seconds-a-query goes with --live: in this process every query is answered")
+    if write_split is not None and (examples is not None or judged):
+        raise SidstreamError("--write-split splits sequences or interactions: leave --examples and --judged out")
+    bounds = tuple(Bound.parse(text) for text in require or ())
+    sources = SourceOptions(
+        examples, validation, training, interactions, leave_last_out, after, last_share, judged, least_rating
+    )
+    shop, towers = read_catalogue(catalogue, embed)
+    if write_split is not None:
+        write_parts(shop, choose_split(shop, sources), write_split)
+        print_line(console, f"{write_split}: train on {write_split / TRAINING_FOLDER}, evaluate with", "green")
+        print_command(console, "sidstream", "evaluate", write_split / TRAINING_FOLDER, "--examples",
+                      write_split / TEST_FILE, "--validation", write_split / VALIDATION_FILE)  # fmt: skip
+        return
+    options = Options(
+        sources=sources,
+        at=tuple(at or DEFAULT_AT),
+        by=tuple(by or ()),
+        head_share=head_share,
+        new_items=new_items,
+        most_cases=cases,
+        index=index,
+        weights="popularity" if weights == "popularity" else "catalogue",
+        live=live,
+        send_embeddings=not text_alone,
+        seconds_a_query=30.0 if seconds_a_query is None else seconds_a_query,
+        bounds=bounds,
+        resamples=resamples,
+        seed=seed,
+    )
+    settings = load_settings() if bundle is None else load_settings(bundle=bundle)
+    result = run_evaluation(settings, shop, options, log, towers.query_encoder().encode if towers is not None else None)
+    show_evaluation(console, result)
+    if json is not None:
+        write_json(result, json)
+    if page is not None:
+        write_page(result, page)
+    figures = result.named()
+    missed = {bound.text: why for bound in bounds if (why := bound.missed_by(figures)) is not None}
+    show_bounds(console, [bound.text for bound in bounds if bound.text not in missed], list(missed.values()))
+    if missed:
+        raise typer.Exit(BOUND_MISSED)

@@ -147,6 +147,11 @@ class AssignerSettings(IntakeSettings):
     maximum_title_characters: int = Field(8_192, ge=0, description="events with a longer title are dead letters")
     maximum_weight: float = Field(1e12, gt=0, le=1e30, description="events with a greater weight are dead letters")
     strict: bool = Field(False, description="updates with an unknown field are dead letters, not merely counted")
+    vectors: bool = Field(
+        True,
+        description="keep each item's vector, a byte a dimension, beside its codes: new items are found by it (retriever.dense); "
+        "it takes D + 4 bytes an item in item-codes and in the index",
+    )
     encoder_threads: int = Field(1, ge=1)
     accept_missed_updates: bool = Field(
         False, description="start although updates or deletions may have been missed; for one start (docs/runbook.md)"
@@ -260,6 +265,18 @@ class RetrieverSettings(IntakeSettings):
         description="of the items of an answer; own_probability: the SID's times the item's share of the SID's weight; the "
         "others go SID by SID: left_out_token needs layer-2 tokens seen in training, history_similarity compares the "
         "items' codes with those of the history",
+    )
+    dense: bool = Field(
+        True,
+        description="find items by their vectors too, and mix what both legs find: new items are hardly found otherwise. It "
+        "takes 4 bytes for each number of a vector and item in memory; with ranking own_probability alone",
+    )
+    boost_of_new: float | None = Field(
+        None,
+        ge=-20,
+        le=20,
+        description="raises (or lowers) what vectors say of items that came after training by a factor of e to this power; "
+        "absent: as the bundle says, which is 0",
     )
     threads: int = Field(1, ge=1, description="torch threads")
 

@@ -36,6 +36,10 @@ def study(
     from study.report.report import write_report
 
     console = terminal()
+    if quick and (only or again or report):
+        raise SidstreamError("--quick runs a study of its own: leave --only, --again and --report out")
+    if report and only:
+        raise SidstreamError("--report computes nothing: leave --only out, or --report")
     if quick:
         raise typer.Exit(0 if quick_study(console, jobs) else 1)
     if again and not only:

@@ -113,7 +113,7 @@ def tiny_model_bundle(
     from models.bundles.bundle import Bundle
     from models.codebooks.codebook import Codebook
     from models.training.examples import TrainingExample
-    from models.training.fine_tuning import TrainingSettings
+    from models.training.settings import TrainingSettings
 
     directory = tmp_path_factory.mktemp("bundle") / "tiny-model"
     shutil.copytree(tiny_bundle, directory)

@@ -4,13 +4,15 @@ anything streams.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -25,10 +27,11 @@ from models.sids.census import count_tokens
 from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
-from models.training.example_table import ExampleTable
-from models.training.examples import TrainingExample
-from models.training.fine_tuning import ProgressCallback, TrainingOutcome, TrainingSettings, fine_tune
+from models.training.checkpoints import Checkpoints
+from models.training.examples import TrainingData, TrainingExample
 from models.training.losses import checked_gamma
+from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
+from models.training.train_model import train_model
 
 if TYPE_CHECKING:
     from models.language.language_model import Architecture
@@ -98,6 +101,16 @@ class ModelSettings:
     user_buckets: int = 0
     prompt: PromptSettings = field(default_factory=PromptSettings)
     architecture: Architecture = "llama"
+
+    def described(self) -> str:
+        """In words, all that decides its weights before training, but the seed."""
+        users = f", {self.user_buckets} user tokens" if self.user_buckets else ""
+        if self.checkpoint is not None:
+            return f"the checkpoint {self.checkpoint}{users}"
+        return (
+            f"{self.architecture}, {self.hidden_size} wide, {self.model_layers} layers, {self.heads} heads, "
+            f"{self.tokenizer_size} text tokens{users}"
+        )
 
 
 def fit_bundle(
@@ -181,19 +194,24 @@ def _fit_codebook(
 
 def train_bundle(
     bundle: Bundle,
-    examples: Sequence[TrainingExample],
+    data: TrainingData | Sequence[TrainingExample],
     item_ids: Sequence[str],
     codes: npt.NDArray[np.uint16],
     model_settings: ModelSettings,
     training: TrainingSettings,
     *,
     texts: Sequence[str] = (),
+    validation: TrainingData | None = None,
     progress: ProgressCallback | None = None,
+    checkpoints: Path | None = None,
 ) -> tuple[Bundle, TrainingOutcome]:
     """Fine-tunes a language model for the bundle's layout and adds it to the bundle.
 
-    ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles.
+    ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles; without
+    a query it is left at single bytes.
     ``training.seconds`` is also for the tokenizer and the table of examples; at least a quarter of it is left for learning.
+    ``checkpoints``: directory from which a training that was stopped goes on (``checkpoint_directory``); it is removed once
+    the bundle is whole, and stays if the time was up, for the steps that are left.
     Raises ``SidstreamError``, the bundle as it was, for a model that cannot read its prompts and for training that ends in
     numbers that are NaN or infinite.
     """
@@ -201,14 +219,17 @@ def train_bundle(
     from models.bundles.model_of_bundle import require_positions
     from models.language.finite import require_finite_scores
     from models.language.language_model import load_checkpoint, save_language_model, small_causal_lm
-    from models.language.tokenizer import train_tokenizer
+    from models.language.tokenizer import BYTES, train_tokenizer
 
     if len(item_ids) != len(codes):
         raise SidstreamError(f"{len(item_ids)} item ids but {len(codes)} rows of codes: they must belong together")
     manifest = bundle.manifest
+    data = TrainingData.of(data)
     if model_settings.checkpoint is None:
+        asked = list(data.texts())
+        # Words that no query teaches the meaning of would only make each step's softmax larger.
         tokenizer = train_tokenizer(
-            [*texts, *(example.query for example in examples)], size=model_settings.tokenizer_size
+            [*texts, *asked] if asked else (), size=model_settings.tokenizer_size if asked else BYTES
         )
         vocabulary = SidVocabulary(
             text_size=tokenizer.size,
@@ -238,11 +259,37 @@ def train_bundle(
     source = f"the checkpoint {model_settings.checkpoint}" if model_settings.checkpoint else "the new model"
     require_positions(model, prompts, source)
     rows = {item: row for row, item in enumerate(item_ids)}
-    table = ExampleTable(examples, prompts, bundle.layout, rows, codes)
+    kept = None
+    if checkpoints is not None:
+        facts = {
+            "codebook": manifest.codebook_id,
+            "layout": _digest(bundle.layout.to_dict()),
+            "items": f"{len(rows):,} ({_digest([list(item_ids), codes.tobytes()])})",
+            "training data": f"{data.targets:,} targets ({data.digest()})",
+            "validation data": None
+            if validation is None
+            else f"{validation.targets:,} targets ({validation.digest()})",
+            "texts": _digest(list(texts)),
+            "model": model_settings.described(),
+            "prompt": f"{prompts.settings.max_history} items of history, {prompts.settings.max_text_tokens} tokens of text",
+            **training.facts(),
+        }
+        kept = Checkpoints(checkpoints, facts, hint="begin anew with --anew, which removes what was learnt there")
     if training.seconds is not None:
         left = training.seconds - (time.monotonic() - began)
         training = replace(training, seconds=max(left, training.seconds / 4))
-    outcome = fine_tune(model, table, training, progress)
+    outcome = train_model(
+        model,
+        data,
+        prompts,
+        bundle.layout,
+        rows,
+        codes,
+        training,
+        validation=validation,
+        progress=progress,
+        checkpoints=kept,
+    )
     require_finite_scores(
         model, prompts, "the trained model", f"train again with a learning rate below {training.learning_rate:g}"
     )
@@ -262,7 +309,15 @@ def train_bundle(
                 "seed": training.seed,
                 "loss_function": training.loss,
                 "gamma": checked_gamma(training.loss, training.gamma),
+                "text_queries": sum(1 for _ in data.texts()),
                 **outcome.to_dict(),
             },
         )
+    if kept is not None and (outcome.steps >= outcome.planned_steps or outcome.stopped_early):
+        kept.remove()
     return bundle, outcome
+
+
+def _digest(value: Any) -> str:
+    encoded = msgspec.json.encode(value, enc_hook=str)
+    return hashlib.sha256(encoded).hexdigest()[:12]

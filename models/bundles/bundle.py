@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,7 @@ from models.bundles.manifest import (
     verify_file,
     write_manifest,
 )
+from models.dense.part import DenseRecord
 from models.language.prompts import PromptSettings
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
@@ -40,7 +41,9 @@ FORMAT_VERSION: Final = 1
 CODEBOOK_FILE: Final = "codebook.safetensors"
 ENCODER_FILE: Final = "encoder.onnx"
 MODEL_PREFIX: Final = "language_model-"
+DENSE_PREFIX: Final = "dense-"
 _STAGING_PREFIX: Final = ".staging-"
+_TRAINING_SUFFIX: Final = ".training"
 _MAKE_AGAIN: Final = "fit and train it again with `sidstream fit` and `sidstream train`"
 
 
@@ -63,7 +66,8 @@ class LanguageModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a bundle holds. ``census``: L × M counts of the items it was fitted on, the baseline that drift is
     measured against. ``towers``: id of the text towers whose embeddings it was fitted on, None for other embeddings.
-    ``embedding_norms``: their norms at 0, 1, 50, 99 and 100 % of the items; None in a bundle of an older sidstream.
+    ``embedding_norms``: their norms at 0, 1, 50, 99 and 100 % of the items; ``dense``: what the dense leg needs; both None in
+    a bundle of an older sidstream.
     """
 
     format: int
@@ -79,6 +83,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     embedding_norms: tuple[float, float, float, float, float] | None = None
     files: dict[str, FileRecord] = {}
     language_model: LanguageModelRecord | None = None
+    dense: DenseRecord | None = None
 
     @property
     def layer2_dropout(self) -> float:
@@ -188,6 +193,8 @@ def create_bundle(
     # The manifest goes first and comes back last: what lies between is visibly no bundle.
     (root / MANIFEST_FILE).unlink(missing_ok=True)
     _remove_models(root, keep=None)
+    remove_dense_files(root, keep=())
+    shutil.rmtree(checkpoint_directory(root), ignore_errors=True)  # of a model for another codebook
     codebook.save(root / CODEBOOK_FILE)
     export_onnx(codebook, root / ENCODER_FILE)
     manifest = BundleManifest(
@@ -206,6 +213,12 @@ def create_bundle(
     )
     write_manifest(root, manifest)
     return Bundle.open(root)
+
+
+def checkpoint_directory(bundle: Path | str) -> Path:
+    """Where a training that is under way for a bundle keeps its checkpoints: beside it, never in it."""
+    root = Path(bundle).resolve()
+    return root.with_name(f"{root.name}{_TRAINING_SUFFIX}")
 
 
 @contextmanager
@@ -289,6 +302,13 @@ def _read_manifest(root: Path) -> BundleManifest:
 
 class _FormatOnly(msgspec.Struct):
     format: int
+
+
+def remove_dense_files(root: Path, keep: Collection[str]) -> None:
+    """Removes files of dense parts that no manifest names any more."""
+    for path in root.iterdir():
+        if path.name not in keep and path.name.lstrip(".").startswith(DENSE_PREFIX) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _remove_models(root: Path, keep: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,12 +61,13 @@ def fit(
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
     from models.bundles.building import FitSettings, fit_bundle
     from models.bundles.bundle import require_free
+    from models.bundles.dense_part import fit_dense_part
     from models.codebooks.rq_vae import RqVaeSettings
 
     console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     require_free(bundle, replace=replace)
-    embeddings, towers = _embeddings(catalogue, embed)
+    embeddings, shop, towers = _embeddings(catalogue, embed)
     rq_vae = RqVaeSettings(epochs=epochs or RqVaeSettings.epochs, latent=latent or RqVaeSettings.latent)
     settings = FitSettings(
         layers=layers,
@@ -98,6 +100,13 @@ def fit(
             replace=replace,
             progress=show,
         )
+    fit_dense_part(
+        fitted.bundle,
+        embeddings,
+        [item.id for item in shop.items] if shop else [],
+        shop.sequences.values() if shop else [],
+        query_tower=towers.path("query") if towers else None,
+    )
     _show_census(console, fitted)
     console.print(
         f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
@@ -122,13 +131,37 @@ def train(
         Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.")
     ] = Path(".sidstream/bundle"),
     examples: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="JSON lines of {query, user, history, item}.",
+            help="JSON lines of {query, user, history, item}, of sequences {user, items} or of interactions {user, item, time}, "
+            "or a .tsv of one of the last two. Repeat it for several files.",
             show_default="made from the catalogue's texts and sequences",
         ),
     ] = None,
     per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 4,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Let each made query lead to one of so many items nearest to it (needs --embed) instead of its own alone.",
+        ),
+    ] = 0,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Examples, sequences or interactions that are not learnt from: training stops when their loss gets no better "
+            "any more, and the best weights are kept."
+        ),
+    ] = None,
+    validation_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=0.5, help="Share of the users (or examples without one) to hold back for that instead."
+        ),
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Validations, four a pass, without a better loss before training stops.")
+    ] = 4,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Local directory of a causal LM to fine-tune.", show_default="a small new one")
     ] = None,
@@ -137,7 +170,13 @@ def train(
         float | None,
         typer.Option(min=0.01, help="Stop after so long, with what is learnt by then.", show_default="all epochs"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Begin from nothing, even where a training of this bundle was stopped and could go on."
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items to be generated in a step, about.")] = 128,
     learning_rate: Annotated[
         float | None, typer.Option(show_default="0.003 for a new model, 0.0001 for a checkpoint")
     ] = None,
@@ -165,18 +204,40 @@ def train(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle."""
+    """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle.
+
+    A training that was stopped (Ctrl-C, a crash, --minutes) goes on where it was when the same command is given again.
+    """
     import torch
 
     from models.bundles.building import ModelSettings, train_bundle
-    from models.bundles.bundle import Bundle
+    from models.bundles.bundle import Bundle, checkpoint_directory
     from models.codebooks.onnx_encoder import OnnxEncoder
+    from models.commands.after_training import (
+        AFTER_TRAINING,
+        Trained,
+        cases_of,
+        hold_back_to_choose,
+        rows_of_histories,
+    )
+    from models.commands.training_data import (
+        data_of_catalogue,
+        describe,
+        read_training_data,
+        report_outcome,
+        require_one_validation,
+        require_usable_neighbours,
+        steps_of,
+        stopping_is_no_loss,
+        with_validation,
+    )
     from models.language.prompts import PromptSettings
-    from models.training.example_queries import examples_from_catalogue
-    from models.training.examples import read_examples
-    from models.training.fine_tuning import TrainingSettings
+    from models.training.folding import folded
+    from models.training.settings import TrainingSettings
 
     console = terminal(stderr=True)
+    require_one_validation(validation or (), validation_share)
+    require_usable_neighbours(neighbours, embed, examples or ())
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -194,6 +255,7 @@ def train(
         loss=_loss(loss),
         gamma=gamma,
         seconds=60 * minutes if minutes is not None else None,
+        patience=patience,
     )
     if threads:
         torch.set_num_threads(threads)
@@ -216,53 +278,66 @@ def train(
             f"the embeddings of {catalogue} have {shop.dimension} dimensions, the bundle {bundle} was fitted on "
             f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
         )
-    codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
-    if examples is not None:
-        training_examples = list(read_examples(examples))
+    if examples:
+        data = read_training_data(examples, console)
     else:
-        training_examples = examples_from_catalogue(
-            shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
+        data = data_of_catalogue(
+            shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
         )
-    with WorkProgress(console) as work:
-        task = work.task("training", unit="steps")
-
-        def show(step: int, total: int, loss: float) -> None:
-            task.update(step, total, note=f"loss {loss:.3f}")
-
+    data = folded(data, max_history)
+    data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
+    data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
+    describe(data, held_out, max_history, console)
+    codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
+    checkpoints = checkpoint_directory(bundle)
+    if anew:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    with stopping_is_no_loss(checkpoints, console), WorkProgress(console) as work:
         opened, outcome = train_bundle(
             opened,
-            training_examples,
+            data,
             [item.id for item in shop.items],
             codes,
             model_settings,
             settings,
             texts=_texts(shop),
-            progress=show,
+            validation=held_out,
+            progress=steps_of(work),
+            checkpoints=checkpoints,
         )
-    if outcome.skipped:
-        console.print(f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped")
     console.print(
         f"[green]✓[/] model [bold]{shown(opened.manifest.model_id)}[/] in {shown(bundle)}: {outcome.examples:,} examples, "
         f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
         f"({outcome.examples_per_second:,.0f} examples/s)",
         soft_wrap=True,
     )
-    if outcome.steps < outcome.planned_steps:
-        console.print(
-            f"[yellow]![/] the time was up after {outcome.steps:,} of {outcome.planned_steps:,} steps: with more --minutes "
-            "the model learns more"
-        )
+    report_outcome(outcome, console)
+    item_ids = [item.id for item in shop.items]
+    trained = Trained(
+        bundle=opened,
+        shop=shop,
+        codes=codes,
+        histories=rows_of_histories(data, item_ids),
+        held_out=cases_of(to_choose_by, item_ids),
+        towers=towers,
+        seed=seed,
+        console=console,
+    )
+    for follow in AFTER_TRAINING:
+        follow(trained)
 
 
-def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Towers | None]:
-    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, and the towers that made them, if any did."""
+def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Catalogue | None, Towers | None]:
+    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, the catalogue unless they came alone, and the towers
+    that made them, if any did.
+    """
     from models.data_files import read_matrix
 
     holds_items = bool({".jsonl", ".tsv"} & set(source.suffixes))
     if embed is None and (source.suffix in _MATRIX_SUFFIXES or (source.is_file() and not holds_items)):
-        return read_matrix(source), None
+        return read_matrix(source), None, None
     catalogue, towers = read_catalogue(source, embed)
-    return catalogue.embeddings, towers
+    return catalogue.embeddings, catalogue, towers
 
 
 def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent: int | None) -> FitMethod:

@@ -53,7 +53,7 @@ class PromptBuilder:
                 "tokenizer and language model do not belong together; train again with `sidstream train`"
             )
         begin = tokenizer.begin_id
-        self._begin = vocabulary.begin_id if begin is None else begin
+        self.begin_id = vocabulary.begin_id if begin is None else begin
 
     @property
     def width(self) -> int:
@@ -73,7 +73,7 @@ class PromptBuilder:
         """
         vocabulary, settings = self.vocabulary, self.settings
         row = np.full(self.width, -1, dtype=np.int32)
-        row[0] = self._begin
+        row[0] = self.begin_id
         if user is not None:
             user_id = vocabulary.user_id(user)
             row[1] = -1 if user_id is None else user_id

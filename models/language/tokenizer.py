@@ -14,6 +14,7 @@ import msgspec
 from models.errors import SidstreamError
 
 TOKENIZER_FILE: Final = "tokenizer.json"
+BYTES: Final = 256  # ids of the smallest tokenizer: any text, a byte a token
 _SETTINGS_FILE: Final = "sidstream_tokenizer.json"
 
 

@@ -196,6 +196,10 @@ class Towers:
         """D, of the embeddings."""
         return self.manifest.dimension
 
+    def path(self, side: Side) -> Path:
+        """The ONNX graph of one tower."""
+        return inside(self.directory, TOWER_FILES[side])
+
     def query_encoder(self, threads: int = 1) -> TextEncoder:
         """Query text → embedding."""
         return self._encoder("query", threads)
@@ -219,7 +223,7 @@ class Towers:
             )
 
     def _encoder(self, side: Side, threads: int) -> TextEncoder:
-        encoder = TextEncoder(inside(self.directory, TOWER_FILES[side]), threads)
+        encoder = TextEncoder(self.path(side), threads)
         if (encoder.towers_id, encoder.side, encoder.dimension) != (self.id, side, self.dimension):
             raise TextEncoderError(
                 f"{TOWER_FILES[side]} in {self.directory} belongs to the {encoder.side} side of towers {encoder.towers_id}, "

@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
 from models.catalogue import CatalogueItem
 from models.training.examples import TrainingExample
 
@@ -55,6 +59,8 @@ _SWAP_SHARE: Final = 0.15
 _TERSE_SHARE: Final = 0.6  # most people leave function words out of a query
 _EMPTY_QUERY_SHARE: Final = 0.5  # of examples with a history
 _LONGEST_QUERY: Final = 12  # words
+# Of the likelihood exp(λ · cosine) of an item given a query: about what fits judged queries best (chorus_icecat).
+_SHARPNESS: Final = 30.0
 
 _WORD: Final = re.compile(r"[^\s,;()\[\]\"“”|]+(?:,\d+)?")  # a comma before a digit is a decimal point: "1,00"
 # Where the name of a thing ends and its features, sizes or colours begin.
@@ -114,6 +120,29 @@ def examples_from_catalogue(
                 )
             )
     return examples
+
+
+def drawn_from_neighbours(
+    examples: Sequence[TrainingExample],
+    queries: NDArray[np.float32],
+    items: NDArray[np.float32],
+    nearest: NDArray[np.int64],
+    item_ids: Sequence[str],
+    *,
+    seed: int,
+) -> list[TrainingExample]:
+    """The same queries, each leading to one of the items that are nearest to it instead of the one that it was made from: so
+    near-identical products all learn the queries of each.
+
+    ``queries``: (E, D), one an example, and ``items``: (N, D), in the order of ``item_ids``, rows of length 1; ``nearest``:
+    (E, K) rows of ``items``. An item is drawn with a probability proportional to exp(30 · cosine). Same arguments, same examples.
+    """
+    scores = np.einsum("ed,ekd->ek", queries, items[nearest]).astype(np.float64)
+    # The largest of log-probabilities with Gumbel noise is a draw (Gumbel 1954).
+    noise = np.random.default_rng(seed).gumbel(size=scores.shape)
+    chosen = np.argmax(_SHARPNESS * scores + noise, axis=1)
+    rows = np.take_along_axis(nearest, chosen[:, None], axis=1)[:, 0]
+    return [msgspec.structs.replace(example, item=item_ids[row]) for example, row in zip(examples, rows, strict=True)]
 
 
 def example_queries(item: CatalogueItem, *, count: int, seed: int) -> list[str]:

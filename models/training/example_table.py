@@ -1,5 +1,4 @@
-"""Training examples as token ids: tables from which batches are cut with array operations alone, because on a small
-model Python per example would cost more than the model.
+"""Training examples as token ids, one row each.
 
 What must hold: prompts are those of serving (``PromptBuilder.row``), the target SID stands after them, and only its
 tokens are to be predicted.
@@ -7,53 +6,15 @@ tokens are to be predicted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.training.examples import TrainingExample
-
-NOTHING_FOLLOWS: Final = -100  # transformers' label for "no loss here"
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """B sequences of T token ids.
-
-    ``token_ids``: (B, T) int64, padded at the end; ``following``: (B, T) int64, the token to be predicted after each
-    position, -100 where none is. If a sequence branches: ``positions`` (B, T) int64, each token's place in its own
-    prompt, and ``visible`` (B, T, T) bool, which tokens each token sees; else both are None and attention is causal.
-    """
-
-    token_ids: npt.NDArray[np.int64]
-    following: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64] | None = None
-    visible: npt.NDArray[np.bool_] | None = None
-
-
-class TrainingTable(Protocol):
-    """What training needs: how many rows, how long each is, and batches of them.
-
-    ``lengths``: (N,) tokens a row; ``targets``: SIDs to be predicted in all rows; ``skipped``: examples left out.
-    """
-
-    lengths: npt.NDArray[np.int64]
-    targets: int
-    skipped: int
-
-    def __len__(self) -> int:
-        """Rows."""
-
-    def batch(
-        self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
-    ) -> TrainingBatch:
-        """The rows at ``indices`` (B,), each SID in its other form with probability ``layer2_dropout``."""
+from models.training.tables import NOTHING_FOLLOWS, TrainingBatch
 
 
 class ExampleTable:
@@ -61,36 +22,27 @@ class ExampleTable:
 
     def __init__(
         self,
-        examples: Iterable[TrainingExample],
+        examples: Sequence[TrainingExample],
         prompts: PromptBuilder,
         layout: Layout,
         item_rows: Mapping[str, int],
         codes: npt.NDArray[np.uint16],
     ) -> None:
-        """``item_rows``: item id → row of ``codes`` (N, L). Unknown history items are left out, examples of unknown
-        items skipped.
-        """
+        """``item_rows``: item id → row of ``codes`` (N, L), every item of the examples among them."""
         self.vocabulary = prompts.vocabulary
         self.target_start = prompts.width
-        seen = list(examples)
-        known = [example for example in seen if example.item in item_rows]
-        self.skipped = len(seen) - len(known)
-        if not known:
-            raise SidstreamError(
-                f"none of the {len(seen)} training examples names an item of the catalogue: "
-                "give the examples that belong to it"
-            )
         # Stored at full length: which layer-2 tokens are left out is decided batch by batch.
         sids = codes.astype(np.int32) + layout.layer_offsets
-        texts = iter(prompts.tokenizer.encode_batch([example.query for example in known]))
-        self.rows = np.full((len(known), prompts.width + layout.layers), -1, dtype=np.int32)
-        for row, example in zip(self.rows, known, strict=True):
-            history = [sids[item_rows[item]] for item in example.history if item in item_rows]
+        texts = iter(prompts.tokenizer.encode_batch([example.query for example in examples]))
+        self.rows = np.full((len(examples), prompts.width + layout.layers), -1, dtype=np.int32)
+        for row, example in zip(self.rows, examples, strict=True):
+            history = [sids[item_rows[item]] for item in example.history]
             row[: prompts.width] = prompts.row(next(texts), history, example.user)
-        targets = sids[[item_rows[example.item] for example in known]]
+        targets = sids[[item_rows[example.item] for example in examples]]
         self.rows[:, prompts.width :] = self.vocabulary.token_ids(targets)
         self._is_head = layout.is_head
-        self.lengths = (self.rows >= 0).sum(axis=1)
+        self.lengths = (self.rows >= 0).sum(axis=1) - 1  # the last token of a SID is predicted, never read
+        self.row_targets = np.ones(len(self.rows), dtype=np.int64)
         self.targets = len(self.rows)
 
     def __len__(self) -> int:
@@ -99,7 +51,7 @@ class ExampleTable:
     def batch(
         self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
     ) -> TrainingBatch:
-        """The examples at ``indices`` (B,) as plain sequences, padded at the end.
+        """The examples at ``indices`` (B,) as plain sequences without their last tokens, padded at the end.
 
         Each SID has the layout's form, or with probability ``layer2_dropout`` the other one: head tokens are written
         out as often as other layer-2 tokens are left out. So neither kind of item is favoured, and a token may join
@@ -114,11 +66,12 @@ class ExampleTable:
         rows[at] = np.where(left_out, -1, rows[at])
         present = rows >= 0
         place = np.cumsum(present, axis=1) - 1
-        shape = (len(rows), int(place[:, -1].max()) + 1)
+        shape = (len(rows), int(place[:, -1].max()))
         token_ids = np.full(shape, self.vocabulary.padding_id, dtype=np.int64)
         following = np.full(shape, NOTHING_FOLLOWS, dtype=np.int64)
-        row, column = np.nonzero(present)
+        row, column = np.nonzero(present[:, :-1])
         token_ids[row, place[row, column]] = rows[row, column]
+        row, column = np.nonzero(present)
         is_target = column >= self.target_start
         row, column = row[is_target], column[is_target]
         following[row, place[row, column] - 1] = rows[row, column]

@@ -1,15 +1,16 @@
-"""Whole histories as training rows: every item of a history but the first is a target, and the history is run once.
+"""Whole histories as training rows: each has many targets, and the history is run once for all of them.
 
-What must hold: the loss is that of one example a target, each with the prompt of serving (``begin [user] history
+What must hold: the loss is that of one example a target, each with the prompt of serving (``begin [user] history [text]
 separator``); only the work is shared. A row is a trunk, ``begin [user] SID SID …``, and behind it one branch a target,
-``separator c1 c2 …``, that sees the trunk up to its own place and itself (``TrainingBatch.visible``). For histories of n
-items that is about 2 n SIDs a row, where separate examples would be n² / 2.
+``[text] separator c1 c2 …``, that sees the trunk up to its own place and itself (``TrainingBatch.visible``). For histories
+of n items that is about 2 n SIDs a row, where separate examples would be n² / 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from models.errors import SidstreamError
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
-from models.training.example_table import NOTHING_FOLLOWS, TrainingBatch
+from models.training.tables import NOTHING_FOLLOWS, TrainingBatch
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class _Tokens:
 
 
 class HistoryTable:
-    """Histories as rows of items (N, W + 1), -1 where a history is shorter.
+    """Histories as rows of items (N, W), -1 where a history is shorter.
 
-    A history longer than ``max_history`` + 1 is cut into windows that overlap by half: each of its items but the first
-    is a target once, with at least half of ``max_history`` items before it if so many came before.
+    A history longer than ``max_history`` + 1 is cut into windows that overlap by half: each of its targets stands in one
+    of them, with at least half of ``max_history`` items before it if so many came before.
     """
 
     def __init__(
@@ -81,41 +82,54 @@ class HistoryTable:
         max_history: int,
         begin_id: int | None = None,
         users: Sequence[str | None] | None = None,
+        texts: Sequence[Sequence[Sequence[int] | None]] | None = None,
     ) -> None:
-        """``histories``: rows of ``codes`` (N, L), oldest first; those of fewer than two items have no target and are
-        left out. ``begin_id``: the tokenizer's own, if it has one (``PromptBuilder``). ``users``: one a history.
+        """``histories``: rows of ``codes`` (N, L), oldest first; the first item of one is never a target.
+        ``begin_id``: the tokenizer's own, if it has one (``PromptBuilder``). ``users``: one a history. ``texts``: for each
+        item of each history the token ids of its query (empty without text), None where it is no target; all are, without
+        text, if not given. Histories without a target are left out.
         """
         if max_history < 2:
             raise SidstreamError(f"max_history must be at least 2 to train on whole histories, not {max_history}")
         windows: list[Sequence[int]] = []
-        first_targets: list[int] = []
+        window_texts: list[list[Sequence[int] | None]] = []
         owners: list[int] = []
-        self.skipped = 0
         for number, history in enumerate(histories):
-            if len(history) < 2:
-                self.skipped += 1
+            of_items = [()] * len(history) if texts is None else texts[number]
             for start, first_target in _windows(len(history), max_history):
-                windows.append(history[start : start + max_history + 1])
-                first_targets.append(first_target - start)
-                owners.append(number)
+                stop = start + max_history + 1
+                asked = [None if start + at < first_target else text for at, text in enumerate(of_items[start:stop])]
+                if any(text is not None for text in asked):
+                    windows.append(history[start:stop])
+                    window_texts.append(asked)
+                    owners.append(number)
         if not windows:
             raise SidstreamError("no history has two items: give histories of buyers who came back")
         self.vocabulary = vocabulary
         self._begin = vocabulary.begin_id if begin_id is None else begin_id
         self._codes = codes
         self._is_head = layout.is_head
-        self._items = np.full((len(windows), max(map(len, windows))), -1, dtype=np.int32)
-        for row, window in zip(self._items, windows, strict=True):
-            row[: len(window)] = window
-        self._first_targets = np.asarray(first_targets)
+        shape = (len(windows), max(map(len, windows)))
+        self._items = np.full(shape, -1, dtype=np.int32)
+        self._is_target = np.zeros(shape, dtype=bool)
+        self._text_lengths = np.zeros(shape, dtype=np.int64)
+        text_ids: list[int] = []
+        for row, (window, asked) in enumerate(zip(windows, window_texts, strict=True)):
+            self._items[row, : len(window)] = window
+            self._is_target[row, : len(window)] = [text is not None for text in asked]
+            if texts is not None:
+                self._text_lengths[row, : len(window)] = [len(text or ()) for text in asked]
+                text_ids += chain.from_iterable(text for text in asked if text)
+        self._text_ids = np.asarray(text_ids or [-1], dtype=np.int32)
+        self._text_starts = (np.cumsum(self._text_lengths) - self._text_lengths.ravel()).reshape(shape)
         user_ids = [None if user is None else vocabulary.user_id(user) for user in users or ()]
         self._users = np.asarray(
             [-1 if not user_ids or (user := user_ids[owner]) is None else user for owner in owners], dtype=np.int64
         )
-        items = (self._items >= 0).sum(axis=1)
-        targets = items - self._first_targets
-        self.targets = int(targets.sum())
-        self.lengths = 1 + (items - 1) * layout.layers + targets * layout.layers
+        self.row_targets = self._is_target.sum(axis=1)
+        self.targets = int(self.row_targets.sum())
+        trunks = 1 + ((self._items >= 0).sum(axis=1) - 1) * layout.layers
+        self.lengths = trunks + self.row_targets * layout.layers + self._text_lengths.sum(axis=1)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -132,16 +146,18 @@ class HistoryTable:
         trunk[:, 0] = self._begin
         trunk[:, 1] = self._users[indices]
         trunk[:, 2:] = self._sids(items[:, :-1], layer2_dropout, random).reshape(rows, -1)
-        # Branches: all but the first item; the last token of a SID is predicted, never read.
-        is_target = (items[:, 1:] >= 0) & (np.arange(1, width) >= self._first_targets[indices, None])
-        branch = np.full((rows, width - 1, 1 + layers), -1, dtype=np.int64)
-        branch[:, :, 0] = self.vocabulary.separator_id
-        branch[:, :, 1:] = self._sids(items[:, 1:], layer2_dropout, random)
-        branch[~is_target] = -1
+        # Branches: the last token of a SID is predicted, never read.
+        text = self._texts(indices, width)
+        places = text.shape[2]
+        branch = np.full((rows, width - 1, places + 1 + layers), -1, dtype=np.int64)
+        branch[:, :, :places] = text
+        branch[:, :, places] = self.vocabulary.separator_id
+        branch[:, :, places + 1 :] = self._sids(items[:, 1:], layer2_dropout, random)
+        branch[~self._is_target[indices, 1:width]] = -1
         following = np.full(branch.shape, NOTHING_FOLLOWS, dtype=np.int64)
-        for layer in range(layers - 1, -1, -1):  # the next token that is present
-            after = branch[:, :, layer + 1]
-            following[:, :, layer] = np.where(after >= 0, after, following[:, :, layer + 1])
+        for place in range(branch.shape[2] - 2, places - 1, -1):  # the next token that is present
+            after = branch[:, :, place + 1]
+            following[:, :, place] = np.where(after >= 0, after, following[:, :, place + 1])
         following[branch < 0] = NOTHING_FOLLOWS
         branch = branch[:, :, :-1]
 
@@ -166,6 +182,14 @@ class HistoryTable:
             positions=np.where(present, tokens.position, 0),
             visible=tokens.visible(),
         )
+
+    def _texts(self, indices: npt.NDArray[np.integer], width: int) -> npt.NDArray[np.int64]:
+        """Token ids (B, width - 1, longest text) of the queries for all items but the first, -1 behind their ends."""
+        lengths = self._text_lengths[indices, 1:width]
+        place = np.arange(int(lengths.max()))
+        found = self._text_starts[indices, 1:width, None] + place
+        is_there = place < lengths[:, :, None]
+        return np.where(is_there, self._text_ids[np.where(is_there, found, 0)], -1)
 
     def _sids(
         self, items: npt.NDArray[np.int32], layer2_dropout: float, random: np.random.Generator

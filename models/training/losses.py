@@ -7,9 +7,10 @@ for any finite logits; ``gamma`` 0 makes each of them cross-entropy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from models.errors import SidstreamError
+from models.training.tables import NOTHING_FOLLOWS
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,39 @@ def checked_gamma(loss: Loss, gamma: float | None) -> float | None:
     if not 0 <= gamma < float("inf"):
         raise SidstreamError(f"gamma must be a number of at least 0, not {gamma}")
     return gamma
+
+
+def target_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 logits (N, V) before the N tokens to be predicted, and these tokens (N,); ``lm_head`` runs there alone.
+
+    ``batch``: the arrays of a ``TrainingBatch`` by name. Rows are padded at the end, so causal attention needs no mask:
+    no real token sees padding.
+    """
+    import torch
+
+    base, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
+    branches = {}
+    if "visible" in batch:
+        mask = torch.zeros(batch["visible"].shape, dtype=model.dtype, device=model.device)
+        mask.masked_fill_(~batch["visible"], torch.finfo(model.dtype).min)
+        branches = {"attention_mask": mask[:, None], "position_ids": batch["positions"]}
+    hidden = base(input_ids=batch["token_ids"], use_cache=False, **branches).last_hidden_state
+    row, column = torch.nonzero(batch["following"] != NOTHING_FOLLOWS, as_tuple=True)
+    return head(hidden[row, column]).float(), batch["following"][row, column]
+
+
+def target_loss(
+    model: Any, batch: Mapping[str, torch.Tensor], loss: Loss = "cross-entropy", gamma: float | None = None
+) -> torch.Tensor:
+    """Mean loss over the tokens to be predicted in a batch (``target_logits``)."""
+    return token_loss(*target_logits(model, batch), loss, gamma)
+
+
+def surprises(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """-log P (N,) of each token to be predicted in a batch, natural logarithm."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(*target_logits(model, batch), reduction="none")
 
 
 def token_loss(logits: torch.Tensor, targets: torch.Tensor, loss: Loss, gamma: float | None = None) -> torch.Tensor:

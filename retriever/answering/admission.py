@@ -16,6 +16,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
+from streamer.events.embeddings import EmbeddingError, query_embedding
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.filters.grammar import Filter
@@ -82,19 +83,21 @@ class UserRates:
 class Admission:
     """Checks the records of ``queries``.
 
-    ``filterable``: the declared attributes and their types; ``clock`` gives seconds since the epoch, ``monotonic`` seconds for
-    the rates.
+    ``dimension``: D of an embedding; ``filterable``: the declared attributes and their types; ``clock`` gives seconds since the
+    epoch, ``monotonic`` seconds for the rates.
     """
 
     def __init__(
         self,
         settings: RetrieverSettings,
         *,
+        dimension: int,
         filterable: Mapping[str, AttributeType] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._dimension = dimension
         self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._filterable = filterable or {}
         self._filter_limits = FilterLimits(
@@ -121,8 +124,8 @@ class Admission:
         settings = self._settings
         decoded = decode_event(QUERY, record, value, self._limits)
         query: Query = decoded.value
-        if not query.text.strip() and not query.history and query.user is None:
-            raise EventError("EmptyQuery", "the query is empty: send text, history, user or several of them")
+        if not query.text.strip() and not query.history and query.user is None and query.embedding is msgspec.UNSET:
+            raise EventError("EmptyQuery", "the query is empty: send text, history, embedding, user or several of them")
         if not 1 <= query.limit <= settings.maximum_limit:
             raise EventError("InvalidEvent", f"limit {query.limit} is not within 1..{settings.maximum_limit}")
         if query.timeout_ms is not None and not 1 <= query.timeout_ms < _LONGEST_TIMEOUT_MS:
@@ -133,6 +136,11 @@ class Admission:
         _check_ids(query.history, settings.maximum_history, "history")
         if query.exclude is not msgspec.UNSET:
             _check_ids(query.exclude, settings.maximum_exclusions, "exclude")
+        if query.embedding is not msgspec.UNSET:
+            try:
+                query_embedding(query.embedding, self._dimension)
+            except EmbeddingError as error:
+                raise EventError(error.kind, str(error)) from None
         if query.user is not None:
             within(settings.maximum_user_bytes, len(query.user.encode()), "user", "bytes")
         wanted = None

@@ -1,7 +1,8 @@
 """From queries to answers: prompt, search, ranking, all from one snapshot of the index and under one layout.
 
 What must hold: whatever an answer names was a live and eligible item in the answer's snapshot; the answer is that of the same
-search over an index that holds the eligible items alone; and it does not depend on what else was asked with it.
+search over an index that holds the eligible items alone; and it does not depend on what else was asked with it. A query is
+answered by the language model and the dense leg together where both have something to go on, else by one of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
 from retriever.answering.metrics import DECODE_SECONDS
+from retriever.answering.mixing import Mixer, ToMix, candidates_for, read_items
 from retriever.answering.ranking import (
     HistorySimilarity,
     LeftOutToken,
@@ -32,6 +34,7 @@ from retriever.answering.ranking import (
     by_own_probability,
     reconstructions,
 )
+from retriever.dense.leg import DenseQuery, MixedItem
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
 from retriever.search.beam_search import ScoredSid, beam_search
@@ -49,7 +52,10 @@ log = structlog.get_logger(__name__)
 # A title may be a quarter of a megabyte; a hundred of them would make an answer that no topic takes.
 _TITLE_CHARACTERS: Final = 1_000
 _SIDS_READ_AT_ONCE: Final = 8
+_HISTORY_WITHOUT_MODEL: Final = 20  # newest items that make a query's vector where no model says how many it reads
+NOTHING_TO_GO_ON: Final = "NothingToGoOn"
 SearchKind = Literal["beam", "exact"]
+Leg = Literal["model", "dense"]
 Numbers = npt.NDArray[np.uint32]
 
 
@@ -59,7 +65,9 @@ class RetrieverError(SidstreamError):
 
 @dataclass(slots=True)
 class Asked:
-    """A query on its way to its answer."""
+    """A query on its way to its answer. ``reads_something``: whether there is anything in its prompt; ``vector``: for the dense
+    leg, if it has one.
+    """
 
     query_id: str
     query: Query
@@ -67,6 +75,8 @@ class Asked:
     filter: Filter | None = None
     excluded: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
     prompt: list[int] = field(default_factory=list)
+    reads_something: bool = True
+    vector: DenseQuery | None = None
     history: tuple[StoredItem, ...] = ()
     skipped: tuple[str, ...] = ()
 
@@ -80,21 +90,32 @@ class Found:
     complete: bool = False
 
 
+@dataclass(frozen=True)
+class Answered:
+    """The items of an answer, best first, the legs that ran, and why it was not both."""
+
+    items: tuple[AnswerItem, ...] = ()
+    legs: tuple[Leg, ...] = ()
+    note: str = ""
+
+
 class Answerer:
-    """Answers queries from an index with a bundle's model."""
+    """Answers queries from an index with a bundle's model and its dense part, or one of them."""
 
     def __init__(
         self,
         *,
         bundle: Bundle,
-        model: Any,
-        prompts: PromptBuilder,
+        model: Any | None,
+        prompts: PromptBuilder | None,
         reader: IndexReader,
         settings: RetrieverSettings,
         filterable: Mapping[str, AttributeType] | None = None,
     ) -> None:
-        """Raises ``RetrieverError`` or ``IndexMismatchError`` if these do not fit together, before the first query does."""
-        if settings.layout == "live" and bundle.manifest.layer2_dropout == 0:
+        """``model`` and ``prompts``: None for a bundle that has no language model yet.
+
+        Raises ``RetrieverError`` or ``IndexMismatchError`` if these do not fit together, before the first query does."""
+        if settings.layout == "live" and model is not None and bundle.manifest.layer2_dropout == 0:
             raise RetrieverError(
                 "retriever.layout is 'live', but the bundle's model was trained without layer-2 dropout: it would lose the "
                 "items of every head token. Train it with `sidstream train --layer2-dropout 0.3`, or set it to 'pinned' "
@@ -109,10 +130,13 @@ class Answerer:
             raise RetrieverError(
                 "retriever.search is 'exact' and retriever.layout 'marginal', which do not go together: set one of them otherwise"
             )
+        self._mixer = _mixer(settings, bundle, has_model=model is not None)
         self._catalogue = CurrentCatalogue(filterable or {}, filters_kept=settings.filters_kept)
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
             self._catalogue.roll_to(snapshot)  # read here, so that the first query does not wait for it
+            if self._mixer is not None:
+                self._mixer.roll_to(snapshot)
         self._ranker = _ranker(settings, bundle)
 
     def answers(self, asked: Sequence[Asked]) -> list[Answer]:
@@ -121,17 +145,21 @@ class Answerer:
         with self._reader.snapshot() as snapshot:
             layout = self._layout(snapshot)
             self._catalogue.roll_to(snapshot)
+            if self._mixer is not None:
+                self._mixer.roll_to(snapshot)
             for one in asked:
                 self._read_history(one, snapshot, layout)
+                if self._mixer is not None:
+                    one.vector = self._mixer.query(one.query, one.history)
             tries = self._tries(asked, snapshot, layout)
             prepared = time.perf_counter()
             found = self._search(asked, tries)
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
-            items = [self._items(each.sids, one, trie) for one, each, trie in zip(asked, found, tries, strict=True)]
+            answered = self._answered(asked, found, tries)
             errors = [
-                None if own else self._why_nothing(one, trie, snapshot)
-                for one, own, trie in zip(asked, items, tries, strict=True)
+                None if own.items else self._why_nothing(one, each, trie, snapshot)
+                for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
             ]
         ended = time.perf_counter()
         DECODE_SECONDS.observe(decoded - prepared)
@@ -144,16 +172,18 @@ class Answerer:
         return [
             self.answer(
                 one.query_id,
-                items=own,
+                items=own.items,
+                legs=own.legs if self._mixer is not None else msgspec.UNSET,
+                note=own.note or msgspec.UNSET,
                 layout=layout.generation,
                 position=position,
                 skipped_history=one.skipped,
                 milliseconds={"waited": round(one.waited_ms, 2), **spent},
                 error=error,
-                search=each.search,
-                search_complete=each.complete if each.search == "exact" else msgspec.UNSET,
+                search=msgspec.UNSET if each is None else each.search,
+                search_complete=each.complete if each is not None and each.search == "exact" else msgspec.UNSET,
             )
-            for one, own, each, error in zip(asked, items, found, errors, strict=True)
+            for one, own, each, error in zip(asked, answered, found, errors, strict=True)
         ]
 
     def answer(self, query_id: str, **fields: Any) -> Answer:
@@ -184,20 +214,28 @@ class Answerer:
             tries.append(known[key])
         return tries
 
-    def _search(self, asked: Sequence[Asked], tries: Sequence[SnapshotTrie]) -> list[Found]:
-        """SIDs of each query. Queries with as many beams are searched together, so that an answer does not depend on what
-        else was asked.
+    def _search(self, asked: Sequence[Asked], tries: Sequence[SnapshotTrie]) -> list[Found | None]:
+        """SIDs of each query, None for one that the model is not asked. Queries with as many beams are searched together, so that
+        an answer does not depend on what else was asked.
         """
-        found: list[Found] = [Found() for _ in asked]
+        found: list[Found | None] = [None for _ in asked]
+        if self._model is None:
+            return found
+        # A prompt of nothing gives the same items to everybody: only where there is no vector either.
+        searched_for = [one.reads_something or one.vector is None for one in asked]
         kinds = [(self._kind(one), self._beams(one.query.limit)) for one in asked]
-        for kind, count in sorted(set(kinds)):
-            places = [place for place, own in enumerate(kinds) if own == (kind, count)]
+        wanted = {own for own, is_searched in zip(kinds, searched_for, strict=True) if is_searched}
+        for kind, count in sorted(wanted):
+            places = [place for place, own in enumerate(kinds) if own == (kind, count) and searched_for[place]]
             searched = self._search_with(
                 kind, [asked[place].prompt for place in places], [tries[place] for place in places], count
             )
             for place, each in zip(places, searched, strict=True):
                 found[place] = each
-        failed = sum(not each.sids and len(trie.first_tokens()) > 0 for each, trie in zip(found, tries, strict=True))
+        failed = sum(
+            each is not None and not each.sids and len(trie.first_tokens()) > 0
+            for each, trie in zip(found, tries, strict=True)
+        )
         if failed:
             log.error("scores_not_finite", queries=failed, model=self._bundle.manifest.model_id)
         return found
@@ -224,6 +262,7 @@ class Answerer:
     def _search_with(
         self, kind: SearchKind, prompts: list[list[int]], tries: Sequence[SnapshotTrie], beams: int
     ) -> list[Found]:
+        assert self._prompts is not None
         model, vocabulary = self._model, self._prompts.vocabulary
         if kind == "exact":
             exact = exact_search(model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget)
@@ -246,14 +285,18 @@ class Answerer:
             excluded |= {stored.number for stored in named if stored is not None}
         one.excluded = np.array(sorted(excluded), np.uint32)
         # The newest ones, which are those that the model reads: a long history must not slow the ranking of every SID.
-        one.history = tuple(live[max(0, len(live) - self._prompts.settings.max_history) :])
+        newest = _HISTORY_WITHOUT_MODEL if self._prompts is None else self._prompts.settings.max_history
+        one.history = tuple(live[max(0, len(live) - newest) :])
+        if self._prompts is None:
+            return
         codes = [stored.codes for stored in one.history]
         # The model reads what it writes: under marginal decoding that is its own layout.
         written = self._bundle.layout if self._settings.layout == "marginal" else layout
         history = written.sid_tokens(codes) if codes else ()
         one.prompt = self._prompts.build(query.text, history, query.user)
+        one.reads_something = len(one.prompt) > len(self._prompts.build("", (), None))
 
-    def _why_nothing(self, one: Asked, trie: SnapshotTrie, snapshot: Snapshot) -> AnswerError:
+    def _why_nothing(self, one: Asked, found: Found | None, trie: SnapshotTrie, snapshot: Snapshot) -> AnswerError:
         if snapshot.item_count == 0:
             return AnswerError(kind="NothingFound", message="the index holds no items yet: publish some")
         if len(trie.first_tokens()) == 0:
@@ -265,11 +308,80 @@ class Answerer:
             else:
                 reason = why_nothing(one.filter, self._catalogue.columns, excluded=excluded)
             return AnswerError(kind=NOTHING_ELIGIBLE, message=reason)
+        if found is None:
+            return AnswerError(kind=NOTHING_TO_GO_ON, message=self._nothing_to_go_on())
         return AnswerError(
             kind="NotFiniteScores",
             message="the language model's scores for this query are NaN or infinite: train the model again with "
             "`sidstream train` and start the retriever anew",
         )
+
+    def _nothing_to_go_on(self) -> str:
+        if self._mixer is None:
+            return (
+                "the bundle has no language model, and its dense leg is off or has no part in it: train the bundle with "
+                "`sidstream train`"
+            )
+        text = "a text, " if self._mixer.reads_text else ""
+        return (
+            "the bundle has no language model yet, so that items are found by their vectors alone, and this query has none: "
+            f"ask with {text}an embedding or a history of items that have a vector, or train the bundle with `sidstream train`"
+        )
+
+    def _answered(
+        self,
+        asked: Sequence[Asked],
+        found: Sequence[Found | None],
+        tries: Sequence[SnapshotTrie],
+    ) -> list[Answered]:
+        """The items of each answer: of the model alone for a query without a vector, else of the mixture."""
+        answered: list[Answered] = [Answered() for _ in asked]
+        to_mix: dict[Filter | None, list[tuple[int, ToMix]]] = {}
+        for place, (one, each, trie) in enumerate(zip(asked, found, tries, strict=True)):
+            if one.vector is None:
+                if each is not None:
+                    answered[place] = Answered(
+                        self._items(each.sids, one, trie), ("model",), self._why_model_alone(one)
+                    )
+                continue
+            ranked = None
+            if each is not None and each.sids:
+                ranked = by_own_probability(each.sids, trie, candidates_for(one.query.limit))
+            mixed = ToMix(one.vector, ranked, one.query.limit, one.excluded)
+            to_mix.setdefault(one.filter, []).append((place, mixed))
+        for wanted, group in to_mix.items():
+            assert self._mixer is not None
+            eligible = None
+            if wanted is not None:
+                eligible = np.flatnonzero(self._catalogue.mask(wanted)).astype(np.uint32)
+            for (place, mixed), items in zip(
+                group, self._mixer.mix([mixed for _, mixed in group], eligible), strict=True
+            ):
+                trie = tries[place]
+                stored = read_items(items, mixed.ranked, trie.items)
+                answered[place] = Answered(
+                    tuple(
+                        _answer_item(item, trie.layout, each.score, each)
+                        for item, each in zip(stored, items, strict=True)
+                    ),
+                    ("dense",) if mixed.ranked is None else ("model", "dense"),
+                    self._why_dense_alone(found[place]) if mixed.ranked is None else "",
+                )
+        return answered
+
+    def _why_model_alone(self, one: Asked) -> str:
+        if self._mixer is None:
+            return ""
+        if one.query.history:
+            return "the model alone: no live item of the history has a vector"
+        return "the model alone: the query has a text, and the bundle has no tower that embeds texts; send an embedding"
+
+    def _why_dense_alone(self, found: Found | None) -> str:
+        if self._model is None:
+            return "nearest vectors alone: the bundle has no language model yet"
+        if found is None:
+            return "nearest vectors alone: the model knows nothing of what the query says"
+        return "nearest vectors alone: the model's scores for this query are NaN or infinite"
 
     def _items(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> tuple[AnswerItem, ...]:
         """The items of the answer, best first: by their own probability, or SID by SID in the ranker's order."""
@@ -289,13 +401,22 @@ class Answerer:
         return tuple(answer)
 
 
-def _answer_item(item: StoredItem, layout: Layout, score: float) -> AnswerItem:
+def _answer_item(item: StoredItem, layout: Layout, score: float, mixed: MixedItem | None = None) -> AnswerItem:
     return AnswerItem(
         item_id=item.id.decode(),
         title=_shortened(item.title),
         sid=layout.sid_text(item.codes),
         score=round(score, 6),
+        found_by=msgspec.UNSET if mixed is None else mixed.found_by,
+        new=True if mixed is not None and mixed.new else msgspec.UNSET,
     )
+
+
+def _mixer(settings: RetrieverSettings, bundle: Bundle, *, has_model: bool) -> Mixer | None:
+    """The dense leg: where the settings have it, the items are ranked by probabilities, and the bundle has what it needs."""
+    if not settings.dense or (has_model and settings.ranking != "own_probability"):
+        return None
+    return Mixer.of(bundle, has_model=has_model, boost_of_new=settings.boost_of_new)
 
 
 def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker | None:

@@ -100,8 +100,8 @@ class ItemSource(Protocol):
     def items_of(self, sids: Sequence[Sequence[int]]) -> list[SidItems]:
         """The items of each SID, given by its SID token numbers."""
 
-    def weights(self, numbers: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Weight and ``updated_at`` of items (n,)."""
+    def updated_at(self, numbers: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+        """``updated_at`` of items (n,)."""
 
     def items(self, numbers: npt.NDArray[np.uint32]) -> list[StoredItem]:
         """These items, in the order asked for."""
@@ -143,58 +143,76 @@ def by_own_probability(sids: Sequence[ScoredSid], source: ItemSource, limit: int
 
     An item's probability is that of its SID times its share of the weight of the SID's live items: a SID that thirty
     items share no longer takes the first thirty places, which is what short SIDs lose at item level (docs/study).
-    ``sids``: best first. The items of a few SIDs are read at a time, and only while they can change the answer; of all but
-    the answered ones only the weight is decoded.
+    ``sids``: best first. The paths of a few SIDs are read at a time, and only while they can change the answer; of the items
+    themselves only those that it names, and those that level with the last of them.
     """
-    rows: list[_Candidates] = []
+    best = _Candidates(np.empty(0), np.empty(0, np.intp), np.empty(0, np.uint32))
     worst, read, at_once = -np.inf, 0, _SIDS_READ_AT_ONCE
     while (
         read < len(sids) and sids[read].score > worst
     ):  # no item is more probable than its SID, and scores fall from here
         chunk = sids[read : read + at_once]
         found = source.items_of([sid.tokens for sid in chunk])
-        numbers = np.concatenate([items.items for items in found])
-        weights, updated_at = source.weights(numbers)
-        bounds = np.cumsum([0, *map(len, found)])
         scores = [
-            item_log_probabilities(sid, items.codes[:, HEAD_LAYER_INDEX], weights[begin:end])
-            for sid, items, begin, end in zip(chunk, found, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+            item_log_probabilities(sid, items.codes[:, HEAD_LAYER_INDEX], items.weights)
+            for sid, items in zip(chunk, found, strict=True)
             if len(items)
         ]
-        place = np.repeat(np.arange(read, read + len(chunk)), np.diff(bounds))
-        rows.append(_Candidates(np.concatenate(scores) if scores else np.empty(0), place, updated_at, numbers))
-        rows = [_Candidates(*(np.concatenate(column) for column in zip(*rows, strict=True))).best(limit)]
-        if len(rows[0].score) >= limit:
-            worst = rows[0].score[limit - 1]
+        place = np.repeat(np.arange(read, read + len(chunk)), [len(items) for items in found])
+        best = best.with_others(
+            np.concatenate([np.empty(0), *scores]), place, np.concatenate([items.items for items in found])
+        ).first(limit)
+        if len(best.score) >= limit:
+            worst = best.score[limit - 1]
         read, at_once = read + len(chunk), 2 * at_once
-    if not rows:
-        return []
-    best = rows[0]
-    items = source.items(best.number)
+    numbers = best.newest(limit, source)
+    items = source.items(numbers.number)
     order = sorted(
         range(len(items)),
-        key=lambda row: (-best.score[row], best.place[row], -best.updated_at[row], items[row].id),
+        key=lambda row: (-numbers.score[row], numbers.place[row], -items[row].updated_at, items[row].id),
     )
-    return [RankedItem(items[row], sids[best.place[row]], float(best.score[row])) for row in order[:limit]]
+    return [RankedItem(items[row], sids[numbers.place[row]], float(numbers.score[row])) for row in order[:limit]]
 
 
 class _Candidates(NamedTuple):
-    """Items before they are read: score, place of the SID, ``updated_at`` and item number, (n,) each."""
+    """Items before they are read, best first: score, place of the SID, and item number, (n,) each."""
 
     score: npt.NDArray[np.float64]
     place: npt.NDArray[np.intp]
-    updated_at: npt.NDArray[np.int64]
     number: npt.NDArray[np.uint32]
 
-    def best(self, limit: int) -> _Candidates:
-        """The ``limit`` best, best first, and all that only their ids can tell from the last of them."""
-        order = np.lexsort((-self.updated_at, self.place, -self.score))
+    def with_others(
+        self, score: npt.NDArray[np.float64], place: npt.NDArray[np.intp], number: npt.NDArray[np.uint32]
+    ) -> _Candidates:
+        """These and others, in no order."""
+        return _Candidates(
+            np.concatenate((self.score, score)),
+            np.concatenate((self.place, place)),
+            np.concatenate((self.number, number)),
+        )
+
+    def first(self, limit: int) -> _Candidates:
+        """The ``limit`` best, best first, and all that level with the last of them."""
+        order = np.lexsort((self.place, -self.score))
         if len(order) > limit:
-            last = order[limit - 1]
-            tied = (self.score[order] == self.score[last]) & (self.place[order] == self.place[last])
-            tied &= self.updated_at[order] == self.updated_at[last]
-            order = order[: max(limit, int(np.flatnonzero(tied)[-1]) + 1)]
-        return _Candidates(self.score[order], self.place[order], self.updated_at[order], self.number[order])
+            level = self._levels_with(order[limit - 1])[order]
+            order = order[: max(limit, int(np.flatnonzero(level)[-1]) + 1)]
+        return _Candidates(self.score[order], self.place[order], self.number[order])
+
+    def newest(self, limit: int, source: ItemSource) -> _Candidates:
+        """The same, of those that level with the last of ``limit`` only the newest: as many as only their ids can tell apart."""
+        if len(self.score) <= limit:
+            return self
+        level = np.flatnonzero(self._levels_with(limit - 1))
+        before, wanted = int(level[0]), limit - int(level[0])
+        moments = source.updated_at(self.number[level])
+        oldest = np.partition(-moments, wanted - 1)[wanted - 1]
+        kept = np.concatenate((np.arange(before), level[-moments <= oldest]))
+        return _Candidates(self.score[kept], self.place[kept], self.number[kept])
+
+    def _levels_with(self, row: int) -> npt.NDArray[np.bool_]:
+        level: npt.NDArray[np.bool_] = (self.score == self.score[row]) & (self.place == self.place[row])
+        return level
 
 
 def reconstructions(codebook: Codebook) -> Embed:

@@ -49,8 +49,8 @@ class AnswerBatch:
         self,
         *,
         bundle: Bundle,
-        model: Any,
-        prompts: PromptBuilder,
+        model: Any | None,
+        prompts: PromptBuilder | None,
         reader: IndexReader,
         settings: RetrieverSettings,
         results_topic: str,
@@ -67,7 +67,7 @@ class AnswerBatch:
             filterable=filterable or {},
         )
         self._settings = settings
-        self._admission = Admission(settings, filterable=filterable)
+        self._admission = Admission(settings, dimension=bundle.manifest.dimension, filterable=filterable)
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
 
@@ -123,20 +123,39 @@ class AnswerBatch:
         return Outgoing(self._results_topic, answer.query_id.encode(), value, -1, headers)
 
 
+def open_bundle(settings: Settings) -> Bundle:
+    """The settings' bundle, verified. It needs a language model, unless it can answer by vectors alone."""
+    bundle = Bundle.open(settings.bundle)
+    if bundle.manifest.language_model is not None or bundle.manifest.dense is None or not settings.retriever.dense:
+        return Bundle.open(settings.bundle, need_model=True)
+    return bundle
+
+
+def load_model(bundle: Bundle, settings: Settings) -> tuple[Any | None, PromptBuilder | None]:
+    """The bundle's language model and its prompts, on as many threads as the settings say; None and None without one."""
+    import torch
+
+    from models.bundles.model_of_bundle import load_language_model
+
+    torch.set_num_threads(settings.retriever.threads)
+    return load_language_model(bundle) if bundle.manifest.language_model is not None else (None, None)
+
+
 def run_retriever(settings: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        import torch
-
-        from models.bundles.model_of_bundle import load_language_model
-
         topics, own = settings.topics, settings.retriever
-        torch.set_num_threads(own.threads)
-        bundle = Bundle.open(settings.bundle, need_model=True)
+        bundle = open_bundle(settings)
         if not await_topics(settings, [topics.queries, topics.queries_dead_letters, topics.results], stop, health):
             return
-        model, prompts = load_language_model(bundle)
+        model, prompts = load_model(bundle, settings)
+        if model is None:
+            log.warning(
+                "no_language_model",
+                bundle=str(settings.bundle),
+                advice="items are found by their vectors alone; run `sidstream train` on the bundle and start the retriever anew",
+            )
         reader = _wait_for_index(settings, stop, health)
         if reader is None:
             return

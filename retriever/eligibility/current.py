@@ -68,7 +68,7 @@ class EligibleTrie(SnapshotTrie):
 
     def _eligible(self, items: SidItems) -> SidItems:
         kept = _eligible(items.items, self._mask, self._excluded)
-        return SidItems(items.items[kept], items.codes[kept])
+        return SidItems(items.items[kept], items.codes[kept], items.weights[kept])
 
 
 class CurrentCatalogue:

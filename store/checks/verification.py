@@ -37,9 +37,9 @@ def verify(snapshot: Snapshot) -> list[str]:
     """A sentence per disagreement, none for a sound index."""
     problems: list[str] = []
     try:
-        numbers, codes, ids = _items(snapshot)
+        numbers, codes, weights, ids = _items(snapshot)
         _compare_ids(snapshot, numbers, ids, problems)
-        _compare_paths(snapshot, numbers, codes, problems)
+        _compare_paths(snapshot, numbers, codes, weights, problems)
         _compare_census(snapshot, codes, problems)
         _compare_free(snapshot, numbers, problems)
         _compare_attributes(snapshot, numbers, ids, problems)
@@ -50,11 +50,12 @@ def verify(snapshot: Snapshot) -> list[str]:
     return problems
 
 
-def _items(snapshot: Snapshot) -> tuple[NDArray[np.uint32], NDArray[np.uint16], list[bytes]]:
-    """Numbers (N,) rising, codes (N, L) and ids of every item."""
+def _items(snapshot: Snapshot) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.float32], list[bytes]]:
+    """Numbers (N,) rising, codes (N, L), weights (N,) and ids of every item."""
     keys: list[bytes] = []
     ids: list[bytes] = []
     codes: list[NDArray[np.uint16]] = []
+    weights: list[NDArray[np.float32]] = []
     values: list[bytes] = []
     for key, value in snapshot._cursor("items").iternext():
         keys.append(key)
@@ -62,9 +63,11 @@ def _items(snapshot: Snapshot) -> tuple[NDArray[np.uint32], NDArray[np.uint16], 
         ids.append(snapshot._items.id_of(value))
         if len(values) == _CHUNK:
             codes.append(snapshot._items.codes_of(values))
+            weights.append(snapshot._items.weights_of(values))
             values = []
     codes.append(snapshot._items.codes_of(values))
-    return encoding.numbers_of(keys), np.concatenate(codes), ids
+    weights.append(snapshot._items.weights_of(values))
+    return encoding.numbers_of(keys), np.concatenate(codes), np.concatenate(weights), ids
 
 
 def _compare_ids(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: list[bytes], problems: list[str]) -> None:
@@ -82,21 +85,25 @@ def _compare_ids(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: list[byte
 
 
 def _compare_paths(
-    snapshot: Snapshot, numbers: NDArray[np.uint32], codes: NDArray[np.uint16], problems: list[str]
+    snapshot: Snapshot,
+    numbers: NDArray[np.uint32],
+    codes: NDArray[np.uint16],
+    weights: NDArray[np.float32],
+    problems: list[str],
 ) -> None:
-    expected = _rows(codes, numbers)
-    found = np.concatenate([expected[:0], *(_rows(*block) for block in snapshot.all_paths())])
+    expected = _rows(codes, numbers, weights)
+    found = np.concatenate([expected[:0], *(_rows(*block) for block in snapshot.all_path_records())])
     missing, surplus = len(np.setdiff1d(expected, found)), len(np.setdiff1d(found, expected))
     if missing:
-        problems.append(f"{missing} items are missing from the paths, or are there with other codes.")
+        problems.append(f"{missing} items are missing from the paths, or are there with other codes or another weight.")
     if surplus:
-        problems.append(f"{surplus} path records name an item that is missing or has other codes.")
+        problems.append(f"{surplus} path records name an item that is missing or has other codes or another weight.")
 
 
-def _rows(codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> NDArray[Any]:
-    """One comparable value per (codes, number)."""
-    rows = np.empty(len(numbers), [("codes", ">u2", (codes.shape[1],)), ("number", ">u4")])
-    rows["codes"], rows["number"] = codes, numbers
+def _rows(codes: NDArray[np.uint16], numbers: NDArray[np.uint32], weights: NDArray[np.float32]) -> NDArray[Any]:
+    """One comparable value per (codes, number, weight)."""
+    rows = np.empty(len(numbers), [("codes", ">u2", (codes.shape[1],)), ("number", ">u4"), ("weight", ">f4")])
+    rows["codes"], rows["number"], rows["weight"] = codes, numbers, weights
     return rows.view(f"S{rows.dtype.itemsize}")
 
 
@@ -209,8 +216,11 @@ def _compare_log(snapshot: Snapshot, codes: NDArray[np.uint16], problems: list[s
     there = int(np.isin(path_keys(changes.left), live).sum())
     if there:
         problems.append(f"{there} paths that the commit log says hold no item hold one.")
-    if len(changes.items) and int(changes.items[-1]) >= state.next_number:
-        problems.append(f"The commit log names item {changes.items[-1]}, which was never handed out.")
+    problems.extend(
+        f"The commit log names item {numbers[-1]}, which was never handed out."
+        for numbers in (changes.items, changes.vectors)
+        if len(numbers) and int(numbers[-1]) >= state.next_number
+    )
 
 
 class ItemDifference(msgspec.Struct, frozen=True):

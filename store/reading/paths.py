@@ -25,12 +25,14 @@ _FIRST_KEYS: Final = 64  # of its first block, which tells how many records a ke
 class BelowPaths:
     """The items below some short paths (c1, c3, …, cL), sorted by owner, layer-2 token and number.
 
-    owner: intp (R,) row of the short path asked for; layer2: uint16 (R,) the token left out; items: uint32 (R,) numbers.
+    owner: intp (R,) row of the short path asked for; layer2: uint16 (R,) the token left out; items: uint32 (R,) numbers;
+    weights: float32 (R,) of the items.
     """
 
     owner: NDArray[np.intp]
     layer2: NDArray[np.uint16]
     items: NDArray[np.uint32]
+    weights: NDArray[np.float32]
 
 
 def items_below(cursor: Any, encoding: PathEncoding, short_paths: NDArray[np.uint16]) -> BelowPaths:
@@ -41,22 +43,24 @@ def items_below(cursor: Any, encoding: PathEncoding, short_paths: NDArray[np.uin
     first[1:] = wanted[order[1:]] != wanted[order[:-1]]
     distinct = order[first]  # a row of each short path, in LMDB's order
     read = _read_keys if encoding.whole_keys else _read_ranges
-    counts, layer2, items = read(cursor, encoding, short_paths[distinct])
+    counts, tails = read(cursor, encoding, short_paths[distinct])
+    layer2, items = tails["layer2"].astype(np.uint16), tails["number"].astype(np.uint32)
+    weights = tails["weight"].astype(np.float32)
     if len(distinct) == len(wanted) and bool((np.diff(distinct) > 0).all()):
-        return BelowPaths(np.repeat(np.arange(len(distinct)), counts), layer2, items)
+        return BelowPaths(np.repeat(np.arange(len(distinct)), counts), layer2, items, weights)
     starts = np.cumsum(counts) - counts
     of_row = np.empty(len(wanted), np.intp)
     of_row[order] = np.cumsum(first) - 1
     counts, starts = counts[of_row], starts[of_row]
     owner = np.repeat(np.arange(len(wanted)), counts)
     places = np.arange(len(owner)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
-    return BelowPaths(owner, layer2[places], items[places])
+    return BelowPaths(owner, layer2[places], items[places], weights[places])
 
 
 def _read_keys(
     cursor: Any, encoding: PathEncoding, short_paths: NDArray[np.uint16]
-) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
-    """How many items each of the distinct short paths has, rising, each of which is a key; their tokens and numbers."""
+) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """How many items each of the distinct short paths has, rising, each of which is a key; and the tails of their records."""
     joined = cursor.getmulti(
         encoding.keys(short_paths), dupdata=True, dupfixed_bytes=encoding.value_bytes, keyfixed=True
     )
@@ -69,12 +73,12 @@ def _read_keys(
     which = np.searchsorted(path_keys(short_paths), path_keys(records["short"][starts].astype(np.uint16)))
     counts = np.zeros(len(short_paths), np.intp)
     counts[which] = np.diff(starts, append=len(records))
-    return counts, records["layer2"].astype(np.uint16), records["number"].astype(np.uint32)
+    return counts, records
 
 
 def _read_ranges(
     cursor: Any, encoding: PathEncoding, short_paths: NDArray[np.uint16]
-) -> tuple[NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint32]]:
+) -> tuple[NDArray[np.intp], NDArray[Any]]:
     """The same where many short paths share a key: each has few items then, and they lie side by side."""
     counts = np.zeros(len(short_paths), np.intp)
     values: list[bytes] = []
@@ -84,14 +88,14 @@ def _read_ranges(
         before = len(values)
         values += takewhile(partial(encoding.same_short_path, lowest), cursor.iternext_dup())
         counts[row] = len(values) - before
-    return counts, *encoding.decode_tails(values)
+    return counts, encoding.decode_tails(values)
 
 
 def all_paths(
     keys_cursor: Any, cursor: Any, encoding: PathEncoding
-) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32]]]:
-    """Codes uint16 (R, L) and numbers uint32 (R,) of every item, in blocks of about a million; the cursors are two of one
-    database.
+) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.float32]]]:
+    """Codes uint16 (R, L), numbers uint32 and weights float32 (R,) of every item, in blocks of about a million; the cursors
+    are two of one database.
 
     LMDB reads all records of a key at once: ten million items take 0.3 to 0.5 s on a busy core, be they 150 to a key
     (M = 256) or 2,400 (M = 4,096); half of that is LMDB's. One by one they would take 4 s.
@@ -100,6 +104,6 @@ def all_paths(
     count = _FIRST_KEYS
     while block := list(islice(keys, count)):
         joined = cursor.getmulti(block, dupdata=True, dupfixed_bytes=encoding.value_bytes, keyfixed=True)
-        codes, numbers = encoding.decode(joined)
-        yield codes, numbers
+        codes, numbers, weights = encoding.decode(joined)
+        yield codes, numbers, weights
         count = max(1, _BLOCK_RECORDS * len(block) // max(len(numbers), 1))

@@ -117,6 +117,14 @@ class ItemContent(NamedTuple):
     attributes: bytes
 
 
+class ItemVectors(NamedTuple):
+    """Items that have a vector: ``numbers`` uint32 (n,) rising, their ids, and the vectors (``models.dense.vectors``)."""
+
+    numbers: NDArray[np.uint32]
+    ids: list[bytes]
+    values: list[bytes]
+
+
 class Snapshot:
     """One committed state of the index. Arrays and items returned are copies and outlive it."""
 
@@ -255,6 +263,10 @@ class Snapshot:
         """Codes uint16 (R, L) and numbers uint32 (R,) of every item, in blocks of about a million, sorted by (c1, c3, …,
         cL, c2, number). What that costs: ``store.reading.paths.all_paths``.
         """
+        return ((codes, numbers) for codes, numbers, _ in self.all_path_records())
+
+    def all_path_records(self) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.float32]]]:
+        """As ``all_paths``, and the weights float32 (R,) that stand beside the numbers."""
         return all_paths(self._cursor("paths"), self._cursor("paths"), self._paths)
 
     @property
@@ -294,10 +306,9 @@ class Snapshot:
         wanted = np.asarray(numbers, np.uint32)
         return self._items.decode(wanted.tolist(), self._values(wanted))
 
-    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Weight and ``updated_at`` of the items with these numbers (n,): what ranking needs of many items, undecoded."""
-        headers = self._items.headers_of(self._values(numbers))
-        return headers["weight"].astype(np.float32), headers["updated_at"].astype(np.int64)
+    def updated_at(self, numbers: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """``updated_at`` of the items with these numbers (n,), the rest left undecoded."""
+        return self._items.headers_of(self._values(numbers))["updated_at"].astype(np.int64)
 
     def codes_where_live(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
         """Of each item number (n,) whether it is one of a live item, and its codes (n, L): zeros where it is not."""
@@ -317,6 +328,26 @@ class Snapshot:
                 "look up numbers in the snapshot that they came from."
             )
         return [values[place][1] for place in inverse.tolist()]
+
+    def vectors(self, numbers: Sequence[int] | NDArray[np.uint32]) -> ItemVectors:
+        """The vectors of those items of these numbers that are live and have one; any others are passed over."""
+        wanted = np.unique(np.asarray(numbers, np.uint32))
+        return self._with_vectors(self._cursor("items").getmulti(encoding.number_keys(wanted)))
+
+    def all_vectors(self) -> Iterator[ItemVectors]:
+        """The vectors of all items that have one, in blocks, in the order of item numbers."""
+        records = self._cursor("items").iternext()
+        while block := list(islice(records, _DIGEST_CHUNK)):
+            yield self._with_vectors(block)
+
+    def _with_vectors(self, records: Sequence[tuple[bytes, bytes]]) -> ItemVectors:
+        of = self._items.vector_of
+        found = [(key, value, vector) for key, value in records if (vector := of(value))]
+        return ItemVectors(
+            encoding.numbers_of([key for key, _, _ in found]),
+            [self._items.id_of(value) for _, value, _ in found],
+            [vector for _, _, vector in found],
+        )
 
     def find(self, ids: Sequence[bytes]) -> list[StoredItem | None]:
         """The item of each id, None where there is none."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from store.errors import BatchError
 from store.records.encoding import MAXIMUM_KEY_BYTES, ItemEncoding
 
+_MOST_VECTOR_BYTES: Final = 65_535  # its length is a u16
 Order = Literal["arrival", "updated_at"]
 """Which of two updates of one key and partition counts: the later one, or the one with the greater ``updated_at``."""
 
@@ -40,6 +41,7 @@ class CodesBatch:
     ids: N byte strings of 1..511 bytes; codes: uint16 (N, L); weights: float32 (N,); titles: N strings;
     updated_at: int64 (N,) milliseconds since the epoch; deleted: bool (N,). ``partitions``: int32 (N,), which partition each
     event came from, and ``timestamps``: int64 (N,), its Kafka timestamp in milliseconds; absent: all of partition 0, time 0.
+    ``vectors``: N byte strings of at most 65,535 bytes, empty for an item without one; absent: none has one.
     ``attributes``: N byte strings of canonical attributes (``models.attributes``), empty for an event without; absent: none has.
     """
 
@@ -51,6 +53,7 @@ class CodesBatch:
     deleted: NDArray[np.bool_]
     partitions: NDArray[np.int32] | None = None
     timestamps: NDArray[np.int64] | None = None
+    vectors: list[bytes] | None = None
     attributes: list[bytes] | None = None
 
     def __len__(self) -> int:
@@ -141,6 +144,7 @@ def _values(batch: CodesBatch, rows: NDArray[np.int64], layers: int) -> list[byt
         batch.updated_at[rows],
         batch.partitions[rows],
         batch.timestamps[rows],
+        None if batch.vectors is None else [batch.vectors[row] for row in rows.tolist()],
         None if batch.attributes is None else [batch.attributes[row] for row in rows.tolist()],
     )
 
@@ -183,6 +187,12 @@ def _check(batch: CodesBatch, layers: int, size: int) -> None:
         raise BatchError(
             f"A batch of {count} ids needs codes ({count}, {layers}) and {count} of each other field; got "
             f"codes {shapes[0]}, weights {shapes[1]}, updated_at {shapes[2]}, deleted {shapes[3]}, titles {shapes[4]}."
+        )
+    if batch.vectors is not None and (
+        len(batch.vectors) != count or max(map(len, batch.vectors), default=0) > _MOST_VECTOR_BYTES
+    ):
+        raise BatchError(
+            f"A batch of {count} ids needs as many vectors of at most {_MOST_VECTOR_BYTES:,} bytes; got {len(batch.vectors)}."
         )
     if batch.attributes is not None and len(batch.attributes) != count:
         raise BatchError(f"A batch of {count} ids needs as many attributes; got {len(batch.attributes)}.")

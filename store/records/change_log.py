@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 _VERSION: Final = 1
 # Kinds of sections: paths (u16 a token), paths, item numbers (u32), item numbers.
-_ENTERED, _LEFT, _ITEMS, _ATTRIBUTES = 1, 2, 3, 4
+_ENTERED, _LEFT, _ITEMS, _ATTRIBUTES, _VECTORS = 1, 2, 3, 4, 5
 _NO_ITEMS: Final = np.empty(0, np.uint32)
 _HEAD: Final = struct.Struct("<BB")
 _SECTION: Final = struct.Struct("<BI")
@@ -39,7 +39,7 @@ class Changes:
     entered: uint16 (n, L), distinct paths that hold an item now and were named by a change; left: uint16 (m, L), distinct
     paths that hold none any more, disjoint from ``entered``; items: uint32 (k,) rising, numbers of the items that entered,
     moved or left (a number may belong to another item now). attributes: uint32 (j,) rising, numbers of items whose attributes
-    changed, less those in ``items``: whoever keeps attributes reads both.
+    changed, less those in ``items``: whoever keeps attributes reads both. vectors: the same of items whose vector changed.
     """
 
     entered: NDArray[np.uint16]
@@ -47,17 +47,19 @@ class Changes:
     items: NDArray[np.uint32]
     commit: int
     attributes: NDArray[np.uint32] = field(default_factory=lambda: _NO_ITEMS)
+    vectors: NDArray[np.uint32] = field(default_factory=lambda: _NO_ITEMS)
 
 
 class LogEntry(NamedTuple):
     """One commit's changes: ``entered`` and ``left`` uint16 (n, L) and (m, L), distinct and disjoint, ``items`` uint32 (k,), and
-    ``attributes`` uint32 (j,), numbers of other items whose attributes changed.
+    ``attributes`` and ``vectors``, uint32, numbers of other items whose attributes or vector changed.
     """
 
     entered: NDArray[np.uint16]
     left: NDArray[np.uint16]
     items: NDArray[np.uint32]
     attributes: NDArray[np.uint32] = _NO_ITEMS
+    vectors: NDArray[np.uint32] = _NO_ITEMS
 
 
 def log_key(commit: int, part: int = 0) -> bytes:
@@ -77,6 +79,7 @@ def encode_entry(commit: int, entry: LogEntry) -> list[tuple[bytes, bytes]]:
         (_LEFT, entry.left.astype("<u2").tobytes()),
         (_ITEMS, entry.items.astype("<u4").tobytes()),
         (_ATTRIBUTES, entry.attributes.astype("<u4").tobytes()),
+        (_VECTORS, entry.vectors.astype("<u4").tobytes()),
     ]
     sections = [(kind, content) for kind, content in sections if content]
     heads = [_SECTION.pack(kind, len(content)) for kind, content in sections]
@@ -94,7 +97,7 @@ def items_in(first_part: bytes) -> int:
         ValueError: it is damaged.
     """
     lengths = _lengths(first_part)
-    return (lengths.get(_ITEMS, 0) + lengths.get(_ATTRIBUTES, 0)) // 4
+    return sum(lengths.get(kind, 0) for kind in (_ITEMS, _ATTRIBUTES, _VECTORS)) // 4
 
 
 def _lengths(value: bytes) -> Mapping[int, int]:
@@ -113,7 +116,7 @@ def merge_entries(records: Iterable[tuple[bytes, bytes]], layers: int, commit: i
     Raises:
         ValueError: a record is damaged.
     """
-    kinds = (_ENTERED, _LEFT, _ITEMS, _ATTRIBUTES)
+    kinds = (_ENTERED, _LEFT, _ITEMS, _ATTRIBUTES, _VECTORS)
     contents: dict[int, list[bytes]] = {kind: [] for kind in kinds}
     commits: dict[int, list[int]] = {kind: [] for kind in kinds}
     for number, parts in groupby(records, key=lambda record: commit_of(record[0])):
@@ -141,9 +144,9 @@ def merge_entries(records: Iterable[tuple[bytes, bytes]], layers: int, commit: i
     newest = np.ones(len(keys), np.bool_)
     newest[:-1] = keys[1:] != keys[:-1]
     last = order[newest]
-    items, attributes = (
+    items, attributes, vectors = (
         distinct_sorted(np.frombuffer(b"".join(contents[kind]), "<u4").astype(np.uint32))
-        for kind in (_ITEMS, _ATTRIBUTES)
+        for kind in (_ITEMS, _ATTRIBUTES, _VECTORS)
     )
     return Changes(
         entered=named[last[live[last]]],
@@ -151,6 +154,7 @@ def merge_entries(records: Iterable[tuple[bytes, bytes]], layers: int, commit: i
         items=items,
         commit=commit,
         attributes=attributes[~np.isin(attributes, items)],
+        vectors=vectors[~np.isin(vectors, items)],
     )
 
 

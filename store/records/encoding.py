@@ -3,8 +3,9 @@
 Big-endian where LMDB's byte order must be the numeric order (keys, path records), little-endian elsewhere.
 An item's value begins with its codes, so that old codes are read without decoding the rest. Since format 2 it also holds
 its *origin*: the partition and the Kafka timestamp of the record that it came from. The digest leaves the origin out, so it
-is the same in both formats. The *attributes* that came with an item's update, if any, stand at the end of its value, so that
-whatever holds for its codes (one transaction, split keys, backup) holds for them; the digest has the effective ones instead.
+is the same in both formats. An item's *vector* (``models.dense.vectors``) and the *attributes* that came with its update, if
+any, stand at the end of its value, so that whatever holds for its codes (one transaction, split keys, backup) holds for them.
+The digest has the vector, and instead of these attributes the effective ones.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ FORMAT_VERSION: Final = 3
 UPGRADED_FORMATS: Final = frozenset({1, 2})
 NO_PARTITION: Final = -1  # of an item that format 1 wrote
 _MOST_KEYS: Final = 1 << 18  # of ``paths``: at a million items a key then has four records or more
-_TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4")])
+_TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4"), ("weight", "<f4")])
 _TAIL_BYTES: Final = _TAIL.itemsize
-_NUMBER_BYTES: Final = 4
+_AFTER_PATH_BYTES: Final = 8  # item number and weight
 # In ``id_bytes``, as ids end at 511 bytes.
 _HAS_ORIGIN: Final = 0x8000
+_HAS_VECTOR: Final = 0x4000
 _HAS_ATTRIBUTES: Final = 0x2000
 _ID_BYTES: Final = 0x0FFF
+_VECTOR_LENGTH_BYTES: Final = 2  # of the vector's length, behind it
 _LENGTH_BYTES: Final = 4  # of the attributes' length, behind them
 MAXIMUM_KEY_BYTES: Final = 511  # LMDB's limit for keys; ids are keys
 MAXIMUM_ITEMS: Final = 2**32  # item numbers are u32
@@ -50,7 +53,7 @@ class StoredItem:
 
 class ItemEncoding:
     """Values of the ``items`` database: header (codes, weight, updated_at, length of the id), origin, id, title, and of an item
-    whose update had some its attributes and their length.
+    that has one its vector and the vector's length, and if its update had some its attributes and their length.
     """
 
     def __init__(self, layers: int) -> None:
@@ -69,20 +72,29 @@ class ItemEncoding:
         updated_at: NDArray[np.int64],
         partitions: NDArray[np.int32],
         timestamps: NDArray[np.int64],
+        vectors: Sequence[bytes] | None = None,
         attributes: Sequence[bytes] | None = None,
     ) -> list[bytes]:
-        """Values of N items; codes (N, L), all other arrays (N,). ``attributes``: N, empty for an update without any."""
+        """Values of N items; codes (N, L), all other arrays (N,). ``vectors``, ``attributes``: N, empty for an item without."""
         headers = np.empty(len(ids), self._header)
         headers["codes"], headers["weight"], headers["updated_at"] = codes, weights, updated_at
         headers["id_bytes"] = np.fromiter(map(len, ids), np.uint16, len(ids)) | np.uint16(_HAS_ORIGIN)
         headers["partition"], headers["timestamp"] = partitions, timestamps
-        if attributes is None or not any(attributes):
+        tails: list[bytes] | None = None
+        for flag, width, parts in (
+            (_HAS_VECTOR, _VECTOR_LENGTH_BYTES, vectors),
+            (_HAS_ATTRIBUTES, _LENGTH_BYTES, attributes),
+        ):
+            if parts is None or not any(parts):
+                continue
+            headers["id_bytes"][np.fromiter(map(bool, parts), np.bool_, len(ids))] |= np.uint16(flag)
+            added = [part + len(part).to_bytes(width, "little") if part else b"" for part in parts]
+            tails = added if tails is None else [tail + more for tail, more in zip(tails, added, strict=True)]
+        if tails is None:
             return [
                 header + item_id + title.encode("utf-8", _SURROGATES)
                 for header, item_id, title in zip(slices(headers), ids, titles, strict=True)
             ]
-        headers["id_bytes"][np.fromiter(map(bool, attributes), np.bool_, len(ids))] |= np.uint16(_HAS_ATTRIBUTES)
-        tails = [one + len(one).to_bytes(_LENGTH_BYTES, "little") if one else b"" for one in attributes]
         return [
             header + item_id + title.encode("utf-8", _SURROGATES) + tail
             for header, item_id, title, tail in zip(slices(headers), ids, titles, tails, strict=True)
@@ -115,20 +127,37 @@ class ItemEncoding:
             for number, value, codes, weight, updated_at, start, end, title_end in rows
         ]
 
+    def vector_of(self, value: bytes) -> bytes:
+        """The vector inside one value, empty for an item without one."""
+        end = len(value) - self._attributes_bytes(value)
+        tail = self._vector_bytes(value, end)
+        return value[end - tail : end - _VECTOR_LENGTH_BYTES] if tail else b""
+
     def has_attributes(self, value: bytes) -> bool:
         """Whether the update that the value came from had attributes."""
         return bool(value[self._content.itemsize - 1] & (_HAS_ATTRIBUTES >> 8))
 
     def attributes_of(self, value: bytes) -> bytes:
         """The attributes inside one value, empty for none."""
-        tail = self._tail_bytes(value)
+        tail = self._attributes_bytes(value)
         return value[-tail:-_LENGTH_BYTES] if tail else b""
 
     def _tail_bytes(self, value: bytes) -> int:
+        """Bytes of what stands behind the title: vector, attributes and their lengths."""
+        attributes = self._attributes_bytes(value)
+        return attributes + self._vector_bytes(value, len(value) - attributes)
+
+    def _attributes_bytes(self, value: bytes) -> int:
         """Bytes of a value's attributes and their length."""
         if not self.has_attributes(value):
             return 0
         return int.from_bytes(value[-_LENGTH_BYTES:], "little") + _LENGTH_BYTES
+
+    def _vector_bytes(self, value: bytes, end: int) -> int:
+        """Bytes of the vector and its length that end there."""
+        if not value[self._content.itemsize - 1] & (_HAS_VECTOR >> 8):
+            return 0
+        return int.from_bytes(value[end - _VECTOR_LENGTH_BYTES : end], "little") + _VECTOR_LENGTH_BYTES
 
     def headers_of(self, values: Sequence[bytes]) -> NDArray[Any]:
         """Structured array (N,) of N values: ``codes`` (L), ``weight``, ``updated_at``, ``id_bytes``, ``timestamp`` and
@@ -144,6 +173,11 @@ class ItemEncoding:
         if without.any():
             headers["partition"][without], headers["timestamp"][without] = NO_PARTITION, NO_PARTITION
         return headers
+
+    def weights_of(self, values: Sequence[bytes]) -> NDArray[np.float32]:
+        """Weights (N,) of N values, the rest left undecoded."""
+        begin, end = self._codes_bytes, self._codes_bytes + 4
+        return np.frombuffer(b"".join([value[begin:end] for value in values]), "<f4").astype(np.float32)
 
     def codes_of(self, values: Sequence[bytes]) -> NDArray[np.uint16]:
         """Codes (N, L) of N values, the rest left undecoded."""
@@ -164,17 +198,18 @@ class ItemEncoding:
         if not length & (_HAS_ORIGIN | _HAS_ATTRIBUTES):
             return value
         start = self._header.itemsize if length & _HAS_ORIGIN else size
-        end = len(value) - self._tail_bytes(value)
-        return value[: size - 2] + (length & _ID_BYTES).to_bytes(2, "little") + value[start:end]
+        end = len(value) - self._attributes_bytes(value)
+        return value[: size - 2] + (length & (_ID_BYTES | _HAS_VECTOR)).to_bytes(2, "little") + value[start:end]
 
 
 class PathEncoding:
     """Records of the ``paths`` database, sorted by *short* path (c1, c3, …, cL), layer-2 token and item number.
 
-    A record is those numbers in that order, big-endian, u16 but for the item number (u32). So the items of a short path lie
-    side by side, whatever a layout leaves out. The key is as much of the short path as keeps keys few
-    (``_MOST_KEYS``): all of it at L = 3 and M = 256 or 512, where one ``getmulti`` reads the items of many SIDs; c1 alone at
-    M = 4,096, where a short path holds an item or two, and a key each would cost twice the bytes and pages.
+    A record is those numbers in that order, big-endian, u16 but for the item number (u32), and the item's weight (f32,
+    little-endian). So the items of a short path lie side by side, whatever a layout leaves out, with all that their ranking
+    needs: of the thousands behind fifty short SIDs only the answered ones are read. The key is as much of the short path as
+    keeps keys few (``_MOST_KEYS``): all of it at L = 3 and M = 256 or 512, where one ``getmulti`` reads the items of many
+    SIDs; c1 alone at M = 4,096, where a short path holds an item or two, and a key each would cost twice the bytes and pages.
     """
 
     def __init__(self, layers: int, size: int) -> None:
@@ -185,17 +220,24 @@ class PathEncoding:
         self.value_bytes = 2 * (layers - 1 - tokens) + _TAIL_BYTES
         self.whole_keys = tokens == layers - 1  # a key is a short path
         self._short = np.array([layer for layer in range(layers) if layer != 1])
-        self.record: Final = np.dtype([("short", ">u2", (layers - 1,)), ("layer2", ">u2"), ("number", ">u4")])
+        self.record: Final = np.dtype(
+            [("short", ">u2", (layers - 1,)), *((name, _TAIL[name]) for name in _TAIL.names or ())]
+        )
 
-    def encode(self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> list[tuple[bytes, bytes]]:
-        """(key, value) pairs of N items in LMDB's order; codes (N, L), numbers (N,)."""
+    def encode(
+        self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32], weights: NDArray[np.float32]
+    ) -> list[tuple[bytes, bytes]]:
+        """(key, value) pairs of N items in LMDB's order; codes (N, L), numbers and weights (N,)."""
         order = np.lexsort((numbers, codes[:, 1], *codes[:, self._short].T[::-1]))
-        return self.encode_in_order(codes[order], numbers[order])
+        return self.encode_in_order(codes[order], numbers[order], weights[order])
 
-    def encode_in_order(self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> list[tuple[bytes, bytes]]:
-        """(key, value) pairs of N items in their own order; codes (N, L), numbers (N,)."""
+    def encode_in_order(
+        self, codes: NDArray[np.uint16], numbers: NDArray[np.uint32], weights: NDArray[np.float32]
+    ) -> list[tuple[bytes, bytes]]:
+        """(key, value) pairs of N items in their own order; codes (N, L), numbers and weights (N,)."""
         records = np.empty(len(numbers), self.record)
-        records["short"], records["layer2"], records["number"] = codes[:, self._short], codes[:, 1], numbers
+        records["short"], records["layer2"] = codes[:, self._short], codes[:, 1]
+        records["number"], records["weight"] = numbers, weights
         split = self.key_bytes
         return [(record[:split], record[split:]) for record in slices(records)]
 
@@ -207,7 +249,11 @@ class PathEncoding:
         """Key of each short path (N, L-1), and the lowest value that an item below it can have."""
         codes = np.zeros((len(short_paths), len(self._short) + 1), np.uint16)
         codes[:, self._short] = short_paths
-        return self.encode_in_order(codes, np.zeros(len(codes), np.uint32))
+        return self.first_of_paths(codes)
+
+    def first_of_paths(self, paths: NDArray[np.uint16]) -> list[tuple[bytes, bytes]]:
+        """Key of each path (N, L), and the lowest value that an item with it can have."""
+        return self.encode_in_order(paths, np.zeros(len(paths), np.uint32), np.zeros(len(paths), np.float32))
 
     @staticmethod
     def same_short_path(value: bytes, other: bytes) -> bool:
@@ -217,20 +263,19 @@ class PathEncoding:
     @staticmethod
     def same_path(value: bytes, other: bytes) -> bool:
         """Whether two values of one key belong to one path."""
-        return value[:-_NUMBER_BYTES] == other[:-_NUMBER_BYTES]
+        return value[:-_AFTER_PATH_BYTES] == other[:-_AFTER_PATH_BYTES]
 
     @staticmethod
-    def decode_tails(values: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-        """Layer-2 tokens (R,) and item numbers (R,) of values."""
-        tails = np.frombuffer(b"".join([value[-_TAIL_BYTES:] for value in values]), _TAIL)
-        return tails["layer2"].astype(np.uint16), tails["number"].astype(np.uint32)
+    def decode_tails(values: Sequence[bytes]) -> NDArray[Any]:
+        """Structured array (R,) of values: ``layer2``, ``number`` and ``weight`` of the item."""
+        return np.frombuffer(b"".join([value[-_TAIL_BYTES:] for value in values]), _TAIL)
 
-    def decode(self, records: Any) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-        """Codes (R, L) and item numbers (R,) of joined keys and values; both are copies."""
+    def decode(self, records: Any) -> tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.float32]]:
+        """Codes (R, L), item numbers and weights (R,) of joined keys and values; all are copies."""
         array = np.frombuffer(records, self.record)
         codes = np.empty((len(array), len(self._short) + 1), np.uint16)
         codes[:, self._short], codes[:, 1] = array["short"], array["layer2"]
-        return codes, array["number"].astype(np.uint32)
+        return codes, array["number"].astype(np.uint32), array["weight"].astype(np.float32)
 
 
 def slices(records: NDArray[Any]) -> list[bytes]:

@@ -23,11 +23,12 @@ from store.topology.topology import Topology, topology_of
 @dataclass(frozen=True)
 class SidItems:
     """The live items of one SID. items: uint32 (n,) item numbers; codes: uint16 (n, L), row by row, in the order of codes
-    and numbers.
+    and numbers; weights: float32 (n,).
     """
 
     items: NDArray[np.uint32]
     codes: NDArray[np.uint16]
+    weights: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -73,15 +74,15 @@ class SnapshotTrie(LayoutTrie):
         below = self._snapshot.items_below(without_layer_2)
         layer_2 = wanted[below.owner, HEAD_LAYER_INDEX]
         kept = np.where(layer_2 == PADDING, self.layout.is_head[below.layer2], layer_2 == below.layer2)
-        owner, items = below.owner[kept], below.items[kept]
+        owner, items, weights = below.owner[kept], below.items[kept], below.weights[kept]
         codes = wanted[owner].astype(np.uint16)
         codes[:, HEAD_LAYER_INDEX] = below.layer2[kept]
         bounds = np.searchsorted(owner, np.arange(len(sids) + 1)).tolist()
-        return [SidItems(items[begin:end], codes[begin:end]) for begin, end in pairwise(bounds)]
+        return [SidItems(items[begin:end], codes[begin:end], weights[begin:end]) for begin, end in pairwise(bounds)]
 
-    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Weight and ``updated_at`` (milliseconds since the epoch) of items (n,) of this snapshot."""
-        return self._snapshot.weights(numbers)
+    def updated_at(self, numbers: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """``updated_at`` of items (n,) of this snapshot, milliseconds since the epoch."""
+        return self._snapshot.updated_at(numbers)
 
     def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
         """These items of this snapshot, in the order asked for."""

@@ -45,19 +45,20 @@ class LogWriter:
         """The state after one more commit, in whose transaction the paths are written already.
 
         ``moved``: the path of each item that entered one, (m, L), or left one, (n, L), both as they are, the items of both, and
-        those whose attributes changed.
+        those whose attributes or vector changed.
         """
         commit, floor, items = state.commit + 1, state.log_floor, state.log_items
         bound = max(MINIMUM_LOG_ITEMS, live_items // LOG_SHARE)
         attributes = moved.attributes[~np.isin(moved.attributes, moved.items)]
-        size = len(moved.items) + len(attributes)
+        vectors = moved.vectors[~np.isin(moved.vectors, moved.items)]
+        size = len(moved.items) + len(attributes) + len(vectors)
         if size > bound:
             transaction.drop(self._changes, delete=False)
             floor, items = commit, 0
         elif size:
             now_live = distinct_paths(moved.entered)
             left = self._emptied(transaction, moved.left, now_live)
-            entry = LogEntry(now_live, left, np.sort(moved.items), np.sort(attributes))
+            entry = LogEntry(now_live, left, np.sort(moved.items), np.sort(attributes), np.sort(vectors))
             transaction.cursor(self._changes).putmulti(encode_entry(commit, entry), append=True)
             items += size
         if items > bound or commit - floor > MAXIMUM_LOG_COMMITS:
@@ -73,7 +74,7 @@ class LogWriter:
             return left
         lost = np.ones(len(left), np.bool_)
         cursor = transaction.cursor(self._paths)
-        for row, (key, value) in enumerate(self._encoding.encode_in_order(left, np.zeros(len(left), np.uint32))):
+        for row, (key, value) in enumerate(self._encoding.first_of_paths(left)):
             found = cursor.set_range_dup(key, value)  # the key's first record that is not below this path
             lost[row] = not found or not self._encoding.same_path(cursor.value(), value)
         return left[lost]

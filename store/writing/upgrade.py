@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from store.errors import REBUILD_ADVICE, IndexAccessError
 from store.files.environment import Environment
 from store.reading.reader import IndexFacts, renew_lineage
-from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, PathEncoding
+from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, number_keys
 from store.writing.failpoints import Failpoint, reach
 from store.writing.transactions import in_transaction
 
@@ -90,6 +90,7 @@ class _Move:
             raise self._damaged("its trie is missing")
         self._trie = trie
         self._paths = PathEncoding(facts.layers, facts.size)
+        self._items = ItemEncoding(facts.layers)
         self._record = np.dtype([("codes", ">u2", (facts.layers,)), ("number", ">u4")])
         self._sorted: tuple[int, NDArray[Any]] | None = None  # the records of one first-layer token
         with shared.lmdb.begin() as transaction:
@@ -113,7 +114,8 @@ class _Move:
             codes, numbers = self._records_of(transaction, first)
             end = min(len(numbers), done + records - moved)
             if end > done:
-                pairs = self._paths.encode_in_order(codes[done:end], numbers[done:end])
+                weights = self._weights_of(transaction, numbers[done:end])
+                pairs = self._paths.encode_in_order(codes[done:end], numbers[done:end], weights)
                 cursor.putmulti(pairs, append=True)  # a record is the greatest of its key; appending keeps pages full
             moved += end - done
             first, done = (first + 1, 0) if end == len(numbers) else (first, end)
@@ -134,6 +136,14 @@ class _Move:
             self._sorted = first, found[order]
         found = self._sorted[1]
         return found["codes"].astype(np.uint16), found["number"].astype(np.uint32)
+
+    def _weights_of(self, transaction: Any, numbers: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """Weights of items (R,), which the trie did not have."""
+        distinct, places = np.unique(numbers, return_inverse=True)
+        found = transaction.cursor(self._databases["items"]).getmulti(number_keys(distinct))
+        if len(found) != len(distinct):
+            raise self._damaged("its trie names an item that is missing")
+        return self._items.weights_of([value for _, value in found])[places]
 
     def end(self, transaction: Any) -> IndexFacts:
         """The last transaction: from here on the index has this format."""

@@ -188,19 +188,25 @@ class IndexWriter:
         numbers = np.zeros(count, np.uint32)
         numbers[exists | upsert] = encoding.numbers_of([key for key in keys if key])
 
-        # 4. The paths: a record goes when its codes changed or its item left.
+        # 4. The paths: a record goes when its codes or its weight changed or its item left.
         gone = exists & batch.deleted
         differs = exists & upsert & (old_codes != batch.codes).any(axis=1)
         left, entered = gone | differs, differs | (upsert & ~exists)
-        paths = databases["paths"]
-        for key, value in self._paths.encode(old_codes[left], numbers[left]):
+        old_weights, weights = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        old_weights[existing] = headers["weight"]
+        weights[upsert] = self._items.weights_of([batch.values[row] for row in np.flatnonzero(upsert).tolist()])
+        # By their bits: LMDB finds a record by its bytes, and 0.0 equals -0.0.
+        reweighted = exists & upsert & ~differs & (old_weights.view(np.uint32) != weights.view(np.uint32))
+        paths, removed, put = databases["paths"], left | reweighted, entered | reweighted
+        for key, value in self._paths.encode(old_codes[removed], numbers[removed], old_weights[removed]):
             if not transaction.delete(key, value, paths):
                 raise self._damaged("a path record is missing")
-        transaction.cursor(paths).putmulti(self._paths.encode(batch.codes[entered], numbers[entered]))
+        transaction.cursor(paths).putmulti(self._paths.encode(batch.codes[put], numbers[put], weights[put]))
 
         # 5. Items and ids. An item that did not change at all is not written: redelivery dirties no page.
         kept = [row for row in existing if upsert[row]] if gone.any() else existing
-        changed = [(keys[row], batch.values[row]) for row in kept if stored[keys[row]] != batch.values[row]]
+        rewritten = [row for row in kept if stored[keys[row]] != batch.values[row]]
+        changed = [(keys[row], batch.values[row]) for row in rewritten]
         refilled = [(keys[row], batch.values[row]) for row in added[: len(reused)]]
         appended = [(keys[row], batch.values[row]) for row in added[len(reused) :]]
         cursor = transaction.cursor(databases["items"])
@@ -213,7 +219,7 @@ class IndexWriter:
             transaction.put(keys[row], b"", db=databases["free"])
 
         # 6. The attributes of items that came or changed, out of both of their sources.
-        rows = sorted(added + [row for row in kept if stored[keys[row]] != batch.values[row]])
+        rows = sorted(added + rewritten)
         with_other_attributes = self._attributes.follow(
             transaction,
             [batch.ids[row] for row in rows],
@@ -226,7 +232,17 @@ class IndexWriter:
         items = transaction.stat(databases["items"])["entries"]
         state = msgspec.structs.replace(state, next_number=state.next_number + len(fresh))
         if changed or added or gone.any():
-            moved = LogEntry(batch.codes[entered], old_codes[left], numbers[left | entered], with_other_attributes)
+            vector_of = self._items.vector_of
+            with_other_vector = numbers[
+                [row for row in rewritten if vector_of(stored[keys[row]]) != vector_of(batch.values[row])]
+            ]
+            moved = LogEntry(
+                batch.codes[entered],
+                old_codes[left],
+                numbers[left | entered],
+                with_other_attributes,
+                with_other_vector,
+            )
             state = self._logged(transaction, state, moved, items)
 
         # 8. Census, offsets and state.

@@ -1,7 +1,7 @@
 """A batch of item updates → codes and dead letters, without touching Kafka.
 
-An item's codes depend on its embedding and the codebook alone: a batch that is processed again gives the same bytes.
-The output partition is the input partition, so the order of one item's updates is kept.
+An item's codes depend on its embedding and the codebook alone, its vector on its embedding: a batch that is processed again
+gives the same bytes. The output partition is the input partition, so the order of one item's updates is kept.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import msgspec
 import numpy as np
 import structlog
 from confluent_kafka import Message
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from models.attributes import AttributeRules
+from models.dense.vectors import quantise
 from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.events.embeddings import PlausibleNorms, check_embeddings, matrix_of
@@ -68,6 +70,7 @@ class AssignBatch:
         clock: Callable[[], int] = _now_ms,
     ) -> None:
         self._encoder = encoder
+        self._vectors = limits.vectors
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
         self._intake = UpdateIntake(UpdateLimits.of(limits, encoder.dimension, attributes), strict=limits.strict)
@@ -94,8 +97,19 @@ class AssignBatch:
         kept = set(last)
         rows = [row for row, place in enumerate(upserts) if place in kept]
         encoded = self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
-        codes = dict(zip((upserts[row] for row in rows), encoded, strict=True))
-        return self._outgoing([updates[place] for place in last], [codes.get(place) for place in last], now) + rejected
+        places = [upserts[row] for row in rows]
+        codes = dict(zip(places, encoded, strict=True))
+        vectors: dict[int, bytes] = {}
+        if self._vectors and rows:
+            kept_rows = matrix if len(rows) == len(matrix) else matrix[rows]
+            vectors = dict(zip(places, quantise(kept_rows).encode(), strict=True))
+        outgoing = self._outgoing(
+            [updates[place] for place in last],
+            [codes.get(place) for place in last],
+            [vectors.get(place, UNSET) for place in last],
+            now,
+        )
+        return outgoing + rejected
 
     def commit_note(self) -> dict[str, Any]:
         """What is noted beside a committed offset for ``sidstream status``: the unknown fields since this process' start."""
@@ -129,11 +143,17 @@ class AssignBatch:
                 )
         return matrix, {upserts[row] for row in checked.faults}
 
-    def _outgoing(self, updates: Sequence[Update], codes: Sequence[tuple[int, ...] | None], now: int) -> list[Outgoing]:
-        """The codes of each item; None is its tombstone."""
+    def _outgoing(
+        self,
+        updates: Sequence[Update],
+        codes: Sequence[tuple[int, ...] | None],
+        vectors: Sequence[bytes | UnsetType],
+        now: int,
+    ) -> list[Outgoing]:
+        """The codes of each item, None is its tombstone; and its vector, if vectors are kept."""
         codebook, topic = self._encoder.codebook_id, self._codes_topic
         outgoing = []
-        for update, numbers in zip(updates, codes, strict=True):
+        for update, numbers, vector in zip(updates, codes, vectors, strict=True):
             value = None
             if numbers is not None:
                 value = ITEM_CODES.encode(
@@ -143,6 +163,7 @@ class AssignBatch:
                         title=update.title,
                         weight=update.weight,
                         updated_at=update.updated_at,
+                        vector=vector,
                         attributes=msgspec.UNSET if update.attributes is None else msgspec.Raw(update.attributes),
                     )
                 )

@@ -92,6 +92,23 @@ def embedding_bytes(embedding: bytes | list[float], dtype: str | None, dimension
         return np.asarray(embedding, "<f8").astype("<f4").tobytes(), False
 
 
+def query_embedding(embedding: bytes | list[float], dimension: int) -> NDArray[np.float32]:
+    """The embedding (D,) of a query: D numbers, or the bytes of D float32.
+
+    Raises:
+        EmbeddingError: not that many, NaN, infinity, or nothing but zeros.
+    """
+    content, _ = embedding_bytes(embedding, "float32", dimension)
+    vector = np.frombuffer(content, "<f4")
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = float(np.sqrt(np.sum(vector * vector)))
+    if not np.isfinite(norm):
+        raise EmbeddingError("EmbeddingNotFinite", "the embedding holds NaN, infinity or numbers beyond float32")
+    if norm == 0:
+        raise EmbeddingError("EmbeddingZero", "every number of the embedding is zero: it has no direction")
+    return vector
+
+
 def matrix_of(embeddings: Sequence[bytes], dimension: int) -> NDArray[np.float32]:
     """Float32 (N, D) from N embeddings' float32 or float16 bytes, told apart by their lengths."""
     joined = b"".join(embeddings)

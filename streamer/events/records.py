@@ -68,7 +68,8 @@ class ItemUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class ItemCodes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Topic ``item-codes``, key = item id. The codes of an item under one codebook; a tombstone deletes the item.
 
-    ``attributes``: those of the update, checked, in the order of their names.
+    ``vector``: its embedding for the dense leg, 4 + D bytes (``models.dense.vectors``): a float32, little-endian, and D int8 that
+    it scales; absent: the item has none. ``attributes``: those of the update, checked, in the order of their names.
     """
 
     codebook: str
@@ -76,6 +77,7 @@ class ItemCodes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     title: str
     weight: float
     updated_at: int
+    vector: Annotated[bytes, Meta(max_length=65_535)] | UnsetType = UNSET
     attributes: RawAttributes | UnsetType = UNSET
     record_version: Version1 = UNSET
 
@@ -158,8 +160,10 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``queries``, key = query id. Text, history (item ids, oldest first) or both.
+    """Topic ``queries``, key = query id. Text, history (item ids, oldest first), embedding, or several of them.
 
+    ``embedding``: of what is asked, in the space of the items' embeddings: D numbers, or the bytes of D little-endian float32
+    (MessagePack ``bin``; base64 in JSON).
     ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
     ``filter``: what an item's attributes must fulfil (docs/filters.md); ``exclude``: ids of items that no answer may name;
     ``exclude_history``: nor those of ``history``; without it, true. ``search``: exact drops no SID that a beam might drop;
@@ -172,6 +176,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 10
     asked_at: int | None = None
     timeout_ms: int | None = None
+    embedding: bytes | list[float] | UnsetType = UNSET
     filter: RawFilter | UnsetType = UNSET
     exclude: tuple[str, ...] | UnsetType = UNSET
     exclude_history: bool | UnsetType = UNSET
@@ -185,12 +190,17 @@ def excludes_history(query: Query) -> bool:
 
 
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID."""
+    """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID.
+
+    ``found_by``: the leg that found it, where the dense leg ran; ``new``: there and true of an item that came after training.
+    """
 
     item_id: str
     title: str
     sid: str
     score: float
+    found_by: Literal["model", "dense", "both"] | UnsetType = UNSET
+    new: bool | UnsetType = UNSET
 
 
 class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +213,7 @@ class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition.
 
+    ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both.
     ``search``: how the SIDs were found; ``search_complete``: false where its budget ended an exact search, so that a better
     item may be missing.
     """
@@ -215,6 +226,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     position: dict[str, int] = {}
     skipped_history: tuple[str, ...] = ()
+    legs: tuple[Literal["model", "dense"], ...] | UnsetType = UNSET
+    note: str | UnsetType = UNSET
     milliseconds: dict[str, float] = {}
     answered_at: int = 0
     error: AnswerError | None = None

@@ -71,6 +71,7 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         deleted=np.array(deleted, dtype=bool),
         partitions=np.array([record.partition() for record in records], dtype=np.int32),
         timestamps=np.array([record.timestamp()[1] for record in records], dtype=np.int64),
+        vectors=[row.vector or b"" for row in rows],
         attributes=[
             b"" if row.attributes is UNSET else _attributes(record, row)
             for record, row in zip(records, rows, strict=True)

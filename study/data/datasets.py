@@ -54,7 +54,7 @@ class TestCase:
 class Dataset:
     """Items as rows: ``embeddings`` float32 (N, D), ``titles``, ``histories`` and ``queries`` (text, item) to train on,
     ``cases`` to measure on; ``arrived``: bool (N,), items that came after training; ``popularity``: (N,) occurrences in
-    training.
+    training; ``held_back``: what was held back, as ``load`` was told.
     """
 
     name: DatasetName
@@ -65,6 +65,7 @@ class Dataset:
     cases: tuple[TestCase, ...]
     arrived: npt.NDArray[np.bool_]
     popularity: npt.NDArray[np.int64]
+    held_back: Literal["", "arrivals", "choosing"] = ""
     query_embeddings: npt.NDArray[np.float32] | None = field(default=None)
 
 
@@ -74,8 +75,11 @@ def is_present(name: DatasetName) -> bool:
 
 
 @cache
-def load(name: DatasetName, part: Part = "test", *, arrivals: bool = False) -> Dataset:
-    """The set, always the same. Raises ``SidstreamError`` if its files are not there."""
+def load(name: DatasetName, part: Part = "test", *, arrivals: bool = False, choosing: bool = False) -> Dataset:
+    """The set, always the same. ``choosing``: a further tenth of the items is held back from training: arrivals to choose by.
+
+    Raises ``SidstreamError`` if its files are not there.
+    """
     if not is_present(name):
         raise SidstreamError(
             f"the study's data {name} is not beside the project ({DATA.parent.name}/{DATA.name}/{name}): "
@@ -87,7 +91,9 @@ def load(name: DatasetName, part: Part = "test", *, arrivals: bool = False) -> D
         data = _chorus()
     else:
         data = _planted(name, part)
-    return _hold_back(data) if arrivals else data
+    if choosing and not arrivals:
+        raise SidstreamError("items are held back to choose by only where others arrive: give arrivals too")
+    return _hold_back(data, choosing=choosing) if arrivals else data
 
 
 def _games(part: Part) -> Dataset:
@@ -149,6 +155,15 @@ def _chorus() -> Dataset:
     )
 
 
+@cache
+def fresh_queries(name: DatasetName) -> tuple[tuple[str, int], ...]:
+    """(text, row): a query an item, made as the training queries were from another seed, for sets that have queries."""
+    catalogue = Catalogue.read(DATA / name)
+    rows = {item.id: row for row, item in enumerate(catalogue.items)}
+    examples = examples_from_catalogue(catalogue.items, per_item=1, seed=1)
+    return tuple((example.query, rows[example.item]) for example in examples)
+
+
 def _planted(name: DatasetName, part: Part) -> Dataset:
     items, size, users = _PLANTED[name]
     embeddings, _ = planted_hourglass(items, seed=0, size=size)
@@ -191,15 +206,17 @@ def neighbour_walks(
     return [tuple(walk[:length]) for walk, length in zip(walks.tolist(), lengths.tolist(), strict=True)]
 
 
-def _hold_back(data: Dataset) -> Dataset:
-    random = np.random.default_rng(1)
-    arrived = random.random(len(data.embeddings)) < _ARRIVING_SHARE
+def _hold_back(data: Dataset, *, choosing: bool) -> Dataset:
+    arrived = np.random.default_rng(1).random(len(data.embeddings)) < _ARRIVING_SHARE
+    if choosing:
+        arrived |= np.random.default_rng(2).random(len(data.embeddings)) < _ARRIVING_SHARE
     histories = tuple(tuple(item for item in history if not arrived[item]) for history in data.histories)
     return replace(
         data,
         histories=histories,
         queries=tuple((query, item) for query, item in data.queries if not arrived[item]),
         arrived=arrived,
+        held_back="choosing" if choosing else "arrivals",
         popularity=_occurrences(histories, len(arrived)) if histories else data.popularity,
     )
 

@@ -56,13 +56,15 @@ class LayoutChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One model: what it was trained on and how. ``exchanged``: layers 1 and 2 of the codes swapped (paper table 1);
-    ``arrivals``: a tenth of the items came after training; ``part``: what is measured.
+    ``arrivals``: a tenth of the items came after training; ``choosing``: so did a further tenth, to choose by; ``part``: what
+    is measured.
     """
 
     codebook: CodebookChoice
     layout: LayoutChoice = LayoutChoice()
     exchanged: bool = False
     arrivals: bool = False
+    choosing: bool = False
     architecture: Literal["llama", "qwen", "baichuan"] = "llama"
     hidden_size: int = 128
     model_layers: int = 4

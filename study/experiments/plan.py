@@ -15,7 +15,7 @@ import msgspec
 from study.data.choices import CodebookChoice
 from study.data.datasets import DatasetName
 from study.experiments.configuration import LayoutChoice, RunChoice
-from study.experiments.run import FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
+from study.experiments.run import ARRIVALS, ARRIVALS_RULE, FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
 
 FULL: Final = LayoutChoice()
 WITHOUT: Final = LayoutChoice(heads="all")
@@ -107,6 +107,7 @@ def rows(dataset: DatasetName) -> Iterator[Row]:
             changed(architecture=architecture, exchanged=True),
             (OWN, FIRST_GIVEN),
         )
+    yield from new_items(dataset)
     for seed in here.seeds[1:]:
         yield Row("table 2", "base", changed(seed=seed), (OWN,))
         yield Row("table 2", BEST_TOP_K.label, changed(seed=seed, layout=BEST_TOP_K), (OWN,))
@@ -151,3 +152,17 @@ def layout_changes(dataset: DatasetName) -> Iterator[Row]:
     yield Row(
         "layout change", f"trained on {BEST_TOP_K.label}", msgspec.structs.replace(base, layout=BEST_TOP_K), (OWN,)
     )
+
+
+def new_items(dataset: DatasetName) -> Iterator[Row]:
+    """Items that came after training, found by the mixture of the model and the dense leg (docs/study/new-items.md)."""
+    here = scale(dataset)
+    if dataset in ("planted", "tiny"):
+        return
+    base = msgspec.structs.replace(here.base, arrivals=True)
+    if dataset == "amazon_games":  # where there are histories, the codes are of what they say too
+        base = msgspec.structs.replace(base, codebook=msgspec.structs.replace(base.codebook, co_occurrence=1.0))
+    choosing = msgspec.structs.replace(base, choosing=True, part="valid")
+    yield Row("new items", "choosing the rule", choosing, (ARRIVALS_RULE,))
+    for seed in here.seeds:
+        yield Row("new items", "items that arrive", msgspec.structs.replace(base, seed=seed), (ARRIVALS,))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
@@ -21,20 +20,19 @@ from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.census import count_tokens
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
-from models.training.example_table import ExampleTable, TrainingTable
-from models.training.examples import TrainingExample
-from models.training.history_table import HistoryTable
+from models.training.examples import TrainingData, TrainingExample, TrainingHistory
 from study.data.codebooks import FittedCodebook, fitted
 from study.data.datasets import Dataset, TestCase, load
 from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
 from study.experiments.results import Results, RunResult
+from study.measures.arrivals import choose_rule, measure_arrivals
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
 
 if TYPE_CHECKING:
     from models.language.tokenizer import TextTokenizer
 
-Kind = Literal["own", "first token given", "free beams", "naive", "marginal"]
+Kind = Literal["own", "first token given", "free beams", "naive", "marginal", "arrivals", "rule for arrivals"]
 Progress = Callable[[str, float], None]  # what is done, and which share of it
 
 FREE_BEAM_CASES: Final = 200
@@ -49,7 +47,8 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     ``own``: recall under the layout that it was trained for; ``first token given``: the same with the first token of
     the right SID known; ``free beams``: share of invalid SIDs without the constraint; ``naive``: recall under another
     ``layout``, whose SIDs the model reads and writes as if it knew them; ``marginal``: the same with the left-out tokens
-    summed over.
+    summed over; ``arrivals``: recall of items that came after training, with the dense leg; ``rule for arrivals``: which rule
+    validation chooses for them.
     """
 
     kind: Kind
@@ -64,6 +63,8 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
 OWN: Final = Measurement("own")
 FIRST_GIVEN: Final = Measurement("first token given")
 FREE_BEAMS: Final = Measurement("free beams")
+ARRIVALS: Final = Measurement("arrivals")
+ARRIVALS_RULE: Final = Measurement("rule for arrivals")
 
 
 class _NoText:
@@ -111,11 +112,7 @@ class Setting:
 
     def cases(self, most: int) -> list[TestCase]:
         """The same ``most`` test cases for every run of a set."""
-        cases = self.data.cases
-        if len(cases) <= most:
-            return list(cases)
-        chosen = np.random.default_rng(0).choice(len(cases), size=most, replace=False)
-        return [cases[number] for number in np.sort(chosen)]
+        return some_cases(self.data, most)
 
     def prompt(self, case: TestCase, layout: Layout) -> list[int]:
         """The prompt of a case, its history read under ``layout``."""
@@ -138,9 +135,17 @@ class Setting:
         return self.codebook.codebook.encode(every)
 
 
+def some_cases(data: Dataset, most: int) -> list[TestCase]:
+    """At most so many test cases of a set, always the same ones."""
+    if len(data.cases) <= most:
+        return list(data.cases)
+    chosen = np.random.default_rng(0).choice(len(data.cases), size=most, replace=False)
+    return [data.cases[number] for number in np.sort(chosen)]
+
+
 def setting(choice: RunChoice, scratch: Path) -> Setting:
     """Reads the data, fits or reads the codebook, chooses the layout and builds the prompts of a run."""
-    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals)
+    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals, choosing=choice.choosing)
     codebook = fitted(choice.codebook, data, scratch)
     size, layers = choice.codebook.size, choice.codebook.layers
     census = count_tokens(codebook.codes[~data.arrived], size)
@@ -193,7 +198,7 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
     for number, measurement in enumerate(measurements):
         if measurement.name not in result.measured:
             progress(measurement.name, number / len(measurements))
-            result.measured[measurement.name] = measure(here, model, measurement)
+            result.measured[measurement.name] = measure(here, model, measurement, progress)
             results.write_run(result)
     return result
 
@@ -201,11 +206,16 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
 def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResult, Any]:
     from models.language.language_model import small_causal_lm
     from models.language.norm_head import plain_state
-    from models.training.fine_tuning import TrainingSettings, fine_tune
+    from models.training.checkpoints import Checkpoints
+    from models.training.fine_tuning import fine_tune
+    from models.training.settings import TrainingProgress, TrainingSettings
+    from models.training.train_model import training_table
 
     choice = here.choice
-    weights, checkpoints = results.model_directory(choice), results.checkpoints(choice)
-    table = _table(here)
+    weights = results.model_directory(choice)
+    checkpoints = Checkpoints(results.checkpoints(choice), {"run": choice.key})
+    data, codes, rows = _data(here)
+    table = training_table(data, here.prompts, here.layout, rows, codes)
     model = small_causal_lm(
         here.vocabulary,
         hidden_size=choice.hidden_size,
@@ -215,25 +225,27 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
         architecture=choice.architecture,
     )
     steps_an_epoch = -(-len(table) // choice.batch_size)
+    report_every = max(1, steps_an_epoch // _REPORTS_AN_EPOCH)
     curve: list[tuple[float, float]] = []
 
-    def report(step: int, total: int, loss: float) -> None:
-        curve.append((round(step / steps_an_epoch, 3), round(loss, 4)))
-        progress("training", step / total)
+    def report(now: TrainingProgress) -> None:
+        if now.step % report_every == 0 or now.step == now.steps:
+            curve.append((round(now.step / steps_an_epoch, 3), round(now.loss, 4)))
+            progress("training", now.step / now.steps)
 
     outcome = fine_tune(
         model,
         table,
         TrainingSettings(
-            epochs=choice.epochs,
-            batch_size=choice.batch_size,
+            max_steps=round(choice.epochs * steps_an_epoch),
+            batch_size=round(choice.batch_size * table.targets / len(table)),  # a choice counts histories
             learning_rate=choice.learning_rate,
             weight_decay=choice.weight_decay,
             seed=choice.seed,
             layer2_dropout=choice.layer2_dropout,
             loss=choice.loss,
             gamma=choice.gamma,
-            report_every=max(1, steps_an_epoch // _REPORTS_AN_EPOCH),
+            report_every=report_every,
         ),
         report,
         checkpoints,
@@ -241,7 +253,7 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
     staged = weights.with_name(weights.name + "-partial")
     model.save_pretrained(str(staged), state_dict=plain_state(model))
     staged.replace(weights)
-    rmtree(checkpoints, ignore_errors=True)
+    checkpoints.remove()
     return RunResult(
         choice=choice,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -252,22 +264,23 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
     ), model
 
 
-def _table(here: Setting) -> TrainingTable:
-    data, choice = here.data, here.choice
-    if data.histories:
-        return HistoryTable(data.histories, here.vocabulary, here.layout, here.codes, max_history=choice.max_history)
-    codes = here.codes
+def _data(here: Setting) -> tuple[TrainingData, npt.NDArray[np.uint16], dict[str, int]]:
+    """What is learnt from, the codes (N, L) of its items, and their rows by name."""
+    data, codes = here.data, here.codes
     rows = {str(row): row for row in range(len(codes))}
-    histories: list[tuple[str, ...]] = [()] * len(data.queries)
-    if choice.query_codes:  # a query stands in the prompt as if it were an item: by its codes, before its text
-        histories = [(f"query {number}",) for number in range(len(data.queries))]
-        rows |= {name: len(codes) + number for number, (name,) in enumerate(histories)}
+    if data.histories:
+        histories = tuple(TrainingHistory(tuple(map(str, history))) for history in data.histories)
+        return TrainingData(histories=histories), codes, rows
+    histories_of_queries: list[tuple[str, ...]] = [()] * len(data.queries)
+    if here.choice.query_codes:  # a query stands in the prompt as if it were an item: by its codes, before its text
+        histories_of_queries = [(f"query {number}",) for number in range(len(data.queries))]
+        rows |= {name: len(codes) + number for number, (name,) in enumerate(histories_of_queries)}
         codes = np.concatenate((codes, here.training_query_codes()))
-    examples = [
+    examples = tuple(
         TrainingExample(query=query, history=history, item=str(item))
-        for (query, item), history in zip(data.queries, histories, strict=True)
-    ]
-    return ExampleTable(examples, here.prompts, here.layout, rows, codes)
+        for (query, item), history in zip(data.queries, histories_of_queries, strict=True)
+    )
+    return TrainingData(examples=examples), codes, rows
 
 
 def _load(weights: Path) -> Any:
@@ -276,8 +289,12 @@ def _load(weights: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(weights), local_files_only=True, use_safetensors=True).eval()
 
 
-def measure(here: Setting, model: Any, measurement: Measurement) -> dict[str, Any]:
+def measure(here: Setting, model: Any, measurement: Measurement, progress: Progress) -> dict[str, Any]:
     """The figures of one measurement: recall by group of items and level, or invalid shares."""
+    if measurement.kind == "arrivals":
+        return measure_arrivals(here, model, here.scratch / f"arrivals-{here.choice.key}.npz", progress)
+    if measurement.kind == "rule for arrivals":
+        return choose_rule(here, model, progress)
     if measurement.kind == "free beams":
         from study.measures.free_beams import invalid_shares
 
@@ -343,5 +360,6 @@ def _together(parts: Sequence[Outcome]) -> Outcome:
         case=np.concatenate([part.case for part in parts]),
         item=np.concatenate([part.item for part in parts]),
         sid_rank=np.concatenate([part.sid_rank for part in parts]),
+        sid_rank_without_history=np.concatenate([part.sid_rank_without_history for part in parts]),
         item_ranks={name: np.concatenate([part.item_ranks[name] for part in parts]) for name in first.item_ranks},
     )

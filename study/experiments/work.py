@@ -5,7 +5,8 @@ What must hold: what is there is not computed again; a set whose files are absen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +22,17 @@ from study.data.codebooks import fitted
 from study.data.datasets import DatasetName, is_present, load
 from study.experiments.plan import Row, rows, scale
 from study.experiments.results import Results
-from study.experiments.run import setting
+from study.experiments.run import some_cases
 from study.experiments.scheduler import run_all
-from study.measures.references import reference_recalls
+from study.measures.references import reference_record
 from study.measures.shape import measure_shape
 
 DATASETS: Final[tuple[DatasetName, ...]] = ("amazon_games", "chorus_icecat", "planted")
+# Which part of the study each figure of the paper is drawn from.
+FIGURES: Final = {
+    "figure 1": "hourglass", "figure 2": "hourglass", "figure 3": "hourglass", "figure 4": "hourglass",
+    "figure 5": "table 2", "figure 6": "hourglass",
+}  # fmt: skip
 _LAYERS: Final = (3, 4)
 _SIZES: Final = (64, 256, 1024)
 
@@ -54,39 +60,68 @@ def row_label(row: Row) -> str:
     return f"{row.choice.codebook.dataset} {row.section} {row.label}, seed {row.choice.seed}{arrivals}"
 
 
+def names(text: str, label: str, key: str) -> bool:
+    """Whether a text of ``--only`` names what has this label or key. A figure is named by what it is drawn from."""
+    part = FIGURES.get(text.strip().lower())
+    return text == key or (label.startswith(part) or f" {part} " in label if part is not None else text in label)
+
+
+def require_named(only: Sequence[str], labels: Sequence[str], keys: Set[str]) -> None:
+    """Raises ``SidstreamError`` for the first text that names nothing, saying what there is."""
+    for text in only:
+        if text.strip() and (text in keys or any(names(text, label, "") for label in labels)):
+            continue
+        similar = get_close_matches(text, labels, n=3, cutoff=0.4)
+        raise SidstreamError(
+            f"nothing of the study is called {text!r}: name a set ({', '.join(DATASETS)}), a part (hourglass, references, "
+            f"{', '.join(sorted({row.section for name in DATASETS for row in rows(name)}))}), a figure ({', '.join(FIGURES)}), "
+            "a run's key"
+            + (
+                f", or what its label holds, such as {' or '.join(map(repr, similar))}"
+                if similar
+                else " or part of its label"
+            )
+        )
+
+
 def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, *, again: bool = False) -> list[str]:
-    """Computes what is missing and named by ``only`` (nothing named: everything); returns what failed."""
+    """Computes what is missing and named by ``only`` (nothing named: everything); returns what failed.
+
+    Raises ``SidstreamError`` for a text of ``only`` that names nothing, before anything is computed or forgotten.
+    """
     present = [name for name in DATASETS if is_present(name)]
     for name in DATASETS:
         if name not in present:
             console.print(f"[yellow]{shown(name)} is left out:[/] its files are not beside the project (README)")
+    shapes = {choice: hourglass_label(choice) for name in present for choice in hourglass_choices(name)}
+    compared = {name: f"references {name}" for name in present}
+    runs = {row: row_label(row) for name in present for row in rows(name)}
+    keys = {choice.key for choice in shapes} | {row.choice.key for row in runs} | set(present)
+    require_named(only, [*shapes.values(), *compared.values(), *runs.values()], keys)
 
     def wanted(label: str, key: str) -> bool:
-        return not only or any(text in label or text == key for text in only)
+        return not only or any(names(text, label, key) for text in only)
 
-    shapes = [
-        choice for name in present for choice in hourglass_choices(name) if wanted(hourglass_label(choice), choice.key)
-    ]
-    compared = [name for name in present if wanted(f"references {name}", name)]
-    runs = [row for name in present for row in rows(name) if wanted(row_label(row), row.choice.key)]
-    if only and not (shapes or compared or runs):
-        raise SidstreamError(f"nothing of the study is called {' or '.join(only)}: docs/study names its parts and runs")
+    chosen_shapes = [choice for choice, label in shapes.items() if wanted(label, choice.key)]
+    chosen_sets = [name for name, label in compared.items() if wanted(label, name)]
+    chosen_rows = [row for row, label in runs.items() if wanted(label, row.choice.key)]
     if again:
-        for key, kind in [(choice.key, "hourglass") for choice in shapes] + [(name, "references") for name in compared]:
+        kinds = [("hourglass", choice.key) for choice in chosen_shapes] + [("references", name) for name in chosen_sets]
+        for kind, key in kinds:
             results.forget(kind, key)
-        for row in runs:
+        for row in chosen_rows:
             results.forget_run(row.choice)
-    missing = [choice for choice in shapes if results.record("hourglass", choice.key) is None]
+    missing = [choice for choice in chosen_shapes if results.record("hourglass", choice.key) is None]
     with WorkProgress(console) as work:
         task = work.task("hourglass records", unit="records", total=len(missing)) if missing else None
         for number, choice in enumerate(missing, start=1):
             results.write_record("hourglass", choice.key, shape_record(choice, results.scratch))
             if task is not None:
                 task.update(number)
-    for name in compared:
+    for name in chosen_sets:
         if results.record("references", name) is None:
             results.write_record("references", name, references(name, results.scratch))
-    return run_all(runs, results, jobs, console)
+    return run_all(chosen_rows, results, jobs, console)
 
 
 def shape_record(choice: CodebookChoice, scratch: Path) -> dict[str, Any]:
@@ -96,21 +131,20 @@ def shape_record(choice: CodebookChoice, scratch: Path) -> dict[str, Any]:
 
 
 def references(dataset: DatasetName, scratch: Path) -> dict[str, Any]:
-    """Recall of the references on the cases that the runs are measured on."""
-    base = scale(dataset).base
-    here = setting(base, scratch)
-    recalls = reference_recalls(here.data, here.cases(base.cases), _read_as_codes(dataset, scratch))
-    return {"choice": base.said(), "recalls": recalls}
+    """Recall of the references, with intervals: on the cases that the runs are measured on, and on every case of the set."""
+    base, data = scale(dataset).base, load(dataset)
+    valid = load(dataset, "valid") if data.histories else None
+    record = reference_record(data, valid, some_cases(data, base.cases), _read_as_codes(dataset, scratch))
+    return {"choice": base.said(), **record}
 
 
 def _read_as_codes(dataset: DatasetName, scratch: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """What the codebooks of the runs keep of the items, unit rows (N, D) by the shape of the codes."""
+    """What the codebooks of the runs, and the finest one, keep of the items, unit rows (N, D) by the shape of the codes."""
     data, found = load(dataset), {}
     if data.query_embeddings is None:
         return {}
-    for choice in sorted(
-        {row.choice.codebook for row in rows(dataset)}, key=lambda choice: (choice.layers, choice.size)
-    ):
+    choices = {row.choice.codebook for row in rows(dataset)} | {CodebookChoice(dataset=dataset, layers=4, size=1024)}
+    for choice in sorted(choices, key=lambda choice: (choice.layers, choice.size)):
         fit = fitted(choice, data, scratch)
         vectors = fit.codebook.reconstruct(fit.codes)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

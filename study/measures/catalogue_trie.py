@@ -1,7 +1,7 @@
 """A catalogue's trie in memory: what ``store.topology.layout_trie.SnapshotTrie`` gives the retriever, without an index on disk.
 
-What must hold: same children and same items in the same order as a ``SnapshotTrie`` of an index with these items (tested
-against it).
+What must hold: same children and same items in the same order as a ``SnapshotTrie`` of an index with these items (tested against
+it), all of one weight.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ class CatalogueTrie(LayoutTrie):
         order = np.lexsort(tokens.T[::-1])  # stable: items of one SID stay in the order of their codes
         tokens, items = tokens[order], items[order]
         begins = np.flatnonzero(np.concatenate(([True] * bool(len(items)), (tokens[1:] != tokens[:-1]).any(axis=1))))
-        found = [SidItems(rows.astype(np.uint32), codes[rows]) for rows in np.split(items, begins[1:])]
+        equal = np.ones(len(codes), np.float32)
+        found = [
+            SidItems(rows.astype(np.uint32), codes[rows], equal[: len(rows)]) for rows in np.split(items, begins[1:])
+        ]
         sids = [tuple(token for token in row if token != PADDING) for row in tokens[begins].tolist()]
         self._items = dict(zip(sids, found, strict=False))
-        self._none = SidItems(np.empty(0, np.uint32), np.empty((0, layout.layers), np.uint16))
+        self._none = SidItems(np.empty(0, np.uint32), np.empty((0, layout.layers), np.uint16), equal[:0])
 
     def items_of(self, sids: Sequence[Sequence[int]]) -> list[SidItems]:
         """The items of each SID, given by its SID token numbers."""

@@ -3,8 +3,9 @@
 What must hold: decoding is the product's own beam search; the item list is the SIDs in the order of their scores, the
 items of a SID in the order of a ranking, or all items by their own probability: that of their SID times their share of it
 (the share goes by weight, or by P(c2 | c1) of the left-out token first and by weight among equal codes), or all items by the
-similarity of what their codes say of them to the query's embedding. Items of the history are left out of the item list
-(the references do so too).
+similarity of what their codes say of them to the query's embedding. Items of the history are left out of the item list (the
+references do so too), and SIDs that name nothing else out of the SID list, so that the two levels can be compared; beside
+it stands the list that keeps them.
 Recall@k of a case is the share of its relevant items among the first k, as a mean over cases: with one relevant item it
 is the hit rate.
 """
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from models.sids.layout import HEAD_LAYER_INDEX, PADDING, Layout
 from retriever.answering.ranking import item_log_probabilities
+from retriever.evaluation.bootstrap import resample
 from retriever.search.beam_search import ScoredSid
 from store.topology.layout_trie import SidItems
 from study.data.datasets import Dataset, TestCase
@@ -40,6 +42,8 @@ _FoundSid: TypeAlias = tuple[ScoredSid, SidItems]
 
 CUTOFFS: Final = (1, 3, 5, 10, 30, 50)
 RANKINGS: Final[tuple[Ranking, ...]] = get_args(Ranking)
+SID: Final = "SID"
+SID_WITHOUT_HISTORY: Final = "SID, history left out"
 BEAMS: Final = 50
 _QUERIES_A_BATCH: Final = 16
 _NEVER: Final = 1_000_000  # rank of what was not found
@@ -49,35 +53,44 @@ UNSEEN_WEIGHT: Final = 0.5  # of an item that training never saw, where weights 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """One row a relevant item of a case: ``case`` and ``item`` (R,), rank of its SID and of itself by each ranking,
-    counted from 1 (a million if not found).
+    counted from 1 (a million if not found). ``sid_rank``: among all SIDs of the answer, ``sid_rank_without_history``: among
+    those that name an item which is not in the history.
     """
 
     case: npt.NDArray[np.int64]
     item: npt.NDArray[np.int64]
     sid_rank: npt.NDArray[np.int64]
+    sid_rank_without_history: npt.NDArray[np.int64]
     item_ranks: Mapping[Ranking, npt.NDArray[np.int64]]
 
     def recalls(self, chosen: npt.NDArray[np.bool_] | None = None) -> dict[str, Recall]:
-        """Recall by level ("SID", or "item, " and the ranking) and cutoff, over the chosen rows (R,); and how many
-        cases that are.
+        """Recall by level (``SID_WITHOUT_HISTORY``, ``SID``, or "item, " and the ranking) and cutoff, over the chosen rows (R,);
+        and how many cases that are.
         """
-        levels = {"SID": self.sid_rank} | {f"item, {name}": ranks for name, ranks in self.item_ranks.items()}
+        levels = {SID_WITHOUT_HISTORY: self.sid_rank_without_history, SID: self.sid_rank}
+        levels |= {f"item, {name}": ranks for name, ranks in self.item_ranks.items()}
         return {level: recall(self.case, ranks, chosen) for level, ranks in levels.items()}
 
 
 def recall(
     case: npt.NDArray[np.int64], ranks: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_] | None = None
 ) -> Recall:
-    """Mean over cases of the share of a case's rows whose rank is at most k, for each cutoff k, and ``cases``."""
+    """Mean over cases of the share of a case's rows whose rank is at most k, for each cutoff k, with the ends of its interval
+    (``low k``, ``high k``: 95 %, bootstrap over cases), and ``cases``.
+    """
     if chosen is not None:
         case, ranks = case[chosen], ranks[chosen]
     if len(case) == 0:
         return {"cases": 0}
     _, place, rows = np.unique(case, return_inverse=True, return_counts=True)
-    shares = {
-        str(k): float(np.mean(np.bincount(place, weights=ranks <= k, minlength=len(rows)) / rows)) for k in CUTOFFS
-    }
-    return {"cases": len(rows)} | {k: round(share, 5) for k, share in shares.items()}
+    shares = np.array([np.bincount(place, weights=ranks <= k, minlength=len(rows)) / rows for k in CUTOFFS])
+    found = resample(shares, np.ones(shares.shape, dtype=bool))
+    figures: dict[str, float] = {}
+    for k, *values in zip(CUTOFFS, found.point, *found.interval(), strict=True):
+        figures |= dict(
+            zip((str(k), f"low {k}", f"high {k}"), (round(float(value), 5) for value in values), strict=True)
+        )
+    return {"cases": len(rows)} | figures
 
 
 def evaluate(
@@ -91,23 +104,44 @@ def evaluate(
 ) -> Outcome:
     """``decode``: prompts → SIDs of the trie, best first; ``reconstructed``: (N, D) what the codes say of the embeddings."""
     sids = trie.layout.sid_tokens(codes)
+    owned = _OwnedSids(sids)
     names = tuple(name for name in RANKINGS if _applies(name, data))
-    rows: list[tuple[int, int, int, *tuple[int, ...]]] = []
+    rows: list[tuple[int, int, int, int, *tuple[int, ...]]] = []
     for case, answer in zip(cases, _answers(decode, prompts), strict=True):
-        places = {tuple(sid.tokens): place for place, sid in enumerate(answer, start=1)}
+        listed = [tuple(sid.tokens) for sid in answer]
+        without = owned.of(case.history)
+        places = {tokens: place for place, tokens in enumerate(listed, start=1)}
+        others = {tokens: place for place, tokens in enumerate((one for one in listed if one not in without), start=1)}
         found = list(zip(answer, trie.items_of([sid.tokens for sid in answer]), strict=True))
         orders = {name: _item_ranks(name, found, case, data, reconstructed) for name in names}
         for item in case.relevant:
             tokens = tuple(token for token in sids[item].tolist() if token != PADDING)
             ranks = [orders[name].get(item, _NEVER) for name in names]
-            rows.append((case.case, item, places.get(tokens, _NEVER), *ranks))
+            rows.append((case.case, item, places.get(tokens, _NEVER), others.get(tokens, _NEVER), *ranks))
     table = np.asarray(rows, dtype=np.int64)
     return Outcome(
         case=table[:, 0],
         item=table[:, 1],
         sid_rank=table[:, 2],
-        item_ranks={name: table[:, 3 + column] for column, name in enumerate(names)},
+        sid_rank_without_history=table[:, 3],
+        item_ranks={name: table[:, 4 + column] for column, name in enumerate(names)},
     )
+
+
+class _OwnedSids:
+    """Which SIDs (``sids``: (N, L) of all items, -1 padded) name nothing but items of a history."""
+
+    def __init__(self, sids: npt.NDArray[np.int32]) -> None:
+        self._sids = sids
+        _, place, counts = np.unique(sids, axis=0, return_inverse=True, return_counts=True)
+        self._sid, self._items = place.ravel(), counts
+
+    def of(self, history: Sequence[int]) -> set[tuple[int, ...]]:
+        """Their tokens, without padding."""
+        items = np.unique(np.asarray(history, dtype=np.int64))
+        owned, first, count = np.unique(self._sid[items], return_index=True, return_counts=True)
+        rows = self._sids[items[first[count == self._items[owned]]]]
+        return {tuple(token for token in row if token != PADDING) for row in rows.tolist()}
 
 
 def _applies(name: Ranking, data: Dataset) -> bool:

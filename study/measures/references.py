@@ -1,80 +1,89 @@
-"""What the study's models are compared with on the same split: popularity, item co-occurrence, nearest neighbours of the
-embedding of a query or of the newest items of a history.
+"""The product's references on the study's sets: settings chosen on the valid part, measured on every case of the test.
 
-What must hold: each reference ranks all items for a test case and gives the rank of what was asked for; ties of
-co-occurrence are broken by popularity, others by item number; items of the history are left out (nobody is offered what
-he just bought), as they are from the language models' answers.
+What must hold: lists and settings are those of ``retriever.evaluation.references``, and so is the rule for ties; the cases that
+the models are measured on are among all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from study.data.co_occurrence import CoOccurrence
+from retriever.evaluation.bootstrap import resample
+from retriever.evaluation.cases import EvaluationCase, TrainingData
+from retriever.evaluation.metrics import Relevant
+from retriever.evaluation.references import NEIGHBOURS, ReferenceData, references
 from study.data.datasets import Dataset, TestCase
-from study.measures.evaluation import Recall, recall
+from study.measures.evaluation import CUTOFFS, Recall, recall
 
-_NEVER: Final = 1_000_000
-_RECENT: Final = (1, 3)  # how many of the newest history items are looked at, beside all of them
+# Pairs of references whose difference is told: what each adds to the one before it.
+_COMPARED: Final = (("co-occurrence and neighbours", "co-occurrence"),)
 
 
-def reference_recalls(
-    data: Dataset, cases: Sequence[TestCase], read_as: Mapping[str, npt.NDArray[np.float32]] | None = None
-) -> dict[str, Recall]:
-    """Recall by reference over these cases, as ``study.measures.evaluation`` counts it. ``read_as``: name → what is left of the
-    items' embeddings (N, D) of length 1, for how much of a query's neighbourhood codes can keep.
+def reference_record(
+    data: Dataset,
+    valid: Dataset | None,
+    cases: Sequence[TestCase],
+    read_as: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> dict[str, Any]:
+    """Recall by reference on ``cases`` (``recalls``) and on every case of the set (``every case``), the ``settings`` that were
+    chosen on ``valid`` (None: there are none to choose), and ``differences`` between references on every case.
+
+    ``read_as``: name → what is left of the items' embeddings (N, D) of length 1, for how much of a query's neighbourhood codes
+    can keep.
     """
-    found: dict[str, Callable[[TestCase], npt.NDArray[np.floating[Any]]]] = {}
-    if data.histories:
-        pairs = CoOccurrence.count(data.histories, len(data.embeddings))
-        found["popularity"] = lambda _: data.popularity.astype(np.float64)
-        for recent in (*_RECENT, 0):
-            newest = f"the last {recent}" if recent > 1 else "the last" if recent else "all"
-            found[f"co-occurrence with {newest}"] = partial(_together, pairs, recent, False)
-            found[f"co-occurrence with {newest}, cosine"] = partial(_together, pairs, recent, True)
-            found[f"nearest neighbours of {newest}"] = partial(_near_history, data, recent)
-    if data.query_embeddings is not None:
-        found["nearest neighbours of the query"] = partial(_near_query, data, data.embeddings)
-        for name, vectors in (read_as or {}).items():
-            found[f"nearest neighbours of the query, items as {name}"] = partial(_near_query, data, vectors)
-    return {name: _recall(scores, data, cases) for name, scores in found.items()}
+    every = [_asked(data, case) for case in data.cases]
+    tuning = [_asked(valid, case) for case in valid.cases] if valid is not None else []
+    relevant = Relevant.of(every)
+    numbers = np.array([case.case for case in data.cases])[relevant.case]
+    chosen = np.isin(numbers, [case.case for case in cases])
+    # Recall with the ranks of every list: what the models are measured by.
+    ranks: dict[str, npt.NDArray[np.int64]] = {}
+    settings: dict[str, str] = {}
+    for name, reference_data in _data(data, read_as or {}).items():
+        for found in references(reference_data, every, tuning, CUTOFFS[-1]):
+            label = f"{found.name}{name}" if found.name == NEIGHBOURS else found.name
+            ranks[label] = relevant.ranks(found.lists)
+            how = f", chosen on {found.tuned_on:,} cases of the valid part" if found.tuned_on else ""
+            settings[label] = f"{found.settings}{how}"
+    return {
+        "recalls": {name: recall(numbers, found, chosen) for name, found in ranks.items()},
+        "every case": {name: recall(numbers, found) for name, found in ranks.items()},
+        "settings": settings,
+        "differences": _differences(relevant, ranks),
+    }
 
 
-def _together(pairs: CoOccurrence, recent: int, cosine: bool, case: TestCase) -> npt.NDArray[np.float64]:
-    scores = pairs.scores(case.history[-recent:], cosine=cosine)
-    # Small counts are often equal: among equals the more popular item comes first, as a shop would do it.
-    tie_break = pairs.popularity * (1e-6 / max(1, int(pairs.popularity.max())))
-    return np.where(scores > 0, scores + tie_break, 0)
+def _data(data: Dataset, read_as: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, ReferenceData]:
+    """What references know, by what stands after their name."""
+    training = TrainingData.of_sequences(data.histories, len(data.embeddings), "training histories")
+    found = {"": data.embeddings} | {f", items as {name}": vectors for name, vectors in read_as.items()}
+    return {name: ReferenceData(training, vectors, data.query_embeddings) for name, vectors in found.items()}
 
 
-# Similarities are raised above 0: every item is a candidate.
-def _near_history(data: Dataset, recent: int, case: TestCase) -> npt.NDArray[np.floating[Any]]:
-    similarities: npt.NDArray[np.float32] = data.embeddings @ data.embeddings[list(case.history[-recent:])].mean(axis=0)
-    return 2 + similarities
+def _asked(data: Dataset, case: TestCase) -> EvaluationCase:
+    row = case.case if data.query_embeddings is not None else -1
+    return EvaluationCase(case.query, None, case.history, case.relevant, (1.0,) * len(case.relevant), row)
 
 
-def _near_query(data: Dataset, vectors: npt.NDArray[np.float32], case: TestCase) -> npt.NDArray[np.floating[Any]]:
-    assert data.query_embeddings is not None
-    similarities: npt.NDArray[np.float32] = vectors @ data.query_embeddings[case.case]
-    return 2 + similarities
+def _differences(relevant: Relevant, ranks: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Recall]:
+    found: dict[str, Recall] = {}
+    for one, other in _COMPARED:
+        if one in ranks and other in ranks:
+            values = [_shares(relevant, ranks[name]) for name in (one, other)]
+            first, second = (resample(value, np.ones(value.shape, dtype=bool)) for value in values)
+            difference = first.difference(second)
+            figures: Recall = {"cases": relevant.cases}
+            for k, *ends in zip(CUTOFFS, difference.point, difference.low, difference.high, strict=True):
+                keys = (str(k), f"low {k}", f"high {k}")
+                figures |= dict(zip(keys, (round(float(end), 5) for end in ends), strict=True))
+            found[f"{one} less {other}"] = figures
+    return found
 
 
-def _recall(
-    scores: Callable[[TestCase], npt.NDArray[np.floating[Any]]], data: Dataset, cases: Sequence[TestCase]
-) -> Recall:
-    rows: list[tuple[int, int]] = []
-    for case in cases:
-        values = scores(case).copy()
-        values[list(case.history)] = -np.inf
-        for item in case.relevant:
-            value = values[item]
-            # Not among the candidates: no score at all is no answer.
-            rank = _NEVER if value <= 0 else 1 + int((values > value).sum()) + int((values[:item] == value).sum())
-            rows.append((case.case, rank))
-    table = np.asarray(rows, dtype=np.int64)
-    return recall(table[:, 0], table[:, 1])
+def _shares(relevant: Relevant, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    rows = np.bincount(relevant.case, minlength=relevant.cases)
+    return np.array([np.bincount(relevant.case, weights=ranks <= k, minlength=relevant.cases) / rows for k in CUTOFFS])

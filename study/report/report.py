@@ -15,6 +15,7 @@ from study.experiments.results import Results
 from study.experiments.work import DATASETS
 from study.report import tables
 from study.report.figures import shape_figures, training_figures
+from study.report.new_items import write_new_items
 
 _FINDINGS: Final = Path(__file__).with_name("findings.md")
 _TITLES: Final[dict[DatasetName, str]] = {
@@ -37,8 +38,14 @@ _METHOD: Final = """\
   similarity of the embedding to the mean of the history's; **reconstructed**: the same from the codes alone), or all items
   in the order of their **own probability**: the SID's times the item's share of it, by weight (or by P(c2 | c1) of the
   left-out token, and by weight among equal codes), or in the order of the similarity of the **query**'s embedding to what the
-  codes of the items found say of them. Items of the history are left out of item lists, of the references'
-  too.
+  codes of the items found say of them. Items of the history are left out of item lists, of the references' too; SIDs
+  that name nothing but items of the history are left out of SID lists. **Rows called "SID, history kept"** are of runs
+  that were measured before that was so: their lists held the history's own SIDs, which cost them places, so that they must
+  not be compared with the item level, nor with rows called "SID".
+- **References** are the product's (`sidstream evaluate`). Their settings are chosen on the valid part, they are measured on every
+  case of the set, and on the cases of the models beside these. **Intervals** are 95 %, bootstrap over cases. Runs that were
+  stored before keep no ranks of single cases: theirs are those of a share of so many cases (Wilson), at the most, and a
+  difference to a reference is not paired.
 - **Head items** are those whose layer-2 token is among the 10 % most crowded ones; **tail** items are the others; **new**
   items are a tenth of the catalogue that arrived after training.
 - **Models** are small (the tables say how small), from scratch, on two CPU cores: methods are compared with each other
@@ -66,6 +73,8 @@ def write_report(results: Results, output: Path, datasets: Sequence[DatasetName]
     for dataset in datasets:
         parts.append(f"# {_TITLES[dataset]}\n")
         parts += _dataset(results, dataset, output)
+    if datasets == DATASETS:
+        write_new_items(results, output)
     page = output / "README.md"
     page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts))
     return page
@@ -108,7 +117,7 @@ def _dataset(results: Results, dataset: DatasetName, output: Path) -> list[str]:
         (
             "6. References on the same cases",
             f'Again: `sidstream study --only "references {dataset}" --again`.',
-            lambda: [tables.references(results, dataset, record["recalls"] if record else None)],
+            lambda: [tables.references(results, dataset, record), *tables.references_on_every_case(record)],
         ),
         ("Runs", "", lambda: [tables.runs(results, dataset)]),
     ]

@@ -6,6 +6,7 @@ What must hold: every row names its run; recall is given with its spread where t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import sqrt
 from statistics import mean, stdev
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from study.experiments.configuration import RunChoice
 from study.experiments.plan import BEST_TOP_K, FULL, Row, rows, scale
 from study.experiments.results import Results, RunResult
 from study.experiments.run import FIRST_GIVEN, OWN, Measurement
-from study.measures.evaluation import CUTOFFS, RANKINGS
+from study.measures.evaluation import CUTOFFS, RANKINGS, SID, SID_WITHOUT_HISTORY
 from study.measures.shape import Shape
 
 NOT_YET: Final = "not run yet"
@@ -51,7 +52,7 @@ def best_ranking(results: Results, dataset: DatasetName) -> str:
     if result is None or OWN.name not in result.measured:
         return f"item, {RANKINGS[0]}"
     levels: dict[str, dict[str, float]] = result.measured[OWN.name]["all"]
-    return max((level for level in levels if level != "SID"), key=lambda level: float(levels[level]["10"]))
+    return max(filter(_is_item_level, levels), key=lambda level: float(levels[level]["10"]))
 
 
 def table_1(results: Results, dataset: DatasetName) -> str:
@@ -63,8 +64,10 @@ def table_1(results: Results, dataset: DatasetName) -> str:
             choice = msgspec.structs.replace(base, architecture=architecture, exchanged=exchanged)
             for measurement, given in ((OWN, ""), (FIRST_GIVEN, ", first token given")):
                 label = f"{architecture}{', layers 1 and 2 exchanged' if exchanged else ''}{given}"
+                level = _sid_level(results, [choice], measurement)
+                label += _level_words(level, dataset).removeprefix(SID)
                 for group in ("all", "head", "tail"):
-                    found = _recalls(results, [choice], measurement, group, "SID")
+                    found = _recalls(results, [choice], measurement, group, level)
                     lines.append([label, group, *_cells(found, CUTOFFS), _key(choice)])
     return markdown(["model", "test items", *(f"@{k}" for k in CUTOFFS), "run"], lines)
 
@@ -74,10 +77,10 @@ def table_2(results: Results, dataset: DatasetName) -> str:
     lines = []
     ranking = best_ranking(results, dataset)
     for label, choices in _methods(dataset):
-        for level in ("SID", ranking):
+        for level in (_sid_level(results, choices, OWN), ranking):
             found = _recalls(results, choices, OWN, "all", level)
             keys = " ".join(_key(choice) for choice in choices if results.run(choice) or choice == choices[0])
-            lines.append([label, level, *_cells(found, CUTOFFS), keys])
+            lines.append([label, _level_words(level, dataset), *_cells(found, CUTOFFS), keys])
     return markdown(["method", "level", *(f"@{k}" for k in CUTOFFS), "runs"], lines)
 
 
@@ -89,7 +92,7 @@ def rankings(results: Results, dataset: DatasetName) -> str:
             continue
         levels = found[0].measured[OWN.name]["all"]
         for level in levels:
-            if level != "SID":
+            if _is_item_level(level):
                 values = _recalls(results, choices, OWN, "all", level)
                 lines.append([label, level.removeprefix("item, "), *_cells(values, CUTOFFS)])
     return markdown(["method", "items of a SID ordered by", *(f"@{k}" for k in CUTOFFS)], lines)
@@ -116,12 +119,13 @@ def layout_change(results: Results, dataset: DatasetName) -> str:
         if row.section != "layout change":
             continue
         for measurement in row.measurements:
-            for level in ("SID", ranking):
+            for level in (_sid_level(results, [row.choice], measurement), ranking):
                 cells = []
                 for group in ("all", "head", "tail", "new"):
                     found = _recalls(results, [row.choice], measurement, group, level)
                     cells.append(spread([recall["10"] for recall in found if "10" in recall]))
-                lines.append([row.label, _reading(row, measurement), level, *cells, _key(row.choice)])
+                words = _level_words(level, dataset)
+                lines.append([row.label, _reading(row, measurement), words, *cells, _key(row.choice)])
     return markdown(["model", "layout when asked", "level", "all", "head", "tail", "new", "run"], lines)
 
 
@@ -157,7 +161,7 @@ def recall_at_10(results: Results, dataset: DatasetName) -> dict[str, dict[str, 
     ranking = best_ranking(results, dataset)
     for label, choices in _methods(dataset):
         for level, name in (
-            ("SID", "SID level"),
+            (_sid_level(results, choices, OWN), "SID level"),
             (ranking, f"item level, ordered by {ranking.removeprefix('item, ')}"),
         ):
             values = [recall["10"] for recall in _recalls(results, choices, OWN, "all", level)]
@@ -205,11 +209,11 @@ def curves(results: Results, dataset: DatasetName) -> dict[str, list[tuple[float
 
 
 def references(results: Results, dataset: DatasetName, record: Mapping[str, Any] | None) -> str:
-    """The references beside the models at item level, each model by the ranking that suits it best."""
+    """The references beside the models at item level, on the same cases, each model by the ranking that suits it best."""
     if record is None:
         return f"{NOT_YET}\n"
-    by_recall = sorted(record.items(), key=lambda pair: float(pair[1]["10"]))
-    lines = [[name, *_cells([recall], CUTOFFS), ""] for name, recall in by_recall]
+    by_recall = sorted(record["recalls"].items(), key=lambda pair: float(pair[1]["10"]))
+    lines = [[name, *_cells([recall], CUTOFFS), *_interval_cells([recall]), ""] for name, recall in by_recall]
     own = [(label, choices) for label, choices in _methods(dataset)]
     own += [(f"lever: {row.label}", [row.choice]) for row in rows(dataset) if row.section == "levers"]
     for label, choices in own:
@@ -217,8 +221,60 @@ def references(results: Results, dataset: DatasetName, record: Mapping[str, Any]
         if ranking is not None:
             found = _recalls(results, choices, OWN, "all", ranking)
             name = f"**{label}**, {ranking.removeprefix('item, ')}"
-            lines.append([name, *_cells(found, CUTOFFS), _key(choices[0])])
-    return markdown(["", *(f"@{k}" for k in CUTOFFS), "run"], lines)
+            lines.append([name, *_cells(found, CUTOFFS), *_interval_cells(found), _key(choices[0])])
+    return markdown(["", *(f"@{k}" for k in CUTOFFS), "95 % @10", "95 % @50", "cases", "run"], lines)
+
+
+def references_on_every_case(record: Mapping[str, Any] | None) -> list[str]:
+    """The references on all cases of the set with their intervals, what each adds, and the settings that were chosen."""
+    if record is None:
+        return []
+    by_recall = sorted(record["every case"].items(), key=lambda pair: float(pair[1]["10"]))
+    lines = [[name, *(_with_ends(recall, k) for k in CUTOFFS), f"{recall['cases']:,}"] for name, recall in by_recall]
+    lines += [
+        [f"*{name}*", *(_with_ends(recall, k, sign="+") for k in CUTOFFS), f"{recall['cases']:,}"]
+        for name, recall in record["differences"].items()
+    ]
+    settings = [f"- **{name}**: {words}" for name, words in record["settings"].items() if words]
+    return [
+        "On every case of the set, with 95 % intervals (bootstrap over cases; differences paired):\n",
+        markdown(["", *(f"@{k}" for k in CUTOFFS), "cases"], lines),
+        "\n".join(settings) + "\n",
+    ]
+
+
+def _with_ends(recall: Mapping[str, float], k: int, *, sign: str = "") -> str:
+    value, low, high = (f"{recall[key]:{sign}.4f}" for key in (str(k), f"low {k}", f"high {k}"))
+    return f"{value} [{low}, {high}]"
+
+
+def _interval_cells(found: Sequence[Mapping[str, float]]) -> list[str]:
+    """Intervals @10 and @50, and the number of cases. What was stored without them gets that of a share of so many cases,
+    which is at least as wide where a case has several relevant items.
+    """
+    if not found:
+        return ["–", "–", "–"]
+    cases = int(found[0]["cases"])
+    cells = []
+    for k in (10, 50):
+        stored = [(recall.get(f"low {k}"), recall.get(f"high {k}")) for recall in found]
+        low, high = stored[0] if len(stored) == 1 else (None, None)
+        if low is None or high is None:
+            low, high = share_interval(mean(recall[str(k)] for recall in found), cases)
+        cells.append(f"{low:.3f}-{high:.3f}")
+    return [*cells, f"{cases:,}"]
+
+
+def share_interval(share: float, cases: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many cases (Wilson 1927).
+
+    >>> [round(end, 3) for end in share_interval(0.1, 100)]
+    [0.055, 0.174]
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * cases)) / (1 + z * z / cases)
+    half = z / (1 + z * z / cases) * sqrt(share * (1 - share) / cases + z * z / (4 * cases * cases))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _ranking_of(results: Results, choices: Sequence[RunChoice]) -> str | None:
@@ -227,7 +283,7 @@ def _ranking_of(results: Results, choices: Sequence[RunChoice]) -> str | None:
     if result is None or OWN.name not in result.measured:
         return None
     levels: dict[str, dict[str, float]] = result.measured[OWN.name]["all"]
-    return max((level for level in levels if level != "SID"), key=lambda level: levels[level]["10"])
+    return max(filter(_is_item_level, levels), key=lambda level: levels[level]["10"])
 
 
 def runs(results: Results, dataset: DatasetName) -> str:
@@ -271,6 +327,26 @@ def _recalls(
         if result is not None and group in (figures := result.measured.get(measurement.name, {})):
             found.append(figures[group][level])
     return found
+
+
+def _is_item_level(level: str) -> bool:
+    return level.startswith("item, ")
+
+
+def _sid_level(results: Results, choices: Sequence[RunChoice], measurement: Measurement) -> str:
+    """SIDs without those of the history's items, as item lists are; older runs of sets with histories kept them."""
+    measured = [
+        result.measured[measurement.name]["all"]
+        for choice in choices
+        if (result := results.run(choice)) is not None and measurement.name in result.measured
+    ]
+    return SID_WITHOUT_HISTORY if measured and all(SID_WITHOUT_HISTORY in levels for levels in measured) else SID
+
+
+def _level_words(level: str, dataset: DatasetName) -> str:
+    if level == SID_WITHOUT_HISTORY:
+        return SID
+    return f"{SID}, history kept" if level == SID and dataset != "chorus_icecat" else level
 
 
 def _cells(found: Sequence[Mapping[str, float]], cutoffs: Sequence[int]) -> list[str]:

@@ -17,7 +17,7 @@ from models.bundles.building import FitSettings, ModelSettings, fit_bundle, trai
 from models.bundles.bundle import Bundle
 from models.codebooks.codebook import Codebook
 from models.training.examples import TrainingExample
-from models.training.fine_tuning import TrainingSettings
+from models.training.settings import TrainingSettings
 from retriever.client import Client
 from store.errors import IndexMissingError
 from store.reading.reader import IndexReader

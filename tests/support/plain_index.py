@@ -29,6 +29,7 @@ class Event:
     updated_at: int = 0
     partition: int = 0
     timestamp: int = 0
+    vector: bytes = b""
     attributes: Attributes | None = None
 
 
@@ -61,6 +62,7 @@ def batch_of(events: Sequence[Event], layers: int = 3) -> CodesBatch:
         deleted=np.array([event.codes is None for event in events], np.bool_),
         partitions=np.array([event.partition for event in events], np.int32),
         timestamps=np.array([event.timestamp for event in events], np.int64),
+        vectors=[event.vector for event in events],
         attributes=[b"" if event.attributes is None else encode_attributes(event.attributes) for event in events],
     )
 
@@ -104,8 +106,11 @@ class PlainIndex:
     def digest(self) -> str:
         digest = hashlib.sha256(struct.pack("<I", self.layers))
         for item_id, event in sorted(self.items.items()):
-            value = struct.pack(f"<{self.layers}HfqH", *event.codes, event.weight, event.updated_at, len(item_id))
+            id_bytes = len(item_id) | (0x4000 if event.vector else 0)
+            value = struct.pack(f"<{self.layers}HfqH", *event.codes, event.weight, event.updated_at, id_bytes)
             value += item_id + event.title.encode("utf-8", "surrogatepass")
+            if event.vector:
+                value += event.vector + struct.pack("<H", len(event.vector))
             digest.update(struct.pack("<I", len(value)) + value)
         return digest.hexdigest()
 

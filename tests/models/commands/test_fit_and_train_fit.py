@@ -59,6 +59,27 @@ def test_without_a_method_codebooks_are_fitted_by_k_means(tmp_path: Path, embedd
     assert Bundle.open(tmp_path / "bundle").manifest.codebook_id == expected.id
 
 
+def test_fit_makes_a_dense_part_of_a_matrix_alone_and_of_a_catalogue_with_its_sequences(
+    tmp_path: Path, embeddings: np.ndarray
+) -> None:
+    np.save(tmp_path / "embeddings.npy", embeddings)
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    np.save(shop / "items.npy", embeddings)
+    items = [{"id": str(row), "title": f"product {row}"} for row in range(len(embeddings))]
+    (shop / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    walks = [f"{user}\t" + " ".join(str(row % 200) for row in range(user, user + 4)) for user in range(50)]
+    (shop / "sequences.tsv").write_text("user_id\titems\n" + "\n".join(walks) + "\n")
+    for source, known, beside in ((tmp_path / "embeddings.npy", 0, 0), (shop, 200, 64)):
+        answer = CliRunner().invoke(
+            app, ["fit", str(source), "--bundle", str(tmp_path / "bundle"), "--size", "8", "--replace"]
+        )
+        assert answer.exit_code == 0, answer.exception
+        dense = Bundle.open(tmp_path / "bundle").manifest.dense
+        assert dense is not None
+        assert (dense.known, dense.beside) == (known, beside)
+
+
 def test_epochs_are_reported_as_iterations_of_the_first_layer(tmp_path: Path, embeddings: np.ndarray) -> None:
     reports: list[tuple[int, int]] = []
     settings = FitSettings(size=8, method="rq-vae", rq_vae=RqVaeSettings(hidden=(8,), latent=4, epochs=3))

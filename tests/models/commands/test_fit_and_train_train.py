@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.bundles.bundle import Bundle
+from models.bundles.bundle import Bundle, checkpoint_directory
 from models.catalogue import Catalogue, CatalogueItem
 from models.errors import SidstreamError
 
@@ -19,22 +25,172 @@ pytest.importorskip("onnx")
 
 from sidstream import app
 
+ROOT = Path(__file__).parents[3]
 
-def test_loss_gamma_and_architecture_are_recorded(tmp_path: Path) -> None:
-    catalogue, bundle = str(tmp_path / "catalogue"), str(tmp_path / "bundle")
-    embeddings = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    items = tuple(CatalogueItem(id=f"item-{number}", title=f"thing {number}") for number in range(40))
-    Catalogue(items=items, embeddings=embeddings).write(catalogue)
-    run = CliRunner().invoke
-    assert run(app, ["fit", catalogue, "--bundle", bundle, "--size", "8", "--iterations", "2"]).exit_code == 0
-    small = ["--epochs", "1", "--hidden-size", "16", "--model-layers", "1"]
-    choices = ["--loss", "focal", "--gamma", "2", "--architecture", "baichuan"]
-    answer = run(app, ["train", catalogue, "--bundle", bundle, *small, *choices])
-    assert answer.exit_code == 0, answer.exception
-    record = Bundle.open(bundle, need_model=True).manifest.language_model
+
+ITEMS = 40
+SMALL = ["--hidden-size", "16", "--model-layers", "1"]
+
+
+def invoke(*words: object) -> str:
+    """What a command prints; whatever it raises."""
+    answer = CliRunner().invoke(app, list(map(str, words)))
+    if answer.exception is not None:
+        raise answer.exception
+    return " ".join(answer.output.split())
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A catalogue folder of forty things without a sequence, and a bundle beside it."""
+    embeddings = np.random.default_rng(0).normal(size=(ITEMS, 8)).astype(np.float32)
+    items = tuple(CatalogueItem(id=f"item-{number}", title=f"thing {number}") for number in range(ITEMS))
+    Catalogue(items=items, embeddings=embeddings).write(tmp_path / "catalogue")
+    invoke("fit", tmp_path / "catalogue", "--bundle", tmp_path / "bundle", "--size", 8, "--iterations", 2)
+    return tmp_path
+
+
+def train(shop: Path, *options: object) -> str:
+    return invoke("train", shop / "catalogue", "--bundle", shop / "bundle", *SMALL, *options)
+
+
+def facts(shop: Path) -> dict[str, Any]:
+    record = Bundle.open(shop / "bundle", need_model=True).manifest.language_model
     assert record is not None
-    facts = record.training
-    assert (facts["loss_function"], facts["gamma"], facts["architecture"]) == ("focal", 2.0, "baichuan")
+    return record.training
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def walks(count: int, length: int = 6) -> list[dict[str, Any]]:
+    return [
+        {"user": f"user-{user}", "items": [f"item-{(user + 3 * step) % ITEMS}" for step in range(length)]}
+        for user in range(count)
+    ]
+
+
+def test_loss_gamma_and_architecture_are_recorded(shop: Path) -> None:
+    train(shop, "--epochs", 1, "--loss", "focal", "--gamma", 2, "--architecture", "baichuan")
+    found = facts(shop)
+    assert (found["loss_function"], found["gamma"], found["architecture"]) == ("focal", 2.0, "baichuan")
+    assert found["text_queries"] == found["examples"] > ITEMS
+    assert found["validation"] is None
+
+
+def test_sequences_interactions_and_queries_are_learnt_in_one_run(shop: Path) -> None:
+    sequences = write(shop / "sequences.jsonl", *walks(5), {"user": "eve", "items": ["item-1", "gone", "item-2"]})
+    clicks = [{"user": "zoe", "item": f"item-{number}", "time": 100 - number, "price": 3} for number in range(4)]
+    interactions = write(shop / "clicks.jsonl", *clicks)
+    queries = write(shop / "queries.jsonl", {"query": "thing 7", "item": "item-7"}, {"query": "x", "item": "gone"})
+    given = [word for path in (sequences, interactions, queries) for word in ("--examples", path)]
+    printed = train(shop, "--epochs", 2, *given)
+    assert "of interactions: not read are its fields price" in printed
+    assert "32 items to be generated in 7 histories and 2 single examples" in printed
+    assert "2 examples name items that the catalogue does not have; skipped." in printed
+    found = facts(shop)
+    assert (found["examples"], found["rows"], found["skipped"], found["text_queries"]) == (30, 8, 2, 2)
+    assert "training: 1 of" in printed
+    assert f"training: {found['steps']} of {found['steps']} steps (100%)" in printed
+    assert "examples/s, loss" in printed
+
+
+def test_the_catalogues_own_sequences_are_learnt_as_whole_histories_with_text_and_without(shop: Path) -> None:
+    read = Catalogue.read(shop / "catalogue")
+    sequences = {row["user"]: tuple(row["items"]) for row in walks(12, length=15)}
+    replace(read, sequences=sequences).write(shop / "catalogue")
+    printed = train(shop, "--epochs", 1, "--per-item", 1, "--max-history", 6)
+    found = facts(shop)
+    assert found["examples"] == ITEMS + 12 * 14
+    assert f"{ITEMS + 12 * 14} items to be generated in 12 histories and {ITEMS} single examples" in printed
+    assert ITEMS < found["text_queries"] < ITEMS + 12 * 14
+    assert found["rows"] < ITEMS + 12 * 5, "windows of seven items that overlap by half"
+
+
+def test_validation_ends_training_and_is_recorded_and_said(shop: Path) -> None:
+    sequences = write(shop / "sequences.jsonl", *walks(20))
+    other = [
+        {"user": "x", "items": [f"item-{(7 * user + 11 * step) % ITEMS}" for step in range(5)]} for user in range(9)
+    ]
+    held = write(shop / "held.jsonl", *other)
+    printed = train(
+        shop, "--epochs", 300, "--examples", sequences, "--validation", held, "--patience", 2, "--learning-rate", 0.01
+    )
+    found = facts(shop)
+    validation = found["validation"]
+    assert validation["stopped_early"]
+    assert found["steps"] < found["planned_steps"] == 300
+    assert f"validation loss {validation['loss']:.3f} on 36 examples, the best of {validation['times']}" in printed
+    assert f"stopped after {found['steps']} of 300 steps" in printed
+    assert not checkpoint_directory(shop / "bundle").exists(), "nothing is left to go on with"
+    printed = train(shop, "--epochs", 1, "--examples", sequences, "--validation-share", 0.2)
+    assert "80 items to be generated in 16 histories; 20 to validate on" in printed
+
+
+def test_training_whose_time_was_up_goes_on_when_it_is_asked_again_and_not_with_anew(shop: Path) -> None:
+    sequences = write(shop / "sequences.jsonl", *walks(40))
+    long = ["--epochs", 400, "--examples", sequences, "--batch-size", 10]
+    printed = train(shop, *long, "--minutes", 0.02)
+    first = facts(shop)
+    assert first["steps"] < first["planned_steps"] == 8_000
+    assert "the time was up" in printed
+    assert "the same command again goes on from there" in printed
+    with pytest.raises(
+        SidstreamError, match=r"it is another one: learning rate 0.003 there, 0.01 here.*--anew"
+    ) as refused:
+        train(shop, *long, "--learning-rate", 0.01)
+    assert str(checkpoint_directory(shop / "bundle")) in str(refused.value)
+    printed = train(shop, *long, "--minutes", 0.02)
+    second = facts(shop)
+    assert second["resumed_at"] == first["steps"] < second["steps"]
+    assert f"goes on after step {first['steps']:,}" in printed
+    train(shop, *long, "--minutes", 0.02, "--anew")
+    assert facts(shop)["resumed_at"] == 0
+    invoke("fit", shop / "catalogue", "--bundle", shop / "bundle", "--size", 8, "--replace")
+    assert not checkpoint_directory(shop / "bundle").exists(), "of another codebook"
+
+
+_TRAINING = """
+import sys
+from pathlib import Path
+import models.training.checkpoints as checkpoints
+checkpoints._SHORTEST_PAUSE_SECONDS = checkpoints._PAUSES_A_WRITE = 0.0
+written = checkpoints.Checkpoints.complete
+def complete(self, mark):
+    written(self, mark)
+    print("written", mark.step, flush=True)
+checkpoints.Checkpoints.complete = complete
+import sidstream
+sidstream.app(sys.argv[1:])
+"""
+
+
+def test_training_that_was_killed_goes_on_to_the_same_model_as_one_that_was_not(shop: Path) -> None:
+    examples = [{"query": f"thing {number}", "item": f"item-{number}"} for number in range(ITEMS)]
+    given = write(shop / "both.jsonl", *walks(30)), write(shop / "queries.jsonl", *examples)
+    options = ["--epochs", 12, "--batch-size", 20, "--layer2-dropout", 0.3, "--threads", 1, "--validation-share", 0.1]
+    options += [word for path in given for word in ("--examples", path)]
+    shutil.copytree(shop / "bundle", shop / "straight")
+    invoke("train", shop / "catalogue", "--bundle", shop / "straight", *SMALL, *options)
+    command = ["train", shop / "catalogue", "--bundle", shop / "bundle", *SMALL, *options]
+    with subprocess.Popen(
+        [sys.executable, "-c", _TRAINING, *map(str, command)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("written") and int(line.split()[1]) >= 7:
+                process.kill()
+                break
+    assert Bundle.open(shop / "bundle").manifest.language_model is None
+    train(shop, *options)
+    found = facts(shop)
+    assert found["resumed_at"] >= 7
+    assert found["steps"] == found["planned_steps"]
+    assert not checkpoint_directory(shop / "bundle").exists()
+    straight = Bundle.open(shop / "straight").manifest.model_id
+    assert Bundle.open(shop / "bundle").manifest.model_id == straight, "the id is a digest of the weights"
 
 
 @pytest.mark.parametrize(
@@ -44,9 +200,27 @@ def test_loss_gamma_and_architecture_are_recorded(tmp_path: Path) -> None:
         (["--gamma", "2"], "cross-entropy has no gamma"),
         (["--architecture", "gpt"], "choose one of llama, qwen, baichuan"),
         (["--architecture", "qwen", "--checkpoint", "somewhere"], "give one of the two"),
+        (["--neighbours", "5"], "name their directory with --embed"),
+        (["--neighbours", "5", "--embed", "towers", "--examples", "e.jsonl"], "give one of them"),
+        (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(choices: list[str], message: str, tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["train", str(tmp_path), *choices])
     assert isinstance(answer.exception, SidstreamError)
     assert message in str(answer.exception)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "is empty: a line is an example"),
+        ([{"sku": "a"}], "line 1 has sku"),
+        ([{"user": "ada", "items": ["gone", "lost"]}], "the validation data have nothing to learn"),
+    ],
+)
+def test_validation_data_that_cannot_be_used_are_refused(shop: Path, records: list[Any], message: str) -> None:
+    with pytest.raises(SidstreamError, match=message):
+        train(shop, "--epochs", 1, "--validation", write(shop / "held.jsonl", *records))
+    with pytest.raises(SidstreamError, match="leaves none to validate on: give another --validation-share"):
+        train(shop, "--validation-share", 0.01, "--examples", write(shop / "few.jsonl", *walks(3)))

@@ -67,7 +67,11 @@ def test_catalogue_of_text_becomes_towers_a_bundle_and_a_language_model(catalogu
     assert f"text towers {towers.id}: name their directory with --embed" in str(fault)
     _, fault = run("train", catalogue, *small, "--embed", directory)
     assert fault is None
-    assert Bundle.open(bundle, need_model=True).manifest.towers == towers.id
+    trained = Bundle.open(bundle, need_model=True)
+    assert trained.manifest.towers == towers.id
+    _, fault = run("train", catalogue, *small, "--embed", directory, "--neighbours", "3")
+    assert fault is None
+    assert Bundle.open(bundle, need_model=True).manifest.model_id != trained.manifest.model_id, "other items are learnt"
 
 
 def test_pairs_of_a_file_are_trained_on_and_a_file_of_items_is_enough(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from models.language.language_model import (  # noqa: E402
     small_causal_lm,
 )
 from models.sids.vocabulary import SidVocabulary  # noqa: E402
-from models.training.fine_tuning import TrainingFailedError, TrainingSettings  # noqa: E402
+from models.training.settings import TrainingFailedError, TrainingSettings  # noqa: E402
 
 TEXTS = ["red shoes", "blue shoes", "green hat", "yellow coat"] * 25
 IDS = [f"item-{row}" for row in range(100)]

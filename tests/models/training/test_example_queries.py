@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from models.catalogue import CatalogueItem
-from models.training.example_queries import MAXIMUM_HISTORY, example_queries, examples_from_catalogue
+from models.training.example_queries import (
+    MAXIMUM_HISTORY,
+    drawn_from_neighbours,
+    example_queries,
+    examples_from_catalogue,
+)
+from models.training.examples import TrainingExample
 
 KETTLE = CatalogueItem(
     id="1",
@@ -79,3 +86,19 @@ def test_long_history_is_cut_to_its_newest_items_and_positions_are_drawn() -> No
 def test_negative_number_of_examples_is_refused() -> None:
     with pytest.raises(ValueError, match="per_item is -1"):
         examples_from_catalogue(ITEMS, per_item=-1, seed=1)
+
+
+def test_queries_lead_to_their_nearest_items_in_proportion_to_the_likelihood() -> None:
+    angles = np.array([0.0, 0.2, 0.4, 1.5])
+    items = np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)
+    count = 20_000
+    queries = np.tile(items[:1], (count, 1))
+    examples = [TrainingExample(f"query {number}", item="d") for number in range(count)]
+    nearest = np.tile(np.array([[0, 1, 2]]), (count, 1))
+    found = drawn_from_neighbours(examples, queries, items, nearest, "abcd", seed=1)
+    assert [example.query for example in found] == [example.query for example in examples]
+    shares = np.array([sum(example.item == item for example in found) for item in "abcd"]) / count
+    likelihood = np.exp(30 * np.cos(angles[:3]))
+    np.testing.assert_allclose(shares[:3], likelihood / likelihood.sum(), atol=0.015)
+    assert shares[3] == 0
+    assert found == drawn_from_neighbours(examples, queries, items, nearest, "abcd", seed=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,19 @@ from models.language.prompts import PromptBuilder, PromptSettings
 from models.language.tokenizer import train_tokenizer
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
-from models.training.example_table import ExampleTable, TrainingBatch
-from models.training.examples import TrainingExample, read_examples, write_examples
+from models.training.checkpoints import Checkpoints
+from models.training.example_table import ExampleTable
+from models.training.examples import TrainingExample
+from models.training.history_table import HistoryTable
+from models.training.tables import JoinedTable
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from models.language.language_model import small_causal_lm  # noqa: E402
-from models.training.fine_tuning import (  # noqa: E402
-    TrainingFailedError,
-    TrainingSettings,
-    _Budget,
-    fine_tune,
-    target_loss,
-)
+from models.training.fine_tuning import _Budget, fine_tune  # noqa: E402
+from models.training.losses import target_loss  # noqa: E402
+from models.training.settings import TrainingFailedError, TrainingProgress, TrainingSettings  # noqa: E402
 
 SIZE, ITEMS = 8, 12
 CODES = np.random.default_rng(0).integers(SIZE, size=(ITEMS, 3)).astype(np.uint16)
@@ -51,7 +49,7 @@ EXAMPLES = [
     TrainingExample(
         f"{NAMES[row]} please",
         user="ada" if row % 2 else None,
-        history=("item-3", "gone", "item-1")[: row % 4],
+        history=("item-3", "item-5", "item-1")[: row % 4],
         item=name,
     )
     for name, row in ROWS.items()
@@ -71,10 +69,6 @@ def table(layout: Layout = LAYOUT) -> ExampleTable:
     return ExampleTable(EXAMPLES, PROMPTS, layout, ROWS, CODES)
 
 
-def tensors(batch: TrainingBatch) -> dict[str, Any]:
-    return {key: torch.from_numpy(array) for key, array in asdict(batch).items() if array is not None}
-
-
 def without_padding(token_ids: Any) -> list[list[int]]:
     return [[token for token in row if token != PROMPTS.vocabulary.padding_id] for row in token_ids.tolist()]
 
@@ -86,13 +80,13 @@ def test_a_training_sequence_is_the_serving_prompt_and_the_target_sid(layout: La
     batch = table(layout).batch(np.arange(ITEMS), 0.0, np.random.default_rng(0))
     sids = layout.sid_tokens(CODES)
     for row, (sequence, example) in enumerate(zip(without_padding(batch.token_ids), EXAMPLES, strict=True)):
-        history = [sids[ROWS[item]] for item in example.history if item in ROWS]
+        history = [sids[ROWS[item]] for item in example.history]
         prompt = PROMPTS.build(example.query, history, example.user)
         target = [PROMPTS.vocabulary.sid_base + token for token in sids[ROWS[example.item]] if token >= 0]
-        assert sequence == prompt + target
+        assert sequence == prompt + target[:-1], "the last one is predicted, never read"
         following = batch.following[row]
         assert following[following != -100].tolist() == target
-        assert np.flatnonzero(following != -100).tolist() == list(range(len(prompt) - 1, len(sequence) - 1))
+        assert np.flatnonzero(following != -100).tolist() == list(range(len(prompt) - 1, len(sequence)))
 
 
 def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> None:
@@ -104,7 +98,7 @@ def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> No
     first = PROMPTS.vocabulary.layer_range(0)
     for row, sequence in enumerate(batch.token_ids.tolist()):
         starts = [at for at, token in enumerate(sequence) if token in first]
-        forms[row] = [sequence[at + 1] in middle for at in starts]
+        forms[row] = [at + 1 < len(sequence) and sequence[at + 1] in middle for at in starts]
     is_head = LAYOUT.is_head[CODES[:3, 1]]
     np.testing.assert_allclose(forms.mean(axis=0), np.where(is_head, 0.25, 0.75), atol=0.03)
     np.testing.assert_allclose(np.corrcoef(forms.T), np.eye(3), atol=0.06)
@@ -113,8 +107,10 @@ def test_layer_2_dropout_writes_each_sid_in_its_other_form_independently() -> No
 
 def test_the_loss_is_that_of_transformers_on_the_target_tokens_alone() -> None:
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
-    batch = tensors(table().batch(np.arange(ITEMS), 0.0, np.random.default_rng(0)))
-    token_ids, labels = batch["token_ids"], torch.nn.functional.pad(batch["following"], (1, 0), value=-100)[:, :-1]
+    batch = table().batch(np.arange(ITEMS), 0.0, np.random.default_rng(0)).tensors()
+    pad = torch.nn.functional.pad
+    token_ids = pad(batch["token_ids"], (0, 1), value=PROMPTS.vocabulary.padding_id)
+    labels = pad(batch["following"], (1, 0), value=-100)
     mask = (token_ids != PROMPTS.vocabulary.padding_id).long()
     theirs = model(input_ids=token_ids, attention_mask=mask, labels=labels).loss
     torch.testing.assert_close(target_loss(model, batch), theirs, atol=1e-5, rtol=0)
@@ -122,11 +118,12 @@ def test_the_loss_is_that_of_transformers_on_the_target_tokens_alone() -> None:
 
 def test_a_small_model_learns_its_examples_and_reports_progress() -> None:
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=48, layers=2, heads=2)
-    seen: list[tuple[int, int, float]] = []
+    seen: list[TrainingProgress] = []
     settings = TrainingSettings(max_steps=120, batch_size=12, learning_rate=5e-3, layer2_dropout=0.3, report_every=20)
-    outcome = fine_tune(model, table(), settings, lambda step, total, loss: seen.append((step, total, loss)))
-    assert [step for step, _, _ in seen] == [20, 40, 60, 80, 100, 120]
-    assert seen[0][2] > 2 > 1 > outcome.loss == seen[-1][2]
+    outcome = fine_tune(model, table(), settings, seen.append)
+    assert [(now.step, now.steps) for now in seen] == [(step, 120) for step in range(1, 121)]
+    assert seen[19].loss > 2 > 1 > outcome.loss == seen[-1].loss
+    assert all(now.targets_per_second > 0 and now.validation_loss is None for now in seen)
     assert not model.training
     prompt = PROMPTS.build(EXAMPLES[4].query)
     with torch.inference_mode():
@@ -150,17 +147,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_training_stops_when_its_time_is_up_with_what_it_has_and_says_how_far_it_came(clock: list[float]) -> None:
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=48, layers=2, heads=2)
     clock[1] = 1.0
-    seen: list[tuple[int, int]] = []
+    seen: list[TrainingProgress] = []
     settings = TrainingSettings(
         max_steps=1_000, batch_size=12, learning_rate=5e-3, report_every=20, seconds=250.0, layer2_dropout=0.3
     )
-    outcome = fine_tune(model, table(), settings, lambda step, total, loss: seen.append((step, total)))
+    outcome = fine_tune(model, table(), settings, seen.append)
     assert 20 < outcome.steps < 250
     assert outcome.planned_steps == 1_000
     assert outcome.loss < 1.0, "the learning rate has fallen by then, and the model has learnt its examples"
     assert not model.training
-    assert seen[-1][0] == outcome.steps
-    assert all(abs(total - outcome.steps) <= 0.2 * outcome.steps for step, total in seen if step > 20), seen
+    assert seen[-1].step == seen[-1].steps == outcome.steps
+    assert all(abs(now.steps - outcome.steps) <= 0.2 * outcome.steps for now in seen if now.step > 20), seen
 
 
 def test_training_whose_steps_fit_into_its_time_does_them_all() -> None:
@@ -199,47 +196,118 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_a_stopped_training_goes_on_from_its_last_epoch_to_the_same_weights(tmp_path: Path) -> None:
-    settings = TrainingSettings(epochs=4, batch_size=5, seed=1, layer2_dropout=0.3, report_every=1)
+class Stopped(Exception):
+    pass
 
-    class Stopped(Exception):
-        pass
 
-    def stop(step: int, total: int, loss: float) -> None:
-        if step == 8:  # two epochs of three steps, and two steps that are lost
+def stop_at(step: int) -> Any:
+    def stop(now: TrainingProgress) -> None:
+        if now.step == step:
             raise Stopped
+
+    return stop
+
+
+class AfterEachStep(Checkpoints):
+    """A checkpoint after every step, whatever it costs."""
+
+    def is_due(self) -> bool:
+        return super().is_due() or True
+
+
+def histories_and_examples() -> JoinedTable:
+    histories = [[row, (row + 1) % ITEMS, (row + 2) % ITEMS, (row + 5) % ITEMS][: 2 + row % 3] for row in range(ITEMS)]
+    return JoinedTable([HistoryTable(histories, PROMPTS.vocabulary, LAYOUT, CODES, max_history=2), table()])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen", "baichuan"])
+def test_a_stopped_training_goes_on_to_the_same_weights_as_one_that_was_not(tmp_path: Path, architecture: Any) -> None:
+    settings = TrainingSettings(epochs=4, batch_size=5, seed=1, layer2_dropout=0.3)
+    data = histories_and_examples()
+
+    def model() -> Any:
+        return small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1, architecture=architecture)
+
+    straight, resumed = model(), model()
+    whole = fine_tune(straight, data, settings, validation=table())
+    stops = (whole.steps // 4 + 1, whole.steps - 2)  # in the middle of an epoch, and near the end
+    for stop in stops:
+        with pytest.raises(Stopped):
+            fine_tune(model(), data, settings, stop_at(stop), AfterEachStep(tmp_path, {}), validation=table())
+    steps: list[int] = []
+    outcome = fine_tune(
+        resumed, data, settings, lambda now: steps.append(now.step), AfterEachStep(tmp_path, {}), validation=table()
+    )
+    assert steps == list(range(stops[1], whole.steps + 1)), "the step at whose end it was stopped had no checkpoint yet"
+    assert outcome.resumed_at == stops[1] - 1
+    assert (outcome.steps, outcome.loss) == (whole.steps, pytest.approx(whole.loss, rel=1e-5))
+    assert outcome.validation is not None
+    assert whole.validation is not None
+    assert outcome.validation.times == whole.validation.times == 4
+    assert outcome.validation.loss == pytest.approx(whole.validation.loss, rel=1e-5)
+    # The same operations in the same order on the same numbers: equal to the last bit.
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_training_with_what_to_do(tmp_path: Path) -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+    (tmp_path / "checkpoint-7").write_text("in the way")
+    with pytest.raises(SidstreamError, match=r"checkpoint after step 7 could not be written to .* make room there"):
+        fine_tune(model, table(), TrainingSettings(max_steps=7, batch_size=5), checkpoints=Checkpoints(tmp_path, {}))
+
+
+def test_training_that_had_ended_is_read_from_its_last_checkpoint(tmp_path: Path) -> None:
+    settings = TrainingSettings(max_steps=7, batch_size=5)
 
     def model() -> Any:
         return small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
 
-    straight, resumed = model(), model()
-    fine_tune(straight, table(), settings)
-    with pytest.raises(Stopped):
-        fine_tune(model(), table(), settings, stop, checkpoints=tmp_path)
-    steps: list[int] = []
-    fine_tune(resumed, table(), settings, lambda step, total, loss: steps.append(step), checkpoints=tmp_path)
-    assert steps[0] == 7
-    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
+    first, again = model(), model()
+    fine_tune(first, table(), settings, checkpoints=Checkpoints(tmp_path, {}))
+    outcome = fine_tune(again, table(), settings, checkpoints=Checkpoints(tmp_path, {}))
+    assert (outcome.steps, outcome.resumed_at) == (7, 7)
+    for one, other in zip(first.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_examples_of_unknown_items_are_skipped_and_all_unknown_is_an_error() -> None:
-    some = ExampleTable([*EXAMPLES, TrainingExample("x", item="gone")], PROMPTS, LAYOUT, ROWS, CODES)
-    assert (len(some), some.skipped) == (ITEMS, 1)
-    with pytest.raises(SidstreamError, match="none of the 1 training examples"):
-        ExampleTable([TrainingExample("x", item="gone")], PROMPTS, LAYOUT, ROWS, CODES)
+def test_training_whose_time_was_up_goes_on_with_the_steps_that_are_left(tmp_path: Path, clock: list[float]) -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+    clock[1] = 1.0
+    settings = TrainingSettings(max_steps=200, batch_size=5, seconds=300.0)
+    first = fine_tune(model, table(), settings, checkpoints=Checkpoints(tmp_path, {}))
+    assert first.steps < 200
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+    second = fine_tune(
+        model, table(), TrainingSettings(max_steps=200, batch_size=5), checkpoints=Checkpoints(tmp_path, {})
+    )
+    assert (second.resumed_at, second.steps) == (first.steps, 200)
+    assert second.seconds > first.seconds
 
 
-def test_examples_survive_their_file_and_a_bad_line_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "examples.jsonl"
-    assert write_examples(path, EXAMPLES) == ITEMS
-    assert list(read_examples(path)) == EXAMPLES
-    path.write_bytes(path.read_bytes() + b'\n{"query": 3, "item": "x"}\n')
-    with pytest.raises(SidstreamError, match=f"line {ITEMS + 2}"):
-        list(read_examples(path))
-    path.write_text('{"query": "shoes"}\n')
-    with pytest.raises(SidstreamError, match="names no item"):
-        list(read_examples(path))
+def test_validation_stops_training_that_gets_no_better_and_the_best_weights_are_kept() -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=1, heads=1)
+    wrong = ExampleTable(  # the same questions, other answers: what is learnt makes it worse
+        [TrainingExample(one.query, item=f"item-{(row + 5) % ITEMS}") for row, one in enumerate(EXAMPLES)],
+        PROMPTS,
+        LAYOUT,
+        ROWS,
+        CODES,
+    )
+    losses: list[float | None] = []
+    settings = TrainingSettings(max_steps=400, batch_size=12, learning_rate=5e-3, patience=3)
+    outcome = fine_tune(model, table(), settings, lambda now: losses.append(now.validation_loss), validation=wrong)
+    found = outcome.validation
+    assert found is not None
+    assert found.stopped_early
+    assert outcome.stopped_early
+    assert outcome.steps < 400
+    taken = [loss for loss in losses if loss is not None]
+    assert found.loss == min(taken) < taken[-1]
+    assert found.targets == ITEMS
+    assert losses.index(found.loss) + 1 == found.step < outcome.steps
+    batch = wrong.batch(np.arange(ITEMS), 0.0, np.random.default_rng(0)).tensors()
+    assert float(target_loss(model, batch).detach()) == pytest.approx(found.loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "epochs", "weight_decay"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -14,15 +13,18 @@ from models.language.prompts import PromptBuilder, PromptSettings
 from models.language.tokenizer import train_tokenizer
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
-from models.training.example_table import ExampleTable, TrainingTable
+from models.training.example_table import ExampleTable
 from models.training.examples import TrainingExample
 from models.training.history_table import HistoryTable
+from models.training.tables import TrainingTable
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from models.language.language_model import small_causal_lm  # noqa: E402
-from models.training.fine_tuning import TrainingSettings, fine_tune, target_loss  # noqa: E402
+from models.training.fine_tuning import fine_tune  # noqa: E402
+from models.training.losses import target_loss  # noqa: E402
+from models.training.settings import TrainingSettings  # noqa: E402
 
 LAYERS, SIZE, ITEMS, MAX_HISTORY = 4, 8, 30, 5
 RANDOM = np.random.default_rng(3)
@@ -50,8 +52,7 @@ def one_example_a_target() -> ExampleTable:
 
 def loss(model: Any, table: TrainingTable) -> Any:
     batch = table.batch(np.arange(len(table)), 0.0, np.random.default_rng(0))
-    tensors = {key: torch.from_numpy(array) for key, array in asdict(batch).items() if array is not None}
-    return target_loss(model, tensors)
+    return target_loss(model, batch.tensors())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen", "baichuan"])
@@ -73,10 +74,10 @@ def test_each_item_but_the_first_is_a_target_once_and_has_half_a_window_before_i
     long = list(range(30))
     table = HistoryTable([long], VOCABULARY, LAYOUT, CODES, max_history=6)
     seen: dict[int, int] = {}
-    for window, first_target in zip(table._items.tolist(), table._first_targets.tolist(), strict=True):
+    for window, is_target in zip(table._items.tolist(), table._is_target.tolist(), strict=True):
         items = [item for item in window if item >= 0]
         assert all(after == before + 1 for before, after in pairwise(items))
-        for place in range(first_target, len(items)):
+        for place in np.flatnonzero(is_target):
             assert items[place] not in seen
             seen[items[place]] = place
     assert sorted(seen) == long[1:]
@@ -104,8 +105,8 @@ def test_a_model_learns_the_next_item_of_histories() -> None:
     assert outcome.examples == 24 * 4
 
 
-def test_histories_without_a_target_are_counted_and_none_at_all_is_refused() -> None:
-    assert histories().skipped == 2
+def test_histories_without_a_target_are_left_out_and_none_at_all_is_refused() -> None:
+    assert len(histories()) == len(HISTORIES) - 2
     with pytest.raises(SidstreamError, match="no history has two items"):
         HistoryTable([[1], []], VOCABULARY, LAYOUT, CODES, max_history=5)
     with pytest.raises(SidstreamError, match="max_history must be at least 2"):

@@ -13,8 +13,8 @@ from models.training.losses import DEFAULT_GAMMA, LOSSES, checked_gamma
 
 torch = pytest.importorskip("torch")
 
-from models.training.fine_tuning import TrainingSettings  # noqa: E402
 from models.training.losses import focal_loss, mile_loss, token_loss  # noqa: E402
+from models.training.settings import TrainingSettings  # noqa: E402
 
 LOGITS = np.random.default_rng(0).normal(scale=3.0, size=(7, 11))
 TARGETS = [0, 10, 3, 3, 7, 1, 5]

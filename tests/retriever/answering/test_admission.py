@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from confluent_kafka import Message
 from hypothesis import given
@@ -31,7 +33,32 @@ def record(*, age_ms: float = 0, **fields: Any) -> Message:
 
 
 def admission(**settings: Any) -> Admission:
-    return Admission(RetrieverSettings(**settings), filterable=FILTERABLE, clock=lambda: NOW, monotonic=lambda: 0.0)
+    return Admission(
+        RetrieverSettings(**settings), dimension=4, filterable=FILTERABLE, clock=lambda: NOW, monotonic=lambda: 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("embedding", "kind"),
+    [
+        ([1, 2, 3], "WrongDimension"),
+        ([0, 0, 0, 0], "EmbeddingZero"),
+        ([1e300, 0, 0, 0], "EmbeddingNotFinite"),
+        (base64.b64encode(np.ones(4, "<f2").tobytes()).decode(), "WrongDimension"),
+        (base64.b64encode(np.array([1, np.nan, 0, 0], "<f4").tobytes()).decode(), "EmbeddingNotFinite"),
+        ("not base64!", "InvalidEvent"),
+        (3, "InvalidEvent"),
+    ],
+)
+def test_embedding_of_a_query_is_checked_as_an_items_is(embedding: Any, kind: str) -> None:
+    with pytest.raises(EventError) as refused:
+        admission().admit(record(embedding=embedding))
+    assert refused.value.kind == kind
+
+
+@pytest.mark.parametrize("embedding", [[1, 2, 3, 4], base64.b64encode(np.ones(4, "<f4").tobytes()).decode()])
+def test_embedding_alone_is_a_query(embedding: Any) -> None:
+    admission().admit(record(text="", embedding=embedding))
 
 
 @pytest.mark.parametrize(

@@ -157,16 +157,16 @@ class Source:
         self.read += [sid[0] for sid in sids]
         found = [self.rows[sid[0]] for sid in sids]
         return [
-            SidItems(np.array([one.number for one in row], np.uint32), np.zeros((len(row), 3), np.uint16))
+            SidItems(
+                np.array([one.number for one in row], np.uint32),
+                np.zeros((len(row), 3), np.uint16),
+                np.array([one.weight for one in row], np.float32),
+            )
             for row in found
         ]
 
-    def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        chosen = [self.all[number] for number in numbers.tolist()]
-        return (
-            np.array([one.weight for one in chosen], np.float32),
-            np.array([one.updated_at for one in chosen], np.int64),
-        )
+    def updated_at(self, numbers: NDArray[np.uint32]) -> NDArray[np.int64]:
+        return np.array([self.all[number].updated_at for number in numbers.tolist()], np.int64)
 
     def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
         return [self.all[number] for number in numbers.tolist()]

@@ -22,7 +22,7 @@ pytest.importorskip("onnx")
 
 from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle  # noqa: E402
 from models.bundles.model_of_bundle import load_language_model  # noqa: E402
-from models.training.fine_tuning import TrainingSettings  # noqa: E402
+from models.training.settings import TrainingSettings  # noqa: E402
 from retriever.search.beam_search import beam_search  # noqa: E402
 
 NAMES = ["anchor", "basket", "candle", "drum", "engine", "feather", "guitar", "hammer", "island", "jacket"]

@@ -51,26 +51,38 @@ def log_entry(commit: int, entered: list[tuple[int, ...]], left: list[tuple[int,
     return encode_entry(commit, LogEntry(paths[0], paths[1], np.array(items, np.uint32)))
 
 
-def key_and_value(codes: tuple[int, int, int], number: int) -> tuple[bytes, bytes]:
+def key_and_value(codes: tuple[int, int, int], number: int, weight: float = 1.0) -> tuple[bytes, bytes]:
     """Of ``paths``, at L = 3 and M = 16."""
     first, second, third = codes
-    return np.array([first, third], ">u2").tobytes(), second.to_bytes(2, "big") + number.to_bytes(4, "big")
+    tail = second.to_bytes(2, "big") + number.to_bytes(4, "big") + np.float32(weight).tobytes()
+    return np.array([first, third], ">u2").tobytes(), tail
 
 
 def test_sound_index_has_no_fault(writer: IndexWriter) -> None:
     assert faults(writer) == []
 
 
+def test_weight_beside_a_path_that_is_not_the_items_is_found(writer: IndexWriter) -> None:
+    with damaged(writer) as (transaction, databases):
+        key, value = key_and_value(LIVE, 0)
+        assert transaction.delete(key, value, databases["paths"])
+        transaction.put(*key_and_value(LIVE, 0, weight=2.0), db=databases["paths"])
+    assert faults(writer) == [
+        "1 items are missing from the paths, or are there with other codes or another weight.",
+        "1 path records name an item that is missing or has other codes or another weight.",
+    ]
+
+
 def test_missing_path_is_found(writer: IndexWriter) -> None:
     with damaged(writer) as (transaction, databases):
         assert transaction.delete(*key_and_value(LIVE, 0), databases["paths"])
-    assert faults(writer) == ["1 items are missing from the paths, or are there with other codes."]
+    assert faults(writer) == ["1 items are missing from the paths, or are there with other codes or another weight."]
 
 
 def test_surplus_path_is_found(writer: IndexWriter) -> None:
     with damaged(writer) as (transaction, databases):
         transaction.put(*key_and_value((1, 3, 3), 0), db=databases["paths"])
-    assert faults(writer) == ["1 path records name an item that is missing or has other codes."]
+    assert faults(writer) == ["1 path records name an item that is missing or has other codes or another weight."]
 
 
 def test_item_under_another_path_is_found(writer: IndexWriter) -> None:

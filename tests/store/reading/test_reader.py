@@ -305,7 +305,7 @@ def test_verify_names_what_disagrees(open_writer: OpenWriter) -> None:
     with writer.snapshot() as snapshot:
         assert verify(snapshot) == [
             "There are 1 ids but 2 items.",
-            "2 items are missing from the paths, or are there with other codes.",
+            "2 items are missing from the paths, or are there with other codes or another weight.",
             "The census of layer 3 is wrong for 1 tokens.",
             "1 item numbers are both free and in use.",
             "2 item numbers were handed out, but 1 are free and 2 in use.",

@@ -258,3 +258,23 @@ def test_storage_tells_map_pages_in_use_and_room_on_the_disk(open_writer: OpenWr
     grown = writer.storage()
     assert grown.map_bytes > empty.map_bytes
     assert empty.used_bytes < grown.used_bytes <= grown.map_bytes
+
+
+@pytest.mark.parametrize("weight", [2.5, 0.0, -0.0])
+def test_weight_that_alone_changes_stands_beside_the_path_too(open_writer: OpenWriter, weight: float) -> None:
+    writer = open_writer()
+    writer.apply(batch_of([Event(b"a", (1, 2, 3), 0.0), Event(b"b", (1, 2, 3), 7.0)]), {})
+    commit = _commit(writer)
+    writer.apply(batch_of([Event(b"a", (1, 2, 3), weight)]), {})
+    writer.apply(batch_of([Event(b"a", (1, 2, 3), 1.5)]), {})
+    with writer.snapshot() as snapshot:
+        assert snapshot.items_below(np.array([[1, 3]], np.uint16)).weights.tolist() == [1.5, 7.0]
+        changes = snapshot.changes_since(commit)
+        assert changes is not None
+        assert (len(changes.entered), len(changes.left), len(changes.items)) == (0, 0, 0)
+        assert verify(snapshot) == []
+
+
+def _commit(writer: IndexWriter) -> int:
+    with writer.snapshot() as snapshot:
+        return snapshot.commit

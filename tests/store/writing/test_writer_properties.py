@@ -43,6 +43,7 @@ def events(layers: int, partitions: int = 1) -> st.SearchStrategy[Event]:
         weight=st.floats(width=32, allow_nan=False),
         title=st.sampled_from(["", "blue kettle", "Käse 🧀", "half \ud83e pair"]),
         updated_at=st.integers(-(2**62), 2**62),
+        vector=st.sampled_from([b"", b"", b"\x00", b"a vector", bytes(range(256)) * 2, b"\xff" * 65_535]),
         partition=st.integers(0, partitions - 1),
         timestamp=st.integers(0, 5) if partitions > 1 else st.just(0),
     )
@@ -93,7 +94,16 @@ def test_every_batch_leaves_what_the_plain_model_has(history: tuple[int, list[li
                 event = plain.items.get(item_id)
                 assert (item is None) == (event is None)
                 if item and event:
-                    assert Event(item.id, item.codes, item.weight, item.title, item.updated_at) == event
+                    found = Event(item.id, item.codes, item.weight, item.title, item.updated_at, vector=event.vector)
+                    assert found == event
+            live = snapshot.find([item_id for item_id in IDS if item_id in plain.items])
+            kept = snapshot.vectors([item.number for item in live if item])
+            assert kept.numbers.tolist() == sorted(item.number for item in live if item and plain.items[item.id].vector)
+            assert dict(zip(kept.ids, kept.values, strict=True)) == {
+                item_id: event.vector for item_id, event in plain.items.items() if event.vector
+            }
+            blocks = list(snapshot.all_vectors())
+            assert [item_id for block in blocks for item_id in block.ids] == kept.ids
 
 
 @SLOW_DISK
@@ -158,13 +168,19 @@ class Kept:
 
     commit: int
     items: dict[int, tuple[bytes, tuple[int, ...]]]
+    vectors: dict[int, bytes]
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Kept:
         numbers = [number for _, block in snapshot.all_paths() for number in block.tolist()]
         rows = [tuple(row) for codes, _ in snapshot.all_paths() for row in codes.tolist()]
         ids = [item.id for item in snapshot.items(numbers)]
-        return cls(snapshot.commit, dict(zip(numbers, zip(ids, rows, strict=True), strict=True)))
+        vectors = {
+            number: value
+            for block in snapshot.all_vectors()
+            for number, value in zip(block.numbers.tolist(), block.values, strict=True)
+        }
+        return cls(snapshot.commit, dict(zip(numbers, zip(ids, rows, strict=True), strict=True)), vectors)
 
     @property
     def paths(self) -> set[tuple[int, ...]]:
@@ -221,6 +237,9 @@ def test_what_was_kept_and_the_changes_since_are_what_is_there(
                     assert numbers == sorted(set(numbers))
                     for number in one.items.keys() | now.items.keys():
                         assert one.items.get(number) == now.items.get(number) or number in numbers
+                    named = {*numbers, *changes.vectors.tolist()}
+                    for number in one.vectors.keys() | now.vectors.keys():
+                        assert one.vectors.get(number) == now.vectors.get(number) or number in named
             if bounds is None:
                 assert floor == 0
             else:

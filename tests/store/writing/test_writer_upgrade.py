@@ -90,10 +90,13 @@ def crowd(path: Path) -> int:
     """So many records in the trie that the map has no room for them and their paths; how many there are then."""
     with lmdb.open(str(path), max_dbs=32, map_size=0) as opened:  # 0: as large as the code before left it
         trie = opened.open_db(b"trie", dupsort=True, dupfixed=True, create=False)
+        items = opened.open_db(b"items", create=False)
         with opened.begin(write=True) as transaction:
-            for number in range(1_000, 46_000):
-                first, second, third = number % 16, number // 16 % 16, number // 256 % 16
-                value = np.array([second, third], ">u2").tobytes() + number.to_bytes(4, "big")
+            for place in range(45_000):
+                first, second, third = place % 16, place // 16 % 16, place // 256 % 16
+                number = (1_000 + place // 4_096).to_bytes(4, "big")
+                transaction.put(number, bytes(10), db=items)  # as much as the upgrade looks at
+                value = np.array([second, third], ">u2").tobytes() + number
                 transaction.put(first.to_bytes(2, "big"), value, db=trie)
             return int(transaction.stat(trie)["entries"])
 

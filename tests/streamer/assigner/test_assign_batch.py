@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from models.dense.vectors import QuantisedVectors, quantise
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.dead_letter import VERBATIM_MAXIMUM_BYTES
 from streamer.events.outgoing import Outgoing
@@ -73,8 +74,37 @@ def test_update_becomes_codes_in_the_partition_it_came_from(assign: AssignBatch)
     assert out.key == b"sku-1"
     assert out.partition == 2
     assert codes_of(out) == ItemCodes(
-        codebook="cafe0123cafe0123", codes=(1, 2, 3), title="Kettle", weight=2.5, updated_at=1_767_000_000_077
+        codebook="cafe0123cafe0123",
+        codes=(1, 2, 3),
+        title="Kettle",
+        weight=2.5,
+        updated_at=1_767_000_000_077,
+        vector=quantise(np.array([[1, 2, 3, 0]], dtype=np.float32)).encode()[0],
     )
+
+
+def test_vector_is_that_of_the_update_that_wins_and_a_deletion_has_none(assign: AssignBatch) -> None:
+    outgoing = assign(
+        [
+            record(b"a", update(1, 2, 3, 0)),
+            record(b"b", update(7, 7, 7, 7)),
+            record(b"c", b"no update"),
+            record(b"a", update(0, 4, 0, -3)),
+            record(b"b", None),
+        ]
+    )
+    kept = {out.key: out.value for out in outgoing if out.topic == "codes"}
+    assert kept[b"b"] is None
+    vector = ITEM_CODES.decode(kept[b"a"]).vector
+    np.testing.assert_allclose(QuantisedVectors.decode([vector], DIMENSION).unit()[0], [0, 0.8, 0, -0.6], atol=0.01)
+
+
+def test_vectors_are_left_out_where_the_settings_say_so() -> None:
+    without = LIMITS.model_copy(update={"vectors": False})
+    [out] = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=without)(
+        [record(b"a", update(1, 2, 3, 0))]
+    )
+    assert codes_of(out).vector is msgspec.UNSET
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,11 @@ from store.records.encoding import StoredItem
 from store.topology.layout_trie import SidItems, SnapshotTrie
 from store.writing.writer import IndexWriter
 from study.data.choices import CodebookChoice
-from study.data.co_occurrence import CoOccurrence
 from study.data.datasets import Dataset, TestCase
 from study.experiments.configuration import LayoutChoice, RunChoice
 from study.measures import evaluation
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import Outcome, bucket_sizes, evaluate, recall
-from study.measures.references import reference_recalls
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -88,6 +86,7 @@ class GivenTrie:
 
     def __init__(self) -> None:
         self.found: dict[tuple[int, ...], NDArray[np.int64]] = {}
+        self.weights = np.ones(len(CODES), np.float32)
 
     def sid(self, items: list[int], score: float, left_out: dict[int, float] | None = None) -> ScoredSid:
         """One of these items; ``left_out``: by layer-2 token."""
@@ -100,7 +99,10 @@ class GivenTrie:
         return ScoredSid(tokens, score, values)
 
     def items_of(self, sids: list[tuple[int, ...]]) -> list[SidItems]:
-        return [SidItems(self.found[sid].astype(np.uint32), CODES[self.found[sid]]) for sid in sids]
+        return [
+            SidItems(self.found[sid].astype(np.uint32), CODES[self.found[sid]], self.weights[self.found[sid]])
+            for sid in sids
+        ]
 
 
 def test_item_ranks_follow_sids_then_the_ranking_and_skip_the_history() -> None:
@@ -132,9 +134,26 @@ def test_recall_is_the_mean_over_cases_of_the_share_found() -> None:
     ranks = np.array([1, 50, 4, 1_000_000])
     figures = recall(case, ranks)
     assert (figures["cases"], figures["1"], figures["5"], figures["50"]) == (3, 0.16667, 0.5, 0.66667)
+    assert all(figures[f"low {k}"] <= figures[str(k)] <= figures[f"high {k}"] for k in (1, 3, 5, 10, 30, 50))
+    assert figures["low 50"] < figures["high 50"]
     assert recall(case, ranks, case == 9) == {"cases": 0}
-    outcome = Outcome(case, case, ranks, {"weight": ranks})
+    outcome = Outcome(case, case, ranks, ranks, {"weight": ranks})
     assert outcome.recalls(case < 3)["item, weight"]["50"] == 1.0
+
+
+def test_a_sid_that_names_nothing_but_history_is_in_no_list_and_one_that_names_more_is() -> None:
+    layout = Layout(1, "codebook", 3, SIZE)
+    codes = np.array([[0, 0, 0], [0, 0, 0], [1, 1, 1], [2, 2, 2], [2, 2, 2]], dtype=np.uint16)
+    data = dataset(embeddings=np.ones((5, 4), dtype=np.float32), popularity=np.ones(5, dtype=np.int64))
+    trie = CatalogueTrie(codes, layout)
+    answer = [
+        ScoredSid(layout.sid_of(codes[row].tolist()), score, None) for row, score in ((2, -1.0), (0, -2.0), (3, -3.0))
+    ]
+    for history, expected in (((2, 0), 2), ((2, 0, 1), 1), ((0,), 3), ((2, 2), 2), ((), 3)):
+        case = TestCase(7, (3,), history=history)
+        outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, codes, trie, data.embeddings)
+        assert outcome.sid_rank.tolist() == [3]
+        assert outcome.sid_rank_without_history.tolist() == [expected], history
 
 
 def test_bucket_sizes_count_what_an_item_shares_its_sid_with() -> None:
@@ -180,16 +199,6 @@ def test_no_answer_is_invalid_if_every_sequence_names_an_item_and_most_are_if_fe
     assert one["10"] >= free["10"]
 
 
-def test_co_occurrence_counts_both_directions_and_leaves_the_history_out() -> None:
-    pairs = CoOccurrence.count([(0, 1, 2), (0, 1), (5, 1)], 40)
-    assert pairs.scores([1], cosine=False)[[0, 2, 5, 1]].tolist() == [2, 1, 1, 0]
-    assert pairs.scores([1], cosine=True)[5] == pytest.approx(1 / np.sqrt(3 * 1))
-    cases = [TestCase(0, (0,), history=(1,)), TestCase(1, (9,), history=(1,))]
-    figures = reference_recalls(dataset(), cases)
-    assert figures["co-occurrence with the last"]["1"] == 0.5
-    assert figures["popularity"]["1"] == 0.5  # item 0 is the most popular
-
-
 def test_equal_choices_have_equal_keys_and_a_default_does_not_change_a_key() -> None:
     codebook = CodebookChoice(dataset="tiny")
     assert RunChoice(codebook=codebook).key == RunChoice(codebook=CodebookChoice(dataset="tiny", seed=0), seed=0).key
@@ -222,8 +231,8 @@ def test_own_probability_in_the_study_puts_items_in_the_order_of_the_retriever(s
     class Source:
         items_of = trie.items_of
 
-        def weights(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            return weights[numbers].astype(np.float32), np.zeros(len(numbers), np.int64)
+        def updated_at(self, numbers: NDArray[np.uint32]) -> NDArray[np.int64]:
+            return np.zeros(len(numbers), np.int64)
 
         def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
             return [
@@ -231,6 +240,7 @@ def test_own_probability_in_the_study_puts_items_in_the_order_of_the_retriever(s
                 for row in numbers.tolist()
             ]
 
+    trie.weights = weights.astype(np.float32)
     served = [item.number for item, _, _ in by_own_probability(answer, Source(), 30)]
     case = TestCase(0, tuple(served), history=())
     outcome = evaluate(lambda prompts: [answer], [[0]], [case], data, CODES, trie, data.embeddings)

@@ -1,0 +1,177 @@
+"""What `sidstream train` learns from and validates on: the files that it is given, or what the catalogue holds; and what it says
+of that, of its steps and of what came of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from models.errors import SidstreamError
+from models.progress import WorkProgress
+from models.terminal import shown
+
+if TYPE_CHECKING:
+    from models.catalogue import Catalogue
+    from models.towers.text_encoder import Towers
+    from models.training.examples import TrainingData
+    from models.training.settings import ProgressCallback, TrainingOutcome, TrainingProgress
+
+
+def read_training_data(paths: Sequence[Path], console: Console) -> TrainingData:
+    """All that the files hold; fields that are not read are told."""
+    from models.training.examples import TrainingData, read_training_file
+
+    data = TrainingData()
+    for path in paths:
+        file = read_training_file(path)
+        data += file.data
+        if file.unread:
+            console.print(
+                f"[yellow]![/] {shown(path)}, a file of {shown(file.kind)}: not read are its fields "
+                f"{shown(', '.join(sorted(file.unread)))}",
+                soft_wrap=True,
+            )
+    return data
+
+
+def require_usable_neighbours(neighbours: int, embed: Path | None, examples: Sequence[Path]) -> None:
+    """Raises ``SidstreamError`` where no targets can be drawn from the items nearest to a query."""
+    if neighbours and embed is None:
+        raise SidstreamError(
+            "--neighbours compares queries with items by text towers: name their directory with --embed"
+        )
+    if neighbours and examples:
+        raise SidstreamError(
+            "--neighbours is for queries made from the catalogue, and --examples brings real ones: give one of them"
+        )
+
+
+def data_of_catalogue(
+    shop: Catalogue, *, per_item: int, seed: int, max_history: int, neighbours: int = 0, towers: Towers | None = None
+) -> TrainingData:
+    """Queries made from the items' texts, and the catalogue's sequences. ``neighbours``: a query leads to one of the so many
+    items that ``towers`` find nearest to it, not to its own alone.
+    """
+    from models.towers.neighbours import nearest
+    from models.training.example_queries import drawn_from_neighbours, examples_from_catalogue
+    from models.training.examples import TrainingData
+
+    examples = examples_from_catalogue(
+        shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history
+    )
+    if neighbours and towers is not None:
+        alone = [example for example in examples if example.query and not example.history]
+        queries = towers.query_encoder().encode([example.query for example in alone])
+        rows = nearest(queries, shop.embeddings, neighbours)
+        drawn = drawn_from_neighbours(
+            alone, queries, shop.embeddings, rows, [item.id for item in shop.items], seed=seed
+        )
+        examples = drawn + [example for example in examples if not example.query or example.history]
+    return TrainingData(examples=tuple(examples))
+
+
+def require_one_validation(paths: Sequence[Path], share: float | None) -> None:
+    """Raises ``SidstreamError`` for validation data of two kinds at once."""
+    if paths and share is not None:
+        raise SidstreamError(
+            "--validation gives validation data, and --validation-share takes them from the examples: give one of them"
+        )
+
+
+def with_validation(
+    data: TrainingData, paths: Sequence[Path], share: float | None, *, seed: int, console: Console
+) -> tuple[TrainingData, TrainingData | None]:
+    """To train on and to validate on, which is held back (``share``) or read from files; None for neither.
+
+    Raises ``SidstreamError`` where a share leaves nothing for one of the two.
+    """
+    if paths:
+        return data, read_training_data(paths, console)
+    if share is None:
+        return data, None
+    kept, held = data.split(share, seed)
+    if not held.targets or not kept.targets:
+        raise SidstreamError(
+            f"a share of {share:g} of {data.targets:,} examples leaves none to {'validate' if kept.targets else 'train'} on: "
+            "give another --validation-share, or a file with --validation"
+        )
+    return kept, held
+
+
+def describe(data: TrainingData, validation: TrainingData | None, max_history: int, console: Console) -> None:
+    """What will be learnt from, before it takes its time."""
+    of = Counter({"histories": len(data.histories), "single examples": len(data.examples)})
+    parts = " and ".join(f"{count:,} {name}" for name, count in of.items() if count)
+    held = f"; {validation.targets:,} to validate on" if validation is not None else ""
+    console.print(
+        f"{data.targets:,} items to be generated in {shown(parts + held)}; up to {max_history:,} items of a history are read",
+        soft_wrap=True,
+    )
+
+
+def steps_of(work: WorkProgress) -> ProgressCallback:
+    """Shows each step of a training: how far, how fast, the losses, and once where it goes on from."""
+    task = work.task("training", unit="steps", steadily=True)
+    begun = False
+
+    def show(now: TrainingProgress) -> None:
+        nonlocal begun
+        if not begun:  # tokens and tables took their time before
+            begun = True
+            task.restart(now.step)
+            if now.step > 1:
+                work.line(f"goes on after step {now.step - 1:,} of {now.steps:,} (--anew begins from nothing)")
+        held = "" if now.validation_loss is None else f", validation {now.validation_loss:.3f}"
+        task.update(now.step, now.steps, note=f"{now.targets_per_second:,.0f} examples/s, loss {now.loss:.3f}{held}")
+
+    return show
+
+
+@contextmanager
+def stopping_is_no_loss(checkpoints: Path, console: Console) -> Iterator[None]:
+    """Whoever stops a training is told how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if any(checkpoints.glob("checkpoint-*/whole.json")):
+            console.print(
+                f"stopped. The same command again goes on from the last checkpoint, in {shown(checkpoints)}",
+                soft_wrap=True,
+            )
+        else:
+            console.print("stopped before the first checkpoint: nothing is kept", soft_wrap=True)
+        raise
+
+
+def report_outcome(outcome: TrainingOutcome, console: Console) -> None:
+    """What a person should know of how the training went, beside the model's own line."""
+    if outcome.skipped or outcome.skipped_mentions:
+        console.print(
+            f"[yellow]![/] {outcome.skipped:,} examples name items that the catalogue does not have; skipped. "
+            f"{outcome.skipped_mentions:,} such items were left out of histories",
+            soft_wrap=True,
+        )
+    if (validation := outcome.validation) is not None:
+        console.print(
+            f"  validation loss [bold]{validation.loss:.3f}[/] on {validation.targets:,} examples, the best of "
+            f"{validation.times:,}, after step {validation.step:,}: these weights were kept",
+            soft_wrap=True,
+        )
+    if outcome.stopped_early:
+        console.print(
+            f"  stopped after {outcome.steps:,} of {outcome.planned_steps:,} steps: the validation loss did not get better "
+            "any more (--patience)",
+            soft_wrap=True,
+        )
+    elif outcome.steps < outcome.planned_steps:
+        console.print(
+            f"[yellow]![/] the time was up after {outcome.steps:,} of {outcome.planned_steps:,} steps: the same command again "
+            "goes on from there (--anew: from nothing)",
+            soft_wrap=True,
+        )

@@ -1,0 +1,149 @@
+"""The dense part of a bundle, fitted at the end of a training: λ and α chosen on held-out examples, then the space of all items.
+
+What must hold: the weights are chosen in a space that has not counted the items that play the arrivals, on examples that the
+model was not trained on; the space that is kept is of all items. What a query brings decides which weights are its: those of
+queries with an embedding (their own, or their text's), or those of a history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.dense.choosing import Chosen, Recalls, ValidationCase, choose_weights
+from models.dense.mixture import MixtureWeights
+from models.dense.part import Asked
+from models.dense.space import DenseSpace, fit_space, id_hashes
+from models.dense.vectors import quantise
+
+MOST_CASES: Final = 2_000  # of a kind: recall@10 is then known to within ± .02
+PLAYING_ARRIVALS: Final = 0.1  # of the items
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """An example that the model was not trained on: ``text``, ``history`` (rows, oldest first), ``target`` (row)."""
+
+    target: int
+    text: str = ""
+    history: tuple[int, ...] = ()
+
+
+Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+AskModel = Callable[[Sequence[HeldOut]], Sequence[Found]]
+"""The search's answers: rows and their log-probabilities, best first, as the retriever finds them."""
+EmbedTexts = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMixture:
+    """``space`` of all items; ``chosen`` by what a query brings, for the kinds that the examples have."""
+
+    space: DenseSpace
+    chosen: Mapping[Asked, Chosen]
+
+    @property
+    def weights(self) -> dict[Asked, MixtureWeights]:
+        """By what a query brings."""
+        return {asked: chosen.weights for asked, chosen in self.chosen.items()}
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For the manifest, for people."""
+        return {asked: msgspec.to_builtins(chosen) for asked, chosen in self.chosen.items()}
+
+    def in_words(self) -> list[str]:
+        """A sentence a kind of query."""
+        return [_words(asked, chosen) for asked, chosen in self.chosen.items()]
+
+
+def fit_mixture(
+    embeddings: npt.NDArray[np.floating],
+    ids: Sequence[str],
+    histories: Sequence[Sequence[int]],
+    held_out: Sequence[HeldOut],
+    ask_model: AskModel,
+    *,
+    embed_texts: EmbedTexts | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FittedMixture:
+    """``embeddings`` (N, D) and ``ids`` of the items that the model was trained on; ``histories``: rows, those that it was
+    trained on; ``embed_texts``: the query tower, None without one: texts then decide nothing.
+    """
+    kept = quantise(embeddings).unit()
+    hashes = id_hashes(item.encode() for item in ids)
+    random = np.random.default_rng(seed)
+    playing = random.random(len(ids)) < PLAYING_ARRIVALS
+    chosen: dict[Asked, Chosen] = {}
+    groups = _groups(held_out, has_texts=embed_texts is not None)
+    if groups:
+        space, _ = fit_space(kept, hashes, histories, known=~playing, seed=seed)
+        vectors = space.items(kept, hashes)
+        sizes = [min(MOST_CASES, len(examples)) for examples in groups.values()]
+        done = 0
+        for (asked, examples), size in zip(groups.items(), sizes, strict=True):
+            some = [examples[row] for row in np.sort(random.permutation(len(examples))[:size]).tolist()]
+            cases = _cases(asked, some, ask_model(some), space, vectors, embed_texts)
+            before, whole = done, sum(sizes)
+
+            def report(number: int, _: int, before: int = before, whole: int = whole) -> None:
+                if progress is not None:
+                    progress(before + number, whole)
+
+            chosen[asked] = choose_weights(cases, vectors, playing, progress=report)
+            done += size
+    space, _ = fit_space(kept, hashes, histories, seed=seed)
+    return FittedMixture(space, chosen)
+
+
+def _groups(held_out: Sequence[HeldOut], *, has_texts: bool) -> dict[Asked, list[HeldOut]]:
+    """By what the retriever would take their vector from; those that have none of it are left out."""
+    groups: dict[Asked, list[HeldOut]] = {}
+    for example in held_out:
+        asked: Asked = "embedding" if has_texts and example.text.strip() else "history"
+        if asked == "embedding" or example.history:
+            groups.setdefault(asked, []).append(example)
+    return groups
+
+
+def _cases(
+    asked: Asked,
+    examples: Sequence[HeldOut],
+    found: Sequence[Found],
+    space: DenseSpace,
+    vectors: npt.NDArray[np.float32],
+    embed_texts: EmbedTexts | None,
+) -> list[ValidationCase]:
+    if asked == "embedding":
+        assert embed_texts is not None
+        queries = [space.query(row) for row in embed_texts([example.text for example in examples])]
+    else:
+        queries = [space.taste(vectors[list(example.history)]) for example in examples]
+    return [
+        # A target that the buyer has had before is asked for again: it must not be excluded.
+        ValidationCase(query, example.target, rows, scores, tuple(set(example.history) - {example.target}))
+        for query, example, (rows, scores) in zip(queries, examples, found, strict=True)
+    ]
+
+
+def _words(asked: Asked, chosen: Chosen) -> str:
+    what = "queries with a text or an embedding" if asked == "embedding" else "queries with a history alone"
+    weights = chosen.weights
+
+    def recalls(found: Recalls) -> str:
+        parts = [f"{found.all:.3f}"]
+        if found.new is not None and found.old is not None:
+            parts.append(f"(old items {found.old:.3f}, new ones {found.new:.3f})")
+        return " ".join(parts)
+
+    return (
+        f"{what}: λ {weights.sharpness:.1f}, α {weights.share:.2f}, chosen on {chosen.cases:,} held-out examples, "
+        f"{chosen.new_cases:,} of them for items that play new ones. recall@10 there: mixture {recalls(chosen.mixture)}, model "
+        f"alone {recalls(chosen.model_alone)}, nearest vectors alone {recalls(chosen.dense_alone)}"
+    )

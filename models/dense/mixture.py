@@ -1,0 +1,179 @@
+"""The mixture of the language model and the dense leg: what is the probability that item i answers query q?
+
+    P_dense(i | q) = exp(λ cos(q, i)) / Σ over the catalogue
+    old items        (1 - α) P_model(i | q) + α P_dense(i | q)
+    new items        (1 - α') P_model(i | q) + α' e^β P_dense(i | q)
+
+P_model(i | q) is the probability of the item's SID times the item's share of it, 0 for what the search did not find. New is
+an item that the model was not trained on: its SID means nothing to the model, and so α' is 1 unless validation says
+otherwise. β is the operator's knob. An item without a vector has P_dense 0, and the share of an old item, new or not.
+
+What must hold: all in float64 and tested against brute force over the catalogue; λ maximises the likelihood of validation
+targets (it is concave: there is one such λ); α maximises their recall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+NEAREST: Final = 100  # candidates of the dense leg among all items
+NEAREST_NEW: Final = 50  # and among the new ones, so that a crowded neighbourhood does not hide them
+SHARES: Final = tuple(step / 20 for step in range(20))  # grid of α; not 1, which would lose items without a vector
+LEAST_SHARPNESS: Final = 1e-3
+MOST_SHARPNESS: Final = 1e3
+_NEWTON_STEPS: Final = 60
+_CONVERGED: Final = 1e-10
+
+
+class MixtureWeights(msgspec.Struct, frozen=True, kw_only=True):
+    """``sharpness``: λ; ``share``: α of old items; ``share_of_new``: α' of new ones."""
+
+    sharpness: float
+    share: float
+    share_of_new: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What is known of C candidates of one query.
+
+    ``rows``: int64 (C,), ascending; ``model``: float64 (C,) log P_model, -inf where the search did not find the item;
+    ``cosine``: float64 (C,), of its vector to the query's, -inf where it has no vector; ``new``: bool (C,); ``near``: bool
+    (C,), whether the dense leg found it.
+    """
+
+    rows: npt.NDArray[np.int64]
+    model: npt.NDArray[np.float64]
+    cosine: npt.NDArray[np.float64]
+    new: npt.NDArray[np.bool_]
+    near: npt.NDArray[np.bool_]
+
+
+def mixed(
+    candidates: Candidates, log_normaliser: float, weights: MixtureWeights, *, boost_of_new: float = 0.0
+) -> npt.NDArray[np.float64]:
+    """Natural log-probability of each candidate, (C,). ``log_normaliser``: ``log_sum`` over the catalogue, -inf if no item has
+    a vector; ``boost_of_new``: β.
+    """
+    if np.isneginf(log_normaliser):
+        dense = np.full(len(candidates.rows), -np.inf)
+    else:
+        dense = weights.sharpness * candidates.cosine - log_normaliser
+    new = candidates.new & (candidates.cosine > -np.inf)
+    share = np.where(new, weights.share_of_new, weights.share)
+    with np.errstate(divide="ignore"):
+        found: npt.NDArray[np.float64] = np.logaddexp(
+            np.log1p(-share) + candidates.model, np.log(share) + dense + np.where(new, boost_of_new, 0.0)
+        )
+    return found
+
+
+def log_sum(cosines: npt.NDArray[np.floating], sharpness: float) -> float:
+    """log Σ exp(λ cos) over cosines (N,), in float64; -inf for none. An item without a vector has cosine -inf."""
+    if len(cosines) == 0:
+        return -np.inf
+    scaled = sharpness * np.asarray(cosines, dtype=np.float64)
+    top = scaled.max()
+    if np.isneginf(top):
+        return -np.inf
+    return float(top + np.log(np.exp(scaled - top).sum()))
+
+
+def nearest(
+    cosines: npt.NDArray[np.floating], most: int, among: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.int64]:
+    """The ``most`` rows of greatest cosine (N,), only those ``among`` and none of -inf, ascending by row; of equal ones the
+    smaller row.
+    """
+    rows = np.flatnonzero(np.asarray(cosines) > -np.inf if among is None else (np.asarray(cosines) > -np.inf) & among)
+    if most < 1:
+        return rows[:0]
+    if len(rows) > most:
+        values = np.asarray(cosines)[rows]
+        least = np.partition(values, len(rows) - most)[len(rows) - most]
+        surely = rows[values > least]
+        level = rows[values == least][: most - len(surely)]
+        rows = np.sort(np.concatenate((surely, level)))
+    return rows
+
+
+def gather(
+    found: npt.NDArray[np.integer],
+    log_probabilities: npt.NDArray[np.float64],
+    cosines: npt.NDArray[np.floating],
+    new: npt.NDArray[np.bool_],
+    *,
+    excluded: npt.NDArray[np.integer] | Sequence[int] = (),
+    nearest_of_all: int = NEAREST,
+) -> Candidates:
+    """The candidates of one query: what the search found, with log P_model; the nearest of all items and of the new ones.
+
+    ``found``: (F,) distinct rows; ``cosines`` (N,) and ``new`` (N,) of the catalogue, -inf for an item without a vector;
+    ``excluded``: rows that must not be answered.
+    """
+    allowed = np.asarray(cosines, dtype=np.float64).copy()
+    allowed[np.asarray(excluded, dtype=np.int64)] = -np.inf
+    near = np.concatenate((nearest(allowed, nearest_of_all), nearest(allowed, NEAREST_NEW, new)))
+    kept = ~np.isin(found, np.asarray(excluded, dtype=np.int64))
+    found, log_probabilities = np.asarray(found, dtype=np.int64)[kept], log_probabilities[kept]
+    rows = np.union1d(found, near)
+    model = np.full(len(rows), -np.inf)
+    model[np.searchsorted(rows, found)] = log_probabilities
+    return Candidates(rows, model, np.asarray(cosines, dtype=np.float64)[rows], new[rows], np.isin(rows, near))
+
+
+def fit_sharpness(cosines: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:
+    """λ of greatest likelihood Σ log P_dense(target | q): cosines (Q, N) of each validation query to the catalogue, one target
+    (Q,) each. Newton's method on the concave log-likelihood, halved where it would leave the bounds; between
+    ``LEAST_SHARPNESS`` (the targets are no nearer than others) and ``MOST_SHARPNESS`` (each target is the nearest item).
+    """
+    rows = np.asarray(cosines)
+    if len(rows) == 0:
+        return LEAST_SHARPNESS
+    wanted = float(np.mean(rows[np.arange(len(rows)), targets], dtype=np.float64))
+
+    def slope(sharpness: float) -> tuple[float, float]:
+        """Derivative and curvature of the mean log-likelihood."""
+        expected = variance = 0.0
+        for row in rows:
+            values = row.astype(np.float64)
+            weight = np.exp(sharpness * (values - values.max()))
+            weight /= weight.sum()
+            mean = float(weight @ values)
+            expected += mean
+            variance += float(weight @ (values - mean) ** 2)
+        return wanted - expected / len(rows), -variance / len(rows)
+
+    low, high = LEAST_SHARPNESS, MOST_SHARPNESS
+    if slope(low)[0] <= 0:
+        return low
+    if slope(high)[0] >= 0:
+        return high
+    guess = 10.0
+    for _ in range(_NEWTON_STEPS):
+        first, second = slope(guess)
+        low, high = (guess, high) if first > 0 else (low, guess)
+        step = guess - first / second if second < 0 else np.inf
+        # Outside of what is known to hold the maximum: half the way on the logarithmic scale, as λ spans six decades.
+        following = step if low < step < high else float(np.sqrt(low * high))
+        if abs(following - guess) <= _CONVERGED * guess:
+            return following
+        guess = following
+    return guess
+
+
+def rank_of(
+    target: int, candidates: Candidates, log_probabilities: npt.NDArray[np.float64], never: int = 1_000_000
+) -> int:
+    """Place of a row, counted from 1, ``never`` if it is no candidate; equal ones stand in the order of their rows."""
+    at = int(np.searchsorted(candidates.rows, target))
+    if at == len(candidates.rows) or candidates.rows[at] != target or np.isneginf(log_probabilities[at]):
+        return never
+    own = log_probabilities[at]
+    return 1 + int((log_probabilities > own).sum()) + int((log_probabilities[:at] == own).sum())

@@ -1,0 +1,148 @@
+"""Tables of token ids, and the batches that a step learns from, cut with array operations alone: on a small model Python
+per example would cost more than the model.
+
+What must hold: a batch has rows of like lengths of one table, and about as many targets as every other; the same seed,
+epoch and number give the same batch, whatever was drawn before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+NOTHING_FOLLOWS: Final = -100  # transformers' label for "no loss here"
+_LENGTH_NOISE: Final = 0.1  # share by which lengths are blurred, so that batches differ between epochs
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """B sequences of T token ids.
+
+    ``token_ids``: (B, T) int64, padded at the end; ``following``: (B, T) int64, the token to be predicted after each
+    position, -100 where none is. If a sequence branches: ``positions`` (B, T) int64, each token's place in its own
+    prompt, and ``visible`` (B, T, T) bool, which tokens each token sees; else both are None and attention is causal.
+    """
+
+    token_ids: npt.NDArray[np.int64]
+    following: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64] | None = None
+    visible: npt.NDArray[np.bool_] | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The arrays that are there, by name, as tensors over the same memory."""
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in asdict(self).items() if array is not None}
+
+
+class TrainingTable(Protocol):
+    """What training needs: how long each row is, how many targets it has, and batches of rows.
+
+    ``lengths``: (N,) tokens a row; ``row_targets``: (N,) SIDs to be predicted in each; ``targets``: their sum.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    row_targets: npt.NDArray[np.int64]
+    targets: int
+
+    def __len__(self) -> int:
+        """Rows."""
+
+    def batch(
+        self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
+    ) -> TrainingBatch:
+        """The rows at ``indices`` (B,), each SID in its other form with probability ``layer2_dropout``."""
+
+
+class JoinedTable:
+    """Several tables as one; rows of two tables never stand in one batch."""
+
+    def __init__(self, parts: Sequence[TrainingTable]) -> None:
+        self.parts = tuple(parts)
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self.row_targets = np.concatenate([part.row_targets for part in parts])
+        self.targets = sum(part.targets for part in parts)
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self) -> list[npt.NDArray[np.intp]]:
+        """Indices of each part's rows."""
+        return [np.arange(start, stop) for start, stop in zip(self._starts, self._starts[1:], strict=False)]
+
+    def batch(
+        self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
+    ) -> TrainingBatch:
+        """The rows at ``indices``, all of one part."""
+        part = int(np.searchsorted(self._starts, indices[0], side="right")) - 1
+        return self.parts[part].batch(indices - self._starts[part], layer2_dropout, random)
+
+
+class Batches:
+    """A data loader: all rows once an epoch in random order; what transformers' ``Trainer`` needs of one and no more.
+
+    ``begin_after(step)``: as if ``step`` batches had been taken already.
+    """
+
+    def __init__(self, table: TrainingTable, batch_size: int, *, layer2_dropout: float = 0.0, seed: int = 0) -> None:
+        """``batch_size``: targets a batch, about; a row is never divided."""
+        self.dataset = table  # Trainer counts the examples
+        self._batch_size, self._layer2_dropout, self._seed = batch_size, layer2_dropout, seed
+        self._parts = table.rows() if isinstance(table, JoinedTable) else [np.arange(len(table))]
+        self._counts = [_count(table.row_targets[rows], batch_size) for rows in self._parts]
+        self._epoch = self._skip = 0
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def begin_after(self, step: int) -> None:
+        """The next batch is the one after ``step`` batches."""
+        self._epoch, self._skip = divmod(step, len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer says which epoch begins."""
+        if epoch != self._epoch:
+            self._epoch, self._skip = epoch, 0
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        order = np.random.default_rng((self._seed, self._epoch))
+        rows = self.cut(order)
+        numbers = order.permutation(len(rows))
+        epoch, skip = self._epoch, self._skip
+        self._epoch, self._skip = epoch + 1, 0
+        for number in numbers[skip:]:
+            random = np.random.default_rng((self._seed, epoch, int(number)))
+            yield self.dataset.batch(rows[number], self._layer2_dropout, random).tensors()
+
+    def cut(self, random: np.random.Generator | None) -> list[npt.NDArray[np.intp]]:
+        """Rows of each batch, the shortest first within each part; ``random``: None to keep lengths as they are."""
+        batches: list[npt.NDArray[np.intp]] = []
+        for rows, count in zip(self._parts, self._counts, strict=True):
+            lengths = self.dataset.lengths[rows]
+            if random is not None:
+                lengths = lengths * random.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, size=len(rows))
+            order = rows[np.argsort(lengths, kind="stable")]
+            batches += np.split(order, _cuts(self.dataset.row_targets[order], count))
+        return batches
+
+
+def _count(row_targets: npt.NDArray[np.int64], batch_size: int) -> int:
+    return min(len(row_targets), -(-int(row_targets.sum()) // batch_size))
+
+
+def _cuts(row_targets: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.intp]:
+    """Where to cut rows into ``count`` parts of about as many targets, none empty."""
+    reached = np.cumsum(row_targets)
+    number = np.arange(1, count)
+    cuts = np.searchsorted(reached, number * (reached[-1] / count)) + 1  # behind the row that reaches it
+    cuts = np.maximum.accumulate(cuts - number) + number
+    last: npt.NDArray[np.intp] = np.minimum(cuts, len(row_targets) - count + number)
+    return last

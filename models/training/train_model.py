@@ -1,0 +1,136 @@
+"""From data to a trained model, for the product and for the study alike: unknown items left out, examples of one history
+joined, histories and examples each in the table that shares most work, and a model trained on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import SidstreamError
+from models.language.prompts import PromptBuilder
+from models.sids.layout import Layout
+from models.training.checkpoints import Checkpoints
+from models.training.example_table import ExampleTable
+from models.training.examples import TrainingData, TrainingExample, TrainingHistory
+from models.training.fine_tuning import fine_tune
+from models.training.folding import folded
+from models.training.history_table import HistoryTable
+from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
+from models.training.tables import JoinedTable, TrainingTable
+
+
+@dataclass(frozen=True)
+class Known:
+    """Data whose items are all known; ``examples``: left out because their item is not, ``mentions``: unknown items left out
+    of histories.
+    """
+
+    data: TrainingData
+    examples: int
+    mentions: int
+
+
+def known(data: TrainingData, item_rows: Mapping[str, int]) -> Known:
+    """``data`` without the items that ``item_rows`` lacks."""
+    skipped = mentions = 0
+    examples = []
+    for example in data.examples:
+        if example.item not in item_rows:
+            skipped += 1
+            continue
+        history = tuple(item for item in example.history if item in item_rows)
+        mentions += len(example.history) - len(history)
+        examples.append(msgspec.structs.replace(example, history=history))
+    histories = []
+    for whole in data.histories:
+        if all(item in item_rows for item in whole.items):
+            histories.append(whole)
+            continue
+        kept = [(item, query) for item, query in zip(whole.items, whole.asked(), strict=True) if item in item_rows]
+        missing = [query for item, query in zip(whole.items, whole.asked(), strict=True) if item not in item_rows]
+        asked = sum(query is not None for query in missing)
+        skipped, mentions = skipped + asked, mentions + len(missing) - asked
+        if kept and kept[0][1]:  # has no history any more
+            examples.append(TrainingExample(query=kept[0][1], user=whole.user, item=kept[0][0]))
+        queries = (None, *(query for _, query in kept[1:]))
+        histories.append(TrainingHistory(tuple(item for item, _ in kept), whole.user, queries[: len(kept)]))
+    return Known(TrainingData(tuple(histories), tuple(examples)), skipped, mentions)
+
+
+def training_table(
+    data: TrainingData,
+    prompts: PromptBuilder,
+    layout: Layout,
+    item_rows: Mapping[str, int],
+    codes: npt.NDArray[np.uint16],
+    *,
+    of: str = "training",
+) -> TrainingTable:
+    """``data``, all of it known, as rows for a model; ``of``: what they are called where there is nothing to learn."""
+    max_history = prompts.settings.max_history
+    joined = folded(data, max_history)
+    histories = [history for history in joined.histories if any(query is not None for query in history.asked()[1:])]
+    parts: list[TrainingTable] = []
+    if histories:
+        parts.append(
+            HistoryTable(
+                [[item_rows[item] for item in history.items] for history in histories],
+                prompts.vocabulary,
+                layout,
+                codes,
+                max_history=max_history,
+                begin_id=prompts.begin_id,
+                users=[history.user for history in histories],
+                texts=_texts(histories, prompts),
+            )
+        )
+    if joined.examples:
+        parts.append(ExampleTable(joined.examples, prompts, layout, item_rows, codes))
+    if not parts:
+        raise SidstreamError(
+            f"the {of} data have nothing to learn: no example names an item of the catalogue, and no history has two of its "
+            "items; give data that belong to the catalogue"
+        )
+    return parts[0] if len(parts) == 1 else JoinedTable(parts)
+
+
+def _texts(histories: list[TrainingHistory], prompts: PromptBuilder) -> list[list[list[int] | None]]:
+    """Token ids of the query for each item of each history, None where the item is no target."""
+    asked = [history.asked() for history in histories]
+    different = list(dict.fromkeys(query for queries in asked for query in queries if query))
+    most = prompts.settings.max_text_tokens
+    ids = dict(zip(different, (ids[:most] for ids in prompts.tokenizer.encode_batch(different)), strict=True))
+    return [[None if query is None else ids.get(query, []) for query in queries] for queries in asked]
+
+
+def train_model(
+    model: Any,
+    data: TrainingData,
+    prompts: PromptBuilder,
+    layout: Layout,
+    item_rows: Mapping[str, int],
+    codes: npt.NDArray[np.uint16],
+    settings: TrainingSettings,
+    *,
+    validation: TrainingData | None = None,
+    progress: ProgressCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> TrainingOutcome:
+    """Trains ``model`` in place (``fine_tune``) on all of ``data`` whose items are known.
+
+    ``item_rows``: item id → row of ``codes`` (N, L). Raises ``SidstreamError`` where nothing of ``data`` or of
+    ``validation`` is known.
+    """
+    usable = known(data, item_rows)
+    table = training_table(usable.data, prompts, layout, item_rows, codes)
+    held_out = None
+    if validation is not None:
+        held_out = training_table(known(validation, item_rows).data, prompts, layout, item_rows, codes, of="validation")
+    outcome = fine_tune(model, table, settings, progress, checkpoints, held_out)
+    return replace(outcome, skipped=usable.examples, skipped_mentions=usable.mentions)

@@ -1,0 +1,87 @@
+"""The loss on examples that are not trained on: how often it is asked for, whether it got better, when to stop.
+
+What must hold: the same model gives the same loss, whatever was trained meanwhile; asking for it changes neither the model
+nor the random numbers of the training.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from models.training.losses import surprises
+from models.training.settings import ValidationOutcome
+from models.training.tables import Batches, TrainingTable
+
+MOST_TARGETS: Final = 4_000  # that a validation looks at: the loss is then known to about a hundredth
+_AN_EPOCH: Final = 4
+# A step forward and backward costs about three times a step forward, and validation may take a tenth of the time.
+_STEPS_A_BATCH: Final = 3
+
+
+class Validation:
+    """What validation has said so far; ``best_loss`` is infinite before the first."""
+
+    def __init__(self, table: TrainingTable, *, batch_size: int, steps_an_epoch: int, patience: int) -> None:
+        self._table = table
+        self._patience = patience
+        batches = Batches(table, batch_size).cut(None)
+        most = max(1, round(len(batches) * min(1.0, MOST_TARGETS / table.targets)))
+        self._batches = [batches[at] for at in np.linspace(0, len(batches) - 1, most).round().astype(int)]
+        self.targets = int(sum(table.row_targets[rows].sum() for rows in self._batches))
+        self.every = max(1, steps_an_epoch // _AN_EPOCH, _STEPS_A_BATCH * len(self._batches))
+        self.best_loss = float("inf")
+        self.best_step = self.times = self._since_best = 0
+        self.last_loss: float | None = None
+
+    def loss(self, model: Any) -> float:
+        """Mean -log P of the tokens to be predicted (natural logarithm), each SID in the layout's form."""
+        import torch
+
+        was_training = model.training
+        model.eval()
+        total, tokens = 0.0, 0
+        with torch.no_grad():
+            for rows in self._batches:
+                batch = self._table.batch(rows, 0.0, np.random.default_rng(0)).tensors()
+                losses = surprises(model, {name: part.to(model.device) for name, part in batch.items()})
+                total, tokens = total + float(losses.double().sum()), tokens + len(losses)
+        model.train(was_training)
+        return total / tokens
+
+    def take(self, loss: float, step: int) -> bool:
+        """Remembers a loss; whether it is the best so far. One that is no number is never the best."""
+        self.last_loss = loss
+        self.times += 1
+        better = loss < self.best_loss
+        if better:
+            self.best_loss, self.best_step, self._since_best = loss, step, 0
+        else:
+            self._since_best += 1
+        return better
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether training should stop."""
+        return self._since_best >= self._patience
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "best_loss": self.best_loss if self.times else None,
+            "best_step": self.best_step,
+            "last_loss": self.last_loss,
+            "times": self.times,
+            "since_best": self._since_best,
+        }
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Takes what ``state`` gave."""
+        self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
+        self.best_step, self.times, self._since_best = state["best_step"], state["times"], state["since_best"]
+        self.last_loss = state["last_loss"]
+
+    def outcome(self, *, stopped_early: bool) -> ValidationOutcome:
+        """Figures of the whole training."""
+        return ValidationOutcome(self.best_loss, self.best_step, self.targets, self.times, stopped_early)

@@ -1,0 +1,150 @@
+"""The dense leg where queries are answered: each query's vector, and the mixture of what both legs find.
+
+What must hold: vectors, topology and items are of one snapshot; whatever is answered is eligible. A query that one leg has
+nothing to go on for is answered by the other, and its answer says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from models.bundles.bundle import Bundle
+from models.bundles.dense_part import dense_space_of
+from models.dense.mixture import NEAREST
+from models.dense.part import DenseRecord
+from models.dense.space import DenseSpace
+from retriever.answering.ranking import RankedItem
+from retriever.dense.current_vectors import CurrentVectors
+from retriever.dense.leg import DenseLeg, DenseQuery, MixedItem, ModelCandidates
+from store.reading.reader import Snapshot
+from store.records.encoding import StoredItem
+from streamer.events.embeddings import query_embedding
+from streamer.events.records import Query
+
+if TYPE_CHECKING:
+    from models.towers.text_encoder import TextEncoder
+
+log = structlog.get_logger(__name__)
+
+Numbers = npt.NDArray[np.uint32]
+_NOTHING: Final = ModelCandidates.none()
+
+
+@dataclass(frozen=True, eq=False)
+class ToMix:
+    """One query: its vector, what the model found (None: the model was not asked), how many items it wants, and which it does
+    not want.
+    """
+
+    query: DenseQuery
+    ranked: Sequence[RankedItem] | None
+    limit: int
+    excluded: Numbers
+
+
+def candidates_for(limit: int) -> int:
+    """How many of the model's items the mixture looks at: an item beyond has less of its probability than each of these."""
+    return max(limit, NEAREST)
+
+
+class Mixer:
+    """The dense leg of a bundle over an index. For one thread."""
+
+    def __init__(
+        self,
+        record: DenseRecord,
+        space: DenseSpace,
+        *,
+        has_model: bool,
+        boost_of_new: float | None = None,
+        query_tower: TextEncoder | None = None,
+    ) -> None:
+        self._record = record
+        self._current = CurrentVectors(space)
+        self._has_model = has_model
+        self._boost_of_new = boost_of_new
+        self._query_tower = query_tower
+        self._leg: DenseLeg | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, has_model: bool, boost_of_new: float | None = None) -> Self | None:
+        """The mixer of a bundle with a dense part; None for one without, which an older sidstream has made."""
+        record, space = bundle.manifest.dense, dense_space_of(bundle)
+        if record is None or space is None:
+            return None
+        tower = None
+        if record.query_tower is not None:
+            from models.towers.text_encoder import TextEncoder
+
+            tower = TextEncoder(bundle.path(record.query_tower))
+        return cls(record, space, has_model=has_model, boost_of_new=boost_of_new, query_tower=tower)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text has a vector without the client's help."""
+        return self._query_tower is not None
+
+    def roll_to(self, snapshot: Snapshot) -> None:
+        """Brings the vectors to a snapshot."""
+        table = self._current.at(snapshot)
+        if self._leg is None or self._leg.vectors is not table:
+            self._leg = DenseLeg(self._record, table, has_model=self._has_model, boost_of_new=self._boost_of_new)
+
+    def query(self, query: Query, history: Sequence[StoredItem]) -> DenseQuery | None:
+        """A query's vector: of its embedding, else of its text if the bundle has a tower, else of its history's live items; None
+        if there is none of these.
+        """
+        assert self._leg is not None
+        embedding = None
+        if query.embedding is not msgspec.UNSET:
+            embedding = query_embedding(query.embedding, self._record.dimension)
+        elif self._query_tower is not None and query.text.strip():
+            embedding = self._embedded(query.text)
+        return self._leg.query(embedding, np.array([item.number for item in history], dtype=np.int64))
+
+    def _embedded(self, text: str) -> npt.NDArray[np.float32] | None:
+        from models.towers.text_encoder import TextEncoderError
+
+        assert self._query_tower is not None
+        try:
+            return self._query_tower.encode([text]).reshape(-1)
+        except TextEncoderError:  # nothing in it that is a word
+            return None
+
+    def mix(self, queries: Sequence[ToMix], eligible: Numbers | None) -> list[list[MixedItem]]:
+        """The best items of each query, best first; ``eligible``: item numbers that all of these queries' filter lets through."""
+        assert self._leg is not None
+        found = [
+            _NOTHING
+            if one.ranked is None
+            else ModelCandidates(
+                np.array([ranked.item.number for ranked in one.ranked], dtype=np.int64),
+                np.array([ranked.score for ranked in one.ranked], dtype=np.float64),
+            )
+            for one in queries
+        ]
+        return self._leg.answer(
+            [one.query for one in queries],
+            found,
+            limits=[one.limit for one in queries],
+            excluded=[one.excluded for one in queries],
+            eligible=eligible,
+        )
+
+
+def read_items(
+    mixed: Sequence[MixedItem], ranked: Sequence[RankedItem] | None, read: Callable[[Numbers], list[StoredItem]]
+) -> list[StoredItem]:
+    """The items of an answer, in its order; ``read`` is asked for those alone that the model's leg has not read already."""
+    known = {one.item.number: one.item for one in ranked or ()}
+    missing = [item.number for item in mixed if item.number not in known]
+    if missing:
+        known |= {item.number: item for item in read(np.array(missing, np.uint32))}
+    return [known[item.number] for item in mixed]

@@ -1,0 +1,128 @@
+"""The end of a training: λ and α of the mixture are chosen on held-out examples, by the retriever's own answers, and written into
+the bundle with the dense part.
+
+What must hold: the model is asked as the retriever asks it, over an index of the items that it was trained on; weights of items
+are those of the catalogue, as they are published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import numpy as np
+
+from models.bundles.bundle import Bundle
+from models.bundles.dense_part import add_dense_part
+from models.catalogue import Catalogue
+from models.commands.after_training import Trained
+from models.dense.fit_mixture import FittedMixture, Found, HeldOut, fit_mixture
+from models.dense.mixture import NEAREST
+from models.progress import WorkProgress
+from models.terminal import shown
+from store.records.batch import CodesBatch
+from store.writing.writer import IndexWriter
+from streamer.events.records import Query
+from streamer.settings import RetrieverSettings
+
+_ITEMS_A_BATCH: Final = 10_000
+_ASKED_AT_ONCE: Final = 32
+
+
+def choose_mixture(trained: Trained) -> Bundle:
+    """The bundle with its dense part; says in words what was chosen, on what, and what it finds."""
+    console, shop = trained.console, trained.shop
+    encoder = None if trained.towers is None else trained.towers.query_encoder()
+    with WorkProgress(console) as work, TemporaryDirectory() as directory:
+        asking = work.task("choosing the mixture: asking the model", unit="queries", total=len(trained.held_out))
+        fitted = fit_mixture(
+            shop.embeddings,
+            [item.id for item in shop.items],
+            trained.histories,
+            trained.held_out,
+            lambda examples: ask_model(trained, examples, Path(directory) / "index", asking.update),
+            embed_texts=None if encoder is None else encoder.encode,
+            seed=trained.seed,
+        )
+        asking.end()
+    bundle = add_dense_part(
+        trained.bundle,
+        fitted.space,
+        weights=fitted.weights,
+        figures=fitted.figures,
+        query_tower=None if trained.towers is None else trained.towers.path("query"),
+    )
+    for sentence in _sentences(fitted, shop):
+        console.print(f"  {shown(sentence)}", soft_wrap=True)
+    return bundle
+
+
+def ask_model(
+    trained: Trained, examples: Sequence[HeldOut], index: Path, progress: Callable[[int], None]
+) -> list[Found]:
+    """The items that the model finds for each example, as rows, with their log-probabilities."""
+    import torch
+
+    from models.bundles.model_of_bundle import load_language_model
+    from retriever.answering.answers import Answerer, Asked
+    from store.reading.reader import IndexReader
+
+    bundle, shop = trained.bundle, trained.shop
+    _write_index(bundle, trained, index)
+    model, prompts = load_language_model(bundle)
+    ids = [item.id for item in shop.items]
+    rows = {item: row for row, item in enumerate(ids)}
+    settings = RetrieverSettings(dense=False, maximum_limit=max(RetrieverSettings().maximum_limit, NEAREST))
+    found: list[Found] = []
+    with IndexReader(index) as reader, torch.inference_mode():
+        answerer = Answerer(bundle=bundle, model=model, prompts=prompts, reader=reader, settings=settings)
+        for start in range(0, len(examples), _ASKED_AT_ONCE):
+            part = examples[start : start + _ASKED_AT_ONCE]
+            asked = [
+                Asked(
+                    str(number),
+                    # A target that the buyer has had before may be answered: who has to be found is not excluded.
+                    Query(
+                        text=example.text,
+                        history=tuple(ids[row] for row in example.history),
+                        limit=NEAREST,
+                        exclude_history=False,
+                    ),
+                )
+                for number, example in enumerate(part)
+            ]
+            for answer in answerer.answers(asked):
+                items = np.array([rows[item.item_id] for item in answer.items], dtype=np.int64)
+                found.append((items, np.array([item.score for item in answer.items], dtype=np.float64)))
+            progress(start + len(part))
+    return found
+
+
+def _write_index(bundle: Bundle, trained: Trained, path: Path) -> None:
+    items, layout = trained.shop.items, bundle.layout
+    if path.exists():
+        return
+    with IndexWriter.open(path, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size) as writer:
+        for start in range(0, len(items), _ITEMS_A_BATCH):
+            part = items[start : start + _ITEMS_A_BATCH]
+            count = len(part)
+            batch = CodesBatch(
+                ids=[item.id.encode() for item in part],
+                codes=trained.codes[start : start + count],
+                weights=np.array([item.weight for item in part], np.float32),
+                titles=[""] * count,
+                updated_at=np.zeros(count, np.int64),
+                deleted=np.zeros(count, np.bool_),
+            )
+            writer.apply(batch, {})
+
+
+def _sentences(fitted: FittedMixture, shop: Catalogue) -> list[str]:
+    if words := fitted.in_words():
+        return words
+    return [
+        f"the mixture of the model and the {len(shop):,} items' vectors keeps the weights that it has without measuring: there "
+        "were no held-out examples with a history (or a text, with --embed) to choose by; give more examples, or --validation"
+    ]

@@ -1,0 +1,158 @@
+"""The dense leg of the retriever: a query's vector, the candidates of both legs, the mixture, and which leg found an item.
+
+What must hold: an answer is that of ``models.dense.mixture`` over the items that are eligible, model and vectors of one and the
+same snapshot; an item without a vector is left to the model, a query without a vector too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from models.dense.mixture import NEAREST, gather, mixed
+from models.dense.part import Asked, DenseRecord
+from retriever.dense.item_vectors import ItemVectors, Similarities
+
+FoundBy = Literal["model", "dense", "both"]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseQuery:
+    """``asked``: what the vector comes from; ``vector``: float32 (W,) of length 1."""
+
+    asked: Asked
+    vector: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MixedItem:
+    """One item of an answer: its number, natural log-probability, the leg that found it, the cosine of its vector to the
+    query's (None without one), and whether training did not know it (of an item with a vector).
+    """
+
+    number: int
+    score: float
+    found_by: FoundBy
+    cosine: float | None
+    new: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCandidates:
+    """What the search found for one query: ``numbers`` (F,) distinct item numbers, ``scores`` float64 (F,) log P_model."""
+
+    numbers: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+
+    @classmethod
+    def none(cls) -> ModelCandidates:
+        """Of a query that the model cannot answer."""
+        return cls(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+class DenseLeg:
+    """The mixture over the items of ``vectors``; ``boost_of_new``: β of the settings, None for the bundle's own."""
+
+    def __init__(
+        self, record: DenseRecord, vectors: ItemVectors, *, has_model: bool, boost_of_new: float | None = None
+    ) -> None:
+        self.vectors = vectors
+        kinds: tuple[Asked, ...] = ("embedding", "history")
+        self._weights = {asked: record.weights_of(asked, has_model=has_model) for asked in kinds}
+        self._boost_of_new = record.boost_of_new if boost_of_new is None else boost_of_new
+
+    def query(self, embedding: npt.NDArray[np.floating] | None, history: npt.NDArray[np.integer]) -> DenseQuery | None:
+        """The vector of a query: of its embedding (D,) if it has one, else of the items of its history (numbers, oldest first)
+        that have vectors; None if there is neither.
+        """
+        space = self.vectors.space
+        if embedding is not None:
+            vector = space.query(embedding)
+            return DenseQuery("embedding", vector) if vector.any() else None
+        rows = self._rows(history)
+        if len(rows) == 0:
+            return None
+        vector = space.taste(self.vectors.vectors[rows])
+        return DenseQuery("history", vector) if vector.any() else None
+
+    def answer(
+        self,
+        queries: Sequence[DenseQuery],
+        found: Sequence[ModelCandidates],
+        *,
+        limits: Sequence[int],
+        excluded: Sequence[npt.NDArray[np.integer]],
+        eligible: npt.NDArray[np.uint32] | None = None,
+    ) -> list[list[MixedItem]]:
+        """The ``limits`` best items of each query, best first, equal ones by item number.
+
+        ``found``: what the model found, of eligible items; ``excluded``: item numbers that must not be answered; ``eligible``:
+        the item numbers that a filter of all these queries lets through, None for all. The sum over the catalogue is over the
+        items that are eligible and not excluded: the answer is that of a catalogue of these alone.
+        """
+        if not queries:
+            return []
+        similarities = self.vectors.held_against(
+            np.stack([query.vector for query in queries]),
+            [self._rows(own.numbers) for own in found],
+            [self._rows(numbers) for numbers in excluded],
+            eligible,
+        )
+        return [
+            self._one(query, own, held, limit, without)
+            for query, own, held, limit, without in zip(queries, found, similarities, limits, excluded, strict=True)
+        ]
+
+    def _rows(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Rows of those item numbers that have one."""
+        rows = self.vectors.rows(numbers)
+        return rows[rows >= 0]
+
+    def _one(
+        self,
+        query: DenseQuery,
+        found: ModelCandidates,
+        held: Similarities,
+        limit: int,
+        excluded: npt.NDArray[np.integer],
+    ) -> list[MixedItem]:
+        weights = self._weights[query.asked]
+        table = self.vectors
+        allowed = ~np.isin(found.numbers, excluded)
+        numbers, scores = found.numbers[allowed], found.scores[allowed]
+        rows = table.rows(numbers)
+        candidates = gather(
+            rows[rows >= 0], scores[rows >= 0], held.cosines, table.new, nearest_of_all=max(limit, NEAREST)
+        )
+        values = mixed(candidates, held.log_sum(weights.sharpness), weights, boost_of_new=self._boost_of_new)
+        items = [
+            MixedItem(number, value, _found_by(model, near), cosine, new)
+            for number, value, model, near, cosine, new in zip(
+                table.numbers[candidates.rows].tolist(),
+                values.tolist(),
+                (candidates.model > -np.inf).tolist(),
+                candidates.near.tolist(),
+                candidates.cosine.tolist(),
+                candidates.new.tolist(),
+                strict=True,
+            )
+            if value > -np.inf
+        ]
+        # Items without a vector: what the model says of them counts as that of an old item.
+        with np.errstate(divide="ignore"):  # without a model the share is 1, and the model has said nothing
+            left_to_model = np.log1p(-weights.share) + scores[rows < 0]
+        items += [
+            MixedItem(number, value, "model", None, new=False)
+            for number, value in zip(numbers[rows < 0].tolist(), left_to_model.tolist(), strict=True)
+            if value > -np.inf
+        ]
+        items.sort(key=lambda item: (-item.score, item.number))
+        return items[:limit]
+
+
+def _found_by(model: bool, near: bool) -> FoundBy:
+    return "both" if model and near else "model" if model else "dense"

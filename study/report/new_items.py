@@ -1,0 +1,108 @@
+"""``docs/study/new-items.md``: are items found that came after training, by rule, over all cases, with intervals.
+
+What must hold: the figures are those of the results; what was chosen, and on what, stands beside what came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, Final
+
+from study.data.datasets import DatasetName
+from study.experiments.plan import Row, rows
+from study.experiments.results import Results
+from study.experiments.run import ARRIVALS, ARRIVALS_RULE
+
+RULES: Final = ("the model alone", "the dense leg alone", "mixture")
+_GROUPS: Final = ("all", "old", "new")
+_SETS: Final[tuple[DatasetName, ...]] = ("chorus_icecat", "amazon_games")
+_INTRODUCTION: Final = """\
+# Items that came after training
+
+A tenth of the items is held back from the codebook and from training, and is in the index when the test cases are asked: *new*
+items. The model has never seen them, and gives little to their SIDs. The *dense leg* compares a query with the items' vectors,
+and the *mixture* gives an old item (1 - α) P_model + α P_dense and a new one P_dense alone, with
+P_dense(i | q) = exp(λ cos(q, i)) / Σ over the catalogue. A query's vector is its embedding (chorus_icecat), or the mean of its
+history's vectors by recency (amazon_games: text beside co-occurrence vectors, those of new items by ridge regression from the
+text).
+
+What is measured is the product's: the search with 50 beams, `item_log_probabilities`, vectors of a byte a dimension,
+`models/dense/`. λ (greatest likelihood) and α (recall@10) are chosen on validation cases of known items, a tenth of which play
+the arrivals, as `sidstream train` does it; no test case and no item that arrives in the test has a part in it. Recall@10 of
+items, over **all** test cases; in brackets the middle 95 % of 1,000 bootstrap means over cases. "All" counts every case, "old"
+and "new" those with an old or a new item to be found, and of these items alone.
+
+Again: `sidstream study --only "new items"`.
+"""
+
+
+def write_new_items(results: Results, output: Path) -> Path:
+    """Writes the page; returns its path."""
+    parts = [_INTRODUCTION]
+    for dataset in _SETS:
+        parts.append(f"## {dataset}\n")
+        parts += list(_dataset(results, dataset))
+    page = output / "new-items.md"
+    page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts))
+    return page
+
+
+def _dataset(results: Results, dataset: DatasetName) -> Iterator[str]:
+    ours = [row for row in rows(dataset) if row.section == "new items"]
+    measured = [(row, found) for row in ours if (found := _measured(results, row, ARRIVALS.name)) is not None]
+    if not measured:
+        yield "not run yet\n"
+        return
+    lines = []
+    for rule in RULES:
+        for row, found in measured:
+            cells = [_cell(found[rule][group]) for group in _GROUPS]
+            chosen = found["chosen"]["weights"]
+            weights = f"λ {chosen['sharpness']:.1f}, α {chosen['share']:.2f}" if rule == "mixture" else ""
+            lines.append([rule, str(row.choice.seed), *cells, weights, f"`{row.choice.key}`"])
+        if len(measured) > 1:
+            means = [f"**{mean(found[rule][group]['recall@10'] for _, found in measured):.3f}**" for group in _GROUPS]
+            lines.append([f"**{rule}**", "mean", *means, "", ""])
+    yield _table(["rule", "seed", *_GROUPS, "chosen", "run"], lines)
+    groups = measured[0][1][RULES[0]]
+    counts = ", ".join(f"{group} {groups[group]['cases']:,}" for group in _GROUPS)
+    yield f"Cases: {counts}.\n"
+    for row in ours:
+        if (found := _measured(results, row, ARRIVALS_RULE.name)) is not None:
+            yield (
+                "Which rule is for new items, on validation cases alone: a further tenth of the items is held back from the "
+                f"codebook and the training of a model of its own (run `{row.choice.key}`), and the items that arrive in the "
+                "test are not there.\n"
+            )
+            yield _table(
+                ["rule for new items", *_GROUPS, "α", "cases"],
+                [
+                    [
+                        name,
+                        *(_number(chosen["mixture"][group]) for group in _GROUPS),
+                        f"{chosen['weights']['share']:.2f}",
+                        f"{chosen['cases']:,}, {chosen['new_cases']:,} new",
+                    ]
+                    for name, chosen in found.items()
+                ],
+            )
+
+
+def _measured(results: Results, row: Row, name: str) -> dict[str, Any] | None:
+    result = results.run(row.choice)
+    return None if result is None else result.measured.get(name)
+
+
+def _cell(figures: dict[str, Any]) -> str:
+    return f"{figures['recall@10']:.3f} [{figures['low']:.3f}, {figures['high']:.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines)) + "\n"

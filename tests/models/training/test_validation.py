@@ -1,0 +1,78 @@
+"""Validation: the loss that it takes, how often, and when training has had its chance."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from models.language.prompts import PromptBuilder
+from models.language.tokenizer import train_tokenizer
+from models.sids.layout import Layout
+from models.sids.vocabulary import SidVocabulary
+from models.training.example_table import ExampleTable
+from models.training.examples import TrainingExample
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from models.language.language_model import small_causal_lm  # noqa: E402
+from models.training.losses import surprises  # noqa: E402
+from models.training.validation import MOST_TARGETS, Validation  # noqa: E402
+
+SIZE = 8
+CODES = np.random.default_rng(5).integers(SIZE, size=(20, 3)).astype(np.uint16)
+TOKENIZER = train_tokenizer(["anchor basket"], size=300)
+PROMPTS = PromptBuilder(SidVocabulary(text_size=TOKENIZER.size, user_buckets=0, layers=3, size=SIZE), TOKENIZER)
+
+
+def table(count: int) -> ExampleTable:
+    examples = [TrainingExample("anchor" * (row % 4), item=str(row % 20)) for row in range(count)]
+    return ExampleTable(examples, PROMPTS, Layout(1, "c", 3, SIZE, (2,)), {str(row): row for row in range(20)}, CODES)
+
+
+def test_the_loss_is_the_mean_over_all_tokens_and_changes_nothing() -> None:
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1).train()
+    rows = table(50)
+    validation = Validation(rows, batch_size=7, steps_an_epoch=100, patience=2)
+    state = torch.get_rng_state()
+    found = validation.loss(model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    with torch.no_grad():
+        every = surprises(model, rows.batch(np.arange(50), 0.0, np.random.default_rng(0)).tensors())
+    assert found == pytest.approx(float(every.mean()), rel=1e-5)
+    assert validation.targets == 50
+
+
+def test_large_validation_data_are_looked_at_in_part_and_seldom_enough() -> None:
+    large = Validation(table(3 * MOST_TARGETS), batch_size=100, steps_an_epoch=1_000, patience=2)
+    assert large.targets == pytest.approx(MOST_TARGETS, rel=0.03)
+    assert large.every == 250, "four an epoch"
+    assert Validation(table(1_000), batch_size=100, steps_an_epoch=20, patience=2).every == 30, "a tenth of the time"
+    assert Validation(table(10), batch_size=100, steps_an_epoch=1, patience=2).every == 3
+
+
+def test_patience_ends_after_so_many_that_were_no_better_and_begins_anew_with_a_better_one() -> None:
+    validation = Validation(table(10), batch_size=5, steps_an_epoch=1, patience=2)
+    seen = []
+    for step, loss in enumerate([5.0, 4.0, 4.5, 3.0, 3.0, math.nan], start=1):
+        seen.append((validation.take(loss, step), validation.out_of_patience))
+    assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
+    outcome = validation.outcome(stopped_early=True)
+    assert (outcome.loss, outcome.step, outcome.times, outcome.targets) == (3.0, 4, 6, 10)
+
+
+def test_its_state_goes_on_in_another_process() -> None:
+    one = Validation(table(10), batch_size=5, steps_an_epoch=1, patience=2)
+    one.take(3.0, 1)
+    one.take(4.0, 2)
+    other = Validation(table(10), batch_size=5, steps_an_epoch=1, patience=2)
+    other.go_on_from(one.state())
+    other.take(3.5, 3)
+    assert other.out_of_patience
+    assert other.outcome(stopped_early=True).step == 1
+    fresh = Validation(table(10), batch_size=5, steps_an_epoch=1, patience=2)
+    other.go_on_from(fresh.state())
+    assert other.take(9.0, 1)

@@ -1,0 +1,27 @@
+"""The study's references are the product's: on the models' cases and on every case, settings from the valid part."""
+
+from __future__ import annotations
+
+import pytest
+
+from study.data.datasets import load
+from study.experiments.run import some_cases
+from study.measures.references import reference_record
+
+
+def test_record_has_the_models_cases_and_every_case_with_intervals_and_settings() -> None:
+    data, valid = load("tiny"), load("tiny", "valid")
+    cases = some_cases(data, 400)
+    record = reference_record(data, valid, cases)
+    assert list(record["recalls"]) == ["popularity", "co-occurrence", "neighbours", "co-occurrence and neighbours"]
+    for name in record["recalls"]:
+        assert record["recalls"][name]["cases"] == 400
+        every = record["every case"][name]
+        assert every["cases"] == len(data.cases)
+        assert every["low 10"] <= every["10"] <= every["high 10"]
+    assert "chosen on 1,200 cases of the valid part" in record["settings"]["co-occurrence"]
+    # The next item is a neighbour of the last nine times of ten.
+    assert record["every case"]["co-occurrence"]["50"] > 2 * record["every case"]["popularity"]["50"]
+    [difference] = record["differences"].values()
+    together, alone = (record["every case"][name]["10"] for name in ("co-occurrence and neighbours", "co-occurrence"))
+    assert difference["10"] == pytest.approx(together - alone, abs=2e-5)
