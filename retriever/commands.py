@@ -107,9 +107,17 @@ def show_answer(console: Console, answer: Answer) -> None:
         table.add_column("id", style="dim")
         table.add_column("SID", style="cyan")
         table.add_column("log P", justify="right")
+        mixed = any(item.found_by for item in answer.items)
+        if mixed:
+            table.add_column("found by", style="dim")
         for rank, item in enumerate(answer.items, start=1):
-            table.add_row(str(rank), shown(item.title), shown(item.item_id), shown(item.sid), f"{item.score:.2f}")
+            found_by = [f"{shown(item.found_by)}{', new' if item.new is True else ''}"] if mixed else []
+            table.add_row(
+                str(rank), shown(item.title), shown(item.item_id), shown(item.sid), f"{item.score:.2f}", *found_by
+            )
         print_table(console, table)
+    if answer.note:
+        console.print(f"[dim]{shown(answer.note)}[/]", soft_wrap=True)
     if answer.skipped_history:
         console.print(
             f"[yellow]not in the index, left out of the history:[/] {shown(', '.join(answer.skipped_history))}"

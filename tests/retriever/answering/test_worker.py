@@ -265,9 +265,11 @@ def test_items_of_a_sid_are_ranked_by_similarity_to_the_history(bundle: Bundle, 
     reconstructed = Codebook.load(bundle.codebook_path).reconstruct(np.concatenate((codes, history)))
     reconstructed /= np.linalg.norm(reconstructed, axis=1, keepdims=True)
     cosines = reconstructed[: len(codes)] @ reconstructed[len(codes) :].T
-    answer_queries = answer_batch(bundle, writer, layout="live", ranking="history_similarity", beams=1_000)
+    answer_queries = answer_batch(
+        bundle, writer, layout="live", ranking="history_similarity", beams=1_000, maximum_limit=400
+    )
     for place, token in enumerate(layout.head_tokens):
-        [answer] = answers(answer_queries([query(b"q", history=[f"seen-{token}", "nope"], limit=100)]))
+        [answer] = answers(answer_queries([query(b"q", history=[f"seen-{token}", "nope"], limit=400)]))
         group = [item.item_id for item in answer.items if item.item_id in ids]
         expected = [ids[number] for number in np.argsort(-cosines[:, place])]
         assert group == [item_id for item_id in expected if item_id in group]
@@ -489,3 +491,16 @@ def test_markup_in_a_title_is_shown_as_it_is() -> None:
     show_answer(console, Answer(query_id="q", items=(item,), skipped_history=("[/]",)))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Cable [2-pack] [/] 5 m" in shown
+
+
+def test_terminal_says_which_leg_found_an_item_and_why_one_answered_alone() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    items = (
+        AnswerItem(item_id="a", title="a kettle", sid="<a_1>", score=-1.0, found_by="both"),
+        AnswerItem(item_id="b", title="a newcomer", sid="<a_2>", score=-1.5, found_by="dense", new=True),
+    )
+    show_answer(console, Answer(query_id="q", items=items, legs=("dense",), note="nearest vectors alone: [no] model"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "found by" in shown
+    assert "dense, new" in shown
+    assert "nearest vectors alone: [no] model" in shown
