@@ -20,6 +20,7 @@ RESULTS: Final = Path(".sidstream/benchmarks")
 BENCHMARKS: Final = {
     "assignment": "embeddings → codes, against a bare GEMM and faiss",
     "store": "writing and reading the index at a million items, against bare LMDB",
+    "attributes": "attributes that come alone, columns and new filters at a million items, against bare LMDB and NumPy",
     "training": "whole histories, against one example a target",
     "decode": "constrained beam search, against transformers' generate",
     "scale": "queries at 20 thousand, 1 million and 10 million items, with updates and without; ten minutes and more",
