@@ -33,6 +33,7 @@ from streamer.kafka.clients import consumer_configuration, producer_configuratio
 from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError
 from streamer.kafka.gather import drain
 from streamer.kafka.input_progress import InputProgress
+from streamer.kafka.partition_watch import ClusterSilentError
 from streamer.kafka.reachability import BrokerProbe, ClientCutOffError
 from streamer.kafka.read_to_end import partitions_of, watermarks
 from streamer.process.batch_log import BatchSummary
@@ -51,6 +52,7 @@ from streamer.settings import Settings
 log = structlog.get_logger(__name__)
 PROCESS: Final = "indexer"
 _IDLE_WAIT_SECONDS: Final = 0.1
+_AWAY_SECONDS: Final = 1.0  # before a cluster that did not answer is asked again
 _LIFE_SIGN_SECONDS: Final = 3_600.0
 
 
@@ -110,7 +112,8 @@ class Indexer:
         self._limit = ItemLimit(settings, self._writer, self._letters)
         self._broker = BrokerProbe((consumer, producer), settings.kafka, self._health)
         try:
-            self._assign(consumer)
+            if not self._start(consumer, stop):
+                return
             self._broker.answered()
             while not stop.is_set():
                 self._one_batch(consumer, publisher)
@@ -119,10 +122,24 @@ class Indexer:
         finally:
             consumer.close()
 
+    def _start(self, consumer: Consumer, stop: threading.Event) -> bool:
+        """``_assign``, as soon as the cluster answers: it may go away between two questions. ``False`` if told to stop first."""
+        while not stop.is_set():
+            self._health.progress()
+            try:
+                self._assign(consumer)
+                return True
+            except ClusterSilentError as error:
+                log.warning("waiting_for_broker", reason=str(error))
+                self._health.set_unready(Part.BROKER, str(error))
+                stop.wait(_AWAY_SECONDS)
+        return False
+
     def _assign(self, consumer: Consumer) -> None:
         """Start where the index stands.
 
         Raises:
+            ClusterSilentError: the cluster does not answer now.
             LogMismatchError: a topic is not the log that the index was read from.
             IndexerError: the index is so old that deletions may have been compacted away.
         """

@@ -21,10 +21,14 @@ from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.records import ITEM_CODES, ItemCodes
+from streamer.indexer import process
+from streamer.indexer.log_watch import LogWatch
 from streamer.indexer.process import Indexer, IndexerError
 from streamer.indexer.rebuild import RebuildError, rebuild
+from streamer.kafka import partition_watch
 from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.kafka.input_progress import InputProgress
+from streamer.kafka.partition_watch import ClusterSilentError
 from streamer.operations.verify import examine
 from streamer.process.health import Health, Part
 from streamer.settings import Settings
@@ -346,3 +350,38 @@ def test_counts_are_the_census_after_the_index_was_deleted_and_read_anew(
         wait_until(lambda: indexer.log().count("caught_up") == 2, what="an index read anew")
         wait_until(counts_are_the_census, what="counts of the index read anew")
         assert indexer.stop() == 0
+
+
+def test_cluster_that_falls_silent_while_the_indexer_starts_is_asked_again(
+    pipeline_settings: Settings, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker answered for the topics, and went away before it was asked for their state."""
+    silent = ["first", "second"]
+    monkeypatch.setattr(process, "_AWAY_SECONDS", 0.0)
+
+    class Watch(LogWatch):
+        def __init__(self, settings: Settings, writer: IndexWriter) -> None:
+            if silent:
+                raise ClusterSilentError(f"{silent.pop(0)}: the broker does not tell the state of item-codes")
+            super().__init__(settings, writer)
+
+    monkeypatch.setattr(process, "LogWatch", Watch)
+    with running_indexer(pipeline_settings, layout) as running, IndexReader(pipeline_settings.index) as reader:
+        send_codes(pipeline_settings, layout, {"key": b"item", "partition": 0, "codes": (1, 2, 3)})
+
+        def indexed() -> bool:
+            assert running.fault is None
+            with reader.snapshot() as snapshot:
+                return snapshot.item_count == 1
+
+        wait_until(indexed, what="the item of a cluster that fell silent and came back")
+    assert silent == []
+
+
+def test_topic_state_of_a_cluster_that_is_away_is_to_be_asked_again(
+    pipeline_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = pipeline_settings.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
+    monkeypatch.setattr(partition_watch, "_REQUEST_SECONDS", 1.0)
+    with pytest.raises(ClusterSilentError, match="does not tell the state of item-codes"):
+        partition_watch.topic_states(away, ["item-codes"])
