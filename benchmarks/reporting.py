@@ -75,7 +75,10 @@ class Result:
         measured = self.value if self.target.of == "value" else self.ratio
         if measured is None:
             raise ValueError(f"{self.name}: its target is on the ratio, but it has no baseline value")
-        return measured >= self.target.bound if self.target.direction == "at least" else measured <= self.target.bound
+        reached = (
+            measured >= self.target.bound if self.target.direction == "at least" else measured <= self.target.bound
+        )
+        return bool(reached)  # numpy's own is none that JSON knows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -201,7 +201,12 @@ def evaluate(
         ),
     ] = "catalogue",
     live: Annotated[bool, typer.Option("--live", help="Ask the running retrievers over the topics.")] = False,
-    seconds_a_query: Annotated[float, typer.Option(min=0.1, help="With --live: how long an answer may take.")] = 30.0,
+    seconds_a_query: Annotated[
+        float | None, typer.Option(min=0.1, help="With --live: how long an answer may take.", show_default="30")
+    ] = None,
+    text_alone: Annotated[
+        bool, typer.Option("--text-alone", help="Ask without the queries' embeddings, where the cases have some.")
+    ] = False,
     embed: EmbedOption = None,
     require: Annotated[
         list[str] | None,
@@ -229,6 +234,14 @@ def evaluate(
         raise SidstreamError(
             "--live asks the running retrievers, which have an index and a bundle: leave --index and --bundle out"
         )
+    if weights == "popularity" and (live or index is not None):
+        raise SidstreamError(
+            "--weights is for an index that is made of the catalogue: leave it out, or --live and --index"
+        )
+    if seconds_a_query is not None and not live:
+        raise SidstreamError("--seconds-a-query goes with --live: in this process every query is answered")
+    if write_split is not None and (examples is not None or judged):
+        raise SidstreamError("--write-split splits sequences or interactions: leave --examples and --judged out")
     bounds = tuple(Bound.parse(text) for text in require or ())
     sources = SourceOptions(
         examples, validation, training, interactions, leave_last_out, after, last_share, judged, least_rating
@@ -250,7 +263,8 @@ def evaluate(
         index=index,
         weights="popularity" if weights == "popularity" else "catalogue",
         live=live,
-        seconds_a_query=seconds_a_query,
+        send_embeddings=not text_alone,
+        seconds_a_query=30.0 if seconds_a_query is None else seconds_a_query,
         bounds=bounds,
         resamples=resamples,
         seed=seed,

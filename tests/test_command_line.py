@@ -91,7 +91,7 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         assert status()["items"] == 100
         verified = command("verify", environment=environment)
         assert verified.returncode == 0, verified.stdout + verified.stderr
-        assert "census agree" in verified.stdout
+        assert "census and commit log agree" in verified.stdout
         assert [lag["records"] for lag in status()["lags"][:2]] == [0, 0]
 
         asked = command("ask", "thing 7", "--limit", "3", "--timeout", str(PATIENCE_SECONDS), environment=environment)

@@ -232,6 +232,7 @@ def train(
         with_validation,
     )
     from models.language.prompts import PromptSettings
+    from models.training.folding import folded
     from models.training.settings import TrainingSettings
 
     console = terminal(stderr=True)
@@ -283,6 +284,7 @@ def train(
         data = data_of_catalogue(
             shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
         )
+    data = folded(data, max_history)
     data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
     data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
     describe(data, held_out, max_history, console)

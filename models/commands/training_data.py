@@ -33,7 +33,7 @@ def read_training_data(paths: Sequence[Path], console: Console) -> TrainingData:
         data += file.data
         if file.unread:
             console.print(
-                f"[yellow]![/] {shown(path)}, a file of {file.kind}: not read are its fields "
+                f"[yellow]![/] {shown(path)}, a file of {shown(file.kind)}: not read are its fields "
                 f"{shown(', '.join(sorted(file.unread)))}",
                 soft_wrap=True,
             )
@@ -110,7 +110,7 @@ def describe(data: TrainingData, validation: TrainingData | None, max_history: i
     parts = " and ".join(f"{count:,} {name}" for name, count in of.items() if count)
     held = f"; {validation.targets:,} to validate on" if validation is not None else ""
     console.print(
-        f"{data.targets:,} items to be generated in {parts}{held}; up to {max_history:,} items of a history are read",
+        f"{data.targets:,} items to be generated in {shown(parts + held)}; up to {max_history:,} items of a history are read",
         soft_wrap=True,
     )
 

@@ -123,24 +123,34 @@ class AnswerBatch:
         return Outgoing(self._results_topic, answer.query_id.encode(), value, -1, headers)
 
 
+def open_bundle(settings: Settings) -> Bundle:
+    """The settings' bundle, verified. It needs a language model, unless it can answer by vectors alone."""
+    bundle = Bundle.open(settings.bundle)
+    if bundle.manifest.language_model is not None or bundle.manifest.dense is None or not settings.retriever.dense:
+        return Bundle.open(settings.bundle, need_model=True)
+    return bundle
+
+
+def load_model(bundle: Bundle, settings: Settings) -> tuple[Any | None, PromptBuilder | None]:
+    """The bundle's language model and its prompts, on as many threads as the settings say; None and None without one."""
+    import torch
+
+    from models.bundles.model_of_bundle import load_language_model
+
+    torch.set_num_threads(settings.retriever.threads)
+    return load_language_model(bundle) if bundle.manifest.language_model is not None else (None, None)
+
+
 def run_retriever(settings: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        import torch
-
-        from models.bundles.model_of_bundle import load_language_model
-
         topics, own = settings.topics, settings.retriever
-        torch.set_num_threads(own.threads)
-        bundle = Bundle.open(settings.bundle)
-        has_model = bundle.manifest.language_model is not None
-        if has_model or bundle.manifest.dense is None or not own.dense:
-            bundle = Bundle.open(settings.bundle, need_model=True)
+        bundle = open_bundle(settings)
         if not await_topics(settings, [topics.queries, topics.queries_dead_letters, topics.results], stop, health):
             return
-        model, prompts = load_language_model(bundle) if has_model else (None, None)
-        if not has_model:
+        model, prompts = load_model(bundle, settings)
+        if model is None:
             log.warning(
                 "no_language_model",
                 bundle=str(settings.bundle),

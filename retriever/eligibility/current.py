@@ -168,13 +168,18 @@ class CurrentCatalogue:
             for in_use in self._in_use.values():
                 in_use.mask = np.concatenate((in_use.mask, np.zeros(missing, np.bool_)))
         before = self._paths[numbers]
-        _, now = snapshot.codes_where_live(numbers)
+        now = before.copy()
+        moved = np.isin(numbers, changes.items)  # the others have other attributes, and the path that they had
+        now[moved] = snapshot.codes_where_live(numbers[moved])[1]
         self._paths[numbers] = now
         self._columns.update(numbers, snapshot.attributes(numbers))
         for in_use in self._in_use.values():
             let_through = in_use.mask[numbers]
             in_use.mask[numbers] = passes = self._columns.lets_through(in_use.wanted, numbers)
-            entered, gone = distinct_paths(now[passes]), distinct_paths(before[let_through])
+            touched = moved | (passes != let_through)
+            if not touched.any():
+                continue
+            entered, gone = distinct_paths(now[passes & touched]), distinct_paths(before[let_through & touched])
             gone = gone[~np.isin(path_keys(gone), path_keys(entered))]
             gone = gone[~_still_held(snapshot, gone, in_use.mask, _NOBODY)]
             in_use.topology = in_use.topology.with_changes(entered, gone)

@@ -15,12 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from models.bundles.bundle import Bundle
 from models.catalogue import Catalogue
 from models.codebooks.onnx_encoder import OnnxEncoder
+from models.dense.vectors import quantise
 from models.errors import SidstreamError
 from retriever.client import Client
 from retriever.evaluation.cases import EvaluationCase, EvaluationError
@@ -51,11 +53,23 @@ class Answered:
     seconds: float
 
 
-def as_query(case: EvaluationCase, ids: Sequence[str], width: int, settings: RetrieverSettings) -> Query:
-    """A case as a client asks it, for ``width`` items; the retriever leaves out those of the history by itself."""
+def as_query(
+    case: EvaluationCase,
+    ids: Sequence[str],
+    width: int,
+    settings: RetrieverSettings,
+    embeddings: npt.NDArray[np.float32] | None = None,
+) -> Query:
+    """A case as a client asks it, for ``width`` items; the retriever leaves out those of the history by itself.
+
+    ``embeddings``: float32 (Q, D) of queries, of which the case's is sent, if it has one.
+    """
     history = tuple(ids[row] for row in case.history)
     newest = history[max(0, len(history) - settings.maximum_history) :]
-    return Query(text=case.query, history=newest, user=case.user, limit=width)
+    embedding: bytes | msgspec.UnsetType = msgspec.UNSET
+    if embeddings is not None and case.query_row >= 0:
+        embedding = embeddings[case.query_row].astype("<f4").tobytes()
+    return Query(text=case.query, history=newest, user=case.user, limit=width, embedding=embedding)
 
 
 def answer_cases(
@@ -67,8 +81,9 @@ def answer_cases(
     progress: Progress,
     *,
     at_once: int,
+    embeddings: npt.NDArray[np.float32] | None = None,
 ) -> Answered:
-    """Asks all cases, ``at_once`` in one call of ``ask``."""
+    """Asks all cases, ``at_once`` in one call of ``ask``; ``embeddings``: those of queries that are sent, see ``as_query``."""
     if width > settings.maximum_limit:
         raise EvaluationError(
             f"a list of {width} items is asked for, and retriever.maximum_limit is {settings.maximum_limit}: measure --at less, "
@@ -78,7 +93,7 @@ def answer_cases(
     started = time.monotonic()
     for start in range(0, len(cases), at_once):
         part = cases[start : start + at_once]
-        queries = [as_query(case, collected.ids, width, settings) for case in part]
+        queries = [as_query(case, collected.ids, width, settings, embeddings) for case in part]
         asked = [query for query in queries if _asks(query)]
         answers = iter(ask(asked) if asked else ())
         for case, query in zip(part, queries, strict=True):
@@ -136,7 +151,8 @@ class _Collected:
 
 def _asks(query: Query) -> bool:
     """Whether there is anything in it; the retriever refuses it otherwise (``Admission.decode``)."""
-    return bool(query.text.strip() or query.history or query.user is not None)
+    embedded = query.embedding is not msgspec.UNSET
+    return bool(query.text.strip() or query.history or query.user is not None or embedded)
 
 
 def _found_by(item: AnswerItem) -> str:
@@ -147,16 +163,12 @@ def _found_by(item: AnswerItem) -> str:
 @contextmanager
 def offline(settings: Settings, index: Path) -> Iterator[Ask]:
     """Answers by the bundle's model over an index, in this process, by the retriever's own path and settings."""
-    import torch
-
-    from models.bundles.model_of_bundle import load_language_model
     from retriever.answering.answers import Answerer, Asked
+    from retriever.answering.worker import load_model, open_bundle
     from store.reading.reader import IndexReader
 
-    own = settings.retriever
-    torch.set_num_threads(own.threads)
-    bundle = Bundle.open(settings.bundle, need_model=True)
-    model, prompts = load_language_model(bundle)
+    own, bundle = settings.retriever, open_bundle(settings)
+    model, prompts = load_model(bundle, settings)
     with IndexReader(index) as reader:
         filterable = settings.attributes.filterable
         answerer = Answerer(
@@ -199,6 +211,7 @@ def temporary_index(settings: Settings, catalogue: Catalogue, weights: npt.NDArr
             f"{bundle.manifest.dimension}: give the catalogue that it was fitted on"
         )
     codes = OnnxEncoder(bundle.encoder_path).encode(catalogue.embeddings)
+    vectors = quantise(catalogue.embeddings).encode() if settings.assigner.vectors else None
     layout, count = bundle.layout, len(catalogue)
     with TemporaryDirectory(prefix="sidstream-evaluate-") as directory:
         path = Path(directory) / "index"
@@ -213,6 +226,7 @@ def temporary_index(settings: Settings, catalogue: Catalogue, weights: npt.NDArr
                     titles=[item.title for item in items],
                     updated_at=np.zeros(len(items), dtype=np.int64),
                     deleted=np.zeros(len(items), dtype=bool),
+                    vectors=vectors[part] if vectors is not None else None,
                 )
                 writer.apply(batch, {(settings.topics.item_codes, 0): start + len(items)})
             writer.put_layout(layout, {})

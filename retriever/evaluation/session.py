@@ -34,6 +34,7 @@ DEFAULT_AT: Final = (1, 5, 10, 50)
 @dataclass(frozen=True)
 class Options:
     """What an evaluation is of. ``index``: search this one instead of one made of the catalogue; ``live``: ask over the topics;
+    ``send_embeddings``: a query that has an embedding brings it;
     ``most_cases``: no more than so many.
     """
 
@@ -47,6 +48,7 @@ class Options:
     weights: Weights = "catalogue"
     live: bool = False
     seconds_a_query: float = 30.0
+    send_embeddings: bool = True
     bounds: tuple[Bound, ...] = ()
     resamples: int = 1000
     seed: int = 0
@@ -80,6 +82,7 @@ def _answered(settings: Settings, asked: Question, options: Options, work: WorkP
             settings.retriever,
             lambda done, total: task.update(done, total),
             at_once=settings.retriever.batch_size,
+            embeddings=asked.case_set.query_embeddings if options.send_embeddings else None,
         )
         task.end()
     return answered

@@ -1,9 +1,10 @@
 """Exact search over the trie: branch and bound. A beam may drop the beginning of a good SID; this search drops none.
 
 What must hold: without a word to the contrary the answer is that of scoring every live SID. Scores only fall along a SID, so
-a prefix whose score is below the worst SID of the pool has nothing better below it. The bound is there from the start: a beam
-search comes first. A budget of expansions ends a search that a flat model would let run through the whole trie, and
-``complete`` says so.
+a prefix whose score is below the worst SID of the pool has nothing better below it. The most probable layer-1 tokens come first,
+as many as a beam would take, and below them the most probable prefixes: the pool is soon full, and its worst SID the bound for
+all the rest. A budget of expansions ends a search that a flat model would let run through the whole trie, and ``complete`` says
+so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from models.errors import SidstreamError
 from models.sids.layout import HEAD_LAYER_INDEX, PADDING
 from models.sids.vocabulary import SidVocabulary
 from retriever.search.beam_search import beam_search
-from retriever.search.forward_passes import forward_passes
+from retriever.search.forward_passes import ForwardPasses, forward_passes
 from retriever.search.readings import ModelPaths, Readings
 from retriever.search.search_parts import (
     Normaliser,
@@ -34,8 +35,6 @@ from retriever.search.search_parts import (
 
 # Prefixes run at once before the pool is asked again which others can still reach it.
 _PREFIXES_AT_ONCE: Final = 128
-# The beam search and this one add the same numbers in passes of other shapes: their sums differ in the last digits.
-_ROUNDING: Final = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +66,14 @@ def exact_search(
     if budget < 1:
         raise SidstreamError(f"the budget of an exact search must be at least one expansion, not {budget}")
     tries = list(trie) if isinstance(trie, Sequence) else [trie] * len(prompts)
-    beams = beam_search(model, vocabulary, prompts, tries, beams=sids, normaliser=normaliser)
     found = []
     with torch.inference_mode():
-        for prompt, own, answer in zip(prompts, tries, beams, strict=True):
-            bound = answer[-1].score - _ROUNDING if len(answer) == sids else -np.inf
-            exact = _Search(model, vocabulary, own, sids, budget, normaliser, bound).run(prompt)
-            found.append(exact if exact.complete else _with_others(exact, answer, sids))
+        for prompt, own in zip(prompts, tries, strict=True):
+            exact = _Search(model, vocabulary, own, sids, budget, normaliser).run(prompt)
+            if not exact.complete:
+                (beam,) = beam_search(model, vocabulary, [prompt], own, beams=sids, normaliser=normaliser)
+                exact = _with_others(exact, beam, sids)
+            found.append(exact)
     return found
 
 
@@ -96,12 +96,13 @@ class _Search:
         sids: int,
         budget: int,
         normaliser: Normaliser,
-        bound: float,
     ) -> None:
-        self._model, self._vocabulary, self._trie = model, vocabulary, trie
-        self._left, self._budget, self._normaliser, self._bound = budget, budget, normaliser, bound
+        self._model, self._vocabulary, self._trie, self._sids = model, vocabulary, trie, sids
+        self._left, self._budget, self._normaliser = budget, budget, normaliser
         self._layers, self._size = vocabulary.layers, vocabulary.size
         self._pool = Pool(1, sids, vocabulary.layers)
+        self._layer2 = np.empty((0, vocabulary.size), np.float32)  # after each layer-1 token that was run
+        self._wave = 0  # layer-1 tokens that are run at the moment
         self._complete = True
 
     def run(self, prompt: list[int]) -> ExactSids:
@@ -110,21 +111,20 @@ class _Search:
             return ExactSids([], True, 0)
         passes = forward_passes(self._model, len(prompt) + self._layers)
         _, first_tokens, score = first_step(passes, self._vocabulary, [prompt], [live], len(live), self._normaliser)
-        kept = self._affordable(score)
-        first_tokens, score = first_tokens[kept], score[kept]
-        if len(kept) == 0:
-            return ExactSids([], self._complete, 0)
-        query = np.zeros(len(kept), dtype=np.intp)
-        paths = ModelPaths(passes, self._vocabulary, self._normaliser, 1, query, first_tokens)
-        tokens, score, first = self._after_layer_1(paths, first_tokens, score)
-        for depth in range(HEAD_LAYER_INDEX + 1, self._layers):
-            tokens, score, first = self._longer(paths, tokens, score, first, depth)
+        after_prompt = passes.mark()
+        by_score = np.argsort(-score, kind="stable")
+        for wave in (by_score[: self._sids], by_score[self._sids :]):
+            chosen = np.sort(wave)
+            chosen = chosen[self._affordable(score[chosen])]
+            if len(chosen):
+                passes.rewind(after_prompt, np.zeros(1, dtype=np.intp))
+                self._search_below(passes, first_tokens[chosen], score[chosen])
         return ExactSids(
             [
                 ScoredSid(
                     tokens=self._pool.sid(place),
                     score=float(self._pool.score[place]),
-                    left_out=paths.layer2[self._pool.origin[place]]
+                    left_out=self._layer2[self._pool.origin[place]]
                     if self._pool.tokens[place, -1] == PADDING
                     else None,
                 )
@@ -134,9 +134,21 @@ class _Search:
             self._budget - self._left,
         )
 
+    def _search_below(
+        self, passes: ForwardPasses, first_tokens: npt.NDArray[np.int32], score: npt.NDArray[np.float64]
+    ) -> None:
+        """Runs these layer-1 tokens (K,) and all prefixes below them that may lead to the pool."""
+        query = np.zeros(len(first_tokens), dtype=np.intp)
+        paths = ModelPaths(passes, self._vocabulary, self._normaliser, 1, query, first_tokens)
+        self._layer2 = np.concatenate((self._layer2, paths.layer2))
+        self._wave = len(first_tokens)
+        tokens, score, first = self._after_layer_1(paths, first_tokens, score)
+        for depth in range(HEAD_LAYER_INDEX + 1, self._layers):
+            tokens, score, first = self._longer(paths, tokens, score, first, depth)
+
     @property
     def _worst(self) -> float:
-        return max(self._bound, float(self._pool.worst[0]))
+        return float(self._pool.worst[0])
 
     def _affordable(self, score: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
         """Which prefixes (numbers, rising) can still reach the pool and are paid for; the budget goes to the best."""
@@ -167,11 +179,12 @@ class _Search:
         """Runs all prefixes of ``depth`` tokens that may lead to the pool, the best first; the prefixes one longer."""
         longer = [(np.empty((0, depth + 1), np.int32), np.empty(0), np.empty(0, np.intp))]
         waiting = np.argsort(-score, kind="stable")
+        at_once = min(self._sids, _PREFIXES_AT_ONCE)  # as many as fill the pool come first
         while True:
             waiting = waiting[score[waiting] >= self._worst]
             if len(waiting) == 0:
                 break
-            chunk, waiting = np.sort(waiting[:_PREFIXES_AT_ONCE]), waiting[_PREFIXES_AT_ONCE:]
+            chunk, waiting, at_once = np.sort(waiting[:at_once]), waiting[at_once:], _PREFIXES_AT_ONCE
             chunk = chunk[self._affordable(score[chunk])]
             if len(chunk) == 0:
                 break
@@ -213,7 +226,9 @@ class _Search:
         depth = prefixes.shape[1]
         ended = np.full((len(found), self._layers), PADDING, dtype=np.int32)
         ended[:, :depth], ended[:, depth] = prefixes[owner[found]], token[found]
-        self._pool.add(query[found], ended, score[found], first[found])
+        # ``first`` numbers the layer-1 tokens of this wave, the last rows of ``_layer2``.
+        before = len(self._layer2) - self._wave
+        self._pool.add(query[found], ended, score[found], before + first[found])
         open_ = np.flatnonzero(~finished & (score >= self._worst))
         tokens = np.concatenate((prefixes[owner[open_]], token[open_, None]), axis=1)
         return tokens, score[open_], first[open_]

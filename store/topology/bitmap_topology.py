@@ -107,9 +107,12 @@ def _view(bits: NDArray[np.uint8], is_head: NDArray[np.bool_]) -> NDArray[np.uin
     return np.stack((np.packbits(second, axis=1), short), axis=1)
 
 
-def _flat(codes: NDArray[np.uint16], size: int) -> NDArray[np.int64]:
-    first, second, third = codes.T.astype(np.int64)
-    flat: NDArray[np.int64] = (first * size + second) * size + third
+def _flat(codes: NDArray[np.uint16], size: int) -> NDArray[np.uint32]:
+    """Place of each path (R, 3) among all M³."""
+    flat = codes[:, 0].astype(np.uint32)
+    for layer in (1, 2):  # in place: of a million items each copy would cost a millisecond
+        flat *= np.uint32(size)
+        flat += codes[:, layer]
     return flat
 
 

@@ -204,7 +204,7 @@ class _Parser:
         known = _listed(OPERATORS[declared])
         if operator in _ALL_OPERATORS:
             return f"{field} is {described_type(declared)}, which has no {operator}: it has {known}"
-        similar = get_close_matches(str(operator), _ALL_OPERATORS, n=1)
+        similar = get_close_matches(str(operator), _ALL_OPERATORS, n=1, cutoff=0.7)
         meant = f"is {similar[0]} meant? " if similar else ""
         return f"there is no operator {_quoted(operator)}: {meant}{field} is {described_type(declared)} and has {known}"
 

@@ -56,6 +56,7 @@ def check_everything(settings: Settings, truth: Truth) -> dict[str, int]:
     topics = settings.topics
     check_dead_letters(settings, topics.item_updates_dead_letters, truth.malformed_updates)
     check_dead_letters(settings, topics.queries_dead_letters, truth.malformed_queries)
+    letters = check_letters_of_attributes(settings, truth.malformed_attributes)
     answered = check_answers(settings, truth)
     check_counts(settings, census, bundle.layout.codebook_id)
     issued = check_layouts(settings, layouts)
@@ -65,7 +66,7 @@ def check_everything(settings: Settings, truth: Truth) -> dict[str, int]:
     return {
         "live items": len(truth.live()),
         "item-codes records": codes,
-        "dead letters": len(truth.malformed_updates) + len(truth.malformed_queries),
+        "dead letters": len(truth.malformed_updates) + len(truth.malformed_queries) + letters,
         "answers": answered,
         "layouts issued": issued,
     }
@@ -81,7 +82,7 @@ def check_topology(snapshot: Snapshot, followed: CurrentTopology, rolled_forward
 
 
 def check_index(snapshot: Snapshot, truth: Truth, encoder: OnnxEncoder) -> None:
-    """The trie equals the truth item by item; the census equals a recount and the truth's."""
+    """The index equals the truth item by item, attributes too; the census equals a recount and the truth's."""
     live = truth.live()
     assert snapshot.item_count == len(live)
     codes = encoder.encode(np.array([item.embedding for item in live.values()], dtype=np.float32))
@@ -90,6 +91,9 @@ def check_index(snapshot: Snapshot, truth: Truth, encoder: OnnxEncoder) -> None:
         assert found is not None, f"{name} is missing"
         facts = (found.codes, found.title, found.weight, found.updated_at)
         assert facts == (tuple(expected.tolist()), item.title, item.weight, item.updated_at), name
+    attributes = snapshot.attributes([found.number for found in stored if found is not None])
+    for own, (name, item) in zip(attributes, live.items(), strict=True):
+        assert own == item.attributes | truth.alone.get(name, {}), name
     assert verify(snapshot) == []
     np.testing.assert_array_equal(snapshot.census(), snapshot.recount())
     np.testing.assert_array_equal(snapshot.census(), count_tokens(codes, encoder.size))
@@ -112,6 +116,13 @@ def check_dead_letters(settings: Settings, topic: str, malformed: set[Coordinate
     """Each malformed event is there exactly once, with the coordinates that the broker gave it."""
     found = Counter(_source(letter) for letter in committed_records(settings, topic))
     _same(topic, found, malformed)
+
+
+def check_letters_of_attributes(settings: Settings, malformed: set[Coordinates]) -> int:
+    """Each malformed record of attributes is there at least once: the indexer's letters are in no transaction of Kafka's."""
+    found = {_source(letter) for letter in committed_records(settings, settings.topics.item_attributes_dead_letters)}
+    assert found == malformed
+    return len(found)
 
 
 def check_answers(settings: Settings, truth: Truth) -> int:

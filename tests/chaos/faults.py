@@ -15,6 +15,8 @@ FAILPOINTS: Final[tuple[tuple[str, Failpoint, int], ...]] = (
     *((process, point, 1) for process in ("assigner", "retriever") for point in tuple(Failpoint)[:4]),
     ("indexer", Failpoint.BATCH_WRITTEN, 1),
     ("indexer", Failpoint.BATCH_COMMITTED, 1),
+    ("indexer", Failpoint.ATTRIBUTES_WRITTEN, 1),
+    ("indexer", Failpoint.ATTRIBUTES_COMMITTED, 1),
     ("indexer", Failpoint.COUNTS_SENT, 2),
     ("indexer", Failpoint.LAYOUT_WRITTEN, 2),
     ("indexer", Failpoint.LAYOUT_COMMITTED, 2),

@@ -15,10 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
+from msgspec import UNSET, Raw
 from numpy.typing import NDArray
 
+from models.attributes import Attributes, encode_attributes
 from models.codebooks.codebook import Codebook
-from streamer.events.records import ITEM_UPDATE, QUERY, ItemUpdate, Query
+from streamer.events.records import ITEM_ATTRIBUTES, ITEM_UPDATE, QUERY, ItemUpdate, Query
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
@@ -28,8 +30,12 @@ from support.patience import PATIENCE_SECONDS
 PROBE: Final = "probe"
 _TAIL: Final = 5_000
 _PROBE_SECONDS: Final = 0.05
-_KINDS: Final = {"update": 0.80, "same embedding": 0.06, "delete": 0.11, "malformed": 0.028, "oversize": 0.002}
+_KINDS: Final = {
+    "update": 0.70, "same embedding": 0.06, "delete": 0.11, "malformed": 0.028, "oversize": 0.002, "attributes": 0.09,
+    "malformed attributes": 0.01,
+}  # fmt: skip
 _BAD_UPDATES: Final = (b'{"embedding": "', b"\xc1", b'{"embedding": [1, 2]}', b"[]", b'{"title": "no embedding"}', b"")
+_BAD_ATTRIBUTES: Final = (b'{"attributes": {"price": "9"}}', b"[]", b'{"price": 9}', b'{"attributes": {"a": {}}}', b"")
 _BAD_QUERIES: Final = (b'{"text": 3}', b"", b"\xff\xfe", b'{"limit": 10}', b'{"text": "x", "limit": 0}')
 
 Coordinates = tuple[str, int, int]
@@ -43,13 +49,17 @@ class Expected:
     title: str
     weight: float
     updated_at: int
+    attributes: Attributes
 
 
 @dataclass
 class Truth:
-    """Everything that was published. ``items``: None after a deletion; ``sent``: how often each (id, updated_at) was."""
+    """Everything that was published. ``items``: None after a deletion; ``alone``: what ``item-attributes`` says last, nothing
+    after a record that cannot be used; ``sent``: how often each (id, updated_at) was."""
 
     items: dict[str, Expected | None] = field(default_factory=dict)
+    alone: dict[str, Attributes] = field(default_factory=dict)
+    malformed_attributes: set[Coordinates] = field(default_factory=set)
     sent: Counter[tuple[str, int]] = field(default_factory=Counter)
     malformed_updates: set[Coordinates] = field(default_factory=set)
     malformed_queries: set[Coordinates] = field(default_factory=set)
@@ -181,6 +191,17 @@ class Producers(threading.Thread):
             bad = _BAD_UPDATES[self._dice.integers(len(_BAD_UPDATES))]
             key = b"" if self._dice.random() < 0.1 else name.encode()
             self._send(self._settings.topics.item_updates, key, bad, True)
+        elif kind == "attributes":
+            self._row += 1
+            given: Attributes | None = {"price": self._row % 100, "seen": [f"{self._row}"]}
+            given = None if self._dice.random() < 0.1 else given
+            self.truth.alone[name] = given or {}
+            value = None if given is None else ITEM_ATTRIBUTES.encode({"attributes": given})
+            self._send(self._settings.topics.item_attributes, name.encode(), value, False)
+        elif kind == "malformed attributes":
+            bad = _BAD_ATTRIBUTES[self._dice.integers(len(_BAD_ATTRIBUTES))]
+            self.truth.alone[name] = {}
+            self._send(self._settings.topics.item_attributes, name.encode(), bad, True)
         elif kind == "oversize":
             self._send(self._settings.topics.item_updates, name.encode(), b"{" + b" " * 300_000 + b"}", True)
         else:
@@ -210,10 +231,18 @@ class Producers(threading.Thread):
         if not name.startswith(PROBE):
             self._row += 1
         row = self._row
-        item = Expected(embedding, f"{title}{row}", 0.5 + row % 7, row)
+        # No field of these comes alone: which of two is later, clocks that jump would decide.
+        attributes: Attributes = {"row": row, "even": row % 2 == 0} if row % 3 else {}
+        item = Expected(embedding, f"{title}{row}", 0.5 + row % 7, row, attributes)
         self.truth.items[name] = item
         self.truth.sent[name, row] += 1
-        update = ItemUpdate(embedding=embedding.tobytes(), title=item.title, weight=item.weight, updated_at=row)
+        update = ItemUpdate(
+            embedding=embedding.tobytes(),
+            title=item.title,
+            weight=item.weight,
+            updated_at=row,
+            attributes=Raw(encode_attributes(attributes)) if attributes else UNSET,
+        )
         self._send(self._settings.topics.item_updates, name.encode(), ITEM_UPDATE.encode(update), False, partition)
 
     def _remove(self, name: str) -> None:
@@ -229,11 +258,16 @@ class Producers(threading.Thread):
         partition: int = -1,
         again: bool = False,
     ) -> None:
-        queries = topic == self._settings.topics.queries
+        topics = self._settings.topics
+        queries = topic == topics.queries
         if not (queries or again):
             # A query that came twice would be answered twice, as it should be.
             self._tail.append((topic, key, value, partition, malformed))
-        letters = self.truth.malformed_queries if queries else self.truth.malformed_updates
+        letters = {
+            topics.queries: self.truth.malformed_queries,
+            topics.item_updates: self.truth.malformed_updates,
+            topics.item_attributes: self.truth.malformed_attributes,
+        }[topic]
 
         def on_delivery(error: KafkaError | None, record: Message) -> None:
             if error is not None:

@@ -104,6 +104,7 @@ class World:
             assigner={"minimum_batch_interval_ms": 50},
             indexer={"map_bytes": 1 << 20, "counts_interval_seconds": 0.2},
             retriever={"layout": "live"},
+            attributes={"filterable": {"price": "number", "even": "boolean", "seen": "strings"}},
             monitor={
                 "interval_seconds": 0.2,
                 "drift_interval_seconds": 0.5,

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from models.attributes import encode_attributes
 from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
+from retriever.answering.answers import Found
 from retriever.answering.worker import AnswerBatch
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
@@ -48,8 +50,9 @@ def answer_queries(
         codes = Codebook.load(bundle.codebook_path).encode(tiny_embeddings[:LIVE])
         ids = [f"item-{number}".encode() for number in range(LIVE)]
         items = CodesBatch(
-            ids, codes, np.ones(LIVE, np.float32), [""] * LIVE, np.zeros(LIVE, np.int64), np.zeros(LIVE, bool)
-        )
+            ids, codes, np.ones(LIVE, np.float32), [""] * LIVE, np.zeros(LIVE, np.int64), np.zeros(LIVE, bool),
+            attributes=[encode_attributes({"price": number, "tags": ["red"]}) if number % 2 else b"" for number in range(LIVE)],
+        )  # fmt: skip
         writer.apply(items, {})
         batch = AnswerBatch(
             bundle=bundle,
@@ -61,7 +64,7 @@ def answer_queries(
             dead_letter_topic="dlq",
             filterable={"price": "number", "brand": "string", "in_stock": "boolean", "tags": "strings"},
         )
-        batch._search = lambda asked, trie: [[] for _ in asked]  # type: ignore[method-assign]
+        batch._answerer._search = lambda asked, tries: [Found() for _ in asked]  # type: ignore[method-assign]
         yield batch
 
 
@@ -104,6 +107,6 @@ def test_every_fuzzed_query_gets_one_answer_and_each_unusable_one_a_dead_letter(
     kinds = Counter(answer.error.kind for answer in answers)  # the search finds nothing: each has an error
     letters = [int(dict(out.headers or [])["dlq.errors.offset"]) for out in outgoing if out.topic == "dlq"]
     assert len(letters) == len(set(letters))
-    well_formed = ("NotFiniteScores", "RateLimited", "DeadlinePassed", "FilterUnavailable")
+    well_formed = ("NotFiniteScores", "RateLimited", "DeadlinePassed", "NothingEligible")
     assert len(letters) == INPUTS - sum(kinds[kind] for kind in well_formed)
     assert all(len(out.value or b"") < 200_000 for out in outgoing if out.topic == "results")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,18 @@ def test_sequences_interactions_and_queries_are_learnt_in_one_run(shop: Path) ->
     assert "training: 1 of" in printed
     assert f"training: {found['steps']} of {found['steps']} steps (100%)" in printed
     assert "examples/s, loss" in printed
+
+
+def test_the_catalogues_own_sequences_are_learnt_as_whole_histories_with_text_and_without(shop: Path) -> None:
+    read = Catalogue.read(shop / "catalogue")
+    sequences = {row["user"]: tuple(row["items"]) for row in walks(12, length=15)}
+    replace(read, sequences=sequences).write(shop / "catalogue")
+    printed = train(shop, "--epochs", 1, "--per-item", 1, "--max-history", 6)
+    found = facts(shop)
+    assert found["examples"] == ITEMS + 12 * 14
+    assert f"{ITEMS + 12 * 14} items to be generated in 12 histories and {ITEMS} single examples" in printed
+    assert ITEMS < found["text_queries"] < ITEMS + 12 * 14
+    assert found["rows"] < ITEMS + 12 * 5, "windows of seven items that overlap by half"
 
 
 def test_validation_ends_training_and_is_recorded_and_said(shop: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from typer.testing import CliRunner
 
-from models.catalogue import Catalogue, CatalogueItem
+from models.bundles.bundle import Bundle
+from models.bundles.dense_part import fit_dense_part
+from models.catalogue import Catalogue, CatalogueItem, CatalogueQuery
 from models.errors import SidstreamError
 from models.training.examples import TrainingExample, write_examples
 from retriever.client import Client
@@ -90,6 +93,34 @@ def test_figures_are_those_of_the_retrievers_own_answers(catalogue: Catalogue, t
     assert found.named()["recall@20-popularity"] == pytest.approx(hits[20] / CASES - popularity)
     assert set(found.about) == {"model", "codebook", "layout"}
     assert (found.unanswered, found.found_by) == ({}, {"model": 1.0})
+
+
+def test_a_bundle_without_a_model_is_measured_by_its_dense_leg_and_queries_bring_their_embeddings(
+    catalogue: Catalogue, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    fit_dense_part(bundle, catalogue.embeddings[:250], [item.id for item in catalogue.items[:250]])
+    random = np.random.default_rng(6)
+    asked = random.choice(300, size=30, replace=False).tolist()
+    near = catalogue.embeddings[asked] + random.normal(size=(30, 8)).astype(np.float32) * 0.05
+    shop = replace(
+        catalogue,
+        sequences={},
+        queries=tuple(CatalogueQuery(f"q{row}", f"thing like {row}") for row in asked),
+        query_embeddings=near.astype(np.float32),
+        qrels={f"q{row}": {f"item-{row}": 3} for row in asked},
+    )
+    settings = load_settings(bundle=bundle.directory)
+    found = run_evaluation(settings, shop, Options(SourceOptions(judged=True), at=(5,), resamples=100), quiet())
+    product, *references = found.systems
+    assert product.figures["all"]["recall@5"][0] > 0.9
+    assert found.found_by == {"dense": 1.0}
+    neighbours = next(one for one in references if one.name == "neighbours")
+    assert neighbours.figures["all"]["recall@5"][0] > 0.9
+    alone = Options(SourceOptions(judged=True), at=(5,), resamples=100, send_embeddings=False)
+    silent = run_evaluation(settings, shop, alone, quiet())
+    assert silent.systems[0].unanswered == 1.0
+    assert sum(silent.unanswered.values()) == 30
 
 
 def test_a_case_without_anything_to_ask_is_unanswered_and_counted(
@@ -182,7 +213,17 @@ def test_split_that_was_written_gives_the_cases_of_the_split(
     np.testing.assert_array_equal(one.training.popularity, other.training.popularity)
 
 
-@pytest.mark.parametrize("extra", [["--weights", "price"], ["--live", "--index", "x"], ["--require", "recall@10"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--weights", "price"],
+        ["--live", "--index", "x"],
+        ["--require", "recall@10"],
+        ["--weights", "popularity", "--index", "x"],
+        ["--seconds-a-query", "3"],
+        ["--write-split", "x", "--judged"],
+    ],
+)
 def test_options_that_mean_nothing_are_refused(folder: Path, extra: list[str]) -> None:
     with pytest.raises(SidstreamError):
         CliRunner().invoke(app, ["evaluate", str(folder), *extra], catch_exceptions=False)
