@@ -24,6 +24,7 @@ BENCHMARKS: Final = {
     "training": "whole histories, against one example a target",
     "decode": "constrained beam search, against transformers' generate",
     "scale": "queries at 20 thousand, 1 million and 10 million items, with updates and without; ten minutes and more",
+    "dense": "a query against the vectors of a catalogue, screened by the leading directions, against a scan of all",
     "filters": "filters and attributes at a million items, against queries without",
     "fm-index": "the constraint as an FM-index, against the prefix tree",
     "pipeline": "item updates → retrievable on a real broker, against a plain copy; minutes",
