@@ -80,7 +80,7 @@ def _show_just_published(stage: Stage) -> None:
     legs = {one.item_id: one.found_by for one in answer.items}
     if item.id in legs:
         stage.say(
-            f"Found {seconds:.1f} s after it was published ({shown(str(legs[item.id]))}): the model has never heard of it."
+            f"Found {1000 * seconds:,.0f} ms after it was published, by {shown(str(legs[item.id]))}: the model never heard of it."
         )
     else:
-        stage.say(f"[red]Not found[/] {seconds:.1f} s after it was published.")
+        stage.say(f"[red]Not found[/] {1000 * seconds:,.0f} ms after it was published.")

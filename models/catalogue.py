@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.attributes import Attributes
 from models.data_files import DataFileError, numbered_lines, plain_id, read_matrix
 
 MAXIMUM_ID_BYTES: Final = (
@@ -30,7 +31,7 @@ class CatalogueError(DataFileError):
 
 
 class CatalogueItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One product. ``weight`` ≥ 0 is its popularity: it ranks items that share a SID."""
+    """One product. ``weight`` ≥ 0 is its popularity: it ranks items that share a SID. ``attributes``: what queries filter on."""
 
     id: str
     title: str
@@ -38,6 +39,7 @@ class CatalogueItem(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     description: str = ""
     weight: float = 1.0
+    attributes: Attributes = {}
 
 
 class CatalogueQuery(msgspec.Struct, frozen=True):
@@ -365,6 +367,8 @@ _RECORD: Final = msgspec.json.Decoder(dict[str, Any])
 
 def _item_line(item: CatalogueItem) -> str:
     record = msgspec.to_builtins(item)
+    if not item.attributes:
+        del record["attributes"]
     return msgspec.json.encode({"item_id": record.pop("id"), **record}).decode()
 
 

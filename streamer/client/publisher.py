@@ -126,7 +126,7 @@ class ItemPublisher:
                 "the publisher has no item tower: give ItemPublisher the encoder of Towers.item_encoder()"
             )
         for item, embedding in zip(items, self._encoder.encode_items(items), strict=True):
-            self.update(item.id, embedding, title=item.title, weight=item.weight)
+            self.update(item.id, embedding, title=item.title, weight=item.weight, attributes=item.attributes or None)
 
     def delete(self, item_id: str) -> None:
         """A tombstone: the item leaves index and results.
@@ -204,7 +204,13 @@ def publish_items(
     """
     with ItemPublisher(settings) as publisher:
         for row, item in enumerate(items):
-            publisher.update(item.id, embeddings[row], title=item.title, weight=item.weight)
+            publisher.update(
+                item.id,
+                embeddings[row],
+                title=item.title,
+                weight=item.weight,
+                attributes=item.attributes or None,
+            )
             if (row + 1) % _POLL_EVERY == 0:
                 advance(_POLL_EVERY)
         advance(len(items) % _POLL_EVERY)

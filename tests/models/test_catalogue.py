@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.catalogue import Catalogue, CatalogueItem, CatalogueQuery
+from models.catalogue import Catalogue, CatalogueError, CatalogueItem, CatalogueQuery, read_items
 from models.data_files import DataFileError
 
 
@@ -162,3 +162,26 @@ def test_query_embeddings_of_another_dimension_are_refused(tmp_path: Path) -> No
     np.save(tmp_path / "queries.f32.npy", np.ones((1, 5), dtype=np.float32))
     with pytest.raises(DataFileError, match="same model"):
         Catalogue.read(tmp_path)
+
+
+def test_attributes_of_items_are_read_and_written_and_left_out_where_there_are_none(tmp_path: Path) -> None:
+    items = (
+        CatalogueItem(
+            id="a", title="kettle", attributes={"brand": "Acme", "price": 19.5, "new": True, "tags": ["red"]}
+        ),
+        CatalogueItem(id="b", title="lamp"),
+    )
+    catalogue = Catalogue(items=items, embeddings=np.eye(2, dtype=np.float32))
+    catalogue.write(tmp_path)
+    assert Catalogue.read(tmp_path).items == items
+    lines = gzip.decompress((tmp_path / "items.jsonl.gz").read_bytes()).decode().splitlines()
+    assert ["attributes" in line for line in lines] == [True, False]
+
+
+def test_attributes_that_are_no_flat_object_are_refused_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(
+        '{"item_id": "a", "title": "kettle"}\n{"item_id": "b", "title": "lamp", "attributes": {"size": {"cm": 3}}}\n'
+    )
+    with pytest.raises(CatalogueError, match="line 2"):
+        read_items(path)
