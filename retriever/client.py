@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
@@ -69,13 +69,15 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         exclude: Sequence[str] = (),
         keep_history: bool = False,
+        search: Literal["beam", "exact"] | None = None,
         timeout_seconds: float = 30.0,
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
 
         ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
         attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
-        may not name; ``keep_history``: it may name items of ``history``.
+        may not name; ``keep_history``: it may name items of ``history``; ``search``: exact drops no SID that a beam drops, None
+        for what the retriever's settings say.
 
         Raises:
             ClientError: no answer within ``timeout_seconds``.
@@ -89,6 +91,7 @@ class Client:
             filter=msgspec.UNSET if filter is None else raw_filter(filter),
             exclude=tuple(exclude) or msgspec.UNSET,
             exclude_history=False if keep_history else msgspec.UNSET,
+            search=search or msgspec.UNSET,
         )
         return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
 

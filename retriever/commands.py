@@ -50,6 +50,9 @@ def ask(
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="The answer may name items of the history.")
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Search by branch and bound: no beam drops the beginning of a good answer.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
 ) -> None:
@@ -68,6 +71,7 @@ def ask(
             filter=_filter(settings, where or [], filter_json),
             exclude=exclude or (),
             keep_history=keep_history,
+            search="exact" if exact else None,
             timeout_seconds=timeout,
         )
     if json:
@@ -116,6 +120,10 @@ def show_answer(console: Console, answer: Answer) -> None:
                 str(rank), shown(item.title), shown(item.item_id), shown(item.sid), f"{item.score:.2f}", *found_by
             )
         print_table(console, table)
+    if answer.search_complete is False:
+        console.print(
+            "[yellow]the exact search ended with its budget:[/] a better item may be missing; raise retriever.exact_budget"
+        )
     if answer.note:
         console.print(f"[dim]{shown(answer.note)}[/]", soft_wrap=True)
     if answer.skipped_history:
