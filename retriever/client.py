@@ -69,13 +69,15 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         exclude: Sequence[str] = (),
         keep_history: bool = False,
+        explain: bool = False,
         timeout_seconds: float = 30.0,
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
 
         ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
         attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
-        may not name; ``keep_history``: it may name items of ``history``.
+        may not name; ``keep_history``: it may name items of ``history``; ``explain``: each item has an ``explanation``, and the
+        answer has one (docs/explain.md).
 
         Raises:
             ClientError: no answer within ``timeout_seconds``.
@@ -89,6 +91,7 @@ class Client:
             filter=msgspec.UNSET if filter is None else raw_filter(filter),
             exclude=tuple(exclude) or msgspec.UNSET,
             exclude_history=False if keep_history else msgspec.UNSET,
+            explain=explain or msgspec.UNSET,
         )
         return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
 

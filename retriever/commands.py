@@ -15,6 +15,7 @@ from rich.table import Table
 from models.commands.towers import EmbedOption
 from models.errors import SidstreamError
 from models.terminal import print_command, print_line, print_table, shown, terminal
+from retriever.explanation_tables import show_explanations
 from streamer.commands.terminal import ascii_json
 from streamer.events.records import Answer
 from streamer.settings import Settings, load_settings
@@ -50,6 +51,7 @@ def ask(
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="The answer may name items of the history.")
     ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each item is where it is.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
 ) -> None:
@@ -68,6 +70,7 @@ def ask(
             filter=_filter(settings, where or [], filter_json),
             exclude=exclude or (),
             keep_history=keep_history,
+            explain=explain,
             timeout_seconds=timeout,
         )
     if json:
@@ -116,6 +119,7 @@ def show_answer(console: Console, answer: Answer) -> None:
                 str(rank), shown(item.title), shown(item.item_id), shown(item.sid), f"{item.score:.2f}", *found_by
             )
         print_table(console, table)
+    show_explanations(console, answer)
     if answer.note:
         console.print(f"[dim]{shown(answer.note)}[/]", soft_wrap=True)
     if answer.skipped_history:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from models.attributes import AttributeType
@@ -23,6 +21,8 @@ from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
+from retriever.answering.asked import Answered, Asked, Found, SearchKind
+from retriever.answering.explaining import Explainer
 from retriever.answering.metrics import DECODE_SECONDS
 from retriever.answering.mixing import Mixer, ToMix, candidates_for, read_items
 from retriever.answering.ranking import (
@@ -34,7 +34,7 @@ from retriever.answering.ranking import (
     by_own_probability,
     reconstructions,
 )
-from retriever.dense.leg import DenseQuery, MixedItem
+from retriever.dense.leg import MixedItem
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
 from retriever.search.beam_search import ScoredSid, beam_search
@@ -43,7 +43,7 @@ from retriever.search.marginal_search import marginal_beam_search
 from store.reading.reader import IndexReader, Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie, require_layout
-from streamer.events.records import Answer, AnswerError, AnswerItem, Query, excludes_history
+from streamer.events.records import Answer, AnswerError, AnswerItem, excludes_history
 from streamer.filters.grammar import Filter
 from streamer.settings import RetrieverSettings
 
@@ -54,49 +54,10 @@ _TITLE_CHARACTERS: Final = 1_000
 _SIDS_READ_AT_ONCE: Final = 8
 _HISTORY_WITHOUT_MODEL: Final = 20  # newest items that make a query's vector where no model says how many it reads
 NOTHING_TO_GO_ON: Final = "NothingToGoOn"
-SearchKind = Literal["beam", "exact"]
-Leg = Literal["model", "dense"]
-Numbers = npt.NDArray[np.uint32]
 
 
 class RetrieverError(SidstreamError):
     """Bundle, index and settings do not fit together."""
-
-
-@dataclass(slots=True)
-class Asked:
-    """A query on its way to its answer. ``reads_something``: whether there is anything in its prompt; ``vector``: for the dense
-    leg, if it has one.
-    """
-
-    query_id: str
-    query: Query
-    waited_ms: float = 0.0
-    filter: Filter | None = None
-    excluded: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
-    prompt: list[int] = field(default_factory=list)
-    reads_something: bool = True
-    vector: DenseQuery | None = None
-    history: tuple[StoredItem, ...] = ()
-    skipped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found: SIDs best first; ``complete``: no better one is missing, as far as an exact search can say."""
-
-    sids: Sequence[ScoredSid] = ()
-    search: SearchKind = "beam"
-    complete: bool = False
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The items of an answer, best first, the legs that ran, and why it was not both."""
-
-    items: tuple[AnswerItem, ...] = ()
-    legs: tuple[Leg, ...] = ()
-    note: str = ""
 
 
 class Answerer:
@@ -138,6 +99,7 @@ class Answerer:
             if self._mixer is not None:
                 self._mixer.roll_to(snapshot)
         self._ranker = _ranker(settings, bundle)
+        self._explainer = Explainer(settings, bundle, model, prompts, self._catalogue, self._mixer)
 
     def answers(self, asked: Sequence[Asked]) -> list[Answer]:
         """One answer a query, in order, from one snapshot."""
@@ -157,6 +119,10 @@ class Answerer:
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
             answered = self._answered(asked, found, tries)
+            details = [
+                self._explainer.details(one, own, each, trie, snapshot, self._beams(one.query.limit))
+                for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
+            ]
             errors = [
                 None if own.items else self._why_nothing(one, each, trie, snapshot)
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
@@ -172,7 +138,7 @@ class Answerer:
         return [
             self.answer(
                 one.query_id,
-                items=own.items,
+                **detail,
                 legs=own.legs if self._mixer is not None else msgspec.UNSET,
                 note=own.note or msgspec.UNSET,
                 layout=layout.generation,
@@ -183,7 +149,7 @@ class Answerer:
                 search=msgspec.UNSET if each is None else each.search,
                 search_complete=each.complete if each is not None and each.search == "exact" else msgspec.UNSET,
             )
-            for one, own, each, error in zip(asked, answered, found, errors, strict=True)
+            for one, own, each, error, detail in zip(asked, answered, found, errors, details, strict=True)
         ]
 
     def answer(self, query_id: str, **fields: Any) -> Answer:
@@ -266,7 +232,7 @@ class Answerer:
         model, vocabulary = self._model, self._prompts.vocabulary
         if kind == "exact":
             exact = exact_search(model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget)
-            return [Found(each.sids, "exact", each.complete) for each in exact]
+            return [Found(each.sids, "exact", each.complete, each.expansions) for each in exact]
         if self._settings.layout == "marginal":
             found = marginal_beam_search(model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams)
         else:
@@ -366,6 +332,7 @@ class Answerer:
                     ),
                     ("dense",) if mixed.ranked is None else ("model", "dense"),
                     self._why_dense_alone(found[place]) if mixed.ranked is None else "",
+                    tuple(items),
                 )
         return answered
 

@@ -50,6 +50,14 @@ def ask(*words: str) -> Any:
 
 
 @pytest.mark.usefixtures("shop")
+def test_client_is_asked_to_explain_only_where_the_command_line_says_so() -> None:
+    assert ask("kettle").exit_code == 0
+    assert AskedClient.asked["explain"] is False
+    assert ask("kettle", "--explain").exit_code == 0
+    assert AskedClient.asked["explain"] is True
+
+
+@pytest.mark.usefixtures("shop")
 def test_conditions_exclusions_and_the_history_reach_the_client() -> None:
     words = ["kettle", "--where", "price<=30", "--where", "brand=Acme|Bosch", "--exclude", "a", "--exclude", "b"]
     assert ask(*words, "--history", "c", "--keep-history").exit_code == 0

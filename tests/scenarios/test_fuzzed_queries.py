@@ -18,7 +18,7 @@ from models.attributes import encode_attributes
 from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
-from retriever.answering.answers import Found
+from retriever.answering.asked import Found
 from retriever.answering.worker import AnswerBatch
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
