@@ -70,6 +70,7 @@ class Client:
         exclude: Sequence[str] = (),
         keep_history: bool = False,
         explain: bool = False,
+        why_not: Sequence[str] = (),
         timeout_seconds: float = 30.0,
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
@@ -77,7 +78,7 @@ class Client:
         ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
         attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
         may not name; ``keep_history``: it may name items of ``history``; ``explain``: each item has an ``explanation``, and the
-        answer has one (docs/explain.md).
+        answer has one (docs/explain.md); ``why_not``: ids of items of which the answer says why they are not in it.
 
         Raises:
             ClientError: no answer within ``timeout_seconds``.
@@ -92,6 +93,7 @@ class Client:
             exclude=tuple(exclude) or msgspec.UNSET,
             exclude_history=False if keep_history else msgspec.UNSET,
             explain=explain or msgspec.UNSET,
+            why_not=tuple(why_not) or msgspec.UNSET,
         )
         return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
 

@@ -52,6 +52,9 @@ def ask(
         bool, typer.Option("--keep-history", help="The answer may name items of the history.")
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each item is where it is.")] = False,
+    why_not: Annotated[
+        list[str] | None, typer.Option(help="The id of an item: say why it is not answered; may be repeated.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
 ) -> None:
@@ -71,6 +74,7 @@ def ask(
             exclude=exclude or (),
             keep_history=keep_history,
             explain=explain,
+            why_not=why_not or (),
             timeout_seconds=timeout,
         )
     if json:

@@ -26,6 +26,11 @@ def show_explanations(console: Console, answer: Answer) -> None:
             assert isinstance(item.explanation, ItemExplanation)
             table.add_row(shown(item.item_id), *_cells(item.explanation))
         print_table(console, table)
+    for missing in answer.why_not or ():
+        console.print(
+            f"[bold]{shown(missing.item_id)}[/] {shown(missing.reason.replace('_', ' '))}: {shown(missing.message)}",
+            soft_wrap=True,
+        )
     if answer.explanation:
         for line in _sentences(answer.explanation):
             console.print(f"[dim]{shown(line)}[/]", soft_wrap=True)

@@ -136,6 +136,8 @@ class Admission:
         _check_ids(query.history, settings.maximum_history, "history")
         if query.exclude is not msgspec.UNSET:
             _check_ids(query.exclude, settings.maximum_exclusions, "exclude")
+        if query.why_not is not msgspec.UNSET:
+            _check_ids(query.why_not, settings.maximum_why_not, "why_not")
         if query.embedding is not msgspec.UNSET:
             try:
                 query_embedding(query.embedding, self._dimension)

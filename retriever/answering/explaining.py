@@ -6,30 +6,23 @@ answer's own snapshot, layout and model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from msgspec import UNSET
 
 from models.bundles.bundle import Bundle
 from models.language.prompts import PromptBuilder
-from models.sids.layout import HEAD_LAYER_INDEX
 from retriever.answering.asked import Answered, Asked, Found
+from retriever.answering.item_scores import DIGITS, ItemScores, by_token, log_share, rounded
 from retriever.answering.mixing import Mixer
-from retriever.answering.ranking import item_log_probabilities
+from retriever.answering.why_not import WhyNot
 from retriever.eligibility.current import CurrentCatalogue
-from retriever.search.search_parts import ScoredSid
-from retriever.search.token_scores import token_scores
 from store.reading.reader import Snapshot
-from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie
 from streamer.events.records import AnswerExplanation, AnswerItem, ItemExplanation
 from streamer.settings import RetrieverSettings
-
-_DIGITS = 6
 
 
 class Explainer:
@@ -46,10 +39,10 @@ class Explainer:
     ) -> None:
         self._settings = settings
         self._bundle = bundle
-        self._model = model
-        self._prompts = prompts
         self._catalogue = catalogue
         self._mixer = mixer
+        self._scores = ItemScores(settings, bundle, model, prompts)
+        self._missing = WhyNot(settings, self._scores, catalogue, mixer)
 
     def details(
         self, one: Asked, own: Answered, found: Found | None, trie: SnapshotTrie, snapshot: Snapshot, sids: int
@@ -57,51 +50,42 @@ class Explainer:
         """The items of an answer, and the fields of its record that a query asks for beside them; ``sids``: that the search was
         to find.
         """
-        if one.query.explain is not True:
-            return {"items": own.items}
-        return {
-            "items": self._explained(one, own, found, trie, snapshot),
-            "explanation": self._of_answer(one, own, found, trie, snapshot, sids),
-        }
+        details: dict[str, Any] = {"items": own.items}
+        if one.query.explain is True:
+            details["items"] = self._explained(one, own, found, trie, snapshot)
+            details["explanation"] = self._of_answer(one, own, found, trie, snapshot, sids)
+        if one.query.why_not:
+            details["why_not"] = self._missing.of(one, own, found, trie, snapshot, sids)
+        return details
 
     def _explained(
         self, one: Asked, own: Answered, found: Found | None, trie: SnapshotTrie, snapshot: Snapshot
     ) -> tuple[AnswerItem, ...]:
         stored = [item for item in snapshot.find([item.item_id.encode() for item in own.items]) if item is not None]
         sids = [trie.layout.sid_of(item.codes) for item in stored]
-        searched = {sid.tokens: sid for sid in found.sids} if found is not None else {}
-        by_layer = self.by_layer(one, found, sids)
+        searched = {sid.tokens for sid in found.sids} if found is not None else set()
+        by_layer = self._scores.by_layer(one, found, sids)
+        log_sids = self._scores.log_sids(one, found, trie, sids, by_layer)
         mixed = own.mixed or (None,) * len(own.items)
         explained = []
-        for item, at, sid, eligible, scores, parts in zip(
-            own.items, stored, sids, trie.items_of(sids), by_layer, mixed, strict=True
+        for item, at, sid, eligible, scores, log_sid, parts in zip(
+            own.items, stored, sids, trie.items_of(sids), by_layer, log_sids, mixed, strict=True
         ):
-            log_share = _log_share(at, eligible.items, eligible.codes, eligible.weights)
-            known = searched.get(sid)
-            log_sid = known.score if known is not None else None if scores is None else float(scores.sum())
-            log_model = parts.log_model if parts is not None else None if known is None else known.score + log_share
+            own_share = log_share(at, eligible)
+            log_model = None if parts is None else parts.log_model
+            if parts is None and log_sid is not None and sid in searched:
+                log_model = log_sid + own_share
             explanation = ItemExplanation(
-                by_layer=UNSET if scores is None else _by_token(trie, sid, scores),
-                log_sid=_rounded(log_sid),
+                by_layer=by_token(trie, sid, scores),
+                log_sid=rounded(log_sid),
                 sid_items=len(eligible),
-                share=round(float(np.exp(log_share)), _DIGITS),
-                log_model=_rounded(log_model),
-                log_dense=_rounded(None if parts is None else parts.log_dense),
-                cosine=_rounded(None if parts is None else parts.cosine),
+                share=round(float(np.exp(own_share)), DIGITS),
+                log_model=rounded(log_model),
+                log_dense=rounded(None if parts is None else parts.log_dense),
+                cosine=rounded(None if parts is None else parts.cosine),
             )
             explained.append(msgspec.structs.replace(item, explanation=explanation))
         return tuple(explained)
-
-    def by_layer(
-        self, one: Asked, found: Found | None, sids: Sequence[tuple[int, ...]]
-    ) -> Sequence[npt.NDArray[np.float64] | None]:
-        """The model's log-probabilities of the tokens of each SID; None where it was not asked, or sums over readings."""
-        if found is None or not found.sids or self._prompts is None or self._settings.layout == "marginal":
-            return [None for _ in sids]
-        distinct = list(dict.fromkeys(sids))
-        scores = token_scores(self._model, self._prompts.vocabulary, one.prompt, distinct)
-        of_sid = dict(zip(distinct, scores, strict=True))
-        return [of_sid[sid] for sid in sids]
 
     def _of_answer(
         self, one: Asked, own: Answered, found: Found | None, trie: SnapshotTrie, snapshot: Snapshot, sids: int
@@ -142,22 +126,3 @@ class Explainer:
             f"retriever.layout is marginal: SIDs are those of layout {read}, the index's newest; the model writes those of "
             f"layout {own}, so that a SID's probability is a sum over them and is not told by layer"
         )
-
-
-def _by_token(trie: SnapshotTrie, sid: tuple[int, ...], scores: npt.NDArray[np.float64]) -> dict[str, float]:
-    return {
-        trie.layout.sid_tokens_text([token]): round(score, _DIGITS)
-        for token, score in zip(sid, scores.tolist(), strict=True)
-    }
-
-
-def _log_share(
-    item: StoredItem, numbers: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint16], weights: npt.NDArray[np.float32]
-) -> float:
-    """Of an item among those of its SID: what ``by_own_probability`` gives it; 0 of a SID that gives one item alone."""
-    shares = item_log_probabilities(ScoredSid((), 0.0, None), codes[:, HEAD_LAYER_INDEX], weights)
-    return float(shares[numbers == item.number].sum())
-
-
-def _rounded(value: float | None) -> float | msgspec.UnsetType:
-    return UNSET if value is None else round(value, _DIGITS)

@@ -6,7 +6,7 @@ nothing to go on for is answered by the other, and its answer says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -113,6 +113,16 @@ class Mixer:
         """λ, α and α' of a query, and β."""
         assert self._leg is not None
         return self._leg.weights_of(query), self._leg.boost_of_new
+
+    def scores(
+        self, query: DenseQuery, log_model: Mapping[int, float], excluded: Numbers, eligible: Numbers | None
+    ) -> dict[int, MixedItem]:
+        """What the mixture says of eligible items, by number, given what the model says of them (-inf: nothing)."""
+        assert self._leg is not None
+        given = ModelCandidates(
+            np.array(list(log_model), dtype=np.int64), np.array(list(log_model.values()), dtype=np.float64)
+        )
+        return self._leg.scores(query, given, excluded=excluded, eligible=eligible)
 
     def _embedded(self, text: str) -> npt.NDArray[np.float32] | None:
         from models.towers.text_encoder import TextEncoderError

@@ -115,16 +115,31 @@ class DenseLeg:
             eligible,
         )
         return [
-            self._one(query, own, held, limit, without)
+            self._all(query, own, held, limit, without)[:limit]
             for query, own, held, limit, without in zip(queries, found, similarities, limits, excluded, strict=True)
         ]
+
+    def scores(
+        self,
+        query: DenseQuery,
+        given: ModelCandidates,
+        *,
+        excluded: npt.NDArray[np.integer],
+        eligible: npt.NDArray[np.uint32] | None = None,
+    ) -> dict[int, MixedItem]:
+        """What the mixture says of given eligible items (log P_model -inf: none), by number; without those of probability 0."""
+        (held,) = self.vectors.held_against(
+            query.vector[None, :], [self._rows(given.numbers)], [self._rows(excluded)], eligible
+        )
+        wanted = set(given.numbers.tolist())
+        return {item.number: item for item in self._all(query, given, held, 0, excluded) if item.number in wanted}
 
     def _rows(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Rows of those item numbers that have one."""
         rows = self.vectors.rows(numbers)
         return rows[rows >= 0]
 
-    def _one(
+    def _all(
         self,
         query: DenseQuery,
         found: ModelCandidates,
@@ -132,6 +147,7 @@ class DenseLeg:
         limit: int,
         excluded: npt.NDArray[np.integer],
     ) -> list[MixedItem]:
+        """All candidates, best first, ``limit`` or more of them if there are so many."""
         weights = self._weights[query.asked]
         table = self.vectors
         allowed = ~np.isin(found.numbers, excluded)
@@ -174,7 +190,7 @@ class DenseLeg:
             if value > -np.inf
         ]
         items.sort(key=lambda item: (-item.score, item.number))
-        return items[:limit]
+        return items
 
 
 def _found_by(model: bool, near: bool) -> FoundBy:

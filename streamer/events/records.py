@@ -168,7 +168,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     ``filter``: what an item's attributes must fulfil (docs/filters.md); ``exclude``: ids of items that no answer may name;
     ``exclude_history``: nor those of ``history``; without it, true. ``search``: exact drops no SID that a beam might drop;
     without it, what the retriever's settings say. ``explain``: the answer says of each item why it is where it is
-    (docs/explain.md).
+    (docs/explain.md); ``why_not``: ids of items of which it says why they are not in it.
     """
 
     text: str = ""
@@ -183,6 +183,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     exclude_history: bool | UnsetType = UNSET
     search: Literal["beam", "exact"] | UnsetType = UNSET
     explain: bool | UnsetType = UNSET
+    why_not: tuple[str, ...] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
@@ -231,6 +232,33 @@ class AnswerExplanation(msgspec.Struct, frozen=True, kw_only=True):
     boost_of_new: float | UnsetType = UNSET
 
 
+class NotAnswered(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an item is not in an answer, in a word and a sentence; the figures are there where they mean something.
+
+    ``rank`` from 1, if it is there after all; ``clauses`` of the filter that it fails; ``partition`` and ``deleted_at``
+    (milliseconds, Kafka's time) of its deletion. ``by_layer`` and ``log_sid`` as in an explanation; ``score``: what the item has
+    by all that model and vectors say, whether the search came by or not; ``worst_score``: of the last answered item.
+    ``lost_at_layer``: from 1, where the search dropped its SID; ``lost_by``: what it lacked there.
+    """
+
+    item_id: str
+    reason: Literal[
+        "answered", "not_indexed", "deleted", "excluded", "not_let_through", "outscored", "beyond_search", "not_scored"
+    ]
+    message: str
+    rank: int | UnsetType = UNSET
+    clauses: tuple[str, ...] | UnsetType = UNSET
+    partition: int | UnsetType = UNSET
+    deleted_at: int | UnsetType = UNSET
+    sid: str | UnsetType = UNSET
+    by_layer: dict[str, float] | UnsetType = UNSET
+    log_sid: float | UnsetType = UNSET
+    score: float | UnsetType = UNSET
+    worst_score: float | UnsetType = UNSET
+    lost_at_layer: int | UnsetType = UNSET
+    lost_by: float | UnsetType = UNSET
+
+
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
     """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID.
 
@@ -259,7 +287,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both.
     ``search``: how the SIDs were found; ``search_complete``: false where its budget ended an exact search, so that a better
-    item may be missing. ``explanation``: where the query asks for it.
+    item may be missing. ``explanation`` and ``why_not``: where the query asks for them.
     """
 
     query_id: str
@@ -278,6 +306,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     search: Literal["beam", "exact"] | UnsetType = UNSET
     search_complete: bool | UnsetType = UNSET
     explanation: AnswerExplanation | UnsetType = UNSET
+    why_not: tuple[NotAnswered, ...] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 

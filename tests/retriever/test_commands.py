@@ -53,8 +53,8 @@ def ask(*words: str) -> Any:
 def test_client_is_asked_to_explain_only_where_the_command_line_says_so() -> None:
     assert ask("kettle").exit_code == 0
     assert AskedClient.asked["explain"] is False
-    assert ask("kettle", "--explain").exit_code == 0
-    assert AskedClient.asked["explain"] is True
+    assert ask("kettle", "--explain", "--why-not", "a", "--why-not", "b").exit_code == 0
+    assert (AskedClient.asked["explain"], AskedClient.asked["why_not"]) == (True, ["a", "b"])
 
 
 @pytest.mark.usefixtures("shop")

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from retriever.explanation_tables import show_explanations
-from streamer.events.records import Answer, AnswerExplanation, AnswerItem, ItemExplanation
+from streamer.events.records import Answer, AnswerExplanation, AnswerItem, ItemExplanation, NotAnswered
 
 
 def shown_of(answer: Answer) -> str:
@@ -33,6 +33,11 @@ def test_layers_parts_and_what_there_was_to_choose_from_are_shown() -> None:
     assert "30 of 300 live items were let through, 2 of them excluded" in text
     assert "50 SIDs exactly, in 1,234 expansions" in text
     assert "λ 12, dense share α 0.5, of new items 1, boost of new items β 0.25" in text
+
+
+def test_items_that_are_missing_have_a_sentence_each() -> None:
+    missing = (NotAnswered(item_id="[b]", reason="not_let_through", message="it fails [price]"),)
+    assert shown_of(Answer(query_id="q", why_not=missing)) == "[b] not let through: it fails [price]\n"
 
 
 def test_answer_without_an_explanation_shows_nothing_more() -> None:
