@@ -55,6 +55,12 @@ def ask(
     why_not: Annotated[
         list[str] | None, typer.Option(help="The id of an item: say why it is not answered; may be repeated.")
     ] = None,
+    at_most: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="At most so many items of one kind: 'brand:2', 'sid:1', 'prefix/2:3'; several are all meant."
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
 ) -> None:
@@ -62,6 +68,7 @@ def ask(
     if not (text or history or user):
         raise typer.BadParameter("nothing to ask: give a text, --history, --user or several of them")
     from retriever.client import Client
+    from streamer.filters.slate import parsed_at_most
 
     settings = load_settings()
     with Client(settings) as client:
@@ -75,6 +82,7 @@ def ask(
             keep_history=keep_history,
             explain=explain,
             why_not=why_not or (),
+            slate=parsed_at_most(at_most or (), settings.attributes.filterable),
             timeout_seconds=timeout,
         )
     if json:

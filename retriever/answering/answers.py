@@ -21,7 +21,7 @@ from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
-from retriever.answering.asked import Answered, Asked, Found, SearchKind
+from retriever.answering.asked import Answered, Asked, Found, Numbers, SearchKind
 from retriever.answering.explaining import Explainer
 from retriever.answering.metrics import DECODE_SECONDS
 from retriever.answering.mixing import Mixer, ToMix, candidates_for, read_items
@@ -34,6 +34,7 @@ from retriever.answering.ranking import (
     by_own_probability,
     reconstructions,
 )
+from retriever.answering.slates import Slate, SlateGroups, fill
 from retriever.dense.leg import MixedItem
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
@@ -87,12 +88,13 @@ class Answerer:
         self._prompts = prompts
         self._reader = reader
         self._settings = settings
+        self._filterable = filterable or {}
         if settings.layout == "marginal" and settings.search == "exact":
             raise RetrieverError(
                 "retriever.search is 'exact' and retriever.layout 'marginal', which do not go together: set one of them otherwise"
             )
         self._mixer = _mixer(settings, bundle, has_model=model is not None)
-        self._catalogue = CurrentCatalogue(filterable or {}, filters_kept=settings.filters_kept)
+        self._catalogue = CurrentCatalogue(self._filterable, filters_kept=settings.filters_kept)
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
             self._catalogue.roll_to(snapshot)  # read here, so that the first query does not wait for it
@@ -306,9 +308,7 @@ class Answerer:
         for place, (one, each, trie) in enumerate(zip(asked, found, tries, strict=True)):
             if one.vector is None:
                 if each is not None:
-                    answered[place] = Answered(
-                        self._items(each.sids, one, trie), ("model",), self._why_model_alone(one)
-                    )
+                    answered[place] = self._by_model(each.sids, one, trie)
                 continue
             ranked = None
             if each is not None and each.sids:
@@ -323,16 +323,20 @@ class Answerer:
             for (place, mixed), items in zip(
                 group, self._mixer.mix([mixed for _, mixed in group], eligible), strict=True
             ):
-                trie = tries[place]
-                stored = read_items(items, mixed.ranked, trie.items)
+                trie, slate = tries[place], Slate(items)
+                if asked[place].query.slate:
+                    slate = self._slate_of_mixture(asked[place], found[place], trie, mixed, eligible)
+                stored = read_items(slate.chosen, mixed.ranked, trie.items)
+                note = self._why_dense_alone(found[place]) if mixed.ranked is None else ""
                 answered[place] = Answered(
                     tuple(
                         _answer_item(item, trie.layout, each.score, each)
-                        for item, each in zip(stored, items, strict=True)
+                        for item, each in zip(stored, slate.chosen, strict=True)
                     ),
                     ("dense",) if mixed.ranked is None else ("model", "dense"),
-                    self._why_dense_alone(found[place]) if mixed.ranked is None else "",
-                    tuple(items),
+                    _joined(note, slate.note(mixed.limit)),
+                    tuple(slate.chosen),
+                    slate.held_back,
                 )
         return answered
 
@@ -350,22 +354,63 @@ class Answerer:
             return "nearest vectors alone: the model knows nothing of what the query says"
         return "nearest vectors alone: the model's scores for this query are NaN or infinite"
 
-    def _items(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> tuple[AnswerItem, ...]:
-        """The items of the answer, best first: by their own probability, or SID by SID in the ranker's order."""
+    def _by_model(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> Answered:
+        """The answer of the model alone."""
         limit = one.query.limit
-        if self._ranker is None:
-            return tuple(
-                _answer_item(item, trie.layout, score) for item, _, score in by_own_probability(sids, trie, limit)
+        if not one.query.slate:
+            slate = Slate(self._ranked(sids, one, trie, limit))
+        else:
+            slate = fill(
+                limit,
+                lambda count: self._ranked(sids, one, trie, count),
+                lambda ranked: [item for item, _ in ranked],
+                self._groups(one, trie),
+                most_candidates=self._settings.maximum_slate_candidates,
             )
-        answer: list[AnswerItem] = []
+        items = tuple(_answer_item(item, trie.layout, score) for item, score in slate.chosen)
+        note = _joined(self._why_model_alone(one), slate.note(limit))
+        return Answered(items, ("model",), note, held_back=slate.held_back)
+
+    def _slate_of_mixture(
+        self, one: Asked, found: Found | None, trie: SnapshotTrie, first: ToMix, eligible: Numbers | None
+    ) -> Slate[MixedItem]:
+        def ranked(count: int) -> list[MixedItem]:
+            known = first.ranked
+            if known is not None and found is not None and count > first.limit:
+                known = by_own_probability(found.sids, trie, candidates_for(count))
+            assert self._mixer is not None
+            return self._mixer.mix([ToMix(first.query, known, count, first.excluded)], eligible)[0]
+
+        return fill(
+            one.query.limit,
+            ranked,
+            lambda mixed: trie.items(np.array([item.number for item in mixed], np.uint32)),
+            self._groups(one, trie),
+            most_candidates=self._settings.maximum_slate_candidates,
+        )
+
+    def _groups(self, one: Asked, trie: SnapshotTrie) -> SlateGroups:
+        return SlateGroups(one.query.slate or (), self._filterable, trie.layout, trie.attributes)
+
+    def _ranked(
+        self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie, limit: int
+    ) -> list[tuple[StoredItem, float]]:
+        """The best items and their scores, best first: by their own probability, or SID by SID in the ranker's order."""
+        if self._ranker is None:
+            return [(item, score) for item, _, score in by_own_probability(sids, trie, limit)]
+        ranked: list[tuple[StoredItem, float]] = []
         for start in range(0, len(sids), _SIDS_READ_AT_ONCE):
             chunk = sids[start : start + _SIDS_READ_AT_ONCE]
             for sid, found in zip(chunk, trie.items_of([sid.tokens for sid in chunk]), strict=True):
-                for item in self._ranker.rank(trie.items(found.items), RankingContext(sid, one.history)):
-                    answer.append(_answer_item(item, trie.layout, sid.score))
-                    if len(answer) == limit:
-                        return tuple(answer)
-        return tuple(answer)
+                best = self._ranker.rank(trie.items(found.items), RankingContext(sid, one.history))
+                ranked += [(item, sid.score) for item in best[: limit - len(ranked)]]
+                if len(ranked) == limit:
+                    return ranked
+        return ranked
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _answer_item(item: StoredItem, layout: Layout, score: float, mixed: MixedItem | None = None) -> AnswerItem:

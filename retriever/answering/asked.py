@@ -55,9 +55,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Answered:
-    """The items of an answer, best first, the legs that ran, why it was not both, and what the mixture knows of each item."""
+    """The items of an answer, best first, the legs that ran, why it was not both, what the mixture knows of each item, and the
+    numbers of items that the slate holds back.
+    """
 
     items: tuple[AnswerItem, ...] = ()
     legs: tuple[Leg, ...] = ()
     note: str = ""
     mixed: tuple[MixedItem, ...] = ()
+    held_back: frozenset[int] = frozenset()

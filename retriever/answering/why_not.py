@@ -1,4 +1,4 @@
-"""Why an item is not in an answer: not there, not wanted, out-scored, or lost by the search.
+"""Why an item is not in an answer: not there, not wanted, held back by the slate, out-scored, or lost by the search.
 
 What must hold: a reason is what happened to the item in this answer's snapshot, and an item that is lost by the search alone is
 never said to be out-scored.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import Any, Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from store.topology.layout_trie import SnapshotTrie
 from streamer.events.records import NotAnswered
 from streamer.settings import RetrieverSettings
 
+_ANOTHER_RANKING: Final = "It was not among the candidates that are ranked: ask with a greater limit"
 _LEVEL: Final = 1e-4  # scores that differ by less are one: sums of float32 in another order
 
 
@@ -73,6 +74,12 @@ class WhyNot:
                 )
             elif (why := self._not_eligible(item_id, item, one)) is not None:
                 said[item_id] = why
+            elif item.number in own.held_back:
+                said[item_id] = NotAnswered(
+                    item_id=item_id,
+                    reason="held_back",
+                    message="the slate holds it back: better items have the places of its SID, prefix or value",
+                )
             else:
                 eligible[item_id] = item
         said |= self._not_found(eligible, one, own, found, trie, sids)
@@ -93,7 +100,7 @@ class WhyNot:
         return NotAnswered(
             item_id=item_id,
             reason="not_let_through",
-            message=f"the filter does not let it through: it fails {', '.join(clauses)}",
+            message=f"it fails {', '.join(clauses)} of the query's filter",
             clauses=clauses,
         )
 
@@ -124,7 +131,10 @@ class WhyNot:
             lost = None
             if found is not None and found.sids and sid not in searched and log_sid is not None:
                 lost = _lost_at(sid, layers, log_sid, steps, found.sids[-1].score, beams, trie.layout.size)
-            reason, message = self._judged(score, worst, lost, len(own.items), found, sid in searched)
+            remedy = _ANOTHER_RANKING
+            if found is not None and log_sid is not None and sid not in searched:
+                remedy = self._remedy(found, log_sid, beams)
+            reason, message = _judged(score, worst, lost, len(own.items), remedy)
             said[item_id] = NotAnswered(
                 item_id=item_id,
                 reason=reason,
@@ -164,46 +174,39 @@ class WhyNot:
         mixed = self._mixer.scores(one.vector, log_model, one.excluded, eligible)
         return [mixed[item.number].score if item.number in mixed else None for item in items]
 
-    def _judged(
-        self,
-        score: float | None,
-        worst: float | None,
-        lost: _Lost | None,
-        answered: int,
-        found: Found | None,
-        was_searched: bool,
-    ) -> tuple[Any, str]:
-        """The reason and its sentence."""
-        if score is None:
-            return "not_scored", (
-                "nothing says how probable it is: the model was not asked or its scores are not finite, and the item or the "
-                "query has no vector"
-            )
-        where = "" if lost is None else f"; the search dropped its SID at layer {lost.layer}, by {lost.by:.2f}"
-        if worst is not None and abs(score - worst) <= _LEVEL:
-            return "outscored", (
-                f"its log-probability is {score:.2f} like that of the last of {answered:,} answered items: equal ones go by SID, "
-                f"weight, newest update and id{where}"
-            )
-        if worst is not None and score < worst:
-            return "outscored", (
-                f"its log-probability is {score:.2f}, that of the last of {answered:,} answered items {worst:.2f}: "
-                f"{worst - score:.2f} too little{where}"
-            )
-        better = f"its log-probability is {score:.2f}" + (
-            f", more than {worst:.2f} of the last of {answered:,} answered items" if worst is not None else ""
+    def _remedy(self, found: Found, log_sid: float, beams: int) -> str:
+        """What would have found the SID."""
+        if len(found.sids) >= beams and log_sid <= found.sids[-1].score:
+            return "The search was for fewer SIDs: ask with a greater limit, or raise retriever.beams"
+        if found.search == "exact":
+            return "The budget of the search ended: raise retriever.exact_budget"
+        if self._settings.layout == "marginal":
+            return "Raise retriever.beams"
+        return 'Ask with search "exact", or raise retriever.beams'
+
+
+def _judged(
+    score: float | None, worst: float | None, lost: _Lost | None, answered: int, remedy: str
+) -> tuple[Literal["outscored", "beyond_search", "not_scored"], str]:
+    """The reason and its sentence; ``remedy``: what would have found a better item."""
+    if score is None:
+        return "not_scored", (
+            "nothing says how probable it is: the model was not asked or its scores are not finite, and the item or the query "
+            "has no vector"
         )
-        if was_searched or found is None:
-            return (
-                "beyond_search",
-                f"{better}, but it was not among the candidates that are ranked: ask with a greater limit",
-            )
-        remedy = (
-            "a greater retriever.exact_budget"
-            if found.search == "exact"
-            else 'search "exact", or more retriever.beams,'
+    where = "" if lost is None else f". The search dropped its SID at layer {lost.layer}, by {lost.by:.2f}"
+    if worst is not None and abs(score - worst) <= _LEVEL:
+        return "outscored", (
+            f"its log-probability is {score:.2f} like that of the last of {answered:,} answered items: equal ones go by SID, "
+            f"weight, newest update and id{where}"
         )
-        return "beyond_search", f"{better}, but the search did not come by{where}: {remedy} would find it"
+    if worst is not None and score < worst:
+        return "outscored", (
+            f"its log-probability is {score:.2f}, that of the last of {answered:,} answered items {worst:.2f}: "
+            f"{worst - score:.2f} too little{where}"
+        )
+    better = "" if worst is None else f", more than {worst:.2f} of the last of {answered:,} answered items"
+    return "beyond_search", f"its log-probability is {score:.2f}{better}, and it was not found{where}. {remedy}"
 
 
 def _not_indexed(item_id: str, snapshot: Snapshot) -> NotAnswered:

@@ -68,7 +68,9 @@ class AnswerBatch:
             filterable=filterable or {},
         )
         self._settings = settings
-        self._admission = Admission(settings, dimension=bundle.manifest.dimension, filterable=filterable)
+        self._admission = Admission(
+            settings, dimension=bundle.manifest.dimension, filterable=filterable, layers=bundle.layout.layers
+        )
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from streamer.filters.slate import SlateRule
+
 JSON_FIRST_BYTES: Final = frozenset({b"{", b" ", b"\t", b"\r", b"\n"})
 
 # A record whose meaning changes gets a field of a type with a higher maximum; its readers still take the version before.
@@ -168,7 +170,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     ``filter``: what an item's attributes must fulfil (docs/filters.md); ``exclude``: ids of items that no answer may name;
     ``exclude_history``: nor those of ``history``; without it, true. ``search``: exact drops no SID that a beam might drop;
     without it, what the retriever's settings say. ``explain``: the answer says of each item why it is where it is
-    (docs/explain.md); ``why_not``: ids of items of which it says why they are not in it.
+    (docs/explain.md); ``why_not``: ids of items of which it says why they are not in it. ``slate``: rules for
+    the whole of its items, all of them meant.
     """
 
     text: str = ""
@@ -184,6 +187,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     search: Literal["beam", "exact"] | UnsetType = UNSET
     explain: bool | UnsetType = UNSET
     why_not: tuple[str, ...] | UnsetType = UNSET
+    slate: tuple[SlateRule, ...] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
@@ -243,7 +247,15 @@ class NotAnswered(msgspec.Struct, frozen=True, kw_only=True):
 
     item_id: str
     reason: Literal[
-        "answered", "not_indexed", "deleted", "excluded", "not_let_through", "outscored", "beyond_search", "not_scored"
+        "answered",
+        "not_indexed",
+        "deleted",
+        "excluded",
+        "not_let_through",
+        "held_back",
+        "outscored",
+        "beyond_search",
+        "not_scored",
     ]
     message: str
     rank: int | UnsetType = UNSET
@@ -285,7 +297,8 @@ class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition.
 
-    ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both.
+    ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both,
+    or why a slate is not full.
     ``search``: how the SIDs were found; ``search_complete``: false where its budget ended an exact search, so that a better
     item may be missing. ``explanation`` and ``why_not``: where the query asks for them.
     """

@@ -30,7 +30,7 @@ from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.intake import EventError
-from streamer.events.records import Answer, NotAnswered, Query
+from streamer.events.records import Answer, ItemExplanation, NotAnswered, Query
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import read_filter
 from streamer.settings import RetrieverSettings
@@ -179,7 +179,9 @@ def test_best_item_that_a_beam_of_one_loses_is_said_to_be_lost_and_at_which_laye
         text = f"thing number {number}"
         exact = answer_of(bundle, writer, Query(text=text, limit=LIVE, search="exact", explain=True), dense=False)
         best = exact.items[0]
-        greedy = answer_of(bundle, writer, Query(text=text, limit=1, why_not=(best.item_id,)), beams=1, dense=False)
+        greedy = answer_of(
+            bundle, writer, Query(text=text, limit=1, explain=True, why_not=(best.item_id,)), beams=1, dense=False
+        )
         why = missing(greedy)[best.item_id]
         if why.reason == "answered":
             continue
@@ -188,7 +190,12 @@ def test_best_item_that_a_beam_of_one_loses_is_said_to_be_lost_and_at_which_laye
         assert why.reason == "beyond_search"
         assert isinstance(why.score, float)
         assert why.score > greedy.items[0].score
-        assert "exact" in why.message
+        # An exact search for one SID helps where that SID is the best one.
+        explanation = greedy.items[0].explanation
+        assert isinstance(explanation, ItemExplanation)
+        assert isinstance(explanation.log_sid, float)
+        assert isinstance(why.log_sid, float)
+        assert ('search "exact"' in why.message) == (why.log_sid > explanation.log_sid)
         # What a beam of one keeps at layer 1 is the first token of its answer.
         same_first = greedy.items[0].sid.partition(">")[0] == best.sid.partition(">")[0]
         assert isinstance(why.lost_at_layer, int)
