@@ -157,6 +157,9 @@ def quiet(catalogues: list[Catalogue], queries: Queries, rounds: int, name: str)
     """Without updates: every size in turn, and the bare passes between them."""
     results = []
     for kind in KINDS:
+        for catalogue in catalogues:  # as the retriever does at its start
+            with catalogue.reader.snapshot() as snapshot:
+                SnapshotTrie(snapshot, catalogue.layouts[kind], catalogue.topology.at(snapshot)).warm_up()
         for count in (1, 8):
             asked = [partial(queries.answer, catalogue, kind, count) for catalogue in catalogues]
             turns = max(3, rounds // (4 if kind == "marginal" else 1))

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
@@ -82,6 +82,7 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         exclude: Sequence[str] = (),
         keep_history: bool = False,
+        search: Literal["beam", "exact"] | None = None,
         explain: bool = False,
         why_not: Sequence[str] = (),
         slate: Sequence[SlateRule | Mapping[str, Any]] = (),
@@ -91,9 +92,10 @@ class Client:
 
         ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
         attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
-        may not name; ``keep_history``: it may name items of ``history``; ``explain``: each item has an ``explanation``, and the
-        answer has one (docs/explain.md); ``why_not``: ids of items of which the answer says why they are not in it; ``slate``:
-        rules for all of its items, as ``{"per": "brand", "most": 2}`` (docs/explain.md).
+        may not name; ``keep_history``: it may name items of ``history``; ``search``: exact drops no SID that a beam drops, None
+        for what the retriever's settings say. ``explain``: each item has an ``explanation``, and the answer has one
+        (docs/explain.md); ``why_not``: ids of items of which the answer says why they are not in it; ``slate``: rules for all of
+        its items, as ``{"per": "brand", "most": 2}``.
 
         Raises:
             ClientError: no answer within ``timeout_seconds``, or a filter or slate that cannot be sent.
@@ -107,6 +109,7 @@ class Client:
             filter=msgspec.UNSET if filter is None else raw_filter(filter),
             exclude=tuple(exclude) or msgspec.UNSET,
             exclude_history=False if keep_history else msgspec.UNSET,
+            search=search or msgspec.UNSET,
             explain=explain or msgspec.UNSET,
             why_not=tuple(why_not) or msgspec.UNSET,
             slate=slate_rules(slate) or msgspec.UNSET,

@@ -51,6 +51,9 @@ def ask(
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="The answer may name items of the history.")
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Search by branch and bound: no beam drops the beginning of a good answer.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each item is where it is.")] = False,
     why_not: Annotated[
         list[str] | None, typer.Option(help="The id of an item: say why it is not answered; may be repeated.")
@@ -80,6 +83,7 @@ def ask(
             filter=_filter(settings, where or [], filter_json),
             exclude=exclude or (),
             keep_history=keep_history,
+            search="exact" if exact else None,
             explain=explain,
             why_not=why_not or (),
             slate=parsed_at_most(at_most or (), settings.attributes.filterable),
@@ -131,6 +135,10 @@ def show_answer(console: Console, answer: Answer) -> None:
                 str(rank), shown(item.title), shown(item.item_id), shown(item.sid), f"{item.score:.2f}", *found_by
             )
         print_table(console, table)
+    if answer.search_complete is False:
+        console.print(
+            "[yellow]the exact search ended with its budget:[/] a better item may be missing; raise retriever.exact_budget"
+        )
     show_explanations(console, answer)
     if answer.note:
         console.print(f"[dim]{shown(answer.note)}[/]", soft_wrap=True)

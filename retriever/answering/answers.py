@@ -98,6 +98,7 @@ class Answerer:
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
             self._catalogue.roll_to(snapshot)  # read here, so that the first query does not wait for it
+            self._catalogue.trie(snapshot, self._layout(snapshot), None).warm_up()
             if self._mixer is not None:
                 self._mixer.roll_to(snapshot)
         self._ranker = _ranker(settings, bundle)

@@ -24,7 +24,8 @@ from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.files import environment
 from store.files.data_file import require_sound_pages
 from store.files.environment import LOCK_FILE, lock_directory, unlock, writer_of
-from store.reading.reader import IndexReader, read_facts_of_any_format, renew_lineage
+from store.reading.facts import read_facts_of_any_format, renew_lineage
+from store.reading.reader import IndexReader
 from store.records.encoding import FORMAT_VERSION
 from store.writing.transactions import in_transaction
 from store.writing.upgrade import upgrade

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.errors import IndexAccessError, IndexMismatchError
-from store.reading.reader import ItemContent, Snapshot, read_state
+from store.reading.facts import read_state
+from store.reading.reader import ItemContent, Snapshot
 from store.records import encoding
 from store.records.change_log import commit_of, items_in, path_keys
 from store.records.item_attributes import (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
@@ -25,89 +24,20 @@ from models.sids.layout import Layout
 from store.errors import (
     REBUILD_ADVICE,
     IndexAccessError,
-    IndexFormatError,
-    IndexMissingError,
-    IndexNotUpgradedError,
     IndexUsageError,
 )
 from store.files import environment
+from store.reading.facts import read_facts, read_lineage, read_state
 from store.reading.paths import BelowPaths, all_paths, items_below
 from store.records import encoding
 from store.records.batch import KeyRecord
 from store.records.change_log import Changes, log_key, merge_entries
-from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, StoredItem
+from store.records.encoding import ItemEncoding, PathEncoding, StoredItem
 from store.records.item_attributes import decode_fields
 from store.records.split_keys import decode_marker, decode_records
 
-_LINEAGE_KEY: Final = b"lineage"  # in ``meta``
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
 _OF_ATTRIBUTES: Final = 1 << 31  # marks their length in the digest: no value is as long
-
-
-class IndexFacts(msgspec.Struct, frozen=True):
-    """What never changes while an index lives; ``created_at`` in milliseconds since the epoch."""
-
-    format_version: int
-    codebook_id: str
-    layers: int
-    size: int
-    created_at: int
-
-
-class IndexState(msgspec.Struct, frozen=True):
-    """What every commit renews; ``last_commit_at`` in milliseconds since the epoch, 0 before the first.
-
-    ``commit``: batches so far that changed an item; the commit log has the ``log_items`` item changes of all commits above
-    ``log_floor``.
-    """
-
-    next_number: int = 0
-    last_commit_at: int = 0
-    commit: int = 0
-    log_floor: int = 0
-    log_items: int = 0
-
-
-def read_facts(transaction: Any, databases: dict[str, Any], path: Path) -> IndexFacts:
-    """The facts of an index; raises ``IndexMissingError``, ``IndexNotUpgradedError``, ``IndexFormatError``."""
-    facts = read_facts_of_any_format(transaction, databases, path)
-    if facts.format_version != FORMAT_VERSION:
-        raise IndexNotUpgradedError(
-            f"The index {path} has format {facts.format_version}, this sidstream reads {FORMAT_VERSION}: the indexer "
-            "upgrades it in place when it starts. Start the indexer with this path."
-        )
-    return facts
-
-
-def read_facts_of_any_format(transaction: Any, databases: dict[str, Any], path: Path) -> IndexFacts:
-    """The facts of an index that this sidstream reads or upgrades; raises ``IndexMissingError``, ``IndexFormatError``."""
-    value = transaction.get(b"index", db=databases["meta"])
-    if value is None:
-        raise IndexMissingError(f"{path} holds no index yet: wait until the indexer has created it.")
-    # Only the version is read first: a newer format may have other fields.
-    version = msgspec.json.decode(value).get("format_version")
-    if version != FORMAT_VERSION and version not in UPGRADED_FORMATS:
-        raise IndexFormatError(
-            f"The index {path} has format {version}, this sidstream reads {FORMAT_VERSION}: update sidstream. "
-            f"Or: {REBUILD_ADVICE}"
-        )
-    return msgspec.json.decode(value, type=IndexFacts)
-
-
-def read_state(transaction: Any, databases: dict[str, Any]) -> IndexState:
-    """The state as of the last commit."""
-    value = transaction.get(b"state", db=databases["meta"])
-    return IndexState() if value is None else msgspec.json.decode(value, type=IndexState)
-
-
-def read_lineage(transaction: Any, databases: dict[str, Any]) -> int:
-    """The number that the index drew when it was made or restored: 64 random bits."""
-    return int.from_bytes(transaction.get(_LINEAGE_KEY, b"", db=databases["meta"]), "big")
-
-
-def renew_lineage(transaction: Any, databases: dict[str, Any]) -> None:
-    """Draws the index's lineage: of a new one, and of one that goes on from a backup."""
-    transaction.put(_LINEAGE_KEY, secrets.token_bytes(8), db=databases["meta"])
 
 
 class ItemContent(NamedTuple):

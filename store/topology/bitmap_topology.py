@@ -80,9 +80,9 @@ class BitmapTopology:
         size, depth = self.size, prefixes.shape[1]
         # A prefix of two tokens has its layer-2 token: a short SID of three layers ends with its second.
         rows = self._view(layout)[prefixes[:, 0]] if depth == 1 else self._below(prefixes)
-        live = np.unpackbits(rows, axis=2, count=size).reshape(len(prefixes), -1)
+        live = np.unpackbits(rows, axis=2, count=size).reshape(len(prefixes), rows.shape[1] * size)
         places = np.flatnonzero(live)
-        owner = places // live.shape[1]
+        owner = places // max(1, live.shape[1])
         return owner, (places - owner * live.shape[1] + depth * size).astype(np.int32)
 
     def _below(self, prefixes: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.sids.layout import HEAD_LAYER_INDEX, MINIMUM_LAYERS, Layout
 from store.topology.path_keys import PathKeys, path_keys
 
 _VIEWS_KEPT: Final = 2  # the pinned and the live layout
@@ -83,6 +83,8 @@ class SortedTopology:
         self._live = live
         self._keys: PathKeys = path_keys(layers - 1)
         self._short_keys: PathKeys = path_keys(layers - 2)
+        self._no_short = self._short_keys.encode(np.empty((0, layers - 2), np.uint16))
+        self._no_rows = np.zeros(1, np.bool_)
         self.layers, self.size = layers, size
 
     @classmethod
@@ -201,17 +203,23 @@ class SortedTopology:
         return view
 
     def _viewed(self, keys: NDArray[Any], is_head: NDArray[np.bool_]) -> _View:
+        """A step's cost where no search has been lately, so it does not sort what it can count."""
         second = self._keys.field(keys, 0)
-        short_rows = is_head[second]
-        full, short = keys, self._short_keys.encode(np.empty((0, self.layers - 2), np.uint16))
+        short = self._no_short
+        full = keys
+        short_rows = is_head[second] if is_head.any() else self._no_rows
         if short_rows.any():
-            short = _distinct(np.sort(self._short_keys.encode(self._keys.decode(keys[short_rows])[:, 1:])))
-            full, second = keys[~short_rows], second[~short_rows]
-        first = (
-            _distinct(second) + self.size,
-            _distinct(self._short_keys.field(short, 0)) + (HEAD_LAYER_INDEX + 1) * self.size,
-        )
-        return _View(np.concatenate(first).astype(np.int32), short, full)
+            left_out, full, second = keys[short_rows], keys[~short_rows], second[~short_rows]
+            if self.layers == MINIMUM_LAYERS:  # what is left of such a path is one token
+                third = _distinct_tokens(self._keys.field(left_out, 1), self.size)
+                short = third.astype(short.dtype)
+            else:
+                short = _distinct(np.sort(self._short_keys.encode(self._keys.decode(left_out)[:, 1:])))
+                third = _distinct(self._short_keys.field(short, 0))
+            first = np.concatenate((_distinct(second) + self.size, third + (HEAD_LAYER_INDEX + 1) * self.size))
+        else:
+            first = _distinct(second) + self.size
+        return _View(first.astype(np.int32), short, full)
 
 
 def _groups(values: NDArray[np.int32]) -> list[tuple[int, NDArray[np.intp]]]:
@@ -226,6 +234,13 @@ def _distinct(ordered: NDArray[Any]) -> NDArray[Any]:
     if len(ordered) < 2:
         return ordered
     return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))]
+
+
+def _distinct_tokens(tokens: NDArray[np.int32], size: int) -> NDArray[np.int32]:
+    """The distinct ones of tokens below ``size``, rising."""
+    there = np.zeros(size, np.bool_)
+    there[tokens] = True
+    return np.flatnonzero(there).astype(np.int32)
 
 
 def _among(ordered: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.bool_]:

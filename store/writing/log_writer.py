@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from store.reading.reader import IndexState
+from store.reading.facts import IndexState
 from store.records.change_log import (
     LogEntry,
     commit_of,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from store.errors import REBUILD_ADVICE, IndexAccessError
 from store.files.environment import Environment
-from store.reading.reader import IndexFacts, renew_lineage
+from store.reading.facts import IndexFacts, renew_lineage
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, number_keys
 from store.writing.failpoints import Failpoint, reach
 from store.writing.transactions import in_transaction

@@ -31,14 +31,8 @@ from store.errors import (
 from store.files import environment
 from store.files.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.files.environment import lock_directory, unlock
-from store.reading.reader import (
-    IndexFacts,
-    IndexState,
-    Snapshot,
-    read_facts_of_any_format,
-    read_state,
-    renew_lineage,
-)
+from store.reading.facts import IndexFacts, IndexState, read_facts_of_any_format, read_state, renew_lineage
+from store.reading.reader import Snapshot
 from store.records import encoding
 from store.records.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
 from store.records.change_log import LogEntry

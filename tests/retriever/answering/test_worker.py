@@ -504,3 +504,37 @@ def test_terminal_says_which_leg_found_an_item_and_why_one_answered_alone() -> N
     assert "found by" in shown
     assert "dense, new" in shown
     assert "nearest vectors alone: [no] model" in shown
+
+
+def test_query_that_asks_for_an_exact_search_gets_one_and_its_answer_says_so(
+    bundle: Bundle, writer: IndexWriter
+) -> None:
+    asked = [
+        query(b"exact", text="x", search="exact"),
+        query(b"beam", text="x", search="beam"),
+        query(b"usual", text="x"),
+    ]
+    found = {answer.query_id: answer for answer in answers(answer_batch(bundle, writer, beams=4)(asked))}
+    assert (found["exact"].search, found["exact"].search_complete) == ("exact", True)
+    assert [found[name].search for name in ("beam", "usual")] == ["beam", "beam"]
+    assert found["beam"].search_complete is msgspec.UNSET
+    assert found["exact"].items[0].score >= found["beam"].items[0].score - 1e-4
+    [usual] = answers(answer_batch(bundle, writer, search="exact")([query(b"q", text="x")]))
+    assert (usual.search, usual.search_complete) == ("exact", True)
+
+
+def test_exact_search_whose_budget_is_spent_says_that_it_is_not_complete(bundle: Bundle, writer: IndexWriter) -> None:
+    [answer] = answers(answer_batch(bundle, writer, search="exact", exact_budget=2)([query(b"q", text="x")]))
+    assert (answer.search, answer.search_complete) == ("exact", False)
+    assert len(answer.items) == 10
+
+
+def test_exact_search_is_refused_where_the_retriever_decodes_marginally(bundle: Bundle, writer: IndexWriter) -> None:
+    answer_queries = answer_batch(bundle, writer, layout="marginal")
+    outgoing = answer_queries([query(b"q", text="x", search="exact")])
+    [answer] = answers(outgoing)
+    assert answer.error is not None
+    assert answer.error.kind == "SearchUnavailable"
+    assert [out.topic for out in outgoing] == ["results"], "nothing is wrong with the query: no dead letter"
+    with pytest.raises(RetrieverError, match="do not go together"):
+        answer_batch(bundle, writer, layout="marginal", search="exact")

@@ -12,7 +12,7 @@ import pytest
 
 from store.checks.verification import verify
 from store.errors import IndexAccessError
-from store.reading.reader import read_state
+from store.reading.facts import read_state
 from store.records.change_log import LogEntry, encode_entry, log_key
 from store.writing import log_writer
 from store.writing.writer import IndexWriter

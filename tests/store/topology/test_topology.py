@@ -104,6 +104,14 @@ def test_small_codebooks_of_three_layers_are_bits_and_others_sorted_keys(layers:
     assert topology.nbytes <= 4 << 20
 
 
+@pytest.mark.parametrize("size", [16, 4096])
+def test_no_prefixes_have_no_continuations(size: int) -> None:
+    topology = topology_of([np.array([[1, 2, 3]], np.uint16)], 3, size)
+    for depth in (1, 2):
+        owner, token = topology.children(Layout(0, CODEBOOK, 3, size, (2,)), np.empty((0, depth), np.int32))
+        assert (len(owner), len(token)) == (0, 0)
+
+
 def test_tokens_up_to_the_largest_codebook_keep_their_order() -> None:
     size = 65_536
     paths = {(65_535, 65_535, 65_535), (65_535, 0, 65_535), (65_535, 65_535, 0), (0, 1, 2)}

@@ -9,7 +9,7 @@ import pytest
 
 from models.sids.layout import Layout
 from store.checks.verification import verify
-from store.reading.reader import IndexState, read_state
+from store.reading.facts import IndexState, read_state
 from store.records import change_log
 from store.records.change_log import Changes, commit_of
 from store.writing import log_writer

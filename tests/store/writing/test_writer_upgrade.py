@@ -22,7 +22,8 @@ from structlog.testing import capture_logs
 from store.checks.verification import verify
 from store.errors import IndexAccessError, IndexFullError, IndexMismatchError, IndexNotUpgradedError
 from store.files import environment
-from store.reading.reader import IndexFacts, IndexReader, Snapshot, read_facts_of_any_format
+from store.reading.facts import IndexFacts, read_facts_of_any_format
+from store.reading.reader import IndexReader, Snapshot
 from store.writing import transactions
 from store.writing.failpoints import FAILPOINT_VARIABLE
 from store.writing.upgrade import upgrade
@@ -35,7 +36,7 @@ UPGRADE_IN_SMALL_STEPS = """
 import sys
 from pathlib import Path
 from store.files import environment
-from store.reading.reader import read_facts_of_any_format
+from store.reading.facts import read_facts_of_any_format
 from store.writing.upgrade import upgrade
 shared = environment.acquire(Path(sys.argv[1]), write=True)
 shared.open_databases(create=False)
