@@ -75,6 +75,9 @@ def valid_query(choose: random.Random) -> dict[str, Any]:
         fields |= {"user": f"user-{choose.randrange(5)}", "asked_at": 1_767_323_045_000, "timeout_ms": 10**15}
     if choose.random() < 0.5:
         fields |= {"filter": valid_filter(choose, 3), "exclude": history[:3], "exclude_history": choose.random() < 0.5}
+    if choose.random() < 0.3:
+        slate = [{"per": "brand", "most": 2}, {"per": "prefix", "most": 3, "tokens": 2}]
+        fields |= {"explain": True, "why_not": [*history[:3], "item-1"], "slate": slate}
     return fields
 
 
