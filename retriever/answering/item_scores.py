@@ -61,14 +61,16 @@ class ItemScores:
         by_layer: Sequence[npt.NDArray[np.float64] | None],
     ) -> list[float | None]:
         """Log-probability of each SID: the search's, else the sum over ``by_layer``, else (marginal) that of a search among this
-        SID alone; None where the model was not asked.
+        SID alone; None where the model was not asked, or its score
+        is not finite.
         """
         if found is None or not found.sids:
             return [None for _ in sids]
-        known: dict[Sid, float] = {sid.tokens: sid.score for sid in found.sids}
+        known: dict[Sid, float | None] = {sid.tokens: sid.score for sid in found.sids}
         for sid, scores in zip(sids, by_layer, strict=True):
             if sid not in known:
-                known[sid] = self._alone(one, trie, sid) if scores is None else float(scores.sum())
+                score = self._alone(one, trie, sid) if scores is None else float(scores.sum())
+                known[sid] = score if np.isfinite(score) else None
         return [known[sid] for sid in sids]
 
     def _alone(self, one: Asked, trie: SnapshotTrie, sid: Sid) -> float:
@@ -76,10 +78,10 @@ class ItemScores:
         (held,) = trie.items_of([sid])
         layout = trie.layout
         alone = LayoutTrie(topology_of([held.codes[:1]], layout.layers, layout.size), layout)
-        ((only,),) = marginal_beam_search(
+        (found,) = marginal_beam_search(
             self._model, self._vocabulary, [one.prompt], alone, pinned=self._bundle.layout, beams=1
         )
-        return only.score
+        return found[0].score if found else -np.inf  # a score that is not finite is no SID's
 
     def steps(self, one: Asked, trie: SnapshotTrie, beams: int) -> list[Step]:
         """What a beam search of the query keeps at each step; none where it sums over readings."""
@@ -104,12 +106,12 @@ def by_token(
     trie: LayoutTrie, sid: Sid, scores: npt.NDArray[np.float64] | None
 ) -> dict[str, float] | msgspec.UnsetType:
     """Token of a SID as text → its log-probability."""
-    if scores is None:
+    if scores is None or not np.isfinite(scores).all():  # JSON has no other numbers
         return UNSET
     texts = [trie.layout.sid_tokens_text([token]) for token in sid]
     return {text: round(score, DIGITS) for text, score in zip(texts, scores.tolist(), strict=True)}
 
 
 def rounded(value: float | None) -> float | msgspec.UnsetType:
-    """As a record has it."""
-    return UNSET if value is None else round(value, DIGITS)
+    """As a record has it; JSON has finite numbers alone."""
+    return UNSET if value is None or not np.isfinite(value) else round(value, DIGITS)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.intake import EventError
-from streamer.events.records import Answer, ItemExplanation, NotAnswered, Query
+from streamer.events.records import ANSWER, Answer, ItemExplanation, NotAnswered, Query
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import read_filter
 from streamer.settings import RetrieverSettings
@@ -236,6 +237,31 @@ def test_item_that_neither_leg_can_say_anything_of_is_not_scored(bundle: Bundle,
     answer = answer_of(bundle, writer, Query(text="x", why_not=(IDS[3],)), has_model=False)
     assert answer.error is not None
     assert missing(answer)[IDS[3]].reason == "not_scored"
+
+
+def test_scores_that_are_not_finite_leave_an_answer_that_can_be_read(bundle: Bundle, writer: IndexWriter) -> None:
+    with writer.snapshot() as snapshot:
+        (item,) = snapshot.find([IDS[3].encode()])
+    assert item is not None
+    model, prompts = load_language_model(bundle)
+    assert model is not None
+    assert prompts is not None
+    # The last layer's token of this item, and of all that share it, is impossible.
+    row = prompts.vocabulary.layer_range(bundle.layout.layers - 1)[item.codes[-1]]
+    bias = torch.zeros(prompts.vocabulary.total)
+    bias[row] = -torch.inf
+    model.get_output_embeddings().bias = torch.nn.Parameter(bias, requires_grad=False)
+    answerer = Answerer(
+        bundle=bundle,
+        model=model,
+        prompts=prompts,
+        reader=IndexReader(writer.path),
+        settings=RetrieverSettings(dense=False),
+    )
+    query = Query(text="x", limit=5, explain=True, why_not=(IDS[3],))
+    (answer,) = answerer.answers([Asked("q", query)])
+    why = missing(ANSWER.decode(ANSWER.encode(answer)))[IDS[3]]
+    assert (why.reason, why.log_sid, why.by_layer) == ("not_scored", msgspec.UNSET, msgspec.UNSET)
 
 
 def test_more_ids_than_the_settings_allow_are_refused() -> None:
