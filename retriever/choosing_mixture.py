@@ -66,7 +66,8 @@ def ask_model(
     import torch
 
     from models.bundles.model_of_bundle import load_language_model
-    from retriever.answering.answers import Answerer, Asked
+    from retriever.answering.answers import Answerer
+    from retriever.answering.asked import Asked
     from store.reading.reader import IndexReader
 
     bundle, shop = trained.bundle, trained.shop

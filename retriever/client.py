@@ -18,6 +18,7 @@ from models.errors import SidstreamError
 from streamer.events.cloudevents import cloud_event_headers
 from streamer.events.intake import EventError, checked_time
 from streamer.events.records import ANSWER, QUERY, Answer, Query
+from streamer.filters.slate import SlateRule
 from streamer.kafka.admin import require
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.errors import error_text, told
@@ -45,6 +46,18 @@ def raw_filter(filter: Mapping[str, Any]) -> msgspec.Raw:
         raise ClientError(f"the filter cannot be sent as JSON: {error}") from None
 
 
+def slate_rules(rules: Sequence[SlateRule | Mapping[str, Any]]) -> tuple[SlateRule, ...]:
+    """The rules of a slate as ``Query`` carries them.
+
+    Raises:
+        ClientError: one has another form than ``SlateRule``.
+    """
+    try:
+        return tuple(rule if isinstance(rule, SlateRule) else msgspec.convert(rule, SlateRule) for rule in rules)
+    except msgspec.ValidationError as error:
+        raise ClientError(f'a rule of the slate is no {{"per": …, "most": …}}: {error}') from None
+
+
 class Client:
     """Asks queries; connects at the first one. Not for several threads at once: give each its own.
 
@@ -70,6 +83,9 @@ class Client:
         exclude: Sequence[str] = (),
         keep_history: bool = False,
         search: Literal["beam", "exact"] | None = None,
+        explain: bool = False,
+        why_not: Sequence[str] = (),
+        slate: Sequence[SlateRule | Mapping[str, Any]] = (),
         timeout_seconds: float = 30.0,
     ) -> Answer:
         """One query's answer; its ``error`` says why there are no items. No retriever works on it after the timeout.
@@ -77,10 +93,12 @@ class Client:
         ``embedding``: of what is asked, in the space of the items' embeddings, if the client has one; ``filter``: what an item's
         attributes must fulfil, as ``{"field": "price", "lte": 30}`` (docs/filters.md); ``exclude``: ids of items that the answer
         may not name; ``keep_history``: it may name items of ``history``; ``search``: exact drops no SID that a beam drops, None
-        for what the retriever's settings say.
+        for what the retriever's settings say. ``explain``: each item has an ``explanation``, and the answer has one
+        (docs/explain.md); ``why_not``: ids of items of which the answer says why they are not in it; ``slate``: rules for all of
+        its items, as ``{"per": "brand", "most": 2}``.
 
         Raises:
-            ClientError: no answer within ``timeout_seconds``.
+            ClientError: no answer within ``timeout_seconds``, or a filter or slate that cannot be sent.
         """
         query = Query(
             text=text,
@@ -92,6 +110,9 @@ class Client:
             exclude=tuple(exclude) or msgspec.UNSET,
             exclude_history=False if keep_history else msgspec.UNSET,
             search=search or msgspec.UNSET,
+            explain=explain or msgspec.UNSET,
+            why_not=tuple(why_not) or msgspec.UNSET,
+            slate=slate_rules(slate) or msgspec.UNSET,
         )
         return self.ask_all([query], timeout_seconds=timeout_seconds)[0]
 

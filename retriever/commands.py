@@ -15,6 +15,7 @@ from rich.table import Table
 from models.commands.towers import EmbedOption
 from models.errors import SidstreamError
 from models.terminal import print_command, print_line, print_table, shown, terminal
+from retriever.explanation_tables import show_explanations
 from streamer.commands.terminal import ascii_json
 from streamer.events.records import Answer
 from streamer.settings import Settings, load_settings
@@ -53,6 +54,16 @@ def ask(
     exact: Annotated[
         bool, typer.Option("--exact", help="Search by branch and bound: no beam drops the beginning of a good answer.")
     ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each item is where it is.")] = False,
+    why_not: Annotated[
+        list[str] | None, typer.Option(help="The id of an item: say why it is not answered; may be repeated.")
+    ] = None,
+    at_most: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="At most so many items of one kind: 'brand:2', 'sid:1', 'prefix/2:3'; several are all meant."
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
 ) -> None:
@@ -60,6 +71,7 @@ def ask(
     if not (text or history or user):
         raise typer.BadParameter("nothing to ask: give a text, --history, --user or several of them")
     from retriever.client import Client
+    from streamer.filters.slate import parsed_at_most
 
     settings = load_settings()
     with Client(settings) as client:
@@ -72,6 +84,9 @@ def ask(
             exclude=exclude or (),
             keep_history=keep_history,
             search="exact" if exact else None,
+            explain=explain,
+            why_not=why_not or (),
+            slate=parsed_at_most(at_most or (), settings.attributes.filterable),
             timeout_seconds=timeout,
         )
     if json:
@@ -124,6 +139,7 @@ def show_answer(console: Console, answer: Answer) -> None:
         console.print(
             "[yellow]the exact search ended with its budget:[/] a better item may be missing; raise retriever.exact_budget"
         )
+    show_explanations(console, answer)
     if answer.note:
         console.print(f"[dim]{shown(answer.note)}[/]", soft_wrap=True)
     if answer.skipped_history:

@@ -247,6 +247,11 @@ class RetrieverSettings(IntakeSettings):
     maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")
     maximum_user_bytes: int = Field(256, ge=1)
     maximum_exclusions: int = Field(1_000, ge=0, description="item ids in a query's exclude; each of up to 256 bytes")
+    maximum_why_not: int = Field(10, ge=0, description="item ids in a query's why_not; each of up to 256 bytes")
+    maximum_slate_rules: int = Field(8, ge=0, description="of a query's slate")
+    maximum_slate_candidates: int = Field(
+        1_000, ge=1, description="items that are looked at to fill a slate; a query's limit, if that is more"
+    )
     maximum_filter_clauses: int = Field(64, ge=1, description="operators of a filter, and its alls, anys and nots")
     maximum_filter_depth: int = Field(8, ge=1, description="of alls, anys and nots in one another")
     maximum_filter_entries: int = Field(1_024, ge=1, description="values in a list of a filter")

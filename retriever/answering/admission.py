@@ -16,11 +16,13 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
+from models.sids.layout import MAXIMUM_LAYERS
 from streamer.events.embeddings import EmbeddingError, query_embedding
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import FilterError, FilterLimits, FilterTooLargeError, read_filter
+from streamer.filters.slate import SlateError, check_slate
 from streamer.settings import RetrieverSettings
 
 # A user who is not among the last so many starts with a full bucket: some 4 MB at the most.
@@ -83,8 +85,8 @@ class UserRates:
 class Admission:
     """Checks the records of ``queries``.
 
-    ``dimension``: D of an embedding; ``filterable``: the declared attributes and their types; ``clock`` gives seconds since the
-    epoch, ``monotonic`` seconds for the rates.
+    ``dimension``: D of an embedding; ``filterable``: the declared attributes and their types; ``layers``: L of SIDs; ``clock``
+    gives seconds since the epoch, ``monotonic`` seconds for the rates.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Admission:
         *,
         dimension: int,
         filterable: Mapping[str, AttributeType] | None = None,
+        layers: int = MAXIMUM_LAYERS,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +103,7 @@ class Admission:
         self._dimension = dimension
         self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._filterable = filterable or {}
+        self._layers = layers
         self._filter_limits = FilterLimits(
             settings.maximum_filter_clauses, settings.maximum_filter_depth, settings.maximum_filter_entries
         )
@@ -136,6 +140,14 @@ class Admission:
         _check_ids(query.history, settings.maximum_history, "history")
         if query.exclude is not msgspec.UNSET:
             _check_ids(query.exclude, settings.maximum_exclusions, "exclude")
+        if query.why_not is not msgspec.UNSET:
+            _check_ids(query.why_not, settings.maximum_why_not, "why_not")
+        if query.slate is not msgspec.UNSET:
+            within(settings.maximum_slate_rules, len(query.slate), "slate", "rules")
+            try:
+                check_slate(query.slate, self._filterable, layers=self._layers)
+            except SlateError as error:
+                raise EventError("InvalidSlate", str(error)) from None
         if query.embedding is not msgspec.UNSET:
             try:
                 query_embedding(query.embedding, self._dimension)

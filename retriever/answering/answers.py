@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from models.attributes import AttributeType
@@ -23,6 +21,8 @@ from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
+from retriever.answering.asked import Answered, Asked, Found, Numbers, SearchKind
+from retriever.answering.explaining import Explainer
 from retriever.answering.metrics import DECODE_SECONDS
 from retriever.answering.mixing import Mixer, ToMix, candidates_for, read_items
 from retriever.answering.ranking import (
@@ -34,7 +34,8 @@ from retriever.answering.ranking import (
     by_own_probability,
     reconstructions,
 )
-from retriever.dense.leg import DenseQuery, MixedItem
+from retriever.answering.slates import Slate, SlateGroups, fill
+from retriever.dense.leg import MixedItem
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
 from retriever.search.beam_search import ScoredSid, beam_search
@@ -43,7 +44,7 @@ from retriever.search.marginal_search import marginal_beam_search
 from store.reading.reader import IndexReader, Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie, require_layout
-from streamer.events.records import Answer, AnswerError, AnswerItem, Query, excludes_history
+from streamer.events.records import Answer, AnswerError, AnswerItem, excludes_history
 from streamer.filters.grammar import Filter
 from streamer.settings import RetrieverSettings
 
@@ -54,49 +55,10 @@ _TITLE_CHARACTERS: Final = 1_000
 _SIDS_READ_AT_ONCE: Final = 8
 _HISTORY_WITHOUT_MODEL: Final = 20  # newest items that make a query's vector where no model says how many it reads
 NOTHING_TO_GO_ON: Final = "NothingToGoOn"
-SearchKind = Literal["beam", "exact"]
-Leg = Literal["model", "dense"]
-Numbers = npt.NDArray[np.uint32]
 
 
 class RetrieverError(SidstreamError):
     """Bundle, index and settings do not fit together."""
-
-
-@dataclass(slots=True)
-class Asked:
-    """A query on its way to its answer. ``reads_something``: whether there is anything in its prompt; ``vector``: for the dense
-    leg, if it has one.
-    """
-
-    query_id: str
-    query: Query
-    waited_ms: float = 0.0
-    filter: Filter | None = None
-    excluded: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
-    prompt: list[int] = field(default_factory=list)
-    reads_something: bool = True
-    vector: DenseQuery | None = None
-    history: tuple[StoredItem, ...] = ()
-    skipped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found: SIDs best first; ``complete``: no better one is missing, as far as an exact search can say."""
-
-    sids: Sequence[ScoredSid] = ()
-    search: SearchKind = "beam"
-    complete: bool = False
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The items of an answer, best first, the legs that ran, and why it was not both."""
-
-    items: tuple[AnswerItem, ...] = ()
-    legs: tuple[Leg, ...] = ()
-    note: str = ""
 
 
 class Answerer:
@@ -126,12 +88,13 @@ class Answerer:
         self._prompts = prompts
         self._reader = reader
         self._settings = settings
+        self._filterable = filterable or {}
         if settings.layout == "marginal" and settings.search == "exact":
             raise RetrieverError(
                 "retriever.search is 'exact' and retriever.layout 'marginal', which do not go together: set one of them otherwise"
             )
         self._mixer = _mixer(settings, bundle, has_model=model is not None)
-        self._catalogue = CurrentCatalogue(filterable or {}, filters_kept=settings.filters_kept)
+        self._catalogue = CurrentCatalogue(self._filterable, filters_kept=settings.filters_kept)
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
             self._catalogue.roll_to(snapshot)  # read here, so that the first query does not wait for it
@@ -139,6 +102,7 @@ class Answerer:
             if self._mixer is not None:
                 self._mixer.roll_to(snapshot)
         self._ranker = _ranker(settings, bundle)
+        self._explainer = Explainer(settings, bundle, model, prompts, self._catalogue, self._mixer)
 
     def answers(self, asked: Sequence[Asked]) -> list[Answer]:
         """One answer a query, in order, from one snapshot."""
@@ -158,6 +122,10 @@ class Answerer:
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
             answered = self._answered(asked, found, tries)
+            details = [
+                self._explainer.details(one, own, each, trie, snapshot, self._beams(one.query.limit))
+                for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
+            ]
             errors = [
                 None if own.items else self._why_nothing(one, each, trie, snapshot)
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
@@ -173,7 +141,7 @@ class Answerer:
         return [
             self.answer(
                 one.query_id,
-                items=own.items,
+                **detail,
                 legs=own.legs if self._mixer is not None else msgspec.UNSET,
                 note=own.note or msgspec.UNSET,
                 layout=layout.generation,
@@ -184,7 +152,7 @@ class Answerer:
                 search=msgspec.UNSET if each is None else each.search,
                 search_complete=each.complete if each is not None and each.search == "exact" else msgspec.UNSET,
             )
-            for one, own, each, error in zip(asked, answered, found, errors, strict=True)
+            for one, own, each, error, detail in zip(asked, answered, found, errors, details, strict=True)
         ]
 
     def answer(self, query_id: str, **fields: Any) -> Answer:
@@ -267,7 +235,7 @@ class Answerer:
         model, vocabulary = self._model, self._prompts.vocabulary
         if kind == "exact":
             exact = exact_search(model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget)
-            return [Found(each.sids, "exact", each.complete) for each in exact]
+            return [Found(each.sids, "exact", each.complete, each.expansions) for each in exact]
         if self._settings.layout == "marginal":
             found = marginal_beam_search(model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams)
         else:
@@ -341,9 +309,7 @@ class Answerer:
         for place, (one, each, trie) in enumerate(zip(asked, found, tries, strict=True)):
             if one.vector is None:
                 if each is not None:
-                    answered[place] = Answered(
-                        self._items(each.sids, one, trie), ("model",), self._why_model_alone(one)
-                    )
+                    answered[place] = self._by_model(each.sids, one, trie)
                 continue
             ranked = None
             if each is not None and each.sids:
@@ -358,15 +324,20 @@ class Answerer:
             for (place, mixed), items in zip(
                 group, self._mixer.mix([mixed for _, mixed in group], eligible), strict=True
             ):
-                trie = tries[place]
-                stored = read_items(items, mixed.ranked, trie.items)
+                trie, slate = tries[place], Slate(items)
+                if asked[place].query.slate:
+                    slate = self._slate_of_mixture(asked[place], found[place], trie, mixed, eligible)
+                stored = read_items(slate.chosen, mixed.ranked, trie.items)
+                note = self._why_dense_alone(found[place]) if mixed.ranked is None else ""
                 answered[place] = Answered(
                     tuple(
                         _answer_item(item, trie.layout, each.score, each)
-                        for item, each in zip(stored, items, strict=True)
+                        for item, each in zip(stored, slate.chosen, strict=True)
                     ),
                     ("dense",) if mixed.ranked is None else ("model", "dense"),
-                    self._why_dense_alone(found[place]) if mixed.ranked is None else "",
+                    _joined(note, slate.note(mixed.limit)),
+                    tuple(slate.chosen),
+                    slate.held_back,
                 )
         return answered
 
@@ -384,22 +355,63 @@ class Answerer:
             return "nearest vectors alone: the model knows nothing of what the query says"
         return "nearest vectors alone: the model's scores for this query are NaN or infinite"
 
-    def _items(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> tuple[AnswerItem, ...]:
-        """The items of the answer, best first: by their own probability, or SID by SID in the ranker's order."""
+    def _by_model(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> Answered:
+        """The answer of the model alone."""
         limit = one.query.limit
-        if self._ranker is None:
-            return tuple(
-                _answer_item(item, trie.layout, score) for item, _, score in by_own_probability(sids, trie, limit)
+        if not one.query.slate:
+            slate = Slate(self._ranked(sids, one, trie, limit))
+        else:
+            slate = fill(
+                limit,
+                lambda count: self._ranked(sids, one, trie, count),
+                lambda ranked: [item for item, _ in ranked],
+                self._groups(one, trie),
+                most_candidates=self._settings.maximum_slate_candidates,
             )
-        answer: list[AnswerItem] = []
+        items = tuple(_answer_item(item, trie.layout, score) for item, score in slate.chosen)
+        note = _joined(self._why_model_alone(one), slate.note(limit))
+        return Answered(items, ("model",), note, held_back=slate.held_back)
+
+    def _slate_of_mixture(
+        self, one: Asked, found: Found | None, trie: SnapshotTrie, first: ToMix, eligible: Numbers | None
+    ) -> Slate[MixedItem]:
+        def ranked(count: int) -> list[MixedItem]:
+            known = first.ranked
+            if known is not None and found is not None and count > first.limit:
+                known = by_own_probability(found.sids, trie, candidates_for(count))
+            assert self._mixer is not None
+            return self._mixer.mix([ToMix(first.query, known, count, first.excluded)], eligible)[0]
+
+        return fill(
+            one.query.limit,
+            ranked,
+            lambda mixed: trie.items(np.array([item.number for item in mixed], np.uint32)),
+            self._groups(one, trie),
+            most_candidates=self._settings.maximum_slate_candidates,
+        )
+
+    def _groups(self, one: Asked, trie: SnapshotTrie) -> SlateGroups:
+        return SlateGroups(one.query.slate or (), self._filterable, trie.layout, trie.attributes)
+
+    def _ranked(
+        self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie, limit: int
+    ) -> list[tuple[StoredItem, float]]:
+        """The best items and their scores, best first: by their own probability, or SID by SID in the ranker's order."""
+        if self._ranker is None:
+            return [(item, score) for item, _, score in by_own_probability(sids, trie, limit)]
+        ranked: list[tuple[StoredItem, float]] = []
         for start in range(0, len(sids), _SIDS_READ_AT_ONCE):
             chunk = sids[start : start + _SIDS_READ_AT_ONCE]
             for sid, found in zip(chunk, trie.items_of([sid.tokens for sid in chunk]), strict=True):
-                for item in self._ranker.rank(trie.items(found.items), RankingContext(sid, one.history)):
-                    answer.append(_answer_item(item, trie.layout, sid.score))
-                    if len(answer) == limit:
-                        return tuple(answer)
-        return tuple(answer)
+                best = self._ranker.rank(trie.items(found.items), RankingContext(sid, one.history))
+                ranked += [(item, sid.score) for item in best[: limit - len(ranked)]]
+                if len(ranked) == limit:
+                    return ranked
+        return ranked
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _answer_item(item: StoredItem, layout: Layout, score: float, mixed: MixedItem | None = None) -> AnswerItem:

@@ -6,7 +6,7 @@ nothing to go on for is answered by the other, and its answer says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -17,7 +17,7 @@ import structlog
 
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import dense_space_of
-from models.dense.mixture import NEAREST
+from models.dense.mixture import NEAREST, MixtureWeights
 from models.dense.part import DenseRecord
 from models.dense.space import DenseSpace
 from retriever.answering.ranking import RankedItem
@@ -108,6 +108,21 @@ class Mixer:
         elif self._query_tower is not None and query.text.strip():
             embedding = self._embedded(query.text)
         return self._leg.query(embedding, np.array([item.number for item in history], dtype=np.int64))
+
+    def weights(self, query: DenseQuery) -> tuple[MixtureWeights, float]:
+        """λ, α and α' of a query, and β."""
+        assert self._leg is not None
+        return self._leg.weights_of(query), self._leg.boost_of_new
+
+    def scores(
+        self, query: DenseQuery, log_model: Mapping[int, float], excluded: Numbers, eligible: Numbers | None
+    ) -> dict[int, MixedItem]:
+        """What the mixture says of eligible items, by number, given what the model says of them (-inf: nothing)."""
+        assert self._leg is not None
+        given = ModelCandidates(
+            np.array(list(log_model), dtype=np.int64), np.array(list(log_model.values()), dtype=np.float64)
+        )
+        return self._leg.scores(query, given, excluded=excluded, eligible=eligible)
 
     def _embedded(self, text: str) -> npt.NDArray[np.float32] | None:
         from models.towers.text_encoder import TextEncoderError

@@ -20,7 +20,8 @@ from models.bundles.bundle import Bundle
 from models.catalogue import MAXIMUM_ID_BYTES
 from models.language.prompts import PromptBuilder
 from retriever.answering.admission import Admission, QueryRefused
-from retriever.answering.answers import Answerer, Asked
+from retriever.answering.answers import Answerer
+from retriever.answering.asked import Asked
 from retriever.answering.metrics import ANSWERED, QUERIES, QUERY_SECONDS
 from store.reading.reader import IndexReader
 from streamer.events.cloudevents import cloud_event_headers
@@ -67,7 +68,9 @@ class AnswerBatch:
             filterable=filterable or {},
         )
         self._settings = settings
-        self._admission = Admission(settings, dimension=bundle.manifest.dimension, filterable=filterable)
+        self._admission = Admission(
+            settings, dimension=bundle.manifest.dimension, filterable=filterable, layers=bundle.layout.layers
+        )
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.dense.mixture import NEAREST, gather, mixed
+from models.dense.mixture import NEAREST, MixtureWeights, gather, mixed
 from models.dense.part import Asked, DenseRecord
 from retriever.dense.item_vectors import ItemVectors, Similarities
 
@@ -31,7 +31,8 @@ class DenseQuery:
 @dataclass(frozen=True)
 class MixedItem:
     """One item of an answer: its number, natural log-probability, the leg that found it, the cosine of its vector to the
-    query's (None without one), and whether training did not know it (of an item with a vector).
+    query's (None without one), whether training did not know it (of an item with a vector), and the two natural log-probabilities
+    that are mixed: of the model and of the vectors, None where that leg has none.
     """
 
     number: int
@@ -39,6 +40,8 @@ class MixedItem:
     found_by: FoundBy
     cosine: float | None
     new: bool
+    log_model: float | None = None
+    log_dense: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,15 @@ class DenseLeg:
         kinds: tuple[Asked, ...] = ("embedding", "history")
         self._weights = {asked: record.weights_of(asked, has_model=has_model) for asked in kinds}
         self._boost_of_new = record.boost_of_new if boost_of_new is None else boost_of_new
+
+    @property
+    def boost_of_new(self) -> float:
+        """β."""
+        return self._boost_of_new
+
+    def weights_of(self, query: DenseQuery) -> MixtureWeights:
+        """λ, α and α' with which a query is answered."""
+        return self._weights[query.asked]
 
     def query(self, embedding: npt.NDArray[np.floating] | None, history: npt.NDArray[np.integer]) -> DenseQuery | None:
         """The vector of a query: of its embedding (D,) if it has one, else of the items of its history (numbers, oldest first)
@@ -103,16 +115,31 @@ class DenseLeg:
             eligible,
         )
         return [
-            self._one(query, own, held, limit, without)
+            self._all(query, own, held, limit, without)[:limit]
             for query, own, held, limit, without in zip(queries, found, similarities, limits, excluded, strict=True)
         ]
+
+    def scores(
+        self,
+        query: DenseQuery,
+        given: ModelCandidates,
+        *,
+        excluded: npt.NDArray[np.integer],
+        eligible: npt.NDArray[np.uint32] | None = None,
+    ) -> dict[int, MixedItem]:
+        """What the mixture says of given eligible items (log P_model -inf: none), by number; without those of probability 0."""
+        (held,) = self.vectors.held_against(
+            query.vector[None, :], [self._rows(given.numbers)], [self._rows(excluded)], eligible
+        )
+        wanted = set(given.numbers.tolist())
+        return {item.number: item for item in self._all(query, given, held, 0, excluded) if item.number in wanted}
 
     def _rows(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Rows of those item numbers that have one."""
         rows = self.vectors.rows(numbers)
         return rows[rows >= 0]
 
-    def _one(
+    def _all(
         self,
         query: DenseQuery,
         found: ModelCandidates,
@@ -120,6 +147,7 @@ class DenseLeg:
         limit: int,
         excluded: npt.NDArray[np.integer],
     ) -> list[MixedItem]:
+        """All candidates, best first, ``limit`` or more of them if there are so many."""
         weights = self._weights[query.asked]
         table = self.vectors
         allowed = ~np.isin(found.numbers, excluded)
@@ -128,13 +156,22 @@ class DenseLeg:
         candidates = gather(
             rows[rows >= 0], scores[rows >= 0], held.cosines, table.new, nearest_of_all=max(limit, NEAREST)
         )
-        values = mixed(candidates, held.log_sum(weights.sharpness), weights, boost_of_new=self._boost_of_new)
+        log_normaliser = held.log_sum(weights.sharpness)
+        values = mixed(candidates, log_normaliser, weights, boost_of_new=self._boost_of_new)
         items = [
-            MixedItem(number, value, _found_by(model, near), cosine, new)
+            MixedItem(
+                number,
+                value,
+                _found_by(model > -np.inf, near),
+                cosine,
+                new,
+                model if model > -np.inf else None,
+                weights.sharpness * cosine - log_normaliser,
+            )
             for number, value, model, near, cosine, new in zip(
                 table.numbers[candidates.rows].tolist(),
                 values.tolist(),
-                (candidates.model > -np.inf).tolist(),
+                candidates.model.tolist(),
                 candidates.near.tolist(),
                 candidates.cosine.tolist(),
                 candidates.new.tolist(),
@@ -146,12 +183,14 @@ class DenseLeg:
         with np.errstate(divide="ignore"):  # without a model the share is 1, and the model has said nothing
             left_to_model = np.log1p(-weights.share) + scores[rows < 0]
         items += [
-            MixedItem(number, value, "model", None, new=False)
-            for number, value in zip(numbers[rows < 0].tolist(), left_to_model.tolist(), strict=True)
+            MixedItem(number, value, "model", None, False, model)
+            for number, value, model in zip(
+                numbers[rows < 0].tolist(), left_to_model.tolist(), scores[rows < 0].tolist(), strict=True
+            )
             if value > -np.inf
         ]
         items.sort(key=lambda item: (-item.score, item.number))
-        return items[:limit]
+        return items
 
 
 def _found_by(model: bool, near: bool) -> FoundBy:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from retriever.eligibility.columns import Columns
 from streamer.filters.grammar import All, Filter, canonical_bytes
 
@@ -27,6 +29,14 @@ def why_nothing(wanted: Filter | None, columns: Columns, *, excluded: int) -> st
     named = [f"{_shortened(part)}: {columns.count(part):,}" for part in parts[:_CLAUSES_NAMED]]
     more = f", and {len(parts) - len(named)} more clauses" if len(parts) > len(named) else ""
     return f"the filter lets none of {live:,} items through. Each clause alone lets through {', '.join(named)}{more}"
+
+
+def failed_clauses(wanted: Filter, columns: Columns, number: int) -> tuple[str, ...]:
+    """The clauses of a filter that do not let an item through, as JSON; of an ``all`` its parts that fail, else the whole."""
+    parts = wanted.parts if isinstance(wanted, All) else (wanted,)
+    one = np.array([number], np.uint32)
+    failed = [_shortened(part) for part in parts if not columns.lets_through(part, one)[0]]
+    return tuple(failed[:_CLAUSES_NAMED])
 
 
 def _shortened(part: Filter) -> str:

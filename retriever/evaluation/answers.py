@@ -163,7 +163,8 @@ def _found_by(item: AnswerItem) -> str:
 @contextmanager
 def offline(settings: Settings, index: Path) -> Iterator[Ask]:
     """Answers by the bundle's model over an index, in this process, by the retriever's own path and settings."""
-    from retriever.answering.answers import Answerer, Asked
+    from retriever.answering.answers import Answerer
+    from retriever.answering.asked import Asked
     from retriever.answering.worker import load_model, open_bundle
     from store.reading.reader import IndexReader
 

@@ -20,7 +20,7 @@ for all queries together, and what it costs depends on the beams, not on the cat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ from retriever.search.search_parts import (
     places_of,
 )
 
-__all__ = ["Normaliser", "ScoredSid", "Trie", "beam_search"]
+__all__ = ["Normaliser", "ScoredSid", "Step", "Trie", "beam_search"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,17 @@ class _Hypotheses:
     parent: npt.NDArray[np.intp]
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a step of the search keeps, of all queries: SID token numbers (H, d), scores (H,), and of each query the score that a
+    SID or prefix has to exceed.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    score: npt.NDArray[np.float64]
+    worst: npt.NDArray[np.float64]
+
+
 def beam_search(
     model: Any,
     vocabulary: SidVocabulary,
@@ -69,11 +80,13 @@ def beam_search(
     *,
     beams: int = 50,
     normaliser: Normaliser = "vocabulary",
+    observe: Callable[[Step], object] | None = None,
 ) -> list[list[ScoredSid]]:
     """The best SIDs of each prompt, best first, at most ``beams``; equal scores in the order of their tokens.
 
     ``prompts``: token ids, not empty, unequal lengths allowed. ``trie``: one for all prompts, or one each under one layout. A
     list is empty only if its trie is empty or the model's scores for that prompt are not finite: tell the user which.
+    ``observe`` is told each step, for a person who asks why.
     """
     check_arguments(prompts, beams)
     tries = Tries(trie, len(prompts))
@@ -82,7 +95,7 @@ def beam_search(
         return [[] for _ in prompts]
     with torch.inference_mode():
         passes = forward_passes(model, max(map(len, prompts)) + vocabulary.layers)
-        return _search(passes, vocabulary, prompts, tries, live, beams, normaliser)
+        return _search(passes, vocabulary, prompts, tries, live, beams, normaliser, observe)
 
 
 def _search(
@@ -93,6 +106,7 @@ def _search(
     live: list[npt.NDArray[np.int32]],
     beams: int,
     normaliser: Normaliser,
+    observe: Callable[[Step], object] | None,
 ) -> list[list[ScoredSid]]:
     queries, layers, size = len(prompts), vocabulary.layers, vocabulary.size
     query, first_tokens, score = first_step(passes, vocabulary, prompts, live, beams, normaliser)
@@ -106,6 +120,8 @@ def _search(
     pool = Pool(queries, beams, layers)
     layer2: npt.NDArray[np.float32] = np.empty((0, size), dtype=np.float32)
     for depth in range(1, layers):
+        if observe is not None:
+            observe(Step(hypotheses.tokens, hypotheses.score, pool.worst.copy()))
         if len(hypotheses.query) == 0:
             break
         place = places_of(hypotheses.query, queries)

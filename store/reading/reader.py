@@ -30,10 +30,11 @@ from store.files import environment
 from store.reading.facts import read_facts, read_lineage, read_state
 from store.reading.paths import BelowPaths, all_paths, items_below
 from store.records import encoding
+from store.records.batch import KeyRecord
 from store.records.change_log import Changes, log_key, merge_entries
 from store.records.encoding import ItemEncoding, PathEncoding, StoredItem
 from store.records.item_attributes import decode_fields
-from store.records.split_keys import decode_records
+from store.records.split_keys import decode_marker, decode_records
 
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
 _OF_ATTRIBUTES: Final = 1 << 31  # marks their length in the digest: no value is as long
@@ -285,6 +286,22 @@ class Snapshot:
         found = dict(self._cursor("ids").getmulti(keys))
         items = dict(zip(found, self.items(encoding.numbers_of(list(found.values()))), strict=True))
         return [items.get(item_id) for item_id in ids]
+
+    def deletion(self, item_id: bytes) -> KeyRecord | None:
+        """The deletion of an id that has no item, as far as it is known: partition, Kafka time, and when it was noted. None of an
+        item that lives, was never there, or whose deletion is older than ``TOMBSTONES_KEPT_MS``.
+        """
+        if (
+            not 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES
+            or self._transaction.get(item_id, db=self._databases["ids"]) is not None
+        ):
+            return None
+        records = []
+        if (marker := self._transaction.get(item_id, db=self._databases["deleted"])) is not None:
+            records.append(decode_marker(marker))
+        elif (others := self._transaction.get(item_id, db=self._databases["elsewhere"])) is not None:
+            records += [record for record in decode_records(others) if record.value is None]
+        return max(records, key=lambda record: (record.timestamp, record.partition), default=None)
 
     def known(self, ids: Sequence[bytes]) -> set[bytes]:
         """Those of ``ids`` that have an item."""

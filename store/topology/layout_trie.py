@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from models.attributes import Attributes
 from models.sids.layout import HEAD_LAYER_INDEX, PADDING, Layout
 from store.errors import IndexMismatchError
 from store.reading.reader import Snapshot
@@ -91,6 +92,10 @@ class SnapshotTrie(LayoutTrie):
     def items(self, numbers: NDArray[np.uint32]) -> list[StoredItem]:
         """These items of this snapshot, in the order asked for."""
         return self._snapshot.items(numbers)
+
+    def attributes(self, numbers: NDArray[np.uint32]) -> list[Attributes | None]:
+        """The attributes of these items of this snapshot, in the order asked for."""
+        return self._snapshot.attributes(numbers)
 
 
 def require_layout(snapshot: Snapshot, layout: Layout) -> None:

@@ -20,7 +20,7 @@ from streamer.events.embeddings import EmbeddingError, embedding_bytes
 from streamer.events.foreign_formats import field_names, foreign_key, foreign_object, foreign_value, is_plain_id
 from streamer.events.headers import UnreadableHeadersError, headers_of, size_of_headers
 from streamer.events.records import ITEM_ATTRIBUTES, JSON_FIRST_BYTES, Codec, ItemUpdate, RecordVersionError
-from streamer.events.unknown_fields import CountingCodec, nearest, unknown_field
+from streamer.events.unknown_fields import CountingCodec, nearest, unknown_field, unknown_field_inside
 from streamer.settings import AssignerSettings, AttributeSettings, IntakeSettings
 
 _EARLIEST_TIME: Final = 631_152_000_000  # 1990: earlier ones are seconds, or no time at all
@@ -176,6 +176,13 @@ def _undecodable(codec: Codec, value: bytes, error: Exception) -> EventError:
     if isinstance(error, RecordVersionError):
         return EventError("UnsupportedVersion", str(error))
     if isinstance(error, msgspec.ValidationError):
+        inside = unknown_field_inside(error)
+        if inside is not None:
+            name, place = inside
+            return EventError(
+                "UnknownField",
+                f"there is no field {name[:_LONGEST_NAME_SAID]!r} in {place[:_LONGEST_NAME_SAID]}: leave it out",
+            )
         unknown = unknown_field(error)
         if unknown is not None:
             return EventError(

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from streamer.filters.slate import SlateRule
+
 JSON_FIRST_BYTES: Final = frozenset({b"{", b" ", b"\t", b"\r", b"\n"})
 
 # A record whose meaning changes gets a field of a type with a higher maximum; its readers still take the version before.
@@ -167,7 +169,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     ``timeout_ms`` after ``asked_at`` (or else after it reached the broker) an answer is of no use: it gets an error instead.
     ``filter``: what an item's attributes must fulfil (docs/filters.md); ``exclude``: ids of items that no answer may name;
     ``exclude_history``: nor those of ``history``; without it, true. ``search``: exact drops no SID that a beam might drop;
-    without it, what the retriever's settings say.
+    without it, what the retriever's settings say. ``explain``: the answer says of each item why it is where it is
+    (docs/explain.md); ``why_not``: ids of items of which it says why they are not in it. ``slate``: rules for
+    the whole of its items, all of them meant.
     """
 
     text: str = ""
@@ -181,6 +185,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[str, ...] | UnsetType = UNSET
     exclude_history: bool | UnsetType = UNSET
     search: Literal["beam", "exact"] | UnsetType = UNSET
+    explain: bool | UnsetType = UNSET
+    why_not: tuple[str, ...] | UnsetType = UNSET
+    slate: tuple[SlateRule, ...] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
@@ -189,10 +196,86 @@ def excludes_history(query: Query) -> bool:
     return query.exclude_history is not False
 
 
+class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an answered item has its score; all logarithms are natural.
+
+    ``by_layer``: token of the SID → the model's log-probability of it after those before; absent under the marginal layout, where
+    a SID has the sum over the ways in which the model writes it and no layers of its own. ``log_sid``: their sum, absent where
+    the model was not asked, or (marginal) where its search did not find the SID. ``sid_items``: eligible items of the SID;
+    ``share``: the item's part of it, by weight. ``log_model``: log P of the item by the model, absent if its search did not find
+    it; ``log_dense`` and ``cosine``: by the vectors.
+    """
+
+    by_layer: dict[str, float] | UnsetType = UNSET
+    log_sid: float | UnsetType = UNSET
+    sid_items: int
+    share: float
+    log_model: float | UnsetType = UNSET
+    log_dense: float | UnsetType = UNSET
+    cosine: float | UnsetType = UNSET
+
+
+class AnswerExplanation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the items were chosen from, and how.
+
+    ``layout_reason``: under which layout SIDs are read, and why. ``sids``: SIDs that the model's search was to find;
+    ``expansions``: prefixes that it ran, where it was exact. ``live_items`` of the index, those that the filter ``let_through``
+    (all without one), and those of them that the query ``excluded``. Of the mixture: ``sharpness`` λ, ``share_of_dense`` α,
+    ``share_of_dense_new`` α', ``boost_of_new`` β; absent where one leg answered.
+    """
+
+    layout_reason: str
+    sids: int | UnsetType = UNSET
+    expansions: int | UnsetType = UNSET
+    live_items: int
+    let_through: int
+    excluded: int
+    sharpness: float | UnsetType = UNSET
+    share_of_dense: float | UnsetType = UNSET
+    share_of_dense_new: float | UnsetType = UNSET
+    boost_of_new: float | UnsetType = UNSET
+
+
+class NotAnswered(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an item is not in an answer, in a word and a sentence; the figures are there where they mean something.
+
+    ``rank`` from 1, if it is there after all; ``clauses`` of the filter that it fails; ``partition`` and ``deleted_at``
+    (milliseconds, Kafka's time) of its deletion. ``by_layer`` and ``log_sid`` as in an explanation; ``score``: what the item has
+    by all that model and vectors say, whether the search came by or not; ``worst_score``: of the last answered item.
+    ``lost_at_layer``: from 1, where the search dropped its SID; ``lost_by``: what it lacked there.
+    """
+
+    item_id: str
+    reason: Literal[
+        "answered",
+        "not_indexed",
+        "deleted",
+        "excluded",
+        "not_let_through",
+        "held_back",
+        "outscored",
+        "beyond_search",
+        "not_scored",
+    ]
+    message: str
+    rank: int | UnsetType = UNSET
+    clauses: tuple[str, ...] | UnsetType = UNSET
+    partition: int | UnsetType = UNSET
+    deleted_at: int | UnsetType = UNSET
+    sid: str | UnsetType = UNSET
+    by_layer: dict[str, float] | UnsetType = UNSET
+    log_sid: float | UnsetType = UNSET
+    score: float | UnsetType = UNSET
+    worst_score: float | UnsetType = UNSET
+    lost_at_layer: int | UnsetType = UNSET
+    lost_by: float | UnsetType = UNSET
+
+
 class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
     """One item of an answer; ``score`` is its log-probability, or that of its SID where items are ranked SID by SID.
 
-    ``found_by``: the leg that found it, where the dense leg ran; ``new``: there and true of an item that came after training.
+    ``found_by``: the leg that found it, where the dense leg ran; ``new``: there and true of an item that came after training;
+    ``explanation``: where the query asks for it.
     """
 
     item_id: str
@@ -201,6 +284,7 @@ class AnswerItem(msgspec.Struct, frozen=True, kw_only=True):
     score: float
     found_by: Literal["model", "dense", "both"] | UnsetType = UNSET
     new: bool | UnsetType = UNSET
+    explanation: ItemExplanation | UnsetType = UNSET
 
 
 class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,9 +297,10 @@ class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition.
 
-    ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both.
+    ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both,
+    or why a slate is not full.
     ``search``: how the SIDs were found; ``search_complete``: false where its budget ended an exact search, so that a better
-    item may be missing.
+    item may be missing. ``explanation`` and ``why_not``: where the query asks for them.
     """
 
     query_id: str
@@ -233,6 +318,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: AnswerError | None = None
     search: Literal["beam", "exact"] | UnsetType = UNSET
     search_complete: bool | UnsetType = UNSET
+    explanation: AnswerExplanation | UnsetType = UNSET
+    why_not: tuple[NotAnswered, ...] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 

@@ -22,6 +22,7 @@ _LONGEST_NAME: Final = 64
 _NOTE_BYTES: Final = 2_000  # the broker takes 4,096 bytes beside an offset
 OTHER: Final = "(other)"  # names beyond the most, and long ones, together
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_INSIDE: Final = re.compile(r"Object contains unknown field `(.*)` - at `\$\.([^`]*)`", re.DOTALL)
 
 
 class CountingCodec(Codec):
@@ -83,6 +84,12 @@ def unknown_field(error: msgspec.ValidationError) -> str | None:
     """The name of the field that a strict decoder refused; None: it refused something else."""
     found = _UNKNOWN.match(str(error))
     return found[1] if found else None
+
+
+def unknown_field_inside(error: msgspec.ValidationError) -> tuple[str, str] | None:
+    """The name of a field that was refused inside of another one, and its place, such as ``slate[0]``."""
+    found = _INSIDE.fullmatch(str(error))
+    return (found[1], found[2]) if found else None
 
 
 def note_of(counts: Mapping[str, int]) -> dict[str, int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from retriever.client import Client
+from retriever.client import Client, ClientError, slate_rules
 from streamer.events.records import ANSWER, Answer
+from streamer.filters.slate import SlateRule
 from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.settings import Settings
 from support.patience import PATIENCE_SECONDS
@@ -44,3 +46,12 @@ def test_answer_in_a_partition_that_results_got_since_the_client_connected_is_fo
         second = asking.submit(client.ask, "lamp", timeout_seconds=PATIENCE_SECONDS)
         answered.append(answer_the_next_query(settings, answered, 6))
         assert second.result().query_id.encode() == answered[1]
+
+
+def test_rules_of_a_slate_are_given_as_plain_values_or_refused_before_anything_is_sent() -> None:
+    rules = slate_rules([{"per": "brand", "most": 2}, SlateRule(per="prefix", most=1, tokens=2)])
+    assert rules == (SlateRule(per="brand", most=2), SlateRule(per="prefix", most=1, tokens=2))
+    with pytest.raises(ClientError, match="most"):
+        slate_rules([{"per": "brand"}])
+    with pytest.raises(ClientError, match="max"):
+        slate_rules([{"per": "brand", "most": 1, "max": 3}])

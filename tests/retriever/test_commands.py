@@ -12,6 +12,7 @@ import retriever.client
 from models.errors import SidstreamError
 from sidstream import app
 from streamer.events.records import Answer
+from streamer.filters.slate import SlateRule
 
 WORDS = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
 
@@ -47,6 +48,26 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask(*words: str) -> Any:
     return CliRunner(env=WORDS).invoke(app, ["ask", *words])
+
+
+@pytest.mark.usefixtures("shop")
+def test_client_is_asked_to_explain_only_where_the_command_line_says_so() -> None:
+    assert ask("kettle").exit_code == 0
+    assert AskedClient.asked["explain"] is False
+    assert ask("kettle", "--explain", "--why-not", "a", "--why-not", "b").exit_code == 0
+    assert (AskedClient.asked["explain"], AskedClient.asked["why_not"]) == (True, ["a", "b"])
+
+
+@pytest.mark.usefixtures("shop")
+def test_slate_reaches_the_client_and_a_wrong_rule_asks_nothing() -> None:
+    assert ask("kettle", "--at-most", "brand:2", "--at-most", "prefix/2:3").exit_code == 0
+    rules = (SlateRule(per="brand", most=2), SlateRule(per="prefix", most=3, tokens=2))
+    assert AskedClient.asked["slate"] == rules
+    AskedClient.asked = {}
+    refused = ask("kettle", "--at-most", "brnd:2")
+    assert isinstance(refused.exception, SidstreamError)
+    assert "is brand meant" in str(refused.exception)
+    assert not AskedClient.asked
 
 
 @pytest.mark.usefixtures("shop")

@@ -18,7 +18,7 @@ from models.attributes import encode_attributes
 from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
-from retriever.answering.answers import Found
+from retriever.answering.asked import Found
 from retriever.answering.worker import AnswerBatch
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
@@ -75,6 +75,9 @@ def valid_query(choose: random.Random) -> dict[str, Any]:
         fields |= {"user": f"user-{choose.randrange(5)}", "asked_at": 1_767_323_045_000, "timeout_ms": 10**15}
     if choose.random() < 0.5:
         fields |= {"filter": valid_filter(choose, 3), "exclude": history[:3], "exclude_history": choose.random() < 0.5}
+    if choose.random() < 0.3:
+        slate = [{"per": "brand", "most": 2}, {"per": "prefix", "most": 3, "tokens": 2}]
+        fields |= {"explain": True, "why_not": [*history[:3], "item-1"], "slate": slate}
     return fields
 
 

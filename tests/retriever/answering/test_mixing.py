@@ -19,7 +19,8 @@ from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from models.dense.mixture import MixtureWeights
 from models.dense.vectors import quantise
-from retriever.answering.answers import NOTHING_TO_GO_ON, Answerer, Asked
+from retriever.answering.answers import NOTHING_TO_GO_ON, Answerer
+from retriever.answering.asked import Asked
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter

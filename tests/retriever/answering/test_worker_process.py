@@ -58,8 +58,21 @@ def test_update_is_answered_deletion_is_not_and_kill_9_answers_every_query_once(
         with ItemPublisher(settings) as publisher:
             publisher.delete(best)
         wait_until(lambda: items() == 199, what="the deletion in the index")
-        again = client.ask("thing number 7", limit=50, timeout_seconds=PATIENCE_SECONDS)
+        again = client.ask(
+            "thing number 7",
+            limit=50,
+            explain=True,
+            why_not=[best, "never"],
+            slate=[{"per": "sid", "most": 1}],
+            timeout_seconds=PATIENCE_SECONDS,
+        )
         assert best not in {item.item_id for item in again.items}
+        assert len({item.sid for item in again.items}) == len(again.items) > 0
+        assert all(item.explanation for item in again.items)
+        assert isinstance(again.why_not, tuple)
+        assert [why.reason for why in again.why_not] == ["deleted", "not_indexed"]
+        assert isinstance(again.why_not[0].deleted_at, int)
+        assert 0 <= time.time() * 1000 - again.why_not[0].deleted_at < 60_000 * 60
 
         producer = Producer(producer_configuration(settings.kafka))
         ids = [f"query-{number}" for number in range(QUERIES)]

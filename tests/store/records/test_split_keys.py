@@ -284,3 +284,27 @@ def test_batches_that_name_no_partitions_are_of_one(open_writer: OpenWriter) -> 
     assert writer.apply(plain, {}).split_keys == 0
     with writer.snapshot() as snapshot:
         assert snapshot.item_count == 0
+
+
+def test_deletion_of_an_id_is_told_as_far_as_it_is_known(open_writer: OpenWriter) -> None:
+    writer = open_writer()
+    writer.apply(
+        batch_of(
+            [
+                Event(b"a", (1, 1, 1), partition=0, timestamp=1),
+                Event(b"a", None, partition=1, timestamp=3),
+                Event(b"b", None, partition=2, timestamp=7),
+                Event(b"c", (1, 1, 1), partition=0, timestamp=9),
+                Event(b"c", None, partition=1, timestamp=5),
+            ]
+        ),
+        {},
+    )
+    with writer.snapshot() as snapshot:
+        of_a, of_b = snapshot.deletion(b"a"), snapshot.deletion(b"b")
+        assert of_a is not None
+        assert of_b is not None
+        assert (of_a.partition, of_a.timestamp) == (1, 3), "the update of another partition is older"
+        assert (of_b.partition, of_b.timestamp) == (2, 7)
+        assert snapshot.deletion(b"c") is None, "the item lives"
+        assert snapshot.deletion(b"never") is snapshot.deletion(b"") is None
