@@ -175,7 +175,7 @@ def _summary_rows(figures: Figures) -> Iterator[tuple[str, str]]:
     yield f"{figures.fresh_p99_ms:.0f} ms", "update → retrievable, p99"
     yield (
         f"{figures.found_late:.0%}",
-        f"of new products found by their words (first ten); {figures.found_known:.0%} of known ones",
+        f"of new products found by their words; of known ones {figures.found_known:.0%}",
     )
     yield f"{figures.sold_out_in_answers:,}", "sold-out items in an answer that asked for what is in stock"
     yield f"{figures.queries:,}", f"queries answered while the fad came and went, {figures.unanswered:,} not"

@@ -6,17 +6,18 @@ import os
 import time
 from typing import Any
 
-from retriever.answering.worker import AnswerBatch, run_retriever
+from retriever.answering.answers import Answerer
+from retriever.answering.worker import run_retriever
 from streamer.settings import load_settings
 
-search = AnswerBatch._search
+search = Answerer._search
 
 
-def slowly(self: AnswerBatch, *arguments: Any) -> Any:
+def slowly(self: Answerer, *arguments: Any) -> Any:
     time.sleep(float(os.environ["SLOW_MODEL_SECONDS"]))
     return search(self, *arguments)
 
 
 if __name__ == "__main__":
-    AnswerBatch._search = slowly  # type: ignore[method-assign]
+    Answerer._search = slowly  # type: ignore[method-assign]
     run_retriever(load_settings())
