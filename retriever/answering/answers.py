@@ -177,7 +177,7 @@ class Answerer:
         known: dict[tuple[Filter | None, bytes], SnapshotTrie] = {}
         tries = []
         for one in asked:
-            key = one.filter, np.sort(one.excluded).tobytes()
+            key = one.filter, one.excluded.tobytes()
             if key not in known:
                 known[key] = self._catalogue.trie(snapshot, layout, one.filter, one.excluded)
             tries.append(known[key])
@@ -269,13 +269,9 @@ class Answerer:
         if snapshot.item_count == 0:
             return AnswerError(kind="NothingFound", message="the index holds no items yet: publish some")
         if len(trie.first_tokens()) == 0:
-            excluded, live = len(one.excluded), snapshot.item_count
-            if one.filter is None:
-                reason = (
-                    f"all {live:,} items of the index are excluded by the query: exclude fewer, or keep the history"
-                )
-            else:
-                reason = why_nothing(one.filter, self._catalogue.columns, excluded=excluded)
+            reason = why_nothing(
+                one.filter, self._catalogue.columns, live=snapshot.item_count, excluded=len(one.excluded)
+            )
             return AnswerError(kind=NOTHING_ELIGIBLE, message=reason)
         if found is None:
             return AnswerError(kind=NOTHING_TO_GO_ON, message=self._nothing_to_go_on())

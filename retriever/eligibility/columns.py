@@ -210,11 +210,6 @@ class Columns:
             column.put(numbers, [None if one is None else one.get(name) for one in attributes])
 
     @property
-    def live_count(self) -> int:
-        """Live items."""
-        return int(np.count_nonzero(self._live))
-
-    @property
     def mistyped(self) -> dict[str, int]:
         """Field → values of another type that were put in since the start; such a value counts as missing."""
         return {name: column.mistyped for name, column in self._columns.items() if column.mistyped}

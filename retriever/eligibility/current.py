@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +23,8 @@ from models.attributes import AttributeType
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from retriever.eligibility.columns import Columns
 from store.reading.reader import Snapshot
-from store.records.change_log import Changes, distinct_paths, path_keys
+from store.records.change_log import Changes
+from store.records.path_keys import distinct_paths, keys_of
 from store.topology.current import CurrentTopology
 from store.topology.layout_trie import SidItems, SnapshotTrie
 from store.topology.topology import Topology, topology_of
@@ -61,10 +62,9 @@ class EligibleTrie(SnapshotTrie):
         self._mask = mask
         self._excluded = excluded
 
-    def items_of(self, sids: object) -> list[SidItems]:
+    def items_of(self, sids: Sequence[Sequence[int]]) -> list[SidItems]:
         """The eligible items of each SID."""
-        found = super().items_of(sids)  # type: ignore[arg-type]
-        return [self._eligible(items) for items in found]
+        return [self._eligible(items) for items in super().items_of(sids)]
 
     def _eligible(self, items: SidItems) -> SidItems:
         kept = _eligible(items.items, self._mask, self._excluded)
@@ -180,7 +180,7 @@ class CurrentCatalogue:
             if not touched.any():
                 continue
             entered, gone = distinct_paths(now[passes & touched]), distinct_paths(before[let_through & touched])
-            gone = gone[~np.isin(path_keys(gone), path_keys(entered))]
+            gone = gone[~np.isin(keys_of(gone), keys_of(entered))]
             gone = gone[~_still_held(snapshot, gone, in_use.mask, _NOBODY)]
             in_use.topology = in_use.topology.with_changes(entered, gone)
 

@@ -14,9 +14,10 @@ _CLAUSES_NAMED: Final = 8
 _CLAUSE_CHARACTERS: Final = 120
 
 
-def why_nothing(wanted: Filter | None, columns: Columns, *, excluded: int) -> str:
-    """What to tell a client whose query lets no item through; ``excluded``: items that it takes out beside the filter."""
-    live = columns.live_count
+def why_nothing(wanted: Filter | None, columns: Columns, *, live: int, excluded: int) -> str:
+    """What to tell a client whose query lets none of the ``live`` items through; ``excluded``: those that it takes out beside the
+    filter.
+    """
     if wanted is None:
         return f"all {live:,} items of the index are excluded by the query: exclude fewer, or keep the history"
     left = columns.count(wanted)

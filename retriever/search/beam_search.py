@@ -155,14 +155,4 @@ def _search(
             first=hypotheses.first[from_],
             parent=place[from_],
         )
-    return [
-        [
-            ScoredSid(
-                tokens=pool.sid(place),
-                score=float(pool.score[place]),
-                left_out=layer2[pool.origin[place]] if pool.tokens[place, -1] == PADDING else None,
-            )
-            for place in places
-        ]
-        for places in pool.of_each_query()
-    ]
+    return pool.sids(lambda first, _: layer2[first])

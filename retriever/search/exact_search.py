@@ -102,7 +102,7 @@ class _Search:
         self._layers, self._size = vocabulary.layers, vocabulary.size
         self._pool = Pool(1, sids, vocabulary.layers)
         self._layer2 = np.empty((0, vocabulary.size), np.float32)  # after each layer-1 token that was run
-        self._wave = 0  # layer-1 tokens that are run at the moment
+        self._before = 0  # rows of ``_layer2`` before those of the layer-1 tokens that are run at the moment
         self._complete = True
 
     def run(self, prompt: list[int]) -> ExactSids:
@@ -119,20 +119,8 @@ class _Search:
             if len(chosen):
                 passes.rewind(after_prompt, np.zeros(1, dtype=np.intp))
                 self._search_below(passes, first_tokens[chosen], score[chosen])
-        return ExactSids(
-            [
-                ScoredSid(
-                    tokens=self._pool.sid(place),
-                    score=float(self._pool.score[place]),
-                    left_out=self._layer2[self._pool.origin[place]]
-                    if self._pool.tokens[place, -1] == PADDING
-                    else None,
-                )
-                for place in self._pool.of_each_query()[0]
-            ],
-            self._complete,
-            self._budget - self._left,
-        )
+        (sids,) = self._pool.sids(lambda first, _: self._layer2[first])
+        return ExactSids(sids, self._complete, self._budget - self._left)
 
     def _search_below(
         self, passes: ForwardPasses, first_tokens: npt.NDArray[np.int32], score: npt.NDArray[np.float64]
@@ -140,8 +128,8 @@ class _Search:
         """Runs these layer-1 tokens (K,) and all prefixes below them that may lead to the pool."""
         query = np.zeros(len(first_tokens), dtype=np.intp)
         paths = ModelPaths(passes, self._vocabulary, self._normaliser, 1, query, first_tokens)
+        self._before = len(self._layer2)
         self._layer2 = np.concatenate((self._layer2, paths.layer2))
-        self._wave = len(first_tokens)
         tokens, score, first = self._after_layer_1(paths, first_tokens, score)
         for depth in range(HEAD_LAYER_INDEX + 1, self._layers):
             tokens, score, first = self._longer(paths, tokens, score, first, depth)
@@ -226,9 +214,7 @@ class _Search:
         depth = prefixes.shape[1]
         ended = np.full((len(found), self._layers), PADDING, dtype=np.int32)
         ended[:, :depth], ended[:, depth] = prefixes[owner[found]], token[found]
-        # ``first`` numbers the layer-1 tokens of this wave, the last rows of ``_layer2``.
-        before = len(self._layer2) - self._wave
-        self._pool.add(query[found], ended, score[found], before + first[found])
+        self._pool.add(query[found], ended, score[found], self._before + first[found])
         open_ = np.flatnonzero(~finished & (score >= self._worst))
         tokens = np.concatenate((prefixes[owner[open_]], token[open_, None]), axis=1)
         return tokens, score[open_], first[open_]

@@ -171,7 +171,7 @@ class _MarginalSearch:
         for depth in range(HEAD_LAYER_INDEX + 1, self._layers - 1):
             hypotheses = self._extended(hypotheses, depth)
         self._finish(hypotheses)
-        return [[self._sid(place) for place in places] for places in self._pool.of_each_query()]
+        return self._pool.sids(self._left_out)
 
     def _extended(self, hypotheses: Hypotheses, depth: int) -> Hypotheses:
         """The best ``beams`` prefixes one layer longer (layer index ``depth``)."""
@@ -218,14 +218,8 @@ class _MarginalSearch:
             self._own_count += len(rows)
             self._pool.add(chunk.query[parent], tokens, score, origin)
 
-    def _sid(self, place: int) -> ScoredSid:
-        score = float(self._pool.score[place])
-        return ScoredSid(self._pool.sid(place), score, self._left_out(int(self._pool.origin[place]), score))
-
-    def _left_out(self, origin: int, score: float) -> npt.NDArray[np.float32] | None:
-        """(M,) log-probability of each left-out layer-2 token given the SID, None of a SID that has its token."""
-        if origin < 0:
-            return None
+    def _left_out(self, origin: int, score: float) -> npt.NDArray[np.float32]:
+        """(M,) log-probability of each left-out layer-2 token given the SID."""
         for own in self._own:
             if origin < len(own):
                 break

@@ -6,7 +6,7 @@ memory that grows with the number of hypotheses times the vocabulary, or time th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal, Protocol
@@ -134,14 +134,19 @@ class Pool:
         full = held >= self._beams
         self.worst[full] = self.score[np.cumsum(held)[full] - 1]
 
-    def of_each_query(self) -> list[range]:
-        """Where each query's SIDs stand."""
+    def sids(self, left_out: Callable[[int, float], npt.NDArray[np.float32]]) -> list[list[ScoredSid]]:
+        """Each query's SIDs, best first; ``left_out`` gives that of a SID without its layer-2 token, by its origin and score."""
         bounds = np.searchsorted(self.query, np.arange(self._queries + 1)).tolist()
-        return [range(begin, end) for begin, end in pairwise(bounds)]
+        return [[self._sid(place, left_out) for place in range(begin, end)] for begin, end in pairwise(bounds)]
 
-    def sid(self, place: int) -> tuple[int, ...]:
-        """The SID token numbers at a place, without padding."""
-        return tuple(token for token in self.tokens[place].tolist() if token != PADDING)
+    def _sid(self, place: int, left_out: Callable[[int, float], npt.NDArray[np.float32]]) -> ScoredSid:
+        tokens, score = self.tokens[place].tolist(), float(self.score[place])
+        short = tokens[-1] == PADDING
+        return ScoredSid(
+            tokens=tuple(token for token in tokens if token != PADDING),
+            score=score,
+            left_out=left_out(int(self.origin[place]), score) if short else None,
+        )
 
 
 def check_arguments(prompts: list[list[int]], beams: int) -> None:

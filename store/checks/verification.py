@@ -18,7 +18,7 @@ from store.errors import IndexAccessError, IndexMismatchError
 from store.reading.facts import read_state
 from store.reading.reader import ItemContent, Snapshot
 from store.records import encoding
-from store.records.change_log import commit_of, items_in, path_keys
+from store.records.change_log import commit_of, items_in
 from store.records.item_attributes import (
     AttributeRecord,
     decode_attribute_records,
@@ -26,6 +26,7 @@ from store.records.item_attributes import (
     effective_attributes,
     newest_record,
 )
+from store.records.path_keys import keys_of
 from store.records.split_keys import decode_records
 
 # What decoding bytes raises that we did not write.
@@ -210,11 +211,11 @@ def _compare_log(snapshot: Snapshot, codes: NDArray[np.uint16], problems: list[s
     if changes is None:
         problems.append(f"The commit log begins at {state.log_floor}, after the last commit {state.commit}.")
         return
-    live = path_keys(codes)
-    gone = int((~np.isin(path_keys(changes.entered), live)).sum())
+    live = keys_of(codes)
+    gone = int((~np.isin(keys_of(changes.entered), live)).sum())
     if gone:
         problems.append(f"{gone} paths that the commit log says hold an item hold none.")
-    there = int(np.isin(path_keys(changes.left), live).sum())
+    there = int(np.isin(keys_of(changes.left), live).sum())
     if there:
         problems.append(f"{there} paths that the commit log says hold no item hold one.")
     problems.extend(

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from store.records.change_log import path_keys
 from store.records.encoding import PathEncoding
+from store.records.path_keys import keys_of
 
 _BLOCK_RECORDS: Final = 1_000_000  # of ``all_paths``: 10 MB
 _FIRST_KEYS: Final = 64  # of its first block, which tells how many records a key has
@@ -37,7 +37,7 @@ class BelowPaths:
 
 def items_below(cursor: Any, encoding: PathEncoding, short_paths: NDArray[np.uint16]) -> BelowPaths:
     """The items of short paths (K, L-1); the rows may repeat and come in any order."""
-    wanted = path_keys(short_paths)
+    wanted = keys_of(short_paths)
     order = np.argsort(wanted, kind="stable")
     first = np.ones(len(wanted), np.bool_)
     first[1:] = wanted[order[1:]] != wanted[order[:-1]]
@@ -70,7 +70,7 @@ def _read_keys(
     for token in records["short"].T:
         begins[1:] |= token[1:] != token[:-1]
     starts = np.flatnonzero(begins)
-    which = np.searchsorted(path_keys(short_paths), path_keys(records["short"][starts].astype(np.uint16)))
+    which = np.searchsorted(keys_of(short_paths), keys_of(records["short"][starts].astype(np.uint16)))
     counts = np.zeros(len(short_paths), np.intp)
     counts[which] = np.diff(starts, append=len(records))
     return counts, records

@@ -16,10 +16,12 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from store.records.path_keys import distinct_sorted, keys_of
 
 _VERSION: Final = 1
 # Kinds of sections: paths (u16 a token), paths, item numbers (u32), item numbers.
@@ -29,7 +31,6 @@ _HEAD: Final = struct.Struct("<BB")
 _SECTION: Final = struct.Struct("<BI")
 _KEY: Final = struct.Struct(">QI")
 PART_BYTES: Final = 1_980  # two to a page of 4 KiB, with their keys
-_PACKED_LAYERS: Final = 4  # so many tokens of 16 bits fit into one integer
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def merge_entries(records: Iterable[tuple[bytes, bytes]], layers: int, commit: i
     named = np.concatenate([paths[_ENTERED], paths[_LEFT]])
     when = np.concatenate([_repeated(commits[kind], contents[kind], 2 * layers) for kind in (_ENTERED, _LEFT)])
     live = np.arange(len(named)) < len(paths[_ENTERED])
-    keys = path_keys(named)
+    keys = keys_of(named)
     order = np.lexsort((when, keys))
     keys = keys[order]
     newest = np.ones(len(keys), np.bool_)
@@ -161,34 +162,3 @@ def merge_entries(records: Iterable[tuple[bytes, bytes]], layers: int, commit: i
 def _repeated(commits: Sequence[int], contents: Sequence[bytes], width: int) -> NDArray[np.int64]:
     """The commit of each record of ``width`` bytes in ``contents``."""
     return np.repeat(np.array(commits, np.int64), np.array([len(content) // width for content in contents], np.intp))
-
-
-def path_keys(paths: NDArray[np.uint16]) -> NDArray[Any]:
-    """One comparable value per path (N, L), in the order of the paths: uint64, or bytes where L is above four."""
-    layers = paths.shape[1]
-    if layers > _PACKED_LAYERS:
-        return np.ascontiguousarray(paths.astype(">u2")).view(f"S{2 * layers}").reshape(len(paths))
-    keys = np.zeros(len(paths), np.uint64)
-    for layer in range(layers):
-        keys = (keys << np.uint64(16)) | paths[:, layer]
-    return keys
-
-
-def distinct_paths(paths: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """The distinct rows of (N, L), in order."""
-    if len(paths) < 2:
-        return paths
-    keys = path_keys(paths)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    first = np.ones(len(keys), np.bool_)
-    first[1:] = keys[1:] != keys[:-1]
-    return paths[order[first]]
-
-
-def distinct_sorted(values: NDArray[Any]) -> NDArray[Any]:
-    """The distinct values (N,), rising: faster than ``np.unique`` for millions of integers."""
-    values = np.sort(values)
-    first = np.ones(len(values), np.bool_)
-    first[1:] = values[1:] != values[:-1]
-    return values[first]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.sids.layout import HEAD_LAYER_INDEX, MINIMUM_LAYERS, Layout
-from store.topology.path_keys import PathKeys, path_keys
+from store.records.path_keys import PathKeys, distinct, distinct_sorted, path_keys
 
 _VIEWS_KEPT: Final = 2  # the pinned and the live layout
 _CHANGES_KEPT: Final = 32  # batches of changes that a segment no search comes to keeps unmerged
@@ -54,7 +54,7 @@ class _Segment:
     def keys(self) -> NDArray[Any]:
         """The keys, all changes merged."""
         if self._changes or not self._is_sorted:
-            keys = self._keys if self._is_sorted else _distinct(np.sort(self._keys))
+            keys = self._keys if self._is_sorted else distinct_sorted(self._keys)
             for entered, left in self._changes:
                 keys = _merged(keys, entered, left)
             self._keys, self._changes, self._is_sorted = keys, (), True
@@ -84,7 +84,6 @@ class SortedTopology:
         self._keys: PathKeys = path_keys(layers - 1)
         self._short_keys: PathKeys = path_keys(layers - 2)
         self._no_short = self._short_keys.encode(np.empty((0, layers - 2), np.uint16))
-        self._no_rows = np.zeros(1, np.bool_)
         self.layers, self.size = layers, size
 
     @classmethod
@@ -207,18 +206,18 @@ class SortedTopology:
         second = self._keys.field(keys, 0)
         short = self._no_short
         full = keys
-        short_rows = is_head[second] if is_head.any() else self._no_rows
+        short_rows = is_head[second]
         if short_rows.any():
             left_out, full, second = keys[short_rows], keys[~short_rows], second[~short_rows]
             if self.layers == MINIMUM_LAYERS:  # what is left of such a path is one token
                 third = _distinct_tokens(self._keys.field(left_out, 1), self.size)
                 short = third.astype(short.dtype)
             else:
-                short = _distinct(np.sort(self._short_keys.encode(self._keys.decode(left_out)[:, 1:])))
-                third = _distinct(self._short_keys.field(short, 0))
-            first = np.concatenate((_distinct(second) + self.size, third + (HEAD_LAYER_INDEX + 1) * self.size))
+                short = distinct_sorted(self._short_keys.encode(self._keys.decode(left_out)[:, 1:]))
+                third = distinct(self._short_keys.field(short, 0))
+            first = np.concatenate((distinct(second) + self.size, third + (HEAD_LAYER_INDEX + 1) * self.size))
         else:
-            first = _distinct(second) + self.size
+            first = distinct(second) + self.size
         return _View(first.astype(np.int32), short, full)
 
 
@@ -227,13 +226,6 @@ def _groups(values: NDArray[np.int32]) -> list[tuple[int, NDArray[np.intp]]]:
     order = np.argsort(values, kind="stable")
     begins = np.flatnonzero(np.diff(values[order], prepend=-1))
     return list(zip(values[order[begins]].tolist(), np.split(order, begins[1:]), strict=True))
-
-
-def _distinct(ordered: NDArray[Any]) -> NDArray[Any]:
-    """Without repeats; ``ordered``: (n,) rising. Faster than ``np.unique``, which sorts again."""
-    if len(ordered) < 2:
-        return ordered
-    return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))]
 
 
 def _distinct_tokens(tokens: NDArray[np.int32], size: int) -> NDArray[np.int32]:

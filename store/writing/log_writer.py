@@ -16,13 +16,12 @@ from store.reading.facts import IndexState
 from store.records.change_log import (
     LogEntry,
     commit_of,
-    distinct_paths,
     encode_entry,
     items_in,
     log_key,
-    path_keys,
 )
 from store.records.encoding import PathEncoding
+from store.records.path_keys import distinct_paths, keys_of
 
 # Item changes that the log keeps: a small index keeps many (3 MB), so that a reader that slept an hour need not begin anew…
 MINIMUM_LOG_ITEMS: Final = 200_000
@@ -69,7 +68,7 @@ class LogWriter:
         """Those of the paths that lost an item which hold none any more; distinct."""
         left = distinct_paths(left)
         if len(now_live) and len(left):
-            left = left[~np.isin(path_keys(left), path_keys(now_live))]
+            left = left[~np.isin(keys_of(left), keys_of(now_live))]
         if not len(left):
             return left
         lost = np.ones(len(left), np.bool_)

@@ -6,21 +6,16 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from store.records.change_log import (
     PART_BYTES,
     LogEntry,
     commit_of,
-    distinct_paths,
-    distinct_sorted,
     encode_entry,
     items_in,
     log_key,
     merge_entries,
-    path_keys,
 )
 
 
@@ -87,16 +82,3 @@ def test_section_of_a_kind_that_is_not_known_is_passed_over() -> None:
 def test_damaged_entry_is_refused(value: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         merge_entries([(log_key(7), value)], 3, 7)
-
-
-@given(st.integers(2, 7).flatmap(lambda layers: st.lists(st.tuples(*[st.integers(0, 65_535)] * layers), min_size=1)))
-def test_keys_of_paths_sort_like_the_paths_and_distinct_ones_are_a_set(rows: list[tuple[int, ...]]) -> None:
-    rows = rows + rows[::2]
-    paths = np.array(rows, np.uint16)
-    assert [rows[place] for place in np.argsort(path_keys(paths), kind="stable")] == sorted(rows)
-    assert [tuple(row) for row in distinct_paths(paths).tolist()] == sorted(set(rows))
-
-
-@given(st.lists(st.integers(0, 9)))
-def test_distinct_values_rise(values: list[int]) -> None:
-    assert distinct_sorted(np.array(values, np.uint32)).tolist() == sorted(set(values))
