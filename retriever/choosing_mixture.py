@@ -22,12 +22,10 @@ from models.dense.fit_mixture import FittedMixture, Found, HeldOut, fit_mixture
 from models.dense.mixture import NEAREST
 from models.progress import WorkProgress
 from models.terminal import shown
-from store.records.batch import CodesBatch
-from store.writing.writer import IndexWriter
+from store.writing.catalogue_index import write_catalogue
 from streamer.events.records import Query
 from streamer.settings import RetrieverSettings
 
-_ITEMS_A_BATCH: Final = 10_000
 _ASKED_AT_ONCE: Final = 32
 
 
@@ -71,7 +69,9 @@ def ask_model(
     from store.reading.reader import IndexReader
 
     bundle, shop = trained.bundle, trained.shop
-    _write_index(bundle, trained, index)
+    if not index.exists():
+        weights = np.array([item.weight for item in shop.items])
+        write_catalogue(index, bundle.layout, shop.items, trained.codes, weights)
     model, prompts = load_language_model(bundle)
     ids = [item.id for item in shop.items]
     rows = {item: row for row, item in enumerate(ids)}
@@ -99,25 +99,6 @@ def ask_model(
                 found.append((items, np.array([item.score for item in answer.items], dtype=np.float64)))
             progress(start + len(part))
     return found
-
-
-def _write_index(bundle: Bundle, trained: Trained, path: Path) -> None:
-    items, layout = trained.shop.items, bundle.layout
-    if path.exists():
-        return
-    with IndexWriter.open(path, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size) as writer:
-        for start in range(0, len(items), _ITEMS_A_BATCH):
-            part = items[start : start + _ITEMS_A_BATCH]
-            count = len(part)
-            batch = CodesBatch(
-                ids=[item.id.encode() for item in part],
-                codes=trained.codes[start : start + count],
-                weights=np.array([item.weight for item in part], np.float32),
-                titles=[""] * count,
-                updated_at=np.zeros(count, np.int64),
-                deleted=np.zeros(count, np.bool_),
-            )
-            writer.apply(batch, {})
 
 
 def _sentences(fitted: FittedMixture, shop: Catalogue) -> list[str]:

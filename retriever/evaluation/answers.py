@@ -27,8 +27,7 @@ from models.errors import SidstreamError
 from retriever.client import Client
 from retriever.evaluation.cases import EvaluationCase, EvaluationError
 from retriever.evaluation.metrics import RankedLists
-from store.records.batch import CodesBatch
-from store.writing.writer import IndexWriter
+from store.writing.catalogue_index import write_catalogue
 from streamer.events.records import Answer, AnswerItem, Query
 from streamer.settings import RetrieverSettings, Settings
 
@@ -37,7 +36,6 @@ Ask = Callable[[Sequence[Query]], "list[Answer | None]"]
 
 NO_ANSWER: Final = "no answer in time"
 NOTHING_ASKED: Final = "EmptyQuery"
-_ITEMS_A_BATCH: Final = 10_000
 
 
 @dataclass
@@ -213,22 +211,9 @@ def temporary_index(settings: Settings, catalogue: Catalogue, weights: npt.NDArr
         )
     codes = OnnxEncoder(bundle.encoder_path).encode(catalogue.embeddings)
     vectors = quantise(catalogue.embeddings).encode() if settings.assigner.vectors else None
-    layout, count = bundle.layout, len(catalogue)
     with TemporaryDirectory(prefix="sidstream-evaluate-") as directory:
         path = Path(directory) / "index"
-        with IndexWriter.open(path, codebook_id=layout.codebook_id, layers=layout.layers, size=layout.size) as writer:
-            for start in range(0, count, _ITEMS_A_BATCH):
-                part = slice(start, start + _ITEMS_A_BATCH)
-                items = catalogue.items[part]
-                batch = CodesBatch(
-                    ids=[item.id.encode() for item in items],
-                    codes=codes[part],
-                    weights=weights[part].astype(np.float32),
-                    titles=[item.title for item in items],
-                    updated_at=np.zeros(len(items), dtype=np.int64),
-                    deleted=np.zeros(len(items), dtype=bool),
-                    vectors=vectors[part] if vectors is not None else None,
-                )
-                writer.apply(batch, {(settings.topics.item_codes, 0): start + len(items)})
-            writer.put_layout(layout, {})
+        write_catalogue(
+            path, bundle.layout, catalogue.items, codes, weights, vectors=vectors, topic=settings.topics.item_codes
+        )
         yield path

@@ -69,6 +69,7 @@ class Snapshot:
         self._items = ItemEncoding(self.facts.layers)
         self._paths = PathEncoding(self.facts.layers, self.facts.size)
         self._census: NDArray[np.int64] | None = None
+        self._changes: dict[int, Changes | None] = {}
         self._layouts: dict[int, Layout] | None = None
 
     @classmethod
@@ -217,11 +218,17 @@ class Snapshot:
     def changes_since(self, commit: int) -> Changes | None:
         """What the commits after ``commit`` changed, in sum; ``commit`` must be of this incarnation.
 
-        ``None`` if the log does not reach back to it, or if it is newer than this snapshot: build from :meth:`all_paths`.
+        ``None`` if the log does not reach back to it, or if it is newer than this snapshot: build from :meth:`all_paths`. The log
+        is read once for all who ask from the same commit, as the topology and the vectors of a retriever do.
 
         Raises:
             IndexAccessError: the log is damaged.
         """
+        if commit not in self._changes:
+            self._changes[commit] = self._read_changes(commit)
+        return self._changes[commit]
+
+    def _read_changes(self, commit: int) -> Changes | None:
         state = read_state(self._read, self._databases)
         if not state.log_floor <= commit <= state.commit:
             return None

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from store.records.batch import KeyRecord, Order, PreparedBatch
 from store.records.encoding import NO_PARTITION, ItemEncoding
+from store.records.sweep import Sweep
 
 TOMBSTONES_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
 _MARKER: Final = struct.Struct("<iqq")  # partition, Kafka timestamp, when it was noted
@@ -73,7 +73,7 @@ class SplitKeys:
         self._ids = databases["ids"]
         self._items = items
         self._order = order
-        self._pruned_to = {"deleted": b"", "elsewhere": b""}
+        self._of_deleted, self._of_elsewhere = Sweep(self._deleted), Sweep(self._elsewhere)
 
     def settle(
         self,
@@ -208,10 +208,10 @@ class SplitKeys:
     def prune(self, transaction: Any, now_ms: int) -> None:
         """Forget deletions that are older than the broker keeps them; looks at the next few thousand each time."""
         oldest = now_ms - TOMBSTONES_KEPT_MS
-        for item_id, value in self._next(transaction, "deleted", self._deleted):
+        for item_id, value in self._of_deleted.next(transaction, _MARKERS_LOOKED_AT):
             if decode_marker(value).noted_at < oldest:
                 transaction.delete(item_id, b"", self._deleted)
-        for item_id, value in self._next(transaction, "elsewhere", self._elsewhere):
+        for item_id, value in self._of_elsewhere.next(transaction, _MARKERS_LOOKED_AT):
             records = decode_records(value)
             old = [record for record in records if record.value is None and record.noted_at < oldest]
             if old:
@@ -231,10 +231,3 @@ class SplitKeys:
                 transaction.put(item_id, marker, db=self._deleted)
                 keep = []
         self._put_others(transaction, item_id, keep, True, now_ms)
-
-    def _next(self, transaction: Any, name: str, database: Any) -> list[tuple[bytes, bytes]]:
-        cursor = transaction.cursor(database)
-        found = cursor.set_range(self._pruned_to[name]) if self._pruned_to[name] else cursor.first()
-        entries = list(islice(cursor.iternext(), _MARKERS_LOOKED_AT)) if found else []
-        self._pruned_to[name] = entries[-1][0] if len(entries) == _MARKERS_LOOKED_AT else b""
-        return entries

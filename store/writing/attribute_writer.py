@@ -7,7 +7,6 @@ nobody else; one that did not change is not written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +24,7 @@ from store.records.item_attributes import (
     without_old_removals,
 )
 from store.records.split_keys import TOMBSTONES_KEPT_MS
+from store.records.sweep import Sweep
 
 _LOOKED_AT: Final = 5_000  # entries at one pruning: a fraction of a batch's work, however many there are
 
@@ -38,7 +38,7 @@ class AttributeWriter:
         self._ids = databases["ids"]
         self._stored = databases["items"]
         self._items = items
-        self._pruned_to = b""
+        self._sweep = Sweep(self._records)
 
     def follow(
         self,
@@ -109,11 +109,7 @@ class AttributeWriter:
 
     def prune(self, transaction: Any, now_ms: int) -> None:
         """Forget removals that are older than the broker keeps them; looks at the next few thousand entries each time."""
-        cursor = transaction.cursor(self._records)
-        found = cursor.set_range(self._pruned_to) if self._pruned_to else cursor.first()
-        entries = list(islice(cursor.iternext(), _LOOKED_AT)) if found else []
-        self._pruned_to = entries[-1][0] if len(entries) == _LOOKED_AT else b""
-        for item_id, entry in entries:
+        for item_id, entry in self._sweep.next(transaction, _LOOKED_AT):
             records = decode_attribute_records(entry)
             kept = without_old_removals(records, now_ms - TOMBSTONES_KEPT_MS)
             if not kept:

@@ -97,7 +97,8 @@ class LogWatch:
 
         Raises:
             LogMismatchError: a topic was made anew.
-            TopicStateError: the cluster does not answer.
+            ClusterAwayError: the cluster does not answer.
+            TopicStateError: it refuses.
         """
         self._settings = settings
         with writer.snapshot() as snapshot:

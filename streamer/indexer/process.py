@@ -28,12 +28,11 @@ from streamer.indexer.item_limit import ItemLimit
 from streamer.indexer.letters import Letters
 from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_reachable
 from streamer.indexer.metrics import COMMIT_SECONDS, ITEMS, SPLIT_KEYS, STALE_UPDATES, StorageMetrics
-from streamer.kafka.admin import await_topics
+from streamer.kafka.admin import await_answer, await_topics
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError
 from streamer.kafka.gather import drain
 from streamer.kafka.input_progress import InputProgress
-from streamer.kafka.partition_watch import ClusterSilentError
 from streamer.kafka.reachability import BrokerProbe, ClientCutOffError
 from streamer.kafka.read_to_end import partitions_of, watermarks
 from streamer.process.batch_log import BatchSummary
@@ -52,7 +51,6 @@ from streamer.settings import Settings
 log = structlog.get_logger(__name__)
 PROCESS: Final = "indexer"
 _IDLE_WAIT_SECONDS: Final = 0.1
-_AWAY_SECONDS: Final = 1.0  # before a cluster that did not answer is asked again
 _LIFE_SIGN_SECONDS: Final = 3_600.0
 
 
@@ -112,7 +110,8 @@ class Indexer:
         self._limit = ItemLimit(settings, self._writer, self._letters)
         self._broker = BrokerProbe((consumer, producer), settings.kafka, self._health)
         try:
-            if not self._start(consumer, stop):
+            # It may have gone away since it was asked for its topics.
+            if not await_answer(lambda: self._assign(consumer), stop, self._health):
                 return
             self._broker.answered()
             while not stop.is_set():
@@ -122,24 +121,11 @@ class Indexer:
         finally:
             consumer.close()
 
-    def _start(self, consumer: Consumer, stop: threading.Event) -> bool:
-        """``_assign``, as soon as the cluster answers: it may go away between two questions. ``False`` if told to stop first."""
-        while not stop.is_set():
-            self._health.progress()
-            try:
-                self._assign(consumer)
-                return True
-            except ClusterSilentError as error:
-                log.warning("waiting_for_broker", reason=str(error))
-                self._health.set_unready(Part.BROKER, str(error))
-                stop.wait(_AWAY_SECONDS)
-        return False
-
     def _assign(self, consumer: Consumer) -> None:
         """Start where the index stands.
 
         Raises:
-            ClusterSilentError: the cluster does not answer now.
+            ClusterAwayError: the cluster does not answer.
             LogMismatchError: a topic is not the log that the index was read from.
             IndexerError: the index is so old that deletions may have been compacted away.
         """

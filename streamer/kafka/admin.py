@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -162,10 +162,15 @@ def await_topics(settings: Settings, names: Sequence[str], stop: threading.Event
         TopicMismatchError: names everything that does not hold of them, and the commands that mend it.
         LoginRefusedError: the cluster refuses our user or password.
     """
+    return await_answer(lambda: require_usable(settings, names, _ONE_LOOK_SECONDS), stop, health)
+
+
+def await_answer(ask: Callable[[], None], stop: threading.Event, health: Health) -> bool:
+    """Asks again and again as long as the cluster is away (``ClusterAwayError``); ``False`` when ``stop`` was set first."""
     while not stop.is_set():
         health.progress()
         try:
-            require_usable(settings, names, _ONE_LOOK_SECONDS)
+            ask()
             return True
         except ClusterAwayError as error:
             log.warning("waiting_for_broker", reason=str(error))

@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from models.errors import SidstreamError
+from streamer.kafka.admin import ClusterAwayError
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.errors import Meaning, error_text, meaning
 from streamer.settings import KafkaSettings
@@ -32,10 +33,6 @@ _GONE: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_T
 
 class TopicStateError(SidstreamError):
     """The cluster does not tell the state of topics."""
-
-
-class ClusterSilentError(TopicStateError):
-    """It does not answer at the moment: ask again."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def topic_states(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, Topic
     """The state of each of ``topics`` that exists now; waits for the answer.
 
     Raises:
-        ClusterSilentError: the cluster does not answer now.
+        ClusterAwayError: the cluster does not answer.
         TopicStateError: it refuses.
     """
     admin = AdminClient(client_configuration(kafka))
@@ -177,7 +174,7 @@ def topic_states(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, Topic
             states[topic] = _state(answer.result())
         except KafkaException as error:
             if error.args[0].code() not in _GONE:
-                kind = ClusterSilentError if meaning(error.args[0]) is Meaning.PASSING else TopicStateError
+                kind = ClusterAwayError if meaning(error.args[0]) is Meaning.PASSING else TopicStateError
                 raise kind(
                     f"{kafka.bootstrap_servers} does not tell the state of {topic}: {error_text(error)}. Is the broker "
                     "there, and may this user describe the topic?"

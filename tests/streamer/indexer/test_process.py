@@ -25,10 +25,10 @@ from streamer.indexer import process
 from streamer.indexer.log_watch import LogWatch
 from streamer.indexer.process import Indexer, IndexerError
 from streamer.indexer.rebuild import RebuildError, rebuild
-from streamer.kafka import partition_watch
+from streamer.kafka import admin, partition_watch
+from streamer.kafka.admin import ClusterAwayError
 from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.kafka.input_progress import InputProgress
-from streamer.kafka.partition_watch import ClusterSilentError
 from streamer.operations.verify import examine
 from streamer.process.health import Health, Part
 from streamer.settings import Settings
@@ -357,12 +357,12 @@ def test_cluster_that_falls_silent_while_the_indexer_starts_is_asked_again(
 ) -> None:
     """The broker answered for the topics, and went away before it was asked for their state."""
     silent = ["first", "second"]
-    monkeypatch.setattr(process, "_AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(admin, "_AWAY_SECONDS", 0.0)
 
     class Watch(LogWatch):
         def __init__(self, settings: Settings, writer: IndexWriter) -> None:
             if silent:
-                raise ClusterSilentError(f"{silent.pop(0)}: the broker does not tell the state of item-codes")
+                raise ClusterAwayError(f"{silent.pop(0)}: the broker does not tell the state of item-codes")
             super().__init__(settings, writer)
 
     monkeypatch.setattr(process, "LogWatch", Watch)
@@ -383,5 +383,5 @@ def test_topic_state_of_a_cluster_that_is_away_is_to_be_asked_again(
 ) -> None:
     away = pipeline_settings.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
     monkeypatch.setattr(partition_watch, "_REQUEST_SECONDS", 1.0)
-    with pytest.raises(ClusterSilentError, match="does not tell the state of item-codes"):
+    with pytest.raises(ClusterAwayError, match="does not tell the state of item-codes"):
         partition_watch.topic_states(away, ["item-codes"])
