@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from numpy.typing import NDArray
 
 from models.attributes import AttributeType, encode_attributes
 from models.bundles.bundle import Bundle
-from models.bundles.dense_part import add_dense_part, dense_space_of, fit_dense_part
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
-from models.dense.mixture import MixtureWeights
 from models.dense.vectors import quantise
 from retriever.answering.answers import NOTHING_TO_GO_ON, Answerer
 from retriever.answering.asked import Asked
@@ -28,6 +25,7 @@ from streamer.events.records import Answer, Query
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import read_filter
 from streamer.settings import RetrieverSettings
+from support.dense_bundles import dense_bundle
 from support.filter_cases import LIMITS
 
 LIVE, KNOWN = 300, 250
@@ -66,12 +64,7 @@ def batch(
 @pytest.fixture
 def bundle(tiny_model_bundle: Path, tmp_path: Path, tiny_embeddings: NDArray[np.float32]) -> Bundle:
     """With a model, and a dense part that knows the first 250 items."""
-    opened = Bundle.open(shutil.copytree(tiny_model_bundle, tmp_path / "bundle"), need_model=True)
-    fitted = fit_dense_part(opened, tiny_embeddings[:KNOWN], IDS[:KNOWN])
-    space = dense_space_of(fitted)
-    assert space is not None
-    weights = MixtureWeights(sharpness=12.0, share=0.5)
-    return add_dense_part(fitted, space, weights={"embedding": weights, "history": weights})
+    return dense_bundle(tiny_model_bundle, tmp_path / "bundle", tiny_embeddings, IDS[:KNOWN])
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from numpy.typing import NDArray
 
 from models.attributes import encode_attributes
 from models.bundles.bundle import Bundle
-from models.bundles.dense_part import add_dense_part, dense_space_of, fit_dense_part
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
-from models.dense.mixture import MixtureWeights
 from models.dense.vectors import quantise
 from retriever.answering.admission import Admission
 from retriever.answering.answers import Answerer
@@ -34,6 +31,7 @@ from streamer.events.intake import EventError
 from streamer.events.records import Answer, Query
 from streamer.filters.slate import SlateRule
 from streamer.settings import RetrieverSettings
+from support.dense_bundles import dense_bundle
 
 # No more than the dense leg has candidates: the ranking of all is then the one that a slate reads the beginning of.
 LIVE, KNOWN = 100, 80
@@ -56,13 +54,7 @@ def attributes_of(number: int) -> dict[str, Any]:
 def bundle(
     tiny_model_bundle: Path, tmp_path_factory: pytest.TempPathFactory, tiny_embeddings: NDArray[np.float32]
 ) -> Bundle:
-    path = tmp_path_factory.mktemp("slates") / "bundle"
-    opened = Bundle.open(shutil.copytree(tiny_model_bundle, path), need_model=True)
-    fitted = fit_dense_part(opened, tiny_embeddings[:KNOWN], IDS[:KNOWN])
-    space = dense_space_of(fitted)
-    assert space is not None
-    weights = MixtureWeights(sharpness=12.0, share=0.5)
-    return add_dense_part(fitted, space, weights={"embedding": weights, "history": weights})
+    return dense_bundle(tiny_model_bundle, tmp_path_factory.mktemp("slates") / "bundle", tiny_embeddings, IDS[:KNOWN])
 
 
 @pytest.fixture(scope="module")
