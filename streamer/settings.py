@@ -281,7 +281,7 @@ class RetrieverSettings(IntakeSettings):
         ge=-20,
         le=20,
         description="raises (or lowers) what vectors say of items that came after training by a factor of e to this power; "
-        "absent: as the bundle says, which is 0",
+        "absent: as training chose it",
     )
     threads: int = Field(1, ge=1, description="torch threads")
 

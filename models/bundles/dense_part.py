@@ -32,7 +32,6 @@ def add_dense_part(
     *,
     weights: Mapping[Asked, MixtureWeights] | None = None,
     figures: Mapping[str, Any] | None = None,
-    boost_of_new: float = 0.0,
     query_tower: Path | None = None,
 ) -> Bundle:
     """Writes the part into the bundle and replaces the manifest. ``query_tower``: the ONNX graph that embeds a query's text; it
@@ -58,14 +57,17 @@ def add_dense_part(
         name = f"{DENSE_PREFIX}{record_file(root, staged.name).sha256[:16]}{suffix}"
         os.replace(staged, root / name)
         written[suffix] = name
+    regression = None if space.together is None else space.together.regression
+    landmarks = None if regression is None else regression.landmarks
     record = DenseRecord(
         version=VERSION,
         file=written[".safetensors"],
         dimension=space.dimension,
         known=len(space.known.hashes),
         beside=space.width - space.dimension,
+        landmarks=0 if landmarks is None else len(landmarks),
+        kernel_sharpness=0.0 if regression is None else regression.sharpness,
         weights=dict(weights or {}),
-        boost_of_new=boost_of_new,
         figures=dict(figures or {}),
         query_tower=written.get(".onnx"),
     )

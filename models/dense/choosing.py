@@ -1,8 +1,13 @@
-"""λ and α of the mixture, chosen on validation cases; what it finds there beside either leg alone.
+"""λ, α and β of the mixture, chosen on validation cases; what it finds there beside either leg alone.
 
 What must hold: nothing is chosen by what it was fitted on: the targets of the cases are in no training example, and the items of
 the slice that is held back stand in no history of the space. They play the arrivals: the model's search may find them, and its
-word does not count. Equal recalls go to the greater mean reciprocal rank.
+word does not count.
+
+The recall of all cases alone would give new items away: they are few among the targets, a share that the slice made up, and in
+the shop it grows with the days since training. So α and β serve old and new items as evenly as they can (greatest recall of the
+group that is found less), as long as the recall of all is not more than ``PRICE`` below the best that any α and β reach. Equal
+ones go to the greater recall of all, then to the greater mean reciprocal rank.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.dense.mixture import (
+    BOOSTS,
     SHARES,
     Candidates,
     MixtureWeights,
@@ -27,6 +33,7 @@ from models.dense.mixture import (
 )
 
 CUTOFF: Final = 10
+PRICE: Final = 0.05  # of the best recall of all, that may be paid so that new items are found as old ones are
 _MOST_COSINES: Final = 40_000_000  # kept at a time for λ: 160 MB
 
 
@@ -48,13 +55,28 @@ class Recalls(msgspec.Struct, frozen=True, kw_only=True):
     there is no such case.
     """
 
-    all: float | None
+    all: float
     old: float | None
     new: float | None
 
+    @property
+    def worst(self) -> float:
+        """Of the group that is found less."""
+        return min(self.all if share is None else share for share in (self.old, self.new))
+
+    def rounded(self) -> Recalls:
+        """For a record."""
+        return Recalls(
+            all=round(self.all, 4),
+            old=None if self.old is None else round(self.old, 4),
+            new=None if self.new is None else round(self.new, 4),
+        )
+
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """What was chosen, on how many cases, and recall@10 there of the mixture and of either leg alone."""
+    """What was chosen, on how many cases, and recall@10 there of the mixture and of either leg alone; ``best_of_all``: of the
+    mixture whose recall of all is greatest.
+    """
 
     weights: MixtureWeights
     cases: int
@@ -62,6 +84,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     mixture: Recalls
     model_alone: Recalls
     dense_alone: Recalls
+    best_of_all: Recalls | None = None
 
 
 def choose_weights(
@@ -69,53 +92,71 @@ def choose_weights(
     vectors: npt.NDArray[np.float32],
     new: npt.NDArray[np.bool_],
     *,
-    shares_of_new: Sequence[float] | None = (1.0,),
+    share_of_new_targets: float | None = None,
+    boosts: Sequence[float] | None = BOOSTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
-    """``vectors``: float32 (N, W) of length 1 of all items; ``new``: bool (N,), the slice that plays the arrivals.
+    """``vectors``: float32 (N, W) of length 1 of all items; ``new``: bool (N,), the slice that plays the arrivals;
+    ``share_of_new_targets``: what the recall of all counts new targets for, None for their share of the cases; ``boosts``: grid
+    of β, None for the rule that treats new items as old ones.
 
-    λ is of greatest likelihood over the targets that are old: no label of a new item is needed. α is the one of ``SHARES`` whose
-    mixture finds most targets among the first ten; α' too, of ``shares_of_new`` (None: always α, as if nothing were new).
+    λ is of greatest likelihood over the targets that are old: no label of a new item is needed.
     """
     if not cases:
         raise ValueError("no validation case: λ and α have nothing to be chosen by")
-    targets = np.array([case.target for case in cases])
-    is_new = new[targets]
+    is_new = new[np.array([case.target for case in cases])]
     sharpness = _sharpness(cases, vectors, new)
-    gathered: list[tuple[int, Candidates, float]] = []
+    alone = MixtureWeights(sharpness=sharpness, share=0.0, share_of_new=0.0)
+    grid = [
+        MixtureWeights(sharpness=sharpness, share=share, share_of_new=share)
+        if boosts is None
+        else MixtureWeights(sharpness=sharpness, share=share, boost_of_new=boost)
+        for share in SHARES
+        for boost in boosts or (0.0,)
+    ]
+    tried = [*grid, alone, alone.dense_alone()]
+    places = np.empty((len(tried), len(cases)), dtype=np.int64)
     for number, case in enumerate(cases):
         cosines = (vectors @ case.query).astype(np.float64)
         cosines[list(case.excluded)] = -np.inf
-        gathered.append(
-            (
-                case.target,
-                gather(case.found, case.model, cosines, new, excluded=case.excluded),
-                log_sum(cosines, sharpness),
-            )
-        )
+        candidates = gather(case.found, case.model, cosines, new, excluded=case.excluded)
+        places[:, number] = _ranks(case.target, candidates, log_sum(cosines, sharpness), tried)
         if progress is not None:
             progress(number + 1, len(cases))
 
-    def ranks(weights: MixtureWeights) -> npt.NDArray[np.int64]:
-        return np.array(
-            [rank_of(target, found, mixed(found, normaliser, weights)) for target, found, normaliser in gathered]
-        )
-
-    tried: list[tuple[float, float, MixtureWeights, npt.NDArray[np.int64]]] = []
-    for share in SHARES:
-        for share_of_new in (share,) if shares_of_new is None else shares_of_new:
-            weights = MixtureWeights(sharpness=sharpness, share=share, share_of_new=share_of_new)
-            places = ranks(weights)
-            tried.append((float((places <= CUTOFF).mean()), float((1 / places).mean()), weights, places))
-    _, _, weights, places = max(tried, key=lambda one: one[:2])
+    whole = float(is_new.mean()) if share_of_new_targets is None else share_of_new_targets
+    recalls = [_recalls(row, is_new, whole) for row in places]
+    best = max(range(len(grid)), key=lambda at: (recalls[at].all, _mean_reciprocal(places[at])))
+    chosen = max(
+        (at for at in range(len(grid)) if recalls[at].all >= (1 - PRICE) * recalls[best].all),
+        key=lambda at: (recalls[at].worst, recalls[at].all, _mean_reciprocal(places[at])),
+    )
     return Chosen(
-        weights=weights,
+        weights=tried[chosen],
         cases=len(cases),
         new_cases=int(is_new.sum()),
-        mixture=_recalls(places, is_new),
-        model_alone=_recalls(ranks(MixtureWeights(sharpness=sharpness, share=0.0, share_of_new=0.0)), is_new),
-        dense_alone=_recalls(ranks(MixtureWeights(sharpness=sharpness, share=1.0, share_of_new=1.0)), is_new),
+        mixture=recalls[chosen].rounded(),
+        model_alone=recalls[-2].rounded(),
+        dense_alone=recalls[-1].rounded(),
+        best_of_all=recalls[best].rounded(),
     )
+
+
+def _ranks(
+    target: int, candidates: Candidates, log_normaliser: float, tried: Sequence[MixtureWeights]
+) -> npt.NDArray[np.int64]:
+    """The target's place by each of ``tried``, (T,)."""
+    lifted = candidates.new & (candidates.cosine > -np.inf)
+    before: tuple[float, float] | None = None
+    values = np.empty(0)
+    ranks = np.empty(len(tried), dtype=np.int64)
+    for number, weights in enumerate(tried):
+        shares = (weights.share, weights.share_of_new)
+        if shares != before:  # β comes last in the grid, and is added to what is there
+            values = mixed(candidates, log_normaliser, msgspec.structs.replace(weights, boost_of_new=0.0))
+            before = shares
+        ranks[number] = rank_of(target, candidates, values + weights.boost_of_new * lifted)
+    return ranks
 
 
 def _sharpness(cases: Sequence[ValidationCase], vectors: npt.NDArray[np.float32], new: npt.NDArray[np.bool_]) -> float:
@@ -131,8 +172,15 @@ def _sharpness(cases: Sequence[ValidationCase], vectors: npt.NDArray[np.float32]
     return fit_sharpness(cosines, np.array([old_row[case.target] for case in chosen]))
 
 
-def _recalls(places: npt.NDArray[np.int64], is_new: npt.NDArray[np.bool_]) -> Recalls:
-    def share(which: npt.NDArray[np.bool_]) -> float | None:
-        return round(float((places[which] <= CUTOFF).mean()), 4) if which.any() else None
+def _recalls(places: npt.NDArray[np.int64], is_new: npt.NDArray[np.bool_], whole: float) -> Recalls:
+    """``whole``: the weight of new targets in the recall of all."""
+    found = places <= CUTOFF
+    old = float(found[~is_new].mean()) if not is_new.all() else None
+    new = float(found[is_new].mean()) if is_new.any() else None
+    if old is None or new is None:
+        return Recalls(all=float(found.mean()), old=old, new=new)
+    return Recalls(all=(1 - whole) * old + whole * new, old=old, new=new)
 
-    return Recalls(all=share(np.ones(len(places), dtype=bool)), old=share(~is_new), new=share(is_new))
+
+def _mean_reciprocal(places: npt.NDArray[np.int64]) -> float:
+    return float((1 / places).mean())

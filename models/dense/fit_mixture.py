@@ -21,7 +21,7 @@ from models.dense.part import Asked
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
 
-MOST_CASES: Final = 2_000  # of a kind: recall@10 is then known to within ± .02
+MOST_CASES: Final = 2_000  # of a kind, with an old target and with a new one: recall@10 is then known to within ± .02
 PLAYING_ARRIVALS: Final = 0.1  # of the items
 
 
@@ -85,19 +85,19 @@ def fit_mixture(
     if groups:
         space, _ = fit_space(kept, hashes, histories, known=~playing, seed=seed)
         vectors = space.items(kept, hashes)
-        sizes = [min(MOST_CASES, len(examples)) for examples in groups.values()]
-        done = 0
-        for (asked, examples), size in zip(groups.items(), sizes, strict=True):
-            some = [examples[row] for row in np.sort(random.permutation(len(examples))[:size]).tolist()]
-            cases = _cases(asked, some, ask_model(some), space, vectors, embed_texts)
-            before, whole = done, sum(sizes)
+        some = {asked: _some(examples, playing, random) for asked, examples in groups.items()}
+        done, whole = 0, sum(map(len, some.values()))
+        for asked, examples in some.items():
+            cases = _cases(asked, examples, ask_model(examples), space, vectors, embed_texts)
+            before = done
 
-            def report(number: int, _: int, before: int = before, whole: int = whole) -> None:
+            def report(number: int, _: int, before: int = before) -> None:
                 if progress is not None:
                     progress(before + number, whole)
 
-            chosen[asked] = choose_weights(cases, vectors, playing, progress=report)
-            done += size
+            share_of_new = float(np.mean([playing[example.target] for example in groups[asked]]))
+            chosen[asked] = choose_weights(cases, vectors, playing, share_of_new_targets=share_of_new, progress=report)
+            done += len(examples)
     space, _ = fit_space(kept, hashes, histories, seed=seed)
     return FittedMixture(space, chosen)
 
@@ -110,6 +110,13 @@ def _groups(held_out: Sequence[HeldOut], *, has_texts: bool) -> dict[Asked, list
         if asked == "embedding" or example.history:
             groups.setdefault(asked, []).append(example)
     return groups
+
+
+def _some(examples: Sequence[HeldOut], playing: npt.NDArray[np.bool_], random: np.random.Generator) -> list[HeldOut]:
+    """At most ``MOST_CASES`` examples with an old target, and as many with one that plays a new item, in their order."""
+    is_new = playing[[example.target for example in examples]]
+    rows = np.concatenate([random.permutation(np.flatnonzero(group))[:MOST_CASES] for group in (~is_new, is_new)])
+    return [examples[row] for row in np.sort(rows).tolist()]
 
 
 def _cases(
@@ -143,7 +150,8 @@ def _words(asked: Asked, chosen: Chosen) -> str:
         return " ".join(parts)
 
     return (
-        f"{what}: λ {weights.sharpness:.1f}, α {weights.share:.2f}, chosen on {chosen.cases:,} held-out examples, "
-        f"{chosen.new_cases:,} of them for items that play new ones. recall@10 there: mixture {recalls(chosen.mixture)}, model "
-        f"alone {recalls(chosen.model_alone)}, nearest vectors alone {recalls(chosen.dense_alone)}"
+        f"{what}: λ {weights.sharpness:.1f}, α {weights.share:.2f}, β {weights.boost_of_new:.1f}, chosen on {chosen.cases:,} "
+        f"held-out examples, {chosen.new_cases:,} of them for items that play new ones. recall@10 there: mixture "
+        f"{recalls(chosen.mixture)}, model alone {recalls(chosen.model_alone)}, nearest vectors alone "
+        f"{recalls(chosen.dense_alone)}"
     )

@@ -5,11 +5,12 @@
     new items        (1 - α') P_model(i | q) + α' e^β P_dense(i | q)
 
 P_model(i | q) is the probability of the item's SID times the item's share of it, 0 for what the search did not find. New is
-an item that the model was not trained on: its SID means nothing to the model, and so α' is 1 unless validation says
-otherwise. β is the operator's knob. An item without a vector has P_dense 0, and the share of an old item, new or not.
+an item that the model was not trained on: its SID means nothing to the model, and so α' is 1. What the model says of an old item
+is sharper than what the vectors say of a new one, so that new items stand behind at β = 0: β lifts them. An item without a vector
+has P_dense 0, and the share of an old item, new or not.
 
 What must hold: all in float64 and tested against brute force over the catalogue; λ maximises the likelihood of validation
-targets (it is concave: there is one such λ); α maximises their recall.
+targets (it is concave: there is one such λ); α and β are chosen by their recall (``models.dense.choosing``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy.typing as npt
 NEAREST: Final = 100  # candidates of the dense leg among all items
 NEAREST_NEW: Final = 50  # and among the new ones, so that a crowded neighbourhood does not hide them
 SHARES: Final = tuple(step / 20 for step in range(20))  # grid of α; not 1, which would lose items without a vector
+BOOSTS: Final = tuple(step / 10 for step in range(16))  # grid of β
 LEAST_SHARPNESS: Final = 1e-3
 MOST_SHARPNESS: Final = 1e3
 _NEWTON_STEPS: Final = 60
@@ -32,11 +34,16 @@ _CONVERGED: Final = 1e-10
 
 
 class MixtureWeights(msgspec.Struct, frozen=True, kw_only=True):
-    """``sharpness``: λ; ``share``: α of old items; ``share_of_new``: α' of new ones."""
+    """``sharpness``: λ; ``share``: α of old items; ``share_of_new``: α' of new ones; ``boost_of_new``: β."""
 
     sharpness: float
     share: float
     share_of_new: float = 1.0
+    boost_of_new: float = 0.0
+
+    def dense_alone(self) -> MixtureWeights:
+        """The weights of a query of which the model says nothing: old and new items by their vectors, alike."""
+        return msgspec.structs.replace(self, share=1.0, share_of_new=1.0, boost_of_new=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +62,9 @@ class Candidates:
     near: npt.NDArray[np.bool_]
 
 
-def mixed(
-    candidates: Candidates, log_normaliser: float, weights: MixtureWeights, *, boost_of_new: float = 0.0
-) -> npt.NDArray[np.float64]:
+def mixed(candidates: Candidates, log_normaliser: float, weights: MixtureWeights) -> npt.NDArray[np.float64]:
     """Natural log-probability of each candidate, (C,). ``log_normaliser``: ``log_sum`` over the catalogue, -inf if no item has
-    a vector; ``boost_of_new``: β.
+    a vector.
     """
     if np.isneginf(log_normaliser):
         dense = np.full(len(candidates.rows), -np.inf)
@@ -69,7 +74,7 @@ def mixed(
     share = np.where(new, weights.share_of_new, weights.share)
     with np.errstate(divide="ignore"):
         found: npt.NDArray[np.float64] = np.logaddexp(
-            np.log1p(-share) + candidates.model, np.log(share) + dense + np.where(new, boost_of_new, 0.0)
+            np.log1p(-share) + candidates.model, np.log(share) + dense + np.where(new, weights.boost_of_new, 0.0)
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The dense part of a bundle as a file: the space (known items, what training counted of them, the ridge matrix), and as a
+"""The dense part of a bundle as a file: the space (known items, what training counted of them, the regression), and as a
 record of the manifest: the weights of the mixture and how they were chosen.
 
 What must hold: what is read back is what was written; a file that does not fit its record is refused; the record is small
@@ -13,12 +13,13 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from models.dense.arrivals import Regression
 from models.dense.mixture import MixtureWeights
 from models.dense.space import DenseSpace, KnownItems, Together
 from models.dense.vectors import QuantisedVectors
 from models.errors import SidstreamError
 
-VERSION: Final = 1
+VERSION: Final = 2  # 1: the regression was linear, without landmarks
 Asked = Literal["embedding", "history"]
 """What a query is held against items by: its own embedding (sent, or of its text), or its history's."""
 
@@ -28,9 +29,9 @@ UNMEASURED: Final = MixtureWeights(sharpness=15.0, share=0.5)
 
 class DenseRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``version`` of the file; ``file``: its name in the bundle; ``dimension``: D of embeddings, ``beside``: C of the
-    co-occurrence vectors, 0 without; ``known``: how many items training knew; ``weights`` by what a query brings, for what was
-    measured; ``boost_of_new``: β unless the settings say another; ``figures``: how the weights were chosen, for people;
-    ``query_tower``: the file that embeds texts, None without.
+    co-occurrence vectors, 0 without, ``landmarks`` and ``kernel_sharpness`` of their regression; ``known``: how many items
+    training knew; ``weights`` by what a query brings, for what was measured; ``figures``: how the weights were chosen, for
+    people; ``query_tower``: the file that embeds texts, None without.
     """
 
     version: int
@@ -38,15 +39,15 @@ class DenseRecord(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     known: int
     beside: int = 0
+    landmarks: int = 0
+    kernel_sharpness: float = 0.0
     weights: dict[Asked, MixtureWeights] = {}
-    boost_of_new: float = 0.0
     figures: dict[str, Any] = {}
     query_tower: str | None = None
 
-    def weights_of(self, asked: Asked, *, has_model: bool) -> MixtureWeights:
-        """The weights for a query: those measured for its kind, else the defaults; without a model the dense leg alone."""
-        chosen = self.weights.get(asked, UNMEASURED)
-        return chosen if has_model else msgspec.structs.replace(chosen, share=1.0, share_of_new=1.0)
+    def weights_of(self, asked: Asked) -> MixtureWeights:
+        """The weights for a query: those measured for its kind, else the defaults."""
+        return self.weights.get(asked, UNMEASURED)
 
 
 def save_space(space: DenseSpace, path: Path) -> None:
@@ -58,8 +59,10 @@ def save_space(space: DenseSpace, path: Path) -> None:
         arrays |= {
             "steps": space.together.vectors.steps,
             "scales": space.together.vectors.scales,
-            "matrix": space.together.matrix,
+            "matrix": space.together.regression.matrix,
         }
+        if space.together.regression.landmarks is not None:
+            arrays["landmarks"] = space.together.regression.landmarks
     save_file(arrays, path)
 
 
@@ -75,14 +78,20 @@ def load_space(path: Path, record: DenseRecord) -> DenseSpace:
     arrays = load_file(path)
     known = KnownItems(arrays["known"].view(np.uint64))
     together = None
+    wanted: dict[str, tuple[int, ...]] = {"known": (record.known,)}
     if record.beside:
-        together = Together(QuantisedVectors(arrays["steps"], arrays["scales"]), arrays["matrix"])
-    space = DenseSpace(record.dimension, known, together)
-    shapes = (
-        () if together is None else (together.vectors.steps.shape, together.vectors.scales.shape, together.matrix.shape)
-    )
-    wanted = ((record.known, record.beside), (record.known,), (record.dimension, record.beside))
+        regressed_from = record.landmarks if record.version > 1 else record.dimension
+        wanted |= {
+            "steps": (record.known, record.beside),
+            "scales": (record.known,),
+            "matrix": (regressed_from, record.beside),
+        }
+        if record.version > 1:
+            wanted["landmarks"] = (record.landmarks, record.dimension)
     ordered = bool((known.hashes[1:] > known.hashes[:-1]).all())
-    if len(known.hashes) != record.known or (shapes and shapes != wanted) or not ordered:
+    if {name: array.shape for name, array in arrays.items()} != wanted or not ordered:
         raise SidstreamError(f"the dense part {path} does not fit the bundle's manifest: train the bundle again")
-    return space
+    if record.beside:
+        regression = Regression(arrays.get("landmarks"), record.kernel_sharpness, arrays["matrix"])
+        together = Together(QuantisedVectors(arrays["steps"], arrays["scales"]), regression)
+    return DenseSpace(record.dimension, known, together)

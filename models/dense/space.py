@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.dense.arrivals import Ridge, fit_ridge, unit
+from models.dense.arrivals import Regression, fit_regression, unit
 from models.dense.co_occurrence import CoOccurrence, co_occurrence_vectors
 from models.dense.vectors import QuantisedVectors, quantise
 
@@ -55,11 +55,16 @@ class KnownItems:
 @dataclass(frozen=True, eq=False)
 class Together:
     """The co-occurrence part: ``vectors`` (K, C) of the known items in the order of their hashes, zeros for one that stands in
-    no history; ``matrix`` float32 (D, C), the ridge regression that speaks for all others.
+    no history; ``regression``, which speaks for all others.
     """
 
     vectors: QuantisedVectors
-    matrix: npt.NDArray[np.float32]
+    regression: Regression
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return int(self.regression.matrix.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +78,7 @@ class DenseSpace:
     @property
     def width(self) -> int:
         """Numbers a vector has: D, or D + C."""
-        return self.dimension + (0 if self.together is None else self.together.matrix.shape[1])
+        return self.dimension + (0 if self.together is None else self.together.width)
 
     def is_new(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which of the ids with these hashes (N,) training did not know."""
@@ -85,14 +90,13 @@ class DenseSpace:
         own = unit(embeddings)
         if self.together is None:
             return own
-        beside = unit(own @ self.together.matrix)
         rows = self.known.rows(hashes)
-        counted = np.zeros_like(beside)
-        counted[rows >= 0] = QuantisedVectors(
+        beside = np.zeros((len(own), self.together.width), dtype=np.float32)
+        beside[rows >= 0] = QuantisedVectors(
             self.together.vectors.steps[rows[rows >= 0]], self.together.vectors.scales[rows[rows >= 0]]
         ).unit()
-        has_one = counted.any(axis=1)
-        beside[has_one] = counted[has_one]
+        uncounted = ~beside.any(axis=1)
+        beside[uncounted] = self.together.regression.predict(own[uncounted])
         beside[~own.any(axis=1)] = 0
         return unit(np.concatenate((own, np.float32(CO_OCCURRENCE_WEIGHT) * beside), axis=1))
 
@@ -118,7 +122,7 @@ def fit_space(
     *,
     known: npt.NDArray[np.bool_] | None = None,
     seed: int = 0,
-) -> tuple[DenseSpace, Ridge | None]:
+) -> tuple[DenseSpace, Regression | None]:
     """The space of a catalogue of embeddings (N, D) and id hashes (N,). ``histories``: rows, oldest first; without a pair of
     items in one of them the space has embeddings alone. ``known``: bool (N,), the items that a model was trained on (all).
     """
@@ -132,6 +136,6 @@ def fit_space(
     if len(pairs.items) == 0:
         return DenseSpace(dimension, own), None
     vectors = co_occurrence_vectors(pairs, seed=seed)
-    ridge = fit_ridge(unit(embeddings), vectors, seed=seed)
-    together = Together(quantise(vectors[known][order]), ridge.matrix)
-    return DenseSpace(dimension, own, together), ridge
+    regression = fit_regression(unit(embeddings), vectors, seed=seed)
+    together = Together(quantise(vectors[known][order]), regression)
+    return DenseSpace(dimension, own, together), regression

@@ -425,7 +425,7 @@ def _mixer(settings: RetrieverSettings, bundle: Bundle, *, has_model: bool) -> M
     """The dense leg: where the settings have it, the items are ranked by probabilities, and the bundle has what it needs."""
     if not settings.dense or (has_model and settings.ranking != "own_probability"):
         return None
-    return Mixer.of(bundle, has_model=has_model, boost_of_new=settings.boost_of_new)
+    return Mixer.of(bundle, boost_of_new=settings.boost_of_new)
 
 
 def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker | None:

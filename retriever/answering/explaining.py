@@ -104,13 +104,13 @@ class Explainer:
         )
         if self._mixer is None or one.vector is None or "dense" not in own.legs:
             return explanation
-        weights, boost = self._mixer.weights(one.vector)
+        weights = self._mixer.weights(one.vector, model_answers="model" in own.legs)
         return msgspec.structs.replace(
             explanation,
             sharpness=weights.sharpness,
             share_of_dense=weights.share,
             share_of_dense_new=weights.share_of_new,
-            boost_of_new=boost,
+            boost_of_new=weights.boost_of_new,
         )
 
     def _layout_reason(self, trie: SnapshotTrie) -> str:

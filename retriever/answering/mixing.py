@@ -62,19 +62,17 @@ class Mixer:
         record: DenseRecord,
         space: DenseSpace,
         *,
-        has_model: bool,
         boost_of_new: float | None = None,
         query_tower: TextEncoder | None = None,
     ) -> None:
         self._record = record
         self._current = CurrentVectors(space)
-        self._has_model = has_model
         self._boost_of_new = boost_of_new
         self._query_tower = query_tower
         self._leg: DenseLeg | None = None
 
     @classmethod
-    def of(cls, bundle: Bundle, *, has_model: bool, boost_of_new: float | None = None) -> Self | None:
+    def of(cls, bundle: Bundle, *, boost_of_new: float | None = None) -> Self | None:
         """The mixer of a bundle with a dense part; None for one without, which an older sidstream has made."""
         record, space = bundle.manifest.dense, dense_space_of(bundle)
         if record is None or space is None:
@@ -84,7 +82,7 @@ class Mixer:
             from models.towers.text_encoder import TextEncoder
 
             tower = TextEncoder(bundle.path(record.query_tower))
-        return cls(record, space, has_model=has_model, boost_of_new=boost_of_new, query_tower=tower)
+        return cls(record, space, boost_of_new=boost_of_new, query_tower=tower)
 
     @property
     def reads_text(self) -> bool:
@@ -95,7 +93,7 @@ class Mixer:
         """Brings the vectors to a snapshot."""
         table = self._current.at(snapshot)
         if self._leg is None or self._leg.vectors is not table:
-            self._leg = DenseLeg(self._record, table, has_model=self._has_model, boost_of_new=self._boost_of_new)
+            self._leg = DenseLeg(self._record, table, boost_of_new=self._boost_of_new)
 
     def query(self, query: Query, history: Sequence[StoredItem]) -> DenseQuery | None:
         """A query's vector: of its embedding, else of its text if the bundle has a tower, else of its history's live items; None
@@ -109,18 +107,26 @@ class Mixer:
             embedding = self._embedded(query.text)
         return self._leg.query(embedding, np.array([item.number for item in history], dtype=np.int64))
 
-    def weights(self, query: DenseQuery) -> tuple[MixtureWeights, float]:
-        """λ, α and α' of a query, and β."""
+    def weights(self, query: DenseQuery, *, model_answers: bool) -> MixtureWeights:
+        """With which a query is answered, by both legs or by the vectors alone."""
         assert self._leg is not None
-        return self._leg.weights_of(query), self._leg.boost_of_new
+        return self._leg.weights_of(query, model_answers=model_answers)
 
     def scores(
-        self, query: DenseQuery, log_model: Mapping[int, float], excluded: Numbers, eligible: Numbers | None
+        self,
+        query: DenseQuery,
+        log_model: Mapping[int, float],
+        excluded: Numbers,
+        eligible: Numbers | None,
+        *,
+        model_answers: bool,
     ) -> dict[int, MixedItem]:
         """What the mixture says of eligible items, by number, given what the model says of them (-inf: nothing)."""
         assert self._leg is not None
         given = ModelCandidates(
-            np.array(list(log_model), dtype=np.int64), np.array(list(log_model.values()), dtype=np.float64)
+            np.array(list(log_model), dtype=np.int64),
+            np.array(list(log_model.values()), dtype=np.float64),
+            answers=model_answers,
         )
         return self._leg.scores(query, given, excluded=excluded, eligible=eligible)
 

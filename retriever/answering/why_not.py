@@ -171,7 +171,7 @@ class WhyNot:
         eligible: npt.NDArray[np.uint32] | None = None
         if one.filter is not None:
             eligible = np.flatnonzero(self._catalogue.mask(one.filter)).astype(np.uint32)
-        mixed = self._mixer.scores(one.vector, log_model, one.excluded, eligible)
+        mixed = self._mixer.scores(one.vector, log_model, one.excluded, eligible, model_answers="model" in own.legs)
         return [mixed[item.number].score if item.number in mixed else None for item in items]
 
     def _remedy(self, found: Found, log_sid: float, beams: int) -> str:

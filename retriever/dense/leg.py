@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -46,36 +47,36 @@ class MixedItem:
 
 @dataclass(frozen=True, eq=False)
 class ModelCandidates:
-    """What the search found for one query: ``numbers`` (F,) distinct item numbers, ``scores`` float64 (F,) log P_model."""
+    """What the search found for one query: ``numbers`` (F,) distinct item numbers, ``scores`` float64 (F,) log P_model;
+    ``answers``: whether the model can answer it at all: where it cannot, vectors speak for old items as they do for new ones.
+    """
 
     numbers: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
+    answers: bool = True
 
     @classmethod
     def none(cls) -> ModelCandidates:
         """Of a query that the model cannot answer."""
-        return cls(np.empty(0, dtype=np.int64), np.empty(0))
+        return cls(np.empty(0, dtype=np.int64), np.empty(0), answers=False)
 
 
 class DenseLeg:
     """The mixture over the items of ``vectors``; ``boost_of_new``: β of the settings, None for the bundle's own."""
 
-    def __init__(
-        self, record: DenseRecord, vectors: ItemVectors, *, has_model: bool, boost_of_new: float | None = None
-    ) -> None:
+    def __init__(self, record: DenseRecord, vectors: ItemVectors, *, boost_of_new: float | None = None) -> None:
         self.vectors = vectors
-        kinds: tuple[Asked, ...] = ("embedding", "history")
-        self._weights = {asked: record.weights_of(asked, has_model=has_model) for asked in kinds}
-        self._boost_of_new = record.boost_of_new if boost_of_new is None else boost_of_new
+        self._record = record
+        self._boost_of_new = boost_of_new
 
-    @property
-    def boost_of_new(self) -> float:
-        """β."""
-        return self._boost_of_new
-
-    def weights_of(self, query: DenseQuery) -> MixtureWeights:
-        """λ, α and α' with which a query is answered."""
-        return self._weights[query.asked]
+    def weights_of(self, query: DenseQuery, *, model_answers: bool) -> MixtureWeights:
+        """The weights with which a query is answered, by both legs or by the vectors alone."""
+        weights = self._record.weights_of(query.asked)
+        if not model_answers:
+            weights = weights.dense_alone()
+        if self._boost_of_new is not None:
+            weights = msgspec.structs.replace(weights, boost_of_new=self._boost_of_new)
+        return weights
 
     def query(self, embedding: npt.NDArray[np.floating] | None, history: npt.NDArray[np.integer]) -> DenseQuery | None:
         """The vector of a query: of its embedding (D,) if it has one, else of the items of its history (numbers, oldest first)
@@ -148,7 +149,7 @@ class DenseLeg:
         excluded: npt.NDArray[np.integer],
     ) -> list[MixedItem]:
         """All candidates, best first, ``limit`` or more of them if there are so many."""
-        weights = self._weights[query.asked]
+        weights = self.weights_of(query, model_answers=found.answers)
         table = self.vectors
         allowed = ~np.isin(found.numbers, excluded)
         numbers, scores = found.numbers[allowed], found.scores[allowed]
@@ -157,7 +158,7 @@ class DenseLeg:
             rows[rows >= 0], scores[rows >= 0], held.cosines, table.new, nearest_of_all=max(limit, NEAREST)
         )
         log_normaliser = held.log_sum(weights.sharpness)
-        values = mixed(candidates, log_normaliser, weights, boost_of_new=self._boost_of_new)
+        values = mixed(candidates, log_normaliser, weights)
         items = [
             MixedItem(
                 number,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
-from models.dense.arrivals import fit_ridge
+from models.dense.arrivals import fit_regression
 from models.dense.co_occurrence import CoOccurrence, co_occurrence_vectors
 from study.data.choices import CodebookChoice
 from study.data.datasets import Dataset, planted_codebook
@@ -67,7 +67,7 @@ def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float3
         return data.embeddings
     vectors = co_occurrence_vectors(CoOccurrence.count(data.histories, len(data.embeddings)))
     if data.arrived.any():  # in no history: what their embedding speaks for
-        vectors[data.arrived] = fit_ridge(data.embeddings, vectors).predict(data.embeddings[data.arrived])
+        vectors[data.arrived] = fit_regression(data.embeddings, vectors).predict(data.embeddings[data.arrived])
     return np.ascontiguousarray(
         np.concatenate((data.embeddings, np.float32(choice.co_occurrence) * vectors), axis=1), dtype=np.float32
     )

@@ -1,7 +1,7 @@
 """Are items found that came after training? The mixture of the model and the dense leg, beside either alone, all cases.
 
 What must hold: everything that is measured is the product's own: the search, an item's log-probability, the kept vectors (a
-byte a dimension), the dense space, the choice of λ and α on validation cases of known items, the mixture. Nothing is chosen on
+byte a dimension), the dense space, the choice of λ, α and β on validation cases of known items, the mixture. Nothing is chosen on
 a test case or on an item that arrives in the test.
 """
 
@@ -29,8 +29,8 @@ from study.data.datasets import Dataset, TestCase, fresh_queries, load
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import BEAMS
 
-VALIDATION_CASES: Final = 2_000
-SLICE: Final = 0.1  # of the known items, playing the arrivals where λ and α are chosen
+VALIDATION_CASES: Final = 2_000  # with an old target, and as many with a new one
+SLICE: Final = 0.1  # of the known items, playing the arrivals where λ, α and β are chosen
 RESAMPLED: Final = 1_000
 _QUERIES_A_BATCH: Final = 16
 _BLOCK: Final = 500  # of cases whose cosines are computed together
@@ -92,13 +92,15 @@ def choose_rule(here: Setting, model: Any, progress: Progress) -> dict[str, Any]
     """
     in_test = load(here.data.name, arrivals=True).arrived
     catalogue = _Catalogue.of(here, ~in_test)
-    cases = validation_cases(here, ~in_test)
+    cases, share = validation_cases(here, ~in_test, here.data.arrived)
     space, _ = fit_space(catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=catalogue.known)
     asked = _asked(here, model, cases, catalogue, space, partial(progress, "search"))
-    choose = partial(choose_weights, asked, space.items(catalogue.embeddings, catalogue.hashes), ~catalogue.known)
+    vectors = space.items(catalogue.embeddings, catalogue.hashes)
+    choose = partial(choose_weights, asked, vectors, ~catalogue.known, share_of_new_targets=share)
     return {
-        "new items by P_dense alone": msgspec.to_builtins(choose(shares_of_new=(1.0,))),
-        "new items as old ones": msgspec.to_builtins(choose(shares_of_new=None)),
+        "new items by P_dense, lifted": msgspec.to_builtins(choose()),
+        "new items by P_dense alone": msgspec.to_builtins(choose(boosts=(0.0,))),
+        "new items as old ones": msgspec.to_builtins(choose(boosts=None)),
     }
 
 
@@ -117,7 +119,7 @@ def measure_arrivals(here: Setting, model: Any, cache: Path, progress: Progress)
     weights = msgspec.convert(chosen["weights"], MixtureWeights)
     rules = {
         "the model alone": MixtureWeights(sharpness=weights.sharpness, share=0.0, share_of_new=0.0),
-        "the dense leg alone": MixtureWeights(sharpness=weights.sharpness, share=1.0),
+        "the dense leg alone": weights.dense_alone(),
         "mixture": weights,
     }
     ranks: dict[str, list[int]] = {name: [] for name in rules}
@@ -150,21 +152,26 @@ def measure_arrivals(here: Setting, model: Any, cache: Path, progress: Progress)
 
 
 def _chosen(here: Setting, model: Any, progress: Callable[[float], None]) -> dict[str, Any]:
-    """λ and α as ``sidstream train`` chooses them: a slice of the known items plays the arrivals, in a space without them."""
+    """λ, α and β, as ``sidstream train`` chooses them: a slice of the known items plays the arrivals, in a space without them."""
     known = ~here.data.arrived
     catalogue = _Catalogue.of(here, known)
     held_back = np.random.default_rng(3).random(len(catalogue.rows)) < SLICE
     space, _ = fit_space(catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=~held_back)
-    asked = _asked(here, model, validation_cases(here, known), catalogue, space, progress)
-    chosen: dict[str, Any] = msgspec.to_builtins(
-        choose_weights(asked, space.items(catalogue.embeddings, catalogue.hashes), held_back)
-    )
+    playing = np.zeros(len(known), dtype=bool)
+    playing[catalogue.rows[held_back]] = True
+    cases, share = validation_cases(here, known, playing)
+    asked = _asked(here, model, cases, catalogue, space, progress)
+    vectors = space.items(catalogue.embeddings, catalogue.hashes)
+    chosen: dict[str, Any] = msgspec.to_builtins(choose_weights(asked, vectors, held_back, share_of_new_targets=share))
     return chosen
 
 
-def validation_cases(here: Setting, present: npt.NDArray[np.bool_]) -> list[TestCase]:
+def validation_cases(
+    here: Setting, present: npt.NDArray[np.bool_], playing: npt.NDArray[np.bool_]
+) -> tuple[list[TestCase], float]:
     """Cases to choose by, whose targets are ``present``, ``case`` numbered from 0: each user's last item but one; for queries,
-    ones that are made as those of training were, and are none of them.
+    ones that are made as those of training were, and are none of them. Of old targets and of those ``playing`` the arrivals at
+    most ``VALIDATION_CASES`` each, and the share of the latter in all that there are.
     """
     data = here.data
     name = here.data.name
@@ -181,8 +188,10 @@ def validation_cases(here: Setting, present: npt.NDArray[np.bool_]) -> list[Test
             for number, (query, item) in enumerate(fresh_queries(name))
             if present[item] and (query, item) not in known
         ]
-    chosen = np.random.default_rng(0).permutation(len(cases))[:VALIDATION_CASES]
-    return [cases[number] for number in np.sort(chosen)]
+    random = np.random.default_rng(0)
+    is_new = playing[[case.relevant[0] for case in cases]]
+    groups = [random.permutation(np.flatnonzero(group))[:VALIDATION_CASES] for group in (~is_new, is_new)]
+    return [cases[number] for number in np.sort(np.concatenate(groups))], float(is_new.mean())
 
 
 def _histories(here: Setting, catalogue: _Catalogue) -> list[list[int]]:

@@ -68,7 +68,8 @@ def test_weights_are_chosen_on_validation_data_written_into_the_bundle_and_said(
     assert record.known == ITEMS
     assert record.beside == 64
     assert not space.is_new(id_hashes([b"sku-7"])).any()
-    assert f"α {chosen['weights']['share']:.2f}, chosen on 120 held-out examples" in output
+    weights = chosen["weights"]
+    assert f"α {weights['share']:.2f}, β {weights['boost_of_new']:.1f}, chosen on 120 held-out examples" in output
     assert "nearest vectors alone" in output
 
 
@@ -77,5 +78,5 @@ def test_nothing_held_out_leaves_the_weights_unmeasured_and_says_what_to_give(sh
     record = bundle.manifest.dense
     assert record is not None
     assert record.weights == {}
-    assert record.weights_of("history", has_model=True) == UNMEASURED
+    assert record.weights_of("history") == UNMEASURED
     assert "give more examples, or --validation" in output

@@ -37,14 +37,14 @@ def test_first_places_are_those_of_the_mixture_over_the_whole_catalogue(
     seed: int, sharpness: float, share: float, share_of_new: float, boost: float
 ) -> None:
     found, model, cosines, new = query(seed)
-    weights = MixtureWeights(sharpness=sharpness, share=share, share_of_new=share_of_new)
+    weights = MixtureWeights(sharpness=sharpness, share=share, share_of_new=share_of_new, boost_of_new=boost)
     of_model = np.zeros(ITEMS)
     of_model[found] = np.exp(model)
     of_dense = np.exp(sharpness * cosines) / np.exp(sharpness * cosines).sum()
     own = np.where(new, share_of_new, share)
     expected = (1 - own) * of_model + own * of_dense * np.where(new, np.exp(boost), 1)
     candidates = gather(found, model, cosines, new)
-    got = mixed(candidates, log_sum(cosines, sharpness), weights, boost_of_new=boost)
+    got = mixed(candidates, log_sum(cosines, sharpness), weights)
     np.testing.assert_allclose(np.exp(got), expected[candidates.rows], rtol=1e-9, atol=1e-300)
     best = candidates.rows[np.argsort(-got, kind="stable")[:10]]
     np.testing.assert_allclose(expected[best], np.sort(expected)[::-1][:10], rtol=1e-9)

@@ -13,6 +13,8 @@ from models.dense.part import UNMEASURED, DenseRecord, load_space, save_space
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.errors import SidstreamError
 
+VERSION_1 = Path(__file__).parent / "fixtures" / "version1"  # written by the sidstream before kernel regression
+
 
 def made(*, histories: bool) -> tuple[DenseSpace, DenseRecord, np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
@@ -20,7 +22,16 @@ def made(*, histories: bool) -> tuple[DenseSpace, DenseRecord, np.ndarray, np.nd
     hashes = id_hashes(str(row).encode() for row in range(40))
     rows = [random.choice(40, size=4, replace=False).tolist() for _ in range(60)] if histories else []
     space, _ = fit_space(embeddings, hashes, rows)
-    record = DenseRecord(version=1, file="dense.safetensors", dimension=6, known=40, beside=space.width - 6)
+    regression = None if space.together is None else space.together.regression
+    record = DenseRecord(
+        version=2,
+        file="dense.safetensors",
+        dimension=6,
+        known=40,
+        beside=space.width - 6,
+        landmarks=0 if regression is None or regression.landmarks is None else len(regression.landmarks),
+        kernel_sharpness=0.0 if regression is None else regression.sharpness,
+    )
     return space, record, embeddings, hashes
 
 
@@ -34,7 +45,17 @@ def test_space_read_back_gives_the_same_vectors(tmp_path: Path, histories: bool)
     assert read.is_new(id_hashes([b"another"])).all()
 
 
-@pytest.mark.parametrize("changes", [{"known": 41}, {"dimension": 7}, {"beside": 5}, {"version": 2}])
+def test_part_written_by_version_1_is_read_and_gives_the_vectors_that_it_gave() -> None:
+    record = msgspec.json.decode((VERSION_1 / "record.json").read_bytes(), type=DenseRecord)
+    space = load_space(VERSION_1 / record.file, record)
+    _, _, embeddings, hashes = made(histories=True)
+    others = id_hashes(f"other {row}".encode() for row in range(3))
+    found = np.concatenate((space.items(embeddings[:3], hashes[:3]), space.items(embeddings[:3], others)))
+    np.testing.assert_allclose(found, np.loadtxt(VERSION_1 / "vectors.txt"), atol=2e-6)
+    assert record.weights_of("history") == MixtureWeights(sharpness=11.0, share=0.65, boost_of_new=0.0)
+
+
+@pytest.mark.parametrize("changes", [{"known": 41}, {"dimension": 7}, {"beside": 5}, {"version": 3}, {"landmarks": 39}])
 def test_file_of_another_record_is_refused_with_what_to_do(tmp_path: Path, changes: dict[str, int]) -> None:
     space, record, _, _ = made(histories=True)
     save_space(space, tmp_path / "dense.safetensors")
@@ -42,11 +63,11 @@ def test_file_of_another_record_is_refused_with_what_to_do(tmp_path: Path, chang
         load_space(tmp_path / "dense.safetensors", msgspec.structs.replace(record, **changes))
 
 
-def test_weights_are_those_of_the_kind_of_query_and_without_a_model_the_dense_leg_alone() -> None:
-    chosen = MixtureWeights(sharpness=29.0, share=0.55)
-    record = DenseRecord(version=1, file="x", dimension=6, known=0, weights={"embedding": chosen})
-    assert record.weights_of("embedding", has_model=True) == chosen
-    assert record.weights_of("history", has_model=True) == UNMEASURED
-    alone = record.weights_of("embedding", has_model=False)
-    assert (alone.sharpness, alone.share, alone.share_of_new) == (29.0, 1.0, 1.0)
+def test_weights_are_those_of_the_kind_of_query_and_the_dense_leg_alone_lifts_nothing() -> None:
+    chosen = MixtureWeights(sharpness=29.0, share=0.55, boost_of_new=0.3)
+    record = DenseRecord(version=2, file="x", dimension=6, known=0, weights={"embedding": chosen})
+    assert record.weights_of("embedding") == chosen
+    assert record.weights_of("history") == UNMEASURED
+    alone = chosen.dense_alone()
+    assert (alone.sharpness, alone.share, alone.share_of_new, alone.boost_of_new) == (29.0, 1.0, 1.0, 0.0)
     assert msgspec.json.decode(msgspec.json.encode(record), type=DenseRecord) == record

@@ -25,8 +25,8 @@ def catalogue() -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
 
 def test_vectors_have_length_one_and_known_ones_hold_what_was_counted() -> None:
     embeddings, hashes, histories = catalogue()
-    space, ridge = fit_space(embeddings, hashes, histories)
-    assert ridge is not None
+    space, regression = fit_space(embeddings, hashes, histories)
+    assert regression is not None
     vectors = space.items(embeddings, hashes)
     assert vectors.shape == (ITEMS, space.width) == (ITEMS, DIMENSION + 64)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -60,8 +60,8 @@ def test_arrivals_in_no_history_leave_the_vectors_of_known_items_as_they_are() -
 
 def test_without_a_pair_in_a_history_the_space_has_embeddings_alone() -> None:
     embeddings, hashes, _ = catalogue()
-    space, ridge = fit_space(embeddings, hashes, [[3], []])
-    assert (ridge, space.width) == (None, DIMENSION)
+    space, regression = fit_space(embeddings, hashes, [[3], []])
+    assert (regression, space.width) == (None, DIMENSION)
     np.testing.assert_allclose(space.items(embeddings, hashes), embeddings, atol=1e-6)
 
 

@@ -26,12 +26,12 @@ RECORD = DenseRecord(
 NOTHING = np.empty(0, dtype=np.uint32)
 
 
-def leg(numbers: np.ndarray, *, has_model: bool = True, boost: float | None = None) -> DenseLeg:
+def leg(numbers: np.ndarray, *, boost: float | None = None) -> DenseLeg:
     """Items 200 and above are new."""
     table = ItemVectors(DenseSpace(DIMENSION, KnownItems.of(HASHES[:KNOWN])))
     rows = np.random.default_rng(0).standard_normal((ITEMS, DIMENSION)).astype(np.float32)
     table.put(numbers, quantise(rows[numbers]), HASHES[numbers])
-    return DenseLeg(RECORD, table, has_model=has_model, boost_of_new=boost)
+    return DenseLeg(RECORD, table, boost_of_new=boost)
 
 
 def asked(seed: int) -> tuple[DenseQuery, ModelCandidates]:
@@ -111,7 +111,7 @@ def test_items_without_a_vector_are_left_to_the_model_also_new_ones() -> None:
 
 def test_without_a_model_the_nearest_items_answer_alone() -> None:
     query, _ = asked(6)
-    alone = leg(np.arange(ITEMS), has_model=False)
+    alone = leg(np.arange(ITEMS))
     items = alone.answer([query], [ModelCandidates.none()], limits=[10], excluded=[NOTHING])[0]
     nearest = np.argsort(-(alone.vectors.vectors @ query.vector), kind="stable")[:10]
     assert [item.number for item in items] == alone.vectors.numbers[nearest].tolist()
