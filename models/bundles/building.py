@@ -21,6 +21,8 @@ from models.bundles.bundle import Bundle, add_language_model, create_bundle, req
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.collapse import CollapsedLayer, collapsed_layers, likely_cause
 from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
+from models.dense.codebook_input import fit_codebook_input
+from models.dense.space import id_hashes
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.census import count_tokens
@@ -46,7 +48,8 @@ logger = structlog.get_logger(__name__)
 @dataclass(frozen=True)
 class FitSettings:
     """How to fit codebooks, and which layer-2 tokens the first layout leaves out (paper § 4.2): none, top@K, top@p,
-    or all. ``iterations``: of the k-means; ``rq_vae``: for the method of that name.
+    or all. ``iterations``: of the k-means; ``rq_vae``: for the method of that name; ``co_occurrence``: weight of what histories
+    say of an item beside its embedding of length 1, 0 for the embedding alone.
     """
 
     layers: int = 3
@@ -59,6 +62,7 @@ class FitSettings:
     k: int = 0
     p: float = 0.0
     generation: int = 1
+    co_occurrence: float = 0.0
 
     def head_tokens(self, counts: npt.NDArray[np.int64]) -> tuple[int, ...]:
         """Head tokens for layer-2 counts (M,)."""
@@ -120,21 +124,28 @@ def fit_bundle(
     *,
     embedding: str = "",
     towers: str | None = None,
+    ids: Sequence[str] = (),
+    histories: Sequence[Sequence[int]] = (),
     replace: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Fitted:
     """Codebooks fitted on embeddings (N, D), the first layout, and a bundle without a language model.
 
-    ``towers``: id of the text towers that made the embeddings. ``progress``: layer_index, iteration and mean squared
-    error; RQ-VAE learns all layers at once, so that its epochs are reported as iterations of layer_index 0.
+    ``ids`` of the items and ``histories`` of rows: for co-occurrence. ``towers``: id of the text towers that made the
+    embeddings. ``progress``: layer_index, iteration and mean squared error; RQ-VAE learns all layers at once, so that its epochs
+    are reported as iterations of layer_index 0.
     """
     require_free(directory, replace=replace)
     if settings.head_method == "top-k" and settings.k > settings.size:
         raise SidstreamError(
             f"top-k with k = {settings.k} of {settings.size} tokens: give a k of at most {settings.size}"
         )
-    codebook = _fit_codebook(embeddings, settings, progress)
-    codes = codebook.encode(embeddings)
+    vectors, codebook_input = embeddings, None
+    if settings.co_occurrence:
+        codebook_input = fit_codebook_input(embeddings, ids, histories, settings.co_occurrence, seed=settings.seed)
+        vectors = codebook_input.rows(embeddings, id_hashes(item.encode() for item in ids))
+    codebook = _fit_codebook(vectors, settings, progress)
+    codes = codebook.encode(vectors)
     census = count_tokens(codes, settings.size)
     layout = Layout(
         generation=settings.generation,
@@ -151,10 +162,11 @@ def fit_bundle(
         embedding=embedding,
         towers=towers,
         embedding_norms=norm_quantiles(embeddings),
+        codebook_input=codebook_input,
         replace=replace,
     )
     collapsed = collapsed_layers(census)
-    cause = likely_cause(embeddings, settings.size) if collapsed else ""
+    cause = likely_cause(vectors, settings.size) if collapsed else ""
     if collapsed:
         logger.warning("codebook_collapsed", layers=[str(layer) for layer in collapsed], cause=cause)
     return Fitted(bundle, codebook, codes, census, collapsed, cause)

@@ -29,7 +29,8 @@ from models.bundles.manifest import (
     verify_file,
     write_manifest,
 )
-from models.dense.part import DenseRecord
+from models.dense.codebook_input import CodebookInput, CodebookInputRecord
+from models.dense.part import DenseRecord, save_space, space_facts
 from models.language.prompts import PromptSettings
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
@@ -37,9 +38,11 @@ from models.sids.vocabulary import SidVocabulary
 if TYPE_CHECKING:
     from models.codebooks.codebook import Codebook
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+_PLAIN_FORMAT: Final = 1  # of a bundle that an older sidstream reads rightly, too
 CODEBOOK_FILE: Final = "codebook.safetensors"
 ENCODER_FILE: Final = "encoder.onnx"
+CODEBOOK_INPUT_FILE: Final = "codebook_input.safetensors"
 MODEL_PREFIX: Final = "language_model-"
 DENSE_PREFIX: Final = "dense-"
 _STAGING_PREFIX: Final = ".staging-"
@@ -67,7 +70,8 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a bundle holds. ``census``: L × M counts of the items it was fitted on, the baseline that drift is
     measured against. ``towers``: id of the text towers whose embeddings it was fitted on, None for other embeddings.
     ``embedding_norms``: their norms at 0, 1, 50, 99 and 100 % of the items; ``dense``: what the dense leg needs; both None in
-    a bundle of an older sidstream.
+    a bundle of an older sidstream. ``codebook_input``: what the codebook was fitted on, None for the embeddings alone.
+    ``dimension``: D of the embeddings.
     """
 
     format: int
@@ -84,6 +88,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileRecord] = {}
     language_model: LanguageModelRecord | None = None
     dense: DenseRecord | None = None
+    codebook_input: CodebookInputRecord | None = None
 
     @property
     def layer2_dropout(self) -> float:
@@ -175,13 +180,15 @@ def create_bundle(
     embedding: str = "",
     towers: str | None = None,
     embedding_norms: tuple[float, float, float, float, float] | None = None,
+    codebook_input: CodebookInput | None = None,
     replace: bool = False,
 ) -> Bundle:
     """Writes codebook, ONNX encoder and manifest; no language model yet.
 
     ``census``: (L, M) counts of the items that the codebook was fitted on; ``embedding``: a sentence on how
     embeddings are made; ``towers``: id of the text towers that make them; ``embedding_norms``: see
-    ``BundleManifest``; ``replace``: a bundle that is there already is removed first, model included.
+    ``BundleManifest``; ``codebook_input``: what the codebook was fitted on, if that is more than the embeddings;
+    ``replace``: a bundle that is there already is removed first, model included.
     """
     from models.codebooks.onnx_export import export_onnx
 
@@ -197,19 +204,29 @@ def create_bundle(
     shutil.rmtree(checkpoint_directory(root), ignore_errors=True)  # of a model for another codebook
     codebook.save(root / CODEBOOK_FILE)
     export_onnx(codebook, root / ENCODER_FILE)
+    files = [CODEBOOK_FILE, ENCODER_FILE]
+    (root / CODEBOOK_INPUT_FILE).unlink(missing_ok=True)
+    input_record = None
+    if codebook_input is not None:
+        save_space(codebook_input.space, root / CODEBOOK_INPUT_FILE)
+        (root / CODEBOOK_INPUT_FILE).chmod(0o644)  # safetensors writes files for the owner alone
+        facts = space_facts(codebook_input.space, CODEBOOK_INPUT_FILE)
+        input_record = CodebookInputRecord(**facts, weight=codebook_input.weight)
+        files.append(CODEBOOK_INPUT_FILE)
     manifest = BundleManifest(
-        format=FORMAT_VERSION,
+        format=_PLAIN_FORMAT if codebook_input is None else FORMAT_VERSION,
         codebook_id=codebook.id,
         layers=codebook.layers,
         size=codebook.size,
-        dimension=codebook.dimension,
+        dimension=codebook.dimension if codebook_input is None else codebook_input.space.dimension,
         layout=layout.to_dict(),
         items=int(census[0].sum()),
         census=census.astype(np.int64).tolist(),
         embedding=embedding,
         towers=towers,
         embedding_norms=embedding_norms,
-        files={name: record_file(root, name) for name in (CODEBOOK_FILE, ENCODER_FILE)},
+        files={name: record_file(root, name) for name in files},
+        codebook_input=input_record,
     )
     write_manifest(root, manifest)
     return Bundle.open(root)

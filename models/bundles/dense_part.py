@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from models.bundles.bundle import DENSE_PREFIX, Bundle, remove_dense_files
 from models.bundles.manifest import record_file, write_manifest
 from models.dense.mixture import MixtureWeights
-from models.dense.part import VERSION, Asked, DenseRecord, load_space, save_space
+from models.dense.part import Asked, DenseRecord, load_space, save_space, space_facts
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
 from models.errors import SidstreamError
@@ -57,16 +57,8 @@ def add_dense_part(
         name = f"{DENSE_PREFIX}{record_file(root, staged.name).sha256[:16]}{suffix}"
         os.replace(staged, root / name)
         written[suffix] = name
-    regression = None if space.together is None else space.together.regression
-    landmarks = None if regression is None else regression.landmarks
     record = DenseRecord(
-        version=VERSION,
-        file=written[".safetensors"],
-        dimension=space.dimension,
-        known=len(space.known.hashes),
-        beside=space.width - space.dimension,
-        landmarks=0 if landmarks is None else len(landmarks),
-        kernel_sharpness=0.0 if regression is None else regression.sharpness,
+        **space_facts(space, written[".safetensors"]),
         weights=dict(weights or {}),
         figures=dict(figures or {}),
         query_tower=written.get(".onnx"),
@@ -82,17 +74,16 @@ def fit_dense_part(
     bundle: Bundle,
     embeddings: npt.NDArray[np.floating],
     ids: Sequence[str],
-    histories: Iterable[Sequence[str]] = (),
+    histories: Sequence[Sequence[int]] = (),
     *,
     query_tower: Path | None = None,
 ) -> Bundle:
     """A dense part for a bundle before anything was trained: it answers by nearest vectors alone.
 
-    ``embeddings`` (N, D) of the items ``ids``, both empty if nothing is known of them; ``histories``: of item ids.
+    ``embeddings`` (N, D) of the items ``ids``, both empty if nothing is known of them; ``histories``: of rows.
     """
-    rows = {item: row for row, item in enumerate(ids)}
-    known = [[rows[item] for item in history if item in rows] for history in histories]
-    space, _ = fit_space(quantise(embeddings[: len(ids)]).unit(), id_hashes(item.encode() for item in ids), known)
+    hashes = id_hashes(item.encode() for item in ids)
+    space, _ = fit_space(quantise(embeddings[: len(ids)]).unit(), hashes, histories)
     return add_dense_part(bundle, space, query_tower=query_tower)
 
 

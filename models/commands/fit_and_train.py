@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +54,20 @@ def fit(
     latent: Annotated[
         int | None, typer.Option(min=1, help="Dimensions of the RQ-VAE's latent space.", show_default="32")
     ] = None,
+    co_occurrence: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Fit on embeddings beside what histories say of the items, which has so much weight; 0: embeddings alone.",
+        ),
+    ] = 0.0,
+    histories: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Sequences, interactions or examples (as of train's --examples) whose histories count.",
+            show_default="the catalogue's sequences",
+        ),
+    ] = None,
     embed: EmbedOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
     embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
@@ -68,6 +83,13 @@ def fit(
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     require_free(bundle, replace=replace)
     embeddings, shop, towers = _embeddings(catalogue, embed)
+    ids = [item.id for item in shop.items] if shop else []
+    if (co_occurrence or histories) and not ids:
+        raise SidstreamError(
+            f"{catalogue} holds embeddings alone, and --co-occurrence and --histories need the items' ids: give a folder with "
+            "items.jsonl and that file as items.npy"
+        )
+    counted = _histories(histories or (), shop, ids, console)
     rq_vae = RqVaeSettings(epochs=epochs or RqVaeSettings.epochs, latent=latent or RqVaeSettings.latent)
     settings = FitSettings(
         layers=layers,
@@ -79,6 +101,7 @@ def fit(
         head_method=_head_method(head),
         k=k or max(1, size // 10),
         p=p,
+        co_occurrence=co_occurrence,
     )
     with WorkProgress(console) as work:
         if fit_method == "k-means":
@@ -97,20 +120,28 @@ def fit(
             settings,
             embedding=embedding or (f"text towers {towers.id}" if towers else ""),
             towers=towers.id if towers else None,
+            ids=ids,
+            histories=counted,
             replace=replace,
             progress=show,
         )
     fit_dense_part(
         fitted.bundle,
         embeddings,
-        [item.id for item in shop.items] if shop else [],
-        shop.sequences.values() if shop else [],
+        ids,
+        counted,
         query_tower=towers.path("query") if towers else None,
     )
     _show_census(console, fitted)
     console.print(
         f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
     )
+    if counted and not co_occurrence:
+        console.print(
+            f"  there are {len(counted):,} histories: `--co-occurrence 1` would let codes say what is bought together "
+            "(docs/training.md)",
+            soft_wrap=True,
+        )
     if catalogue.is_dir() or embed is not None:
         options = f" --embed {shlex.quote(str(embed))}" if embed else ""
         print_next(
@@ -212,7 +243,7 @@ def train(
 
     from models.bundles.building import ModelSettings, train_bundle
     from models.bundles.bundle import Bundle, checkpoint_directory
-    from models.codebooks.onnx_encoder import OnnxEncoder
+    from models.bundles.item_encoder import ItemEncoder
     from models.commands.after_training import (
         AFTER_TRAINING,
         Trained,
@@ -288,7 +319,7 @@ def train(
     data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
     data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
     describe(data, held_out, max_history, console)
-    codes = OnnxEncoder(opened.encoder_path).encode(shop.embeddings)
+    codes = ItemEncoder.of(opened).encode(shop.embeddings, [item.id.encode() for item in shop.items])
     checkpoints = checkpoint_directory(bundle)
     if anew:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -338,6 +369,18 @@ def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float3
         return read_matrix(source), None, None
     catalogue, towers = read_catalogue(source, embed)
     return catalogue.embeddings, catalogue, towers
+
+
+def _histories(paths: Sequence[Path], shop: Catalogue | None, ids: Sequence[str], console: Console) -> list[list[int]]:
+    """The histories of the files, else the catalogue's, as rows of the items ``ids``."""
+    from models.commands.after_training import rows_of_histories
+    from models.commands.training_data import read_training_data
+    from models.training.examples import TrainingData, TrainingHistory
+
+    if paths:
+        return rows_of_histories(read_training_data(paths, console), ids)
+    sequences = shop.sequences.values() if shop else ()
+    return rows_of_histories(TrainingData(histories=tuple(TrainingHistory(tuple(items)) for items in sequences)), ids)
 
 
 def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent: int | None) -> FitMethod:

@@ -27,11 +27,10 @@ Asked = Literal["embedding", "history"]
 UNMEASURED: Final = MixtureWeights(sharpness=15.0, share=0.5)
 
 
-class DenseRecord(msgspec.Struct, frozen=True, kw_only=True):
+class SpaceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``version`` of the file; ``file``: its name in the bundle; ``dimension``: D of embeddings, ``beside``: C of the
     co-occurrence vectors, 0 without, ``landmarks`` and ``kernel_sharpness`` of their regression; ``known``: how many items
-    training knew; ``weights`` by what a query brings, for what was measured; ``figures``: how the weights were chosen, for
-    people; ``query_tower``: the file that embeds texts, None without.
+    training knew.
     """
 
     version: int
@@ -41,6 +40,13 @@ class DenseRecord(msgspec.Struct, frozen=True, kw_only=True):
     beside: int = 0
     landmarks: int = 0
     kernel_sharpness: float = 0.0
+
+
+class DenseRecord(SpaceRecord, frozen=True, kw_only=True):
+    """A space, and ``weights`` by what a query brings, for what was measured; ``figures``: how they were chosen, for people;
+    ``query_tower``: the file that embeds texts, None without.
+    """
+
     weights: dict[Asked, MixtureWeights] = {}
     figures: dict[str, Any] = {}
     query_tower: str | None = None
@@ -66,13 +72,28 @@ def save_space(space: DenseSpace, path: Path) -> None:
     save_file(arrays, path)
 
 
-def load_space(path: Path, record: DenseRecord) -> DenseSpace:
+def space_facts(space: DenseSpace, file: str) -> dict[str, Any]:
+    """The fields of a ``SpaceRecord`` of a space that is saved under this name."""
+    regression = None if space.together is None else space.together.regression
+    landmarks = None if regression is None else regression.landmarks
+    return {
+        "version": VERSION,
+        "file": file,
+        "dimension": space.dimension,
+        "known": len(space.known.hashes),
+        "beside": space.width - space.dimension,
+        "landmarks": 0 if landmarks is None else len(landmarks),
+        "kernel_sharpness": 0.0 if regression is None else regression.sharpness,
+    }
+
+
+def load_space(path: Path, record: SpaceRecord) -> DenseSpace:
     """Reads the space of a record. Raises ``SidstreamError`` if the file is another's."""
     from safetensors.numpy import load_file
 
     if record.version > VERSION:
         raise SidstreamError(
-            f"the dense part {path} is of version {record.version}, this sidstream reads {VERSION}: update sidstream, or "
+            f"the space {path} is of version {record.version}, this sidstream reads {VERSION}: update sidstream, or "
             "train the bundle again"
         )
     arrays = load_file(path)
@@ -90,7 +111,7 @@ def load_space(path: Path, record: DenseRecord) -> DenseSpace:
             wanted["landmarks"] = (record.landmarks, record.dimension)
     ordered = bool((known.hashes[1:] > known.hashes[:-1]).all())
     if {name: array.shape for name, array in arrays.items()} != wanted or not ordered:
-        raise SidstreamError(f"the dense part {path} does not fit the bundle's manifest: train the bundle again")
+        raise SidstreamError(f"the space {path} does not fit the bundle's manifest: train the bundle again")
     if record.beside:
         regression = Regression(arrays.get("landmarks"), record.kernel_sharpness, arrays["matrix"])
         together = Together(QuantisedVectors(arrays["steps"], arrays["scales"]), regression)

@@ -90,7 +90,14 @@ class DenseSpace:
         own = unit(embeddings)
         if self.together is None:
             return own
-        rows = self.known.rows(hashes)
+        return unit(np.concatenate((own, np.float32(CO_OCCURRENCE_WEIGHT) * self.beside(own, hashes)), axis=1))
+
+    def beside(self, own: npt.NDArray[np.float32], hashes: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.float32]:
+        """Co-occurrence vectors float32 (N, C) of length 1 of embeddings ``own`` (N, D) of length 1 and id hashes (N,), None for
+        what is no item: what training counted, else what the embedding speaks for; zeros for an embedding of zeros.
+        """
+        assert self.together is not None
+        rows = np.full(len(own), -1, dtype=np.int64) if hashes is None else self.known.rows(hashes)
         beside = np.zeros((len(own), self.together.width), dtype=np.float32)
         beside[rows >= 0] = QuantisedVectors(
             self.together.vectors.steps[rows[rows >= 0]], self.together.vectors.scales[rows[rows >= 0]]
@@ -98,7 +105,7 @@ class DenseSpace:
         uncounted = ~beside.any(axis=1)
         beside[uncounted] = self.together.regression.predict(own[uncounted])
         beside[~own.any(axis=1)] = 0
-        return unit(np.concatenate((own, np.float32(CO_OCCURRENCE_WEIGHT) * beside), axis=1))
+        return beside
 
     def query(self, embedding: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """The vector (``width``,) of a query's own embedding (D,): nothing beside it, because nobody bought a query."""

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundles.bundle import Bundle
+from models.bundles.item_encoder import ItemEncoder
 from models.catalogue import Catalogue
-from models.codebooks.onnx_encoder import OnnxEncoder
 from models.dense.vectors import quantise
 from models.errors import SidstreamError
 from retriever.client import Client
@@ -209,7 +209,7 @@ def temporary_index(settings: Settings, catalogue: Catalogue, weights: npt.NDArr
             f"the embeddings of the catalogue have {catalogue.dimension} dimensions, the bundle {settings.bundle} was fitted on "
             f"{bundle.manifest.dimension}: give the catalogue that it was fitted on"
         )
-    codes = OnnxEncoder(bundle.encoder_path).encode(catalogue.embeddings)
+    codes = ItemEncoder.of(bundle).encode(catalogue.embeddings, [item.id.encode() for item in catalogue.items])
     vectors = quantise(catalogue.embeddings).encode() if settings.assigner.vectors else None
     with TemporaryDirectory(prefix="sidstream-evaluate-") as directory:
         path = Path(directory) / "index"

@@ -1,7 +1,7 @@
 """A batch of item updates → codes and dead letters, without touching Kafka.
 
-An item's codes depend on its embedding and the codebook alone, its vector on its embedding: a batch that is processed again
-gives the same bytes. The output partition is the input partition, so the order of one item's updates is kept.
+An item's codes depend on its id, its embedding and the bundle alone, its vector on its embedding: a batch that is processed
+again gives the same bytes. The output partition is the input partition, so the order of one item's updates is kept.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _NORMS_LOGGED_EVERY_MS: Final = 60_000
 
 
 class Encoder(Protocol):
-    """Embeddings → codes; ``OnnxEncoder`` outside of tests."""
+    """Embeddings (N, D) and item ids → codes (N, L); ``ItemEncoder`` outside of tests."""
 
     @property
     def codebook_id(self) -> str: ...
     @property
     def dimension(self) -> int: ...
-    def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]: ...
+    def encode(self, embeddings: NDArray[np.float32], ids: Sequence[bytes]) -> NDArray[np.uint16]: ...
 
 
 def _now_ms() -> int:
@@ -96,13 +96,15 @@ class AssignBatch:
         last = _last_of_each_item(updates, unusable)
         kept = set(last)
         rows = [row for row, place in enumerate(upserts) if place in kept]
-        encoded = self._encoder.encode(matrix if len(rows) == len(matrix) else matrix[rows]).tolist() if rows else []
         places = [upserts[row] for row in rows]
-        codes = dict(zip(places, encoded, strict=True))
+        codes: dict[int, tuple[int, ...]] = {}
         vectors: dict[int, bytes] = {}
-        if self._vectors and rows:
+        if rows:
             kept_rows = matrix if len(rows) == len(matrix) else matrix[rows]
-            vectors = dict(zip(places, quantise(kept_rows).encode(), strict=True))
+            encoded = self._encoder.encode(kept_rows, [updates[place].item_id for place in places])
+            codes = dict(zip(places, encoded.tolist(), strict=True))
+            if self._vectors:
+                vectors = dict(zip(places, quantise(kept_rows).encode(), strict=True))
         outgoing = self._outgoing(
             [updates[place] for place in last],
             [codes.get(place) for place in last],

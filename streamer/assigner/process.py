@@ -1,6 +1,6 @@
 """The assigner: item updates in, codes out; exactly once, and an event that cannot be used becomes a dead letter.
 
-An item's codes depend on its embedding and the codebook alone: a batch that is processed again gives the same bytes.
+An item's codes depend on its id, its embedding and the bundle alone: a batch that is processed again gives the same bytes.
 The output partition is the input partition, so the order of one item's updates is kept.
 """
 
@@ -11,7 +11,7 @@ import threading
 from confluent_kafka import Message
 
 from models.bundles.bundle import Bundle
-from models.codebooks.onnx_encoder import OnnxEncoder
+from models.bundles.item_encoder import ItemEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
@@ -41,7 +41,7 @@ def run_assigner(settings: Settings) -> None:
     def work(stop: threading.Event, health: Health) -> None:
         topics, own = settings.topics, settings.assigner
         bundle = Bundle.open(settings.bundle)
-        encoder = OnnxEncoder(bundle.encoder_path, threads=own.encoder_threads)
+        encoder = ItemEncoder.of(bundle, threads=own.encoder_threads)
         needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes]
         if not await_topics(settings, needed, stop, health):
             return

@@ -335,7 +335,7 @@ class _AnyCodes:
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
 
-    def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]:
+    def encode(self, embeddings: NDArray[np.float32], ids: Sequence[bytes]) -> NDArray[np.uint16]:
         """Zeros, (n, 1)."""
         return np.zeros((len(embeddings), 1), dtype=np.uint16)
 

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any, Final
 
 from study.data.datasets import DatasetName
-from study.experiments.plan import Row, rows
+from study.experiments.plan import ARRIVING, Row, rows
 from study.experiments.results import Results
 from study.experiments.run import ARRIVALS, ARRIVALS_RULE
 
@@ -52,17 +52,17 @@ def write_new_items(results: Results, output: Path) -> Path:
 
 def _dataset(results: Results, dataset: DatasetName) -> Iterator[str]:
     ours = [row for row in rows(dataset) if row.section == "new items"]
-    measured = [(row, found) for row in ours if (found := _measured(results, row, ARRIVALS.name)) is not None]
+    every = [(row, found) for row in ours if (found := _measured(results, row, ARRIVALS.name)) is not None]
+    measured = [(row, found) for row, found in every if row.label == ARRIVING]
     if not measured:
         yield "not run yet\n"
         return
     lines = []
+    for row, found in every:
+        if row.label != ARRIVING:
+            lines += [_line(f"{rule}, {row.label}", row, found[rule], found["chosen"]) for rule in RULES]
     for rule in RULES:
-        for row, found in measured:
-            cells = [_cell(found[rule][group]) for group in _GROUPS]
-            chosen = found["chosen"]["weights"]
-            weights = _weights(chosen) if rule == "mixture" else ""
-            lines.append([rule, str(row.choice.seed), *cells, weights, f"`{row.choice.key}`"])
+        lines += [_line(rule, row, found[rule], found["chosen"]) for row, found in measured]
         if len(measured) > 1:
             means = [f"**{mean(found[rule][group]['recall@10'] for _, found in measured):.3f}**" for group in _GROUPS]
             lines.append([f"**{rule}**", "mean", *means, "", ""])
@@ -94,6 +94,12 @@ def _dataset(results: Results, dataset: DatasetName) -> Iterator[str]:
 def _measured(results: Results, row: Row, name: str) -> dict[str, Any] | None:
     result = results.run(row.choice)
     return None if result is None else result.measured.get(name)
+
+
+def _line(rule: str, row: Row, figures: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
+    cells = [_cell(figures[group]) for group in _GROUPS]
+    weights = _weights(chosen["weights"]) if rule.startswith("mixture") else ""
+    return [rule, str(row.choice.seed), *cells, weights, f"`{row.choice.key}`"]
 
 
 def _weights(chosen: dict[str, Any]) -> str:

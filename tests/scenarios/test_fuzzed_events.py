@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class SumEncoder:
     codebook_id = "cafe0123cafe0123"
     dimension = DIMENSION
 
-    def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]:
+    def encode(self, embeddings: NDArray[np.float32], ids: Sequence[bytes]) -> NDArray[np.uint16]:
         assert np.isfinite(embeddings).all()
         assert embeddings.any(axis=1).all(), "a zero vector has no code"
         return np.zeros((len(embeddings), 3), np.uint16)

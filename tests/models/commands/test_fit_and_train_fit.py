@@ -51,6 +51,50 @@ def test_rq_vae_bundle_opens_and_encodes_like_its_codebook(tmp_path: Path, embed
     assert np.array_equal(encoder.encode(embeddings), codes)
 
 
+def test_co_occurrence_is_counted_in_the_catalogues_sequences_or_in_those_of_files(
+    tmp_path: Path, embeddings: np.ndarray
+) -> None:
+    items = [CatalogueItem(id=f"item-{row}", title=f"thing {row}") for row in range(200)]
+    walks = {f"user-{user}": tuple(f"item-{(user + 3 * step) % 200}" for step in range(5)) for user in range(40)}
+    Catalogue(items, embeddings, sequences=walks).write(tmp_path / "with")
+    Catalogue(items, embeddings).write(tmp_path / "without")
+    histories = tmp_path / "histories.jsonl"
+    histories.write_text(
+        "".join(json.dumps({"user": user, "items": [*walk, "gone"]}) + "\n" for user, walk in walks.items())
+    )
+    found = []
+    for name, options in (("with", []), ("without", ["--histories", str(histories)])):
+        bundle = tmp_path / f"bundle-{name}"
+        arguments = ["fit", str(tmp_path / name), "--bundle", str(bundle), "--size", "8", "--co-occurrence", "1"]
+        answer = CliRunner().invoke(app, [*arguments, *options])
+        assert answer.exit_code == 0, answer.exception
+        manifest = Bundle.open(bundle).manifest
+        assert manifest.codebook_input is not None
+        assert manifest.dense is not None
+        assert manifest.codebook_input.beside == manifest.dense.beside > 0
+        found.append(manifest.codebook_id)
+    assert found[0] == found[1]
+    refused = CliRunner().invoke(
+        app, ["fit", str(tmp_path / "without"), "--bundle", str(tmp_path / "other"), "--co-occurrence", "1"]
+    )
+    assert isinstance(refused.exception, SidstreamError)
+    assert "give sequences or interactions with --histories" in str(refused.exception)
+    plain = CliRunner().invoke(app, ["fit", str(tmp_path / "with"), "--bundle", str(tmp_path / "plain"), "--size", "8"])
+    assert "there are 40 histories: `--co-occurrence 1` would let codes say" in " ".join(plain.output.split())
+
+
+@pytest.mark.parametrize("option", [["--co-occurrence", "1"], ["--histories", "x.jsonl"]])
+def test_co_occurrence_without_item_ids_is_refused_with_what_to_give(
+    tmp_path: Path, embeddings: np.ndarray, option: list[str]
+) -> None:
+    np.save(tmp_path / "embeddings.npy", embeddings)
+    refused = CliRunner().invoke(
+        app, ["fit", str(tmp_path / "embeddings.npy"), "--bundle", str(tmp_path / "bundle"), *option]
+    )
+    assert isinstance(refused.exception, SidstreamError)
+    assert "give a folder with items.jsonl" in str(refused.exception)
+
+
 def test_without_a_method_codebooks_are_fitted_by_k_means(tmp_path: Path, embeddings: np.ndarray) -> None:
     np.save(tmp_path / "embeddings.npy", embeddings)
     arguments = ["fit", str(tmp_path / "embeddings.npy"), "--bundle", str(tmp_path / "bundle"), "--size", "8"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -36,7 +37,7 @@ class SignEncoder:
     codebook_id = "cafe0123cafe0123"
     dimension = DIMENSION
 
-    def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint16]:
+    def encode(self, embeddings: NDArray[np.float32], ids: Sequence[bytes]) -> NDArray[np.uint16]:
         return (np.rint(embeddings[:, :3]) % 1_000).astype(np.uint16)
 
 

@@ -85,11 +85,11 @@ import time
 from streamer.assigner import process as assigner
 from streamer.settings import load_settings
 
-def encode(encoder, embeddings):
+def encode(encoder, embeddings, ids):
     print("encoding", flush=True)
     time.sleep(600)
 
-assigner.OnnxEncoder.encode = encode
+assigner.ItemEncoder.encode = encode
 assigner.run_assigner(load_settings())
 """
 
