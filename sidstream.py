@@ -14,8 +14,9 @@ from confluent_kafka import KafkaError, KafkaException
 
 import demo.commands
 import models.commands.after_training
-import models.commands.fit_and_train
+import models.commands.fit
 import models.commands.towers
+import models.commands.train
 import retriever.commands
 import streamer.commands.broker
 import streamer.commands.dead_letters
@@ -68,8 +69,8 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
     "Prepare": [
         streamer.commands.broker.broker,
         models.commands.towers.towers,
-        models.commands.fit_and_train.fit,
-        models.commands.fit_and_train.train,
+        models.commands.fit.fit,
+        models.commands.train.train,
         retriever.commands.evaluate,
     ],
     "Feed and watch": [streamer.commands.pipeline.publish, streamer.commands.monitor.alerts],

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from models.examples.records import TrainingData, TrainingExample
 from models.language.language_model import small_causal_lm
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.language.tokenizer import train_tokenizer
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from models.training.example_table import ExampleTable
-from models.training.examples import TrainingData, TrainingExample
 from models.training.losses import target_loss
 from models.training.tables import Batches, TrainingTable
 from models.training.train_model import training_table

@@ -112,7 +112,7 @@ def tiny_model_bundle(
     from models.bundles.building import ModelSettings, train_bundle
     from models.bundles.bundle import Bundle
     from models.codebooks.codebook import Codebook
-    from models.training.examples import TrainingExample
+    from models.examples.records import TrainingExample
     from models.training.settings import TrainingSettings
 
     directory = tmp_path_factory.mktemp("bundle") / "tiny-model"

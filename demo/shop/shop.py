@@ -20,8 +20,8 @@ from demo.shop.product_catalogue import DEFAULT_PRODUCTS, demo_catalogue
 from demo.shop.shoppers import DemonstrationQuery, demonstration_queries
 from demo.shop.text_embedding import TextEmbedder
 from models.catalogue import Catalogue, CatalogueItem
-from models.training.example_queries import examples_from_catalogue
-from models.training.examples import TrainingExample
+from models.examples.made_queries import examples_from_catalogue
+from models.examples.records import TrainingExample
 
 FAD_SIZE: Final = 1_000
 _LATE_SHARE: Final = 8  # every eighth product arrives after the model was trained

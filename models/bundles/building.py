@@ -24,13 +24,13 @@ from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
 from models.dense.codebook_input import fit_codebook_input
 from models.dense.space import id_hashes
 from models.errors import SidstreamError
+from models.examples.records import TrainingData, TrainingExample
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.census import count_tokens
 from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
 from models.training.checkpoints import Checkpoints
-from models.training.examples import TrainingData, TrainingExample
 from models.training.losses import checked_gamma
 from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
 from models.training.train_model import train_model

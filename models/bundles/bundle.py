@@ -282,8 +282,10 @@ def add_language_model(
     os.replace(staged, bundle.directory / target)
     files = {name: record for name, record in bundle.manifest.files.items() if not name.startswith(MODEL_PREFIX)}
     files |= {f"{target}/{name}": record for name, record in records.items()}
+    plain = bundle.manifest.codebook_input is None and not prompt.query_codes
     manifest = msgspec.structs.replace(
         bundle.manifest,
+        format=_PLAIN_FORMAT if plain else FORMAT_VERSION,
         files=files,
         language_model=LanguageModelRecord(
             id=model_id,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from models.dense.fit_mixture import HeldOut
-from models.training.examples import TrainingData
+from models.examples.records import TrainingData
 
 if TYPE_CHECKING:
     from models.bundles.bundle import Bundle

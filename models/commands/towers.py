@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from models.catalogue import Catalogue, CatalogueItem
     from models.towers.text_encoder import Towers
 
+MATRIX_SUFFIXES: Final = (".npy", ".npz")  # of files that hold embeddings alone
 _RELEVANT_RATING: Final = 2  # of 0 to 3: what people called good
 _ITEMS_AT_A_TIME: Final = 2_048  # embedded between two reports
 
@@ -55,11 +56,11 @@ def towers(
     import torch
 
     from models.catalogue import read_items, read_judgements
+    from models.examples.made_queries import examples_from_catalogue
+    from models.examples.records import read_examples
     from models.towers.dual_tower import TowerSettings, train_towers
     from models.towers.text_encoder import require_free, require_text
     from models.towers.tower_export import write_towers
-    from models.training.example_queries import examples_from_catalogue
-    from models.training.examples import read_examples
 
     console = terminal(stderr=True)
     settings = TowerSettings(

@@ -5,7 +5,7 @@ of that, of its steps and of what came of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,19 @@ from models.progress import WorkProgress
 from models.terminal import shown
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from models.bundles.item_encoder import ItemEncoder
     from models.catalogue import Catalogue
+    from models.examples.records import TrainingData
     from models.towers.text_encoder import Towers
-    from models.training.examples import TrainingData
     from models.training.settings import ProgressCallback, TrainingOutcome, TrainingProgress
 
 
 def read_training_data(paths: Sequence[Path], console: Console) -> TrainingData:
     """All that the files hold; fields that are not read are told."""
-    from models.training.examples import TrainingData, read_training_file
+    from models.examples.records import TrainingData, read_training_file
 
     data = TrainingData()
     for path in paths:
@@ -52,15 +56,31 @@ def require_usable_neighbours(neighbours: int, embed: Path | None, examples: Seq
         )
 
 
+def require_towers_for_query_codes(query_codes: bool, embed: Path | None) -> None:
+    """Raises ``SidstreamError`` where a query's text would have no embedding."""
+    if query_codes and embed is None:
+        raise SidstreamError("--query-codes embeds queries by text towers: name their directory with --embed")
+
+
+def queries_to_codes(encoder: ItemEncoder, towers: Towers | None) -> Callable[[Sequence[str]], npt.NDArray[np.uint16]]:
+    """Texts → codes (T, L), by the query tower."""
+
+    def encode(texts: Sequence[str]) -> npt.NDArray[np.uint16]:
+        assert towers is not None
+        return encoder.encode_queries(towers.query_encoder().encode(list(texts)))
+
+    return encode
+
+
 def data_of_catalogue(
     shop: Catalogue, *, per_item: int, seed: int, max_history: int, neighbours: int = 0, towers: Towers | None = None
 ) -> TrainingData:
     """Queries made from the items' texts, and the catalogue's sequences. ``neighbours``: a query leads to one of the so many
     items that ``towers`` find nearest to it, not to its own alone.
     """
+    from models.examples.made_queries import drawn_from_neighbours, examples_from_catalogue
+    from models.examples.records import TrainingData
     from models.towers.neighbours import nearest
-    from models.training.example_queries import drawn_from_neighbours, examples_from_catalogue
-    from models.training.examples import TrainingData
 
     examples = examples_from_catalogue(
         shop.items, per_item=per_item, seed=seed, histories=shop.sequences, longest_history=max_history

@@ -1,7 +1,7 @@
 """Prompts: query text, user and history become token ids (paper § 2.2, eq. 4), alike in training and in serving.
 
 What must hold: ``begin [user] [SIDs of the history, oldest first] [query text] separator``; every part between the
-two ends is optional.
+two ends is optional. With ``query_codes`` the query's own codes are the newest SID of the history.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from models.sids.vocabulary import SidVocabulary
 
 
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``max_history``: newest history items kept; ``max_text_tokens``: first tokens of the query text kept."""
+    """``max_history``: newest history items kept; ``max_text_tokens``: first tokens of the query text kept; ``query_codes``:
+    whether the codes of a query's embedding stand in its prompt, after the history and as one item of it.
+    """
 
     max_history: int = 10
     max_text_tokens: int = 24
+    query_codes: bool = False
 
     def __post_init__(self) -> None:
         if self.max_history < 0 or self.max_text_tokens < 0:
             raise SidstreamError(
                 f"prompt settings must not be negative (max_history={self.max_history}, max_text_tokens={self.max_text_tokens})"
             )
+        if self.query_codes and self.max_history == 0:
+            raise SidstreamError("the codes of a query stand in the history's place: let max_history be 1 or more")
 
     def width(self, layers: int) -> int:
         """Tokens of the longest prompt for SIDs of up to ``layers`` tokens: begin, user, history, text, separator."""

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from models.catalogue import CatalogueItem
 from models.codebooks.dense_network import DenseNetwork
 from models.errors import SidstreamError
+from models.examples.records import TrainingExample
 from models.towers.neighbours import recall_of_nearest
 from models.towers.text_encoder import SHORTEST_NORM, Side
 from models.towers.text_features import FIELDS, KINDS, Bags, FeatureHasher
 from models.towers.tower_export import TowerWeights
-from models.training.examples import TrainingExample
 
 TowerProgress = Callable[[int, int, float], None]
 """Called after each step with its number (1-based), the number of steps, and the loss of the step."""

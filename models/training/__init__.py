@@ -1,1 +1,1 @@
-"""Fine-tuning the language model: examples, tables of tokens, losses, the loop."""
+"""Fine-tuning the language model: tables of tokens, losses, the loop."""

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from models.examples.records import TrainingExample
 from models.language.prompts import PromptBuilder
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
-from models.training.examples import TrainingExample
 from models.training.tables import NOTHING_FOLLOWS, TrainingBatch
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
+from models.examples.folding import folded
+from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
 from models.training.checkpoints import Checkpoints
 from models.training.example_table import ExampleTable
-from models.training.examples import TrainingData, TrainingExample, TrainingHistory
 from models.training.fine_tuning import fine_tune
-from models.training.folding import folded
 from models.training.history_table import HistoryTable
 from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
 from models.training.tables import JoinedTable, TrainingTable

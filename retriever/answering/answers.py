@@ -17,6 +17,7 @@ import structlog
 
 from models.attributes import AttributeType
 from models.bundles.bundle import Bundle
+from models.bundles.item_encoder import ItemEncoder
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
@@ -36,6 +37,7 @@ from retriever.answering.ranking import (
 )
 from retriever.answering.slates import Slate, SlateGroups, fill
 from retriever.dense.leg import MixedItem
+from retriever.dense.query_embeddings import QueryEmbeddings
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
 from retriever.search.beam_search import ScoredSid, beam_search
@@ -94,6 +96,9 @@ class Answerer:
                 "retriever.search is 'exact' and retriever.layout 'marginal', which do not go together: set one of them otherwise"
             )
         self._mixer = _mixer(settings, bundle, has_model=model is not None)
+        self._encoder = ItemEncoder.of(bundle) if prompts is not None and prompts.settings.query_codes else None
+        embeds = self._mixer is not None or self._encoder is not None
+        self._embeddings = QueryEmbeddings.of(bundle) if embeds else None
         self._catalogue = CurrentCatalogue(self._filterable, filters_kept=settings.filters_kept)
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
@@ -113,9 +118,11 @@ class Answerer:
             if self._mixer is not None:
                 self._mixer.roll_to(snapshot)
             for one in asked:
+                if self._embeddings is not None:
+                    one.embedding = self._embeddings.embedding(one.query)
                 self._read_history(one, snapshot, layout)
                 if self._mixer is not None:
-                    one.vector = self._mixer.query(one.query, one.history)
+                    one.vector = self._mixer.query(one.embedding, one.history)
             tries = self._tries(asked, snapshot, layout)
             prepared = time.perf_counter()
             found = self._search(asked, tries)
@@ -259,6 +266,9 @@ class Answerer:
         if self._prompts is None:
             return
         codes = [stored.codes for stored in one.history]
+        if self._encoder is not None and one.embedding is not None:
+            (own,) = self._encoder.encode_queries(one.embedding[None].astype(np.float32)).tolist()
+            codes.append(tuple(own))
         # The model reads what it writes: under marginal decoding that is its own layout.
         written = self._bundle.layout if self._settings.layout == "marginal" else layout
         history = written.sid_tokens(codes) if codes else ()
@@ -287,7 +297,7 @@ class Answerer:
                 "the bundle has no language model, and its dense leg is off or has no part in it: train the bundle with "
                 "`sidstream train`"
             )
-        text = "a text, " if self._mixer.reads_text else ""
+        text = "a text, " if self._embeddings is not None and self._embeddings.reads_text else ""
         return (
             "the bundle has no language model yet, so that items are found by their vectors alone, and this query has none: "
             f"ask with {text}an embedding or a history of items that have a vector, or train the bundle with `sidstream train`"

@@ -25,8 +25,8 @@ Numbers = npt.NDArray[np.uint32]
 
 @dataclass(slots=True)
 class Asked:
-    """A query on its way to its answer. ``reads_something``: whether there is anything in its prompt; ``vector``: for the dense
-    leg, if it has one.
+    """A query on its way to its answer. ``embedding``: (D,), if it has one; ``reads_something``: whether there is anything in
+    its prompt; ``vector``: for the dense leg, if it has one.
     """
 
     query_id: str
@@ -34,6 +34,7 @@ class Asked:
     waited_ms: float = 0.0
     filter: Filter | None = None
     excluded: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
+    embedding: npt.NDArray[np.floating] | None = None
     prompt: list[int] = field(default_factory=list)
     reads_something: bool = True
     vector: DenseQuery | None = None

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -25,11 +24,6 @@ from retriever.dense.current_vectors import CurrentVectors
 from retriever.dense.leg import DenseLeg, DenseQuery, MixedItem, ModelCandidates
 from store.reading.reader import Snapshot
 from store.records.encoding import StoredItem
-from streamer.events.embeddings import query_embedding
-from streamer.events.records import Query
-
-if TYPE_CHECKING:
-    from models.towers.text_encoder import TextEncoder
 
 log = structlog.get_logger(__name__)
 
@@ -63,12 +57,10 @@ class Mixer:
         space: DenseSpace,
         *,
         boost_of_new: float | None = None,
-        query_tower: TextEncoder | None = None,
     ) -> None:
         self._record = record
         self._current = CurrentVectors(space)
         self._boost_of_new = boost_of_new
-        self._query_tower = query_tower
         self._leg: DenseLeg | None = None
 
     @classmethod
@@ -77,17 +69,7 @@ class Mixer:
         record, space = bundle.manifest.dense, dense_space_of(bundle)
         if record is None or space is None:
             return None
-        tower = None
-        if record.query_tower is not None:
-            from models.towers.text_encoder import TextEncoder
-
-            tower = TextEncoder(bundle.path(record.query_tower))
-        return cls(record, space, boost_of_new=boost_of_new, query_tower=tower)
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether a text has a vector without the client's help."""
-        return self._query_tower is not None
+        return cls(record, space, boost_of_new=boost_of_new)
 
     def roll_to(self, snapshot: Snapshot) -> None:
         """Brings the vectors to a snapshot."""
@@ -95,16 +77,9 @@ class Mixer:
         if self._leg is None or self._leg.vectors is not table:
             self._leg = DenseLeg(self._record, table, boost_of_new=self._boost_of_new)
 
-    def query(self, query: Query, history: Sequence[StoredItem]) -> DenseQuery | None:
-        """A query's vector: of its embedding, else of its text if the bundle has a tower, else of its history's live items; None
-        if there is none of these.
-        """
+    def query(self, embedding: npt.NDArray[np.floating] | None, history: Sequence[StoredItem]) -> DenseQuery | None:
+        """A query's vector: of its embedding (D,), else of its history's live items; None if there is neither."""
         assert self._leg is not None
-        embedding = None
-        if query.embedding is not msgspec.UNSET:
-            embedding = query_embedding(query.embedding, self._record.dimension)
-        elif self._query_tower is not None and query.text.strip():
-            embedding = self._embedded(query.text)
         return self._leg.query(embedding, np.array([item.number for item in history], dtype=np.int64))
 
     def weights(self, query: DenseQuery, *, model_answers: bool) -> MixtureWeights:
@@ -129,15 +104,6 @@ class Mixer:
             answers=model_answers,
         )
         return self._leg.scores(query, given, excluded=excluded, eligible=eligible)
-
-    def _embedded(self, text: str) -> npt.NDArray[np.float32] | None:
-        from models.towers.text_encoder import TextEncoderError
-
-        assert self._query_tower is not None
-        try:
-            return self._query_tower.encode([text]).reshape(-1)
-        except TextEncoderError:  # nothing in it that is a word
-            return None
 
     def mix(self, queries: Sequence[ToMix], eligible: Numbers | None) -> list[list[MixedItem]]:
         """The best items of each query, best first; ``eligible``: item numbers that all of these queries' filter lets through."""

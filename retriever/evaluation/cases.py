@@ -19,7 +19,7 @@ import numpy.typing as npt
 from models.catalogue import Catalogue
 from models.data_files import DataFileError
 from models.errors import SidstreamError
-from models.training.examples import TrainingExample, read_examples
+from models.examples.records import TrainingExample, read_examples
 from retriever.evaluation.pair_counts import Pairs, flattened
 
 UNKNOWN_TARGET: Final = "relevant items that the catalogue does not have"

@@ -18,7 +18,7 @@ import msgspec
 
 from models.catalogue import Catalogue
 from models.data_files import DataFileError, numbered_lines, plain_id
-from models.training.examples import TrainingExample, write_examples
+from models.examples.records import TrainingExample, write_examples
 from retriever.evaluation.cases import CaseMaker, CaseSet, EvaluationCase, EvaluationError, Remarks, TrainingData
 
 _SHORTEST: Final = 3  # a history that gives one item to test, one to validate and one to know the user by

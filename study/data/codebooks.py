@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
-from models.dense.arrivals import fit_regression
-from models.dense.co_occurrence import CoOccurrence, co_occurrence_vectors
+from models.dense.codebook_input import fit_codebook_input
+from models.dense.space import id_hashes
 from study.data.choices import CodebookChoice
 from study.data.datasets import Dataset, planted_codebook
 
@@ -65,9 +65,6 @@ def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float3
     """What is quantised: the text embedding, beside it (weighted) the co-occurrence vector if the choice says so."""
     if choice.co_occurrence == 0:
         return data.embeddings
-    vectors = co_occurrence_vectors(CoOccurrence.count(data.histories, len(data.embeddings)))
-    if data.arrived.any():  # in no history: what their embedding speaks for
-        vectors[data.arrived] = fit_regression(data.embeddings, vectors).predict(data.embeddings[data.arrived])
-    return np.ascontiguousarray(
-        np.concatenate((data.embeddings, np.float32(choice.co_occurrence) * vectors), axis=1), dtype=np.float32
-    )
+    ids = [str(row) for row in range(len(data.embeddings))]
+    found = fit_codebook_input(data.embeddings, ids, data.histories, choice.co_occurrence)
+    return found.rows(data.embeddings, id_hashes(item.encode() for item in ids))

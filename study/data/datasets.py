@@ -20,7 +20,7 @@ import numpy.typing as npt
 from models.catalogue import Catalogue
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
-from models.training.example_queries import examples_from_catalogue
+from models.examples.made_queries import examples_from_catalogue
 from study.data.synthetic import planted_hourglass
 
 DatasetName = Literal["amazon_games", "chorus_icecat", "planted", "tiny"]

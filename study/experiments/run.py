@@ -16,11 +16,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from models.examples.query_codes import QueryCodes
+from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.census import count_tokens
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
-from models.training.examples import TrainingData, TrainingExample, TrainingHistory
 from study.data.codebooks import FittedCodebook, fitted
 from study.data.datasets import Dataset, TestCase, load
 from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
@@ -122,17 +123,17 @@ class Setting:
             read = self.codebook.codebook.encode(self.data.query_embeddings[[case.case]])
         return self.prompts.build(case.query, layout.sid_tokens(read) if len(read) else (), None)
 
-    def training_query_codes(self) -> npt.NDArray[np.uint16]:
-        """Codes (Q, L) of the training queries' own embeddings."""
+    def codes_of_training_queries(self, texts: Sequence[str]) -> npt.NDArray[np.uint16]:
+        """Codes (T, L) of training queries' own embeddings; those of the whole set are kept in the scratch directory."""
         from study.data.sentence_model import embed
 
+        every = [query for query, _ in load(self.data.name).queries]
         path = self.scratch / f"queries-{self.data.name}.npy"
         if not path.is_file():
-            np.save(path, embed([query for query, _ in load(self.data.name).queries]).astype(np.float16))
-        every = np.load(path).astype(np.float32)
-        if self.data.arrived.any():
-            every = every[[not self.data.arrived[item] for _, item in load(self.data.name).queries]]
-        return self.codebook.codebook.encode(every)
+            np.save(path, embed(every).astype(np.float16))
+        row = {query: number for number, query in enumerate(every)}
+        embeddings = np.load(path, mmap_mode="r")[[row[text] for text in texts]]
+        return self.codebook.codebook.encode(embeddings.astype(np.float32))
 
 
 def some_cases(data: Dataset, most: int) -> list[TestCase]:
@@ -271,16 +272,13 @@ def _data(here: Setting) -> tuple[TrainingData, npt.NDArray[np.uint16], dict[str
     if data.histories:
         histories = tuple(TrainingHistory(tuple(map(str, history))) for history in data.histories)
         return TrainingData(histories=histories), codes, rows
-    histories_of_queries: list[tuple[str, ...]] = [()] * len(data.queries)
-    if here.choice.query_codes:  # a query stands in the prompt as if it were an item: by its codes, before its text
-        histories_of_queries = [(f"query {number}",) for number in range(len(data.queries))]
-        rows |= {name: len(codes) + number for number, (name,) in enumerate(histories_of_queries)}
-        codes = np.concatenate((codes, here.training_query_codes()))
-    examples = tuple(
-        TrainingExample(query=query, history=history, item=str(item))
-        for (query, item), history in zip(data.queries, histories_of_queries, strict=True)
+    examples = TrainingData(
+        examples=tuple(TrainingExample(query=query, item=str(item)) for query, item in data.queries)
     )
-    return TrainingData(examples=examples), codes, rows
+    if not here.choice.query_codes:
+        return examples, codes, rows
+    named = QueryCodes(list(rows), codes, here.codes_of_training_queries, here.choice.max_history)
+    return named.write_into(examples), named.codes, {name: row for row, name in enumerate(named.item_ids)}
 
 
 def _load(weights: Path) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from models.catalogue import read_items
 from models.data_files import DataFileError, numbered_lines, read_matrix
-from models.training.examples import read_examples
+from models.examples.records import read_examples
 
 LINES = b'{"item_id": 1, "item": "x", "title": "caf\xc3\xa9"}\n{"item_id": 2, "item": "x", "title": "b"}\n'
 MATRIX = np.arange(12, dtype=np.float32).reshape(4, 3)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
 from models.codebooks.codebook import Codebook
-from models.training.examples import TrainingExample
+from models.examples.records import TrainingExample
 from models.training.settings import TrainingSettings
 from retriever.client import Client
 from store.errors import IndexMissingError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.catalogue import CatalogueItem
+from models.examples.records import TrainingExample
 from models.towers.dual_tower import TowerSettings
-from models.training.examples import TrainingExample
 
 KINDS = {"kettle": "wodgup", "lamp": "strell", "rug": "quibbo", "chair": "fanzik", "knife": "ombrat", "desk": "yulvex"}
 LOOKS = {"red": "crimvo", "green": "vertig", "blue": "azzum", "black": "nokturn", "white": "albit", "grey": "cendro"}

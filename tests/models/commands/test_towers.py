@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.errors import SidstreamError
+from models.examples.records import write_examples
 from models.sids.census import count_tokens
 from models.towers.text_encoder import Towers
-from models.training.examples import write_examples
 from support.planted_shop import planted_items, planted_pairs, write_items
 
 pytest.importorskip("torch")
@@ -72,6 +72,16 @@ def test_catalogue_of_text_becomes_towers_a_bundle_and_a_language_model(catalogu
     _, fault = run("train", catalogue, *small, "--embed", directory, "--neighbours", "3")
     assert fault is None
     assert Bundle.open(bundle, need_model=True).manifest.model_id != trained.manifest.model_id, "other items are learnt"
+    assert trained.manifest.format == 1
+    _, fault = run("train", catalogue, *small, "--embed", directory, "--query-codes", "--validation-share", "0.1")
+    assert fault is None
+    reads_codes = Bundle.open(bundle, need_model=True).manifest
+    assert reads_codes.language_model is not None
+    assert reads_codes.language_model.prompt.query_codes
+    assert reads_codes.format == 2, "an older sidstream would leave the codes out of its prompts"
+    assert reads_codes.dense is not None
+    assert reads_codes.dense.query_tower is not None
+    assert reads_codes.dense.weights.keys() == {"embedding"}, "the mixture was chosen on queries with codes"
 
 
 def test_pairs_of_a_file_are_trained_on_and_a_file_of_items_is_enough(tmp_path: Path) -> None:

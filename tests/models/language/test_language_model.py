@@ -15,9 +15,9 @@ import pytest
 
 from models.bundles.bundle import Bundle, add_language_model, staging_directory
 from models.errors import SidstreamError
+from models.examples.records import TrainingExample
 from models.language.prompts import PromptSettings
 from models.language.tokenizer import train_tokenizer
-from models.training.examples import TrainingExample
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

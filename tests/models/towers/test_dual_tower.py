@@ -17,6 +17,7 @@ from models.bundles.manifest import BundleError
 from models.codebooks.codebook import fit_residual_kmeans
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.codebooks.onnx_export import export_onnx
+from models.examples.records import TrainingExample
 from models.towers.dual_tower import (
     DualTower,
     DualTowerError,
@@ -29,7 +30,6 @@ from models.towers.neighbours import nearest, recall_of_nearest
 from models.towers.text_encoder import Towers
 from models.towers.text_features import FeatureHasher
 from models.towers.tower_export import tower_graph, write_towers
-from models.training.examples import TrainingExample
 from support.planted_shop import SMALL, planted_items, planted_pairs
 
 Trained = tuple[DualTower, TowersOutcome]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from models.errors import SidstreamError
+from models.examples.records import TrainingExample
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.language.tokenizer import train_tokenizer
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from models.training.example_table import ExampleTable
-from models.training.examples import TrainingExample
 from models.training.history_table import HistoryTable
 from models.training.tables import TrainingTable
 

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from models.examples.records import TrainingExample
 from models.language.prompts import PromptBuilder
 from models.language.tokenizer import train_tokenizer
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from models.training.example_table import ExampleTable
-from models.training.examples import TrainingExample
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 
 from models.catalogue import Catalogue, CatalogueItem, CatalogueQuery
 from models.data_files import DataFileError
-from models.training.examples import TrainingExample, write_examples
+from models.examples.records import TrainingExample, write_examples
 from retriever.evaluation.cases import (
     LEFT_OUT_CASES,
     OWNED_TARGET,

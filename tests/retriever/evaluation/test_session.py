@@ -17,7 +17,7 @@ from models.bundles.bundle import Bundle
 from models.bundles.dense_part import fit_dense_part
 from models.catalogue import Catalogue, CatalogueItem, CatalogueQuery
 from models.errors import SidstreamError
-from models.training.examples import TrainingExample, write_examples
+from models.examples.records import TrainingExample, write_examples
 from retriever.client import Client
 from retriever.commands import BOUND_MISSED
 from retriever.evaluation.answers import as_query, live, offline, temporary_index

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.catalogue import Catalogue, CatalogueItem, CatalogueQuery
-from models.training.examples import TrainingExample, write_examples
+from models.examples.records import TrainingExample, write_examples
 from retriever.evaluation.cases import EvaluationError
 from retriever.evaluation.sources import SourceOptions, arrived_rows, choose_cases
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.catalogue import Catalogue, CatalogueItem
 from models.data_files import DataFileError
-from models.training.examples import read_examples
+from models.examples.records import read_examples
 from retriever.evaluation.cases import EvaluationError
 from retriever.evaluation.splits import (
     Interaction,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.bundles.bundle import Bundle
-from models.training.examples import TrainingExample
+from models.examples.records import TrainingExample
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.topology.layout_trie import SnapshotTrie

@@ -35,9 +35,9 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Towers:
+    from models.examples.made_queries import examples_from_catalogue
     from models.towers.dual_tower import TowerSettings, train_towers
     from models.towers.tower_export import write_towers
-    from models.training.example_queries import examples_from_catalogue
 
     settings = TowerSettings(dimension=16, rows=512, hidden=16, epochs=2, batch_size=32)
     tower, _ = train_towers(ITEMS, examples_from_catalogue(ITEMS, per_item=3, seed=0), settings)

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training.examples import TrainingData, TrainingExample, TrainingHistory
-from models.training.folding import folded
+from models.examples.folding import folded
+from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 
 Question = tuple[str, str | None, tuple[str, ...], str]
 

@@ -201,6 +201,7 @@ def test_training_that_was_killed_goes_on_to_the_same_model_as_one_that_was_not(
         (["--architecture", "gpt"], "choose one of llama, qwen, baichuan"),
         (["--architecture", "qwen", "--checkpoint", "somewhere"], "give one of the two"),
         (["--neighbours", "5"], "name their directory with --embed"),
+        (["--query-codes"], "name their directory with --embed"),
         (["--neighbours", "5", "--embed", "towers", "--examples", "e.jsonl"], "give one of them"),
         (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
     ],

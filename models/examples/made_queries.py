@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.catalogue import CatalogueItem
-from models.training.examples import TrainingExample
+from models.examples.records import TrainingExample
 
 MAXIMUM_HISTORY: Final = 10  # older purchases say little and make prompts long
 

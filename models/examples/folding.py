@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from models.training.examples import TrainingData, TrainingExample, TrainingHistory
+from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 
 _MOST_PASSES: Final = 8  # over the examples that ask again for what another one of their history asked for
 

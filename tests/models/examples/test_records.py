@@ -8,7 +8,7 @@ import pytest
 
 from models.data_files import DataFileError
 from models.errors import SidstreamError
-from models.training.examples import (
+from models.examples.records import (
     TrainingData,
     TrainingExample,
     TrainingHistory,

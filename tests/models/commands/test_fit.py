@@ -79,8 +79,23 @@ def test_co_occurrence_is_counted_in_the_catalogues_sequences_or_in_those_of_fil
     )
     assert isinstance(refused.exception, SidstreamError)
     assert "give sequences or interactions with --histories" in str(refused.exception)
-    plain = CliRunner().invoke(app, ["fit", str(tmp_path / "with"), "--bundle", str(tmp_path / "plain"), "--size", "8"])
-    assert "there are 40 histories: `--co-occurrence 1` would let codes say" in " ".join(plain.output.split())
+
+
+@pytest.mark.parametrize(("users", "weight"), [(200, 1.0), (10, None)])
+def test_without_a_word_co_occurrence_counts_where_histories_name_half_of_the_items_and_says_so(
+    tmp_path: Path, embeddings: np.ndarray, users: int, weight: float | None
+) -> None:
+    items = [CatalogueItem(id=f"item-{row}", title=f"thing {row}") for row in range(200)]
+    walks = {f"user-{user}": tuple(f"item-{(user + 3 * step) % 200}" for step in range(5)) for user in range(users)}
+    Catalogue(items, embeddings, sequences=walks).write(tmp_path / "shop")
+    arguments = ["fit", str(tmp_path / "shop"), "--bundle", str(tmp_path / "bundle"), "--size", "8"]
+    answer = CliRunner().invoke(app, arguments)
+    record = Bundle.open(tmp_path / "bundle").manifest.codebook_input
+    assert (None if record is None else record.weight) == weight
+    said = " ".join(answer.output.split())
+    named = len({item for walk in walks.values() for item in walk})
+    assert f"{named} of 200 items stand with others in {users} histories: codes" in said
+    assert ("(--co-occurrence 0: not)" in said) == (weight is not None)
 
 
 @pytest.mark.parametrize("option", [["--co-occurrence", "1"], ["--histories", "x.jsonl"]])

@@ -50,7 +50,7 @@ class TrainingHistory(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Whole histories, and examples that stand alone or that ``models.training.folding`` has yet to join."""
+    """Whole histories, and examples that stand alone or that ``models.examples.folding`` has yet to join."""
 
     histories: tuple[TrainingHistory, ...] = ()
     examples: tuple[TrainingExample, ...] = ()

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from models.catalogue import CatalogueItem
-from models.training.example_queries import (
+from models.examples.made_queries import (
     MAXIMUM_HISTORY,
     drawn_from_neighbours,
     example_queries,
     examples_from_catalogue,
 )
-from models.training.examples import TrainingExample
+from models.examples.records import TrainingExample
 
 KETTLE = CatalogueItem(
     id="1",

@@ -1,0 +1,237 @@
+"""`sidstream fit`: a catalogue becomes a bundle."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, print_next, read_catalogue
+from models.errors import SidstreamError
+from models.progress import WorkProgress
+from models.terminal import print_table, shown, terminal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from models.bundles.building import FitMethod, Fitted, HeadMethod
+    from models.catalogue import Catalogue
+    from models.towers.text_encoder import Towers
+
+_FIT_METHODS = ("k-means", "rq-vae")
+_ENOUGH_NAMED = 0.5  # of the items: fewer, and most items' co-occurrence is a guess from their embedding
+_HEAD_METHODS = ("none", "top-k", "top-p", "all")
+
+
+def fit(
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder, or a .npy file of embeddings (N, D).")],
+    bundle: Annotated[Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle to write.")] = Path(
+        ".sidstream/bundle"
+    ),
+    layers: Annotated[int, typer.Option(min=3, help="L, layers of the codebook.")] = 3,
+    size: Annotated[int, typer.Option(min=2, help="M, codewords a layer.")] = 256,
+    head: Annotated[str, typer.Option(help="Layer-2 tokens to leave out: none, top-k, top-p or all.")] = "none",
+    k: Annotated[
+        int, typer.Option("--k", min=0, help="How many, with --head top-k.", show_default="a tenth of the size")
+    ] = 0,
+    p: Annotated[float, typer.Option("--p", min=0, max=1, help="Share of the items, with --head top-p.")] = 0.5,
+    method: Annotated[
+        str, typer.Option(help="k-means on residuals, or rq-vae: an encoder learned together with the codewords.")
+    ] = "k-means",
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="k-means iterations a layer.", show_default="20")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the RQ-VAE.", show_default="100")] = None,
+    latent: Annotated[
+        int | None, typer.Option(min=1, help="Dimensions of the RQ-VAE's latent space.", show_default="32")
+    ] = None,
+    co_occurrence: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Fit on embeddings beside what histories say of the items, which has so much weight; 0: embeddings alone.",
+            show_default="1 where histories name half of the items, else 0",
+        ),
+    ] = None,
+    histories: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Sequences, interactions or examples (as of train's --examples) whose histories count.",
+            show_default="the catalogue's sequences",
+        ),
+    ] = None,
+    embed: EmbedOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
+    embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
+) -> None:
+    """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
+    from models.bundles.building import FitSettings, fit_bundle
+    from models.bundles.bundle import require_free
+    from models.bundles.dense_part import fit_dense_part
+    from models.codebooks.rq_vae import RqVaeSettings
+
+    console = terminal(stderr=True)
+    fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
+    require_free(bundle, replace=replace)
+    embeddings, shop, towers = _embeddings(catalogue, embed)
+    ids = [item.id for item in shop.items] if shop else []
+    if (co_occurrence or histories) and not ids:
+        raise SidstreamError(
+            f"{catalogue} holds embeddings alone, and --co-occurrence and --histories need the items' ids: give a folder with "
+            "items.jsonl and that file as items.npy"
+        )
+    counted = _histories(histories or (), shop, ids, console)
+    if co_occurrence is None:
+        co_occurrence = 1.0 if _named(counted) >= _ENOUGH_NAMED * len(ids) > 0 else 0.0
+    rq_vae = RqVaeSettings(epochs=epochs or RqVaeSettings.epochs, latent=latent or RqVaeSettings.latent)
+    settings = FitSettings(
+        layers=layers,
+        size=size,
+        iterations=iterations or FitSettings.iterations,
+        seed=seed,
+        method=fit_method,
+        rq_vae=rq_vae,
+        head_method=_head_method(head),
+        k=k or max(1, size // 10),
+        p=p,
+        co_occurrence=co_occurrence,
+    )
+    with WorkProgress(console) as work:
+        if fit_method == "k-means":
+            tasks = [
+                work.task(f"layer {layer + 1}", unit="iterations", total=settings.iterations) for layer in range(layers)
+            ]
+        else:
+            tasks = [work.task("all layers", unit="epochs", total=rq_vae.epochs)]
+
+        def show(layer_index: int, iteration: int, objective: float) -> None:
+            tasks[layer_index].update(iteration, note=f"mean squared error {objective:.4f}")
+
+        fitted = fit_bundle(
+            embeddings,
+            bundle,
+            settings,
+            embedding=embedding or (f"text towers {towers.id}" if towers else ""),
+            towers=towers.id if towers else None,
+            ids=ids,
+            histories=counted,
+            replace=replace,
+            progress=show,
+        )
+    fit_dense_part(
+        fitted.bundle,
+        embeddings,
+        ids,
+        counted,
+        query_tower=towers.path("query") if towers else None,
+    )
+    _show_census(console, fitted)
+    console.print(
+        f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
+    )
+    if counted:
+        named = f"{_named(counted):,} of {len(ids):,} items stand with others in {len(counted):,} histories"
+        way = (
+            "codes say what they are bought with (--co-occurrence 0: not)"
+            if co_occurrence
+            else "codes are of embeddings alone (--co-occurrence 1: of what items are bought with, too)"
+        )
+        console.print(f"  {shown(named)}: {way}", soft_wrap=True)
+    if catalogue.is_dir() or embed is not None:
+        options = f" --embed {shlex.quote(str(embed))}" if embed else ""
+        print_next(
+            console, f"sidstream train {shlex.quote(str(catalogue))} --bundle {shlex.quote(str(bundle))}{options}"
+        )
+    else:
+        console.print(
+            f"  training needs the items' ids and texts too: put items.jsonl, a line a row of {shown(catalogue)}, and "
+            f"that file as items.npy into a folder FOLDER",
+            soft_wrap=True,
+        )
+        print_next(console, f"sidstream train FOLDER --bundle {shlex.quote(str(bundle))}")
+
+
+def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Catalogue | None, Towers | None]:
+    """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, the catalogue unless they came alone, and the towers
+    that made them, if any did.
+    """
+    from models.data_files import read_matrix
+
+    holds_items = bool({".jsonl", ".tsv"} & set(source.suffixes))
+    if embed is None and (source.suffix in MATRIX_SUFFIXES or (source.is_file() and not holds_items)):
+        return read_matrix(source), None, None
+    catalogue, towers = read_catalogue(source, embed)
+    return catalogue.embeddings, catalogue, towers
+
+
+def _histories(paths: Sequence[Path], shop: Catalogue | None, ids: Sequence[str], console: Console) -> list[list[int]]:
+    """The histories of the files, else the catalogue's, as rows of the items ``ids``."""
+    from models.commands.after_training import rows_of_histories
+    from models.commands.training_data import read_training_data
+    from models.examples.records import TrainingData, TrainingHistory
+
+    if paths:
+        return rows_of_histories(read_training_data(paths, console), ids)
+    sequences = shop.sequences.values() if shop else ()
+    return rows_of_histories(TrainingData(histories=tuple(TrainingHistory(tuple(items)) for items in sequences)), ids)
+
+
+def _named(histories: Sequence[Sequence[int]]) -> int:
+    """How many items stand in a history with another one."""
+    return len({item for history in histories if len(set(history)) > 1 for item in history})
+
+
+def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent: int | None) -> FitMethod:
+    """The method of that name; options of the other method are refused."""
+    if name not in _FIT_METHODS:
+        raise SidstreamError(f"--method {name!r} is unknown: choose one of {', '.join(_FIT_METHODS)}")
+    if name == "rq-vae":
+        if iterations is not None:
+            raise SidstreamError("--iterations is for --method k-means: give --epochs with rq-vae")
+        return "rq-vae"
+    if epochs is not None or latent is not None:
+        raise SidstreamError("--epochs and --latent are for --method rq-vae: give --iterations with k-means")
+    return "k-means"
+
+
+def _head_method(name: str) -> HeadMethod:
+    for method in _HEAD_METHODS:
+        if name == method:
+            return method  # type: ignore[return-value]
+    raise SidstreamError(f"--head {name!r} is unknown: choose one of {', '.join(_HEAD_METHODS)}")
+
+
+def _show_census(console: Console, fitted: Fitted) -> None:
+    from models.sids.census import measure_layer, path_sparsity
+    from models.sids.layout import HEAD_LAYER_INDEX
+
+    console.print(f"{len(fitted.codes):,} items")
+    table = Table()
+    for heading in ("layer", "entropy", "Gini", "standard deviation", "dead codes", "head share"):
+        table.add_column(heading, justify="right")
+    for layer_index, counts in enumerate(fitted.census):
+        heads = fitted.bundle.layout.head_tokens if layer_index == HEAD_LAYER_INDEX else ()
+        measured = measure_layer(counts, heads)
+        table.add_row(
+            str(layer_index + 1),
+            f"{measured.entropy:.3f}",
+            f"{measured.gini:.3f}",
+            f"{measured.standard_deviation:.1f}",
+            str(measured.dead_codes),
+            f"{measured.head_share:.3f}" if heads else "–",
+        )
+    print_table(console, table)
+    share = path_sparsity(fitted.codes, fitted.codebook.size)
+    left_out = len(fitted.bundle.layout.head_tokens)
+    console.print(f"{share:.3%} of the possible paths are used · {left_out:,} head tokens are left out of SIDs")
+    if fitted.collapsed:
+        for layer in fitted.collapsed:
+            console.print(f"[yellow]! the codebook collapsed in {shown(layer)}[/]", soft_wrap=True)
+        console.print(f"  {shown(fitted.cause)}", soft_wrap=True)

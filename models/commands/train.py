@@ -1,0 +1,262 @@
+"""`sidstream train`: a bundle gets its language model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
+from models.errors import SidstreamError
+from models.progress import WorkProgress
+from models.terminal import shown, terminal
+
+if TYPE_CHECKING:
+    from models.catalogue import Catalogue
+    from models.language.language_model import Architecture
+    from models.training.losses import Loss
+
+
+def train(
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder that the bundle was fitted on.")],
+    bundle: Annotated[
+        Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.")
+    ] = Path(".sidstream/bundle"),
+    examples: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="JSON lines of {query, user, history, item}, of sequences {user, items} or of interactions {user, item, time}, "
+            "or a .tsv of one of the last two. Repeat it for several files.",
+            show_default="made from the catalogue's texts and sequences",
+        ),
+    ] = None,
+    per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 4,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Let each made query lead to one of so many items nearest to it (needs --embed) instead of its own alone.",
+        ),
+    ] = 0,
+    query_codes: Annotated[
+        bool,
+        typer.Option(
+            "--query-codes",
+            help="Write the codes of a query's embedding into its prompt, before its text (needs --embed).",
+        ),
+    ] = False,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Examples, sequences or interactions that are not learnt from: training stops when their loss gets no better "
+            "any more, and the best weights are kept."
+        ),
+    ] = None,
+    validation_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=0.5, help="Share of the users (or examples without one) to hold back for that instead."
+        ),
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Validations, four a pass, without a better loss before training stops.")
+    ] = 4,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Local directory of a causal LM to fine-tune.", show_default="a small new one")
+    ] = None,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.")] = 6.0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Stop after so long, with what is learnt by then.", show_default="all epochs"),
+    ] = None,
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Begin from nothing, even where a training of this bundle was stopped and could go on."
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items to be generated in a step, about.")] = 128,
+    learning_rate: Annotated[
+        float | None, typer.Option(show_default="0.003 for a new model, 0.0001 for a checkpoint")
+    ] = None,
+    layer2_dropout: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Share of SIDs written in their other form; above 0 the model may follow the live layout.",
+        ),
+    ] = 0.0,
+    loss: Annotated[str, typer.Option(help="What to train on: cross-entropy, focal or mile.")] = "cross-entropy",
+    gamma: Annotated[
+        float | None, typer.Option(min=0, help="γ of the loss.", show_default="2 for focal, 1 for mile")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Of a new model: llama, qwen or baichuan.", show_default="llama")
+    ] = None,
+    hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
+    model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,
+    user_buckets: Annotated[int, typer.Option(min=0, help="Tokens that users are hashed into; 0: no users.")] = 0,
+    max_text_tokens: Annotated[int, typer.Option(min=0, help="First tokens of a query's text that are read.")] = 24,
+    max_history: Annotated[int, typer.Option(min=0, help="Newest items of a history that are read.")] = 10,
+    embed: EmbedOption = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle.
+
+    A training that was stopped (Ctrl-C, a crash, --minutes) goes on where it was when the same command is given again.
+    """
+    import torch
+
+    from models.bundles.building import ModelSettings, train_bundle
+    from models.bundles.bundle import Bundle, checkpoint_directory
+    from models.bundles.item_encoder import ItemEncoder
+    from models.commands.after_training import (
+        AFTER_TRAINING,
+        Trained,
+        cases_of,
+        hold_back_to_choose,
+        rows_of_histories,
+    )
+    from models.commands.training_data import (
+        data_of_catalogue,
+        describe,
+        queries_to_codes,
+        read_training_data,
+        report_outcome,
+        require_one_validation,
+        require_towers_for_query_codes,
+        require_usable_neighbours,
+        steps_of,
+        stopping_is_no_loss,
+        with_validation,
+    )
+    from models.examples.folding import folded
+    from models.examples.query_codes import QueryCodes
+    from models.language.prompts import PromptSettings
+    from models.training.settings import TrainingSettings
+
+    console = terminal(stderr=True)
+    require_one_validation(validation or (), validation_share)
+    require_usable_neighbours(neighbours, embed, examples or ())
+    require_towers_for_query_codes(query_codes, embed)
+    model_settings = ModelSettings(
+        checkpoint=checkpoint,
+        hidden_size=hidden_size,
+        model_layers=model_layers,
+        user_buckets=user_buckets,
+        prompt=PromptSettings(max_history=max_history, max_text_tokens=max_text_tokens, query_codes=query_codes),
+        architecture=_architecture(architecture, checkpoint),
+    )
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=(3e-3 if checkpoint is None else 1e-4) if learning_rate is None else learning_rate,
+        seed=seed,
+        layer2_dropout=layer2_dropout,
+        loss=_loss(loss),
+        gamma=gamma,
+        seconds=60 * minutes if minutes is not None else None,
+        patience=patience,
+    )
+    if threads:
+        torch.set_num_threads(threads)
+    opened = Bundle.open(bundle)
+    if opened.manifest.towers and embed is None:
+        raise SidstreamError(
+            f"the bundle {bundle} was fitted on embeddings of the text towers {opened.manifest.towers}: name their "
+            "directory with --embed"
+        )
+    if catalogue.suffix in MATRIX_SUFFIXES and embed is None:
+        raise SidstreamError(
+            f"{catalogue} holds embeddings alone, and training needs the items' ids and texts: give a folder with items.jsonl "
+            "and that file as items.npy"
+        )
+    shop, towers = read_catalogue(catalogue, embed)
+    if towers is not None:
+        towers.require_fit(opened.manifest, bundle)
+    if shop.dimension != opened.manifest.dimension:
+        raise SidstreamError(
+            f"the embeddings of {catalogue} have {shop.dimension} dimensions, the bundle {bundle} was fitted on "
+            f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
+        )
+    if examples:
+        data = read_training_data(examples, console)
+    else:
+        data = data_of_catalogue(
+            shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
+        )
+    data = folded(data, max_history)
+    data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
+    data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
+    describe(data, held_out, max_history, console)
+    item_ids = [item.id for item in shop.items]
+    encoder = ItemEncoder.of(opened)
+    codes = encoder.encode(shop.embeddings, [item.encode() for item in item_ids])
+    named = QueryCodes(item_ids, codes, queries_to_codes(encoder, towers), max_history)
+    histories = rows_of_histories(data, item_ids)
+    if query_codes:
+        data = named.write_into(data)
+        held_out = None if held_out is None else named.write_into(held_out)
+    checkpoints = checkpoint_directory(bundle)
+    if anew:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    with stopping_is_no_loss(checkpoints, console), WorkProgress(console) as work:
+        opened, outcome = train_bundle(
+            opened,
+            data,
+            named.item_ids,
+            named.codes,
+            model_settings,
+            settings,
+            texts=_texts(shop),
+            validation=held_out,
+            progress=steps_of(work),
+            checkpoints=checkpoints,
+        )
+    console.print(
+        f"[green]✓[/] model [bold]{shown(opened.manifest.model_id)}[/] in {shown(bundle)}: {outcome.examples:,} examples, "
+        f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
+        f"({outcome.examples_per_second:,.0f} examples/s)",
+        soft_wrap=True,
+    )
+    report_outcome(outcome, console)
+    trained = Trained(
+        bundle=opened,
+        shop=shop,
+        codes=codes,
+        histories=histories,
+        held_out=cases_of(to_choose_by, item_ids),
+        towers=towers,
+        seed=seed,
+        console=console,
+    )
+    for follow in AFTER_TRAINING:
+        follow(trained)
+
+
+def _loss(name: str) -> Loss:
+    from models.training.losses import LOSSES
+
+    for known in LOSSES:
+        if name == known:
+            return known
+    raise SidstreamError(f"--loss {name!r} is unknown: choose one of {', '.join(LOSSES)}")
+
+
+def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:
+    from models.language.language_model import ARCHITECTURES
+
+    if name is not None and checkpoint is not None:
+        raise SidstreamError("--architecture is for a new model, and --checkpoint brings its own: give one of the two")
+    for known in ARCHITECTURES:
+        if (name or "llama") == known:
+            return known
+    raise SidstreamError(f"--architecture {name!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
+
+
+def _texts(catalogue: Catalogue) -> list[str]:
+    return [" ".join((item.title, item.brand, item.type)) for item in catalogue.items]
