@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from models.bundles.bundle import Bundle
@@ -87,6 +88,7 @@ def ask_model(
                     # A target that the buyer has had before may be answered: who has to be found is not excluded.
                     Query(
                         text=example.text,
+                        embedding=msgspec.UNSET if example.embedding is None else example.embedding,
                         history=tuple(ids[row] for row in example.history),
                         limit=NEAREST,
                         exclude_history=False,

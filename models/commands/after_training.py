@@ -77,5 +77,5 @@ def cases_of(data: TrainingData, item_ids: Sequence[str]) -> list[HeldOut]:
     for example in data.examples:
         if example.item in rows:
             before = tuple(rows[item] for item in example.history if item in rows)
-            cases.append(HeldOut(rows[example.item], text=example.query, history=before))
+            cases.append(HeldOut(rows[example.item], example.query, before, example.embedding))
     return cases

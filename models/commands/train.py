@@ -44,7 +44,7 @@ def train(
         bool,
         typer.Option(
             "--query-codes",
-            help="Write the codes of a query's embedding into its prompt, before its text (needs --embed).",
+            help="Write the codes of a query's embedding into its prompt, before its text; by --embed or the examples' own.",
         ),
     ] = False,
     validation: Annotated[
@@ -124,11 +124,11 @@ def train(
     from models.commands.training_data import (
         data_of_catalogue,
         describe,
-        queries_to_codes,
         read_training_data,
         report_outcome,
+        require_coded_queries,
+        require_embeddings_of,
         require_one_validation,
-        require_towers_for_query_codes,
         require_usable_neighbours,
         steps_of,
         stopping_is_no_loss,
@@ -136,13 +136,13 @@ def train(
     )
     from models.examples.folding import folded
     from models.examples.query_codes import QueryCodes
+    from models.examples.records import TrainingData
     from models.language.prompts import PromptSettings
     from models.training.settings import TrainingSettings
 
     console = terminal(stderr=True)
     require_one_validation(validation or (), validation_share)
     require_usable_neighbours(neighbours, embed, examples or ())
-    require_towers_for_query_codes(query_codes, embed)
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -196,10 +196,14 @@ def train(
     item_ids = [item.id for item in shop.items]
     encoder = ItemEncoder.of(opened)
     codes = encoder.encode(shop.embeddings, [item.encode() for item in item_ids])
-    named = QueryCodes(item_ids, codes, queries_to_codes(encoder, towers), max_history)
+    for part in (data, held_out, to_choose_by):
+        require_embeddings_of(part or TrainingData(), opened.manifest.dimension)
+    embed_queries = None if towers is None else towers.query_encoder().encode
+    named = QueryCodes(item_ids, codes, encoder.encode_queries, embed_queries, max_history)
     histories = rows_of_histories(data, item_ids)
     if query_codes:
         data = named.write_into(data)
+        require_coded_queries(len(named))
         held_out = None if held_out is None else named.write_into(held_out)
     checkpoints = checkpoint_directory(bundle)
     if anew:

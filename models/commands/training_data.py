@@ -5,7 +5,7 @@ of that, of its steps and of what came of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,6 @@ from models.progress import WorkProgress
 from models.terminal import shown
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from models.bundles.item_encoder import ItemEncoder
     from models.catalogue import Catalogue
     from models.examples.records import TrainingData
     from models.towers.text_encoder import Towers
@@ -56,20 +52,22 @@ def require_usable_neighbours(neighbours: int, embed: Path | None, examples: Seq
         )
 
 
-def require_towers_for_query_codes(query_codes: bool, embed: Path | None) -> None:
-    """Raises ``SidstreamError`` where a query's text would have no embedding."""
-    if query_codes and embed is None:
-        raise SidstreamError("--query-codes embeds queries by text towers: name their directory with --embed")
+def require_embeddings_of(data: TrainingData, dimension: int) -> None:
+    """Raises ``SidstreamError`` for an example whose embedding is not of the bundle's dimension."""
+    for example in data.examples:
+        if example.embedding is not None and len(example.embedding) != 4 * dimension:
+            raise SidstreamError(
+                f"the example of query {example.query!r} for item {example.item!r} has an embedding of "
+                f"{len(example.embedding) // 4} numbers, the bundle's items have {dimension}: embed queries as items are embedded"
+            )
 
 
-def queries_to_codes(encoder: ItemEncoder, towers: Towers | None) -> Callable[[Sequence[str]], npt.NDArray[np.uint16]]:
-    """Texts → codes (T, L), by the query tower."""
-
-    def encode(texts: Sequence[str]) -> npt.NDArray[np.uint16]:
-        assert towers is not None
-        return encoder.encode_queries(towers.query_encoder().encode(list(texts)))
-
-    return encode
+def require_coded_queries(count: int) -> None:
+    """Raises ``SidstreamError`` where no query has codes."""
+    if not count:
+        raise SidstreamError(
+            "--query-codes, and no query has an embedding: name text towers with --embed, or give --examples an embedding each"
+        )
 
 
 def data_of_catalogue(

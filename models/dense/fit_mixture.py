@@ -27,11 +27,14 @@ PLAYING_ARRIVALS: Final = 0.1  # of the items
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An example that the model was not trained on: ``text``, ``history`` (rows, oldest first), ``target`` (row)."""
+    """An example that the model was not trained on: ``text``, ``history`` (rows, oldest first), ``target`` (row); ``embedding``:
+    bytes of the float32 (D,) of the query, if it brings one.
+    """
 
     target: int
     text: str = ""
     history: tuple[int, ...] = ()
+    embedding: bytes | None = None
 
 
 Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -106,7 +109,8 @@ def _groups(held_out: Sequence[HeldOut], *, has_texts: bool) -> dict[Asked, list
     """By what the retriever would take their vector from; those that have none of it are left out."""
     groups: dict[Asked, list[HeldOut]] = {}
     for example in held_out:
-        asked: Asked = "embedding" if has_texts and example.text.strip() else "history"
+        embedded = example.embedding is not None or (has_texts and bool(example.text.strip()))
+        asked: Asked = "embedding" if embedded else "history"
         if asked == "embedding" or example.history:
             groups.setdefault(asked, []).append(example)
     return groups
@@ -128,8 +132,12 @@ def _cases(
     embed_texts: EmbedTexts | None,
 ) -> list[ValidationCase]:
     if asked == "embedding":
-        assert embed_texts is not None
-        queries = [space.query(row) for row in embed_texts([example.text for example in examples])]
+        texts = [example.text for example in examples if example.embedding is None]
+        by_text = iter(embed_texts(texts) if embed_texts is not None and texts else ())
+        queries = [
+            space.query(next(by_text) if example.embedding is None else np.frombuffer(example.embedding, "<f4"))
+            for example in examples
+        ]
     else:
         queries = [space.taste(vectors[list(example.history)]) for example in examples]
     return [

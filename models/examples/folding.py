@@ -1,7 +1,7 @@
 """Examples of one user whose histories continue one another become one history, so that their work is shared.
 
 What must hold: each example is in exactly one place, with the query, the user and the newest ``max_history`` items of its own
-history; only examples with a history are joined; the same examples give the same histories.
+history; only examples with a history and without an embedding are joined; the same examples give the same histories.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def folded(data: TrainingData, max_history: int) -> TrainingData:
         apart = (example for history in data.histories for example in _apart(history, max_history))
         return TrainingData(examples=(*data.examples, *apart))
     histories = list(data.histories)
-    alone = [example for example in data.examples if not example.history]
-    rest: Sequence[TrainingExample] = [example for example in data.examples if example.history]
+    alone = [example for example in data.examples if not _joins(example)]
+    rest: Sequence[TrainingExample] = [example for example in data.examples if _joins(example)]
     for _ in range(_MOST_PASSES):
         if not rest:
             break
@@ -70,6 +70,10 @@ def folded(data: TrainingData, max_history: int) -> TrainingData:
             else:
                 alone += chain.examples
     return TrainingData(tuple(histories), (*alone, *rest))
+
+
+def _joins(example: TrainingExample) -> bool:
+    return bool(example.history) and example.embedding is None
 
 
 def _apart(history: TrainingHistory, max_history: int) -> Iterable[TrainingExample]:

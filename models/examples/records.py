@@ -23,13 +23,14 @@ from models.data_files import DataFileError, numbered_lines, plain_id
 
 class TrainingExample(msgspec.Struct, frozen=True):
     """One example: ``query`` text (may be empty), ``user`` id, ``history`` item ids oldest first, and the ``item`` to
-    be generated.
+    be generated; ``embedding``: bytes of the float32 (D,) of the query, of whoever embeds queries without our towers.
     """
 
     query: str = ""
     user: str | None = None
     history: tuple[str, ...] = ()
     item: str = ""
+    embedding: bytes | None = None
 
 
 class TrainingHistory(msgspec.Struct, frozen=True):
@@ -118,7 +119,7 @@ class TrainingFile:
 _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "sequences": ("user", "items"),
     "interactions": ("user", "item", "time"),
-    "examples": ("query", "user", "history", "item"),
+    "examples": ("query", "user", "history", "item", "embedding"),
 }
 _OTHER_NAMES: Final = {"user_id": "user", "item_id": "item", "timestamp": "time"}
 _FORMS: Final = (
@@ -135,8 +136,12 @@ def write_examples(path: Path, examples: Iterable[TrainingExample]) -> int:
     count = 0
     with path.open("wb") as file:
         for example in examples:
-            file.write(_ENCODER.encode(example))
-            file.write(b"\n")
+            record = {
+                name: value for name in example.__struct_fields__ if (value := getattr(example, name)) is not None
+            }
+            if example.embedding is not None:
+                record["embedding"] = np.frombuffer(example.embedding, "<f4").tolist()
+            file.write(_ENCODER.encode(record) + b"\n")
             count += 1
     return count
 
@@ -226,12 +231,24 @@ def _kind(path: Path, number: int, record: Mapping[str, Any]) -> str:
 
 def _example(path: Path, number: int, record: Mapping[str, Any]) -> TrainingExample:
     try:
-        example = msgspec.convert(record, TrainingExample)
+        example = msgspec.convert(
+            {name: value for name, value in record.items() if name != "embedding"}, TrainingExample
+        )
+        if record.get("embedding") is not None:
+            example = msgspec.structs.replace(example, embedding=_embedding(record["embedding"]))
     except msgspec.ValidationError as error:
         raise DataFileError(f"{path}, line {number} is no training example ({error}): {_FORMS}") from error
     if not example.item:
         raise DataFileError(f"{path}, line {number} names no item: every example needs the item that it leads to")
     return example
+
+
+def _embedding(value: Any) -> bytes:
+    """Bytes of float32. Raises ``msgspec.ValidationError`` for what is no list of finite numbers that are not all zero."""
+    numbers = np.array(msgspec.convert(value, list[float]), dtype="<f4")
+    if not np.isfinite(numbers).all() or not numbers.any():
+        raise msgspec.ValidationError("its embedding must be finite numbers that are not all zero")
+    return numbers.tobytes()
 
 
 def _sequence(path: Path, number: int, record: Mapping[str, Any]) -> TrainingHistory:

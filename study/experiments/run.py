@@ -123,8 +123,8 @@ class Setting:
             read = self.codebook.codebook.encode(self.data.query_embeddings[[case.case]])
         return self.prompts.build(case.query, layout.sid_tokens(read) if len(read) else (), None)
 
-    def codes_of_training_queries(self, texts: Sequence[str]) -> npt.NDArray[np.uint16]:
-        """Codes (T, L) of training queries' own embeddings; those of the whole set are kept in the scratch directory."""
+    def embed_training_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embeddings (T, D) of training queries; those of the whole set are kept in the scratch directory."""
         from study.data.sentence_model import embed
 
         every = [query for query, _ in load(self.data.name).queries]
@@ -132,8 +132,8 @@ class Setting:
         if not path.is_file():
             np.save(path, embed(every).astype(np.float16))
         row = {query: number for number, query in enumerate(every)}
-        embeddings = np.load(path, mmap_mode="r")[[row[text] for text in texts]]
-        return self.codebook.codebook.encode(embeddings.astype(np.float32))
+        found: npt.NDArray[np.float32] = np.load(path)[[row[text] for text in texts]].astype(np.float32)
+        return found
 
 
 def some_cases(data: Dataset, most: int) -> list[TestCase]:
@@ -277,7 +277,8 @@ def _data(here: Setting) -> tuple[TrainingData, npt.NDArray[np.uint16], dict[str
     )
     if not here.choice.query_codes:
         return examples, codes, rows
-    named = QueryCodes(list(rows), codes, here.codes_of_training_queries, here.choice.max_history)
+    encode = here.codebook.codebook.encode
+    named = QueryCodes(list(rows), codes, encode, here.embed_training_queries, here.choice.max_history)
     return named.write_into(examples), named.codes, {name: row for row, name in enumerate(named.item_ids)}
 
 

@@ -193,6 +193,33 @@ def test_training_that_was_killed_goes_on_to_the_same_model_as_one_that_was_not(
     assert Bundle.open(shop / "bundle").manifest.model_id == straight, "the id is a digest of the weights"
 
 
+def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_and_make_codes(shop: Path) -> None:
+    embeddings = Catalogue.read(shop / "catalogue").embeddings
+    rows = [
+        {"query": f"thing {row}", "item": f"item-{row}", "embedding": embeddings[row].tolist()} for row in range(ITEMS)
+    ]
+    examples, validation = write(shop / "examples.jsonl", *rows), write(shop / "held.jsonl", *rows[::3])
+    given = ["--epochs", 1, "--examples", examples, "--validation", validation]
+    train(shop, *given, "--query-codes")
+    manifest = Bundle.open(shop / "bundle").manifest
+    assert manifest.language_model is not None
+    assert manifest.language_model.prompt.query_codes
+    assert manifest.dense is not None
+    assert manifest.dense.weights.keys() == {"embedding"}
+    assert manifest.dense.figures["embedding"]["dense_alone"]["all"] == 1.0, "each query is its item's embedding"
+    for other, message in (
+        ({"query": "x", "item": "item-1", "embedding": [1.0]}, "embedding of 1 numbers, the bundle's items have"),
+        ({"query": "x", "item": "item-1"}, "no query has an embedding"),
+        ({"query": "x", "item": "item-1", "embedding": [0.0] * 8}, "line 1 is no training example"),
+        ({"query": "x", "item": "item-1", "embedding": "AAAA"}, "line 1 is no training example"),
+    ):
+        path = write(shop / "other.jsonl", other)
+        arguments = ["train", shop / "catalogue", "--bundle", shop / "bundle", "--examples", path, "--query-codes"]
+        answer = CliRunner().invoke(app, list(map(str, arguments)))
+        assert isinstance(answer.exception, SidstreamError)
+        assert message in str(answer.exception)
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -201,7 +228,6 @@ def test_training_that_was_killed_goes_on_to_the_same_model_as_one_that_was_not(
         (["--architecture", "gpt"], "choose one of llama, qwen, baichuan"),
         (["--architecture", "qwen", "--checkpoint", "somewhere"], "give one of the two"),
         (["--neighbours", "5"], "name their directory with --embed"),
-        (["--query-codes"], "name their directory with --embed"),
         (["--neighbours", "5", "--embed", "towers", "--examples", "e.jsonl"], "give one of them"),
         (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
     ],

@@ -76,7 +76,7 @@ def test_prompt_that_is_served_is_the_one_that_was_learnt(
 
     encoder = ItemEncoder.of(bundle)
     codes = encoder.encode(tiny_embeddings[: len(IDS)], [item.encode() for item in IDS])
-    named = QueryCodes(IDS, codes, lambda texts: encoder.encode_queries(embedding[None]), settings.max_history)
+    named = QueryCodes(IDS, codes, encoder.encode_queries, lambda texts: embedding[None], settings.max_history)
     examples = named.write_into(
         TrainingData(
             examples=(
