@@ -55,8 +55,7 @@ def folded(data: TrainingData, max_history: int) -> TrainingData:
     Where a model reads less than two items of a history there is no work to share: all become examples.
     """
     if max_history < 2:
-        apart = (example for history in data.histories for example in _apart(history, max_history))
-        return TrainingData(examples=(*data.examples, *apart))
+        return apart(data, max_history)
     histories = list(data.histories)
     alone = [example for example in data.examples if not _joins(example)]
     rest: Sequence[TrainingExample] = [example for example in data.examples if _joins(example)]
@@ -70,6 +69,12 @@ def folded(data: TrainingData, max_history: int) -> TrainingData:
             else:
                 alone += chain.examples
     return TrainingData(tuple(histories), (*alone, *rest))
+
+
+def apart(data: TrainingData, max_history: int) -> TrainingData:
+    """One example a target, with the newest ``max_history`` items before it: for models that can share no work."""
+    examples = (example for history in data.histories for example in _apart(history, max_history))
+    return TrainingData(examples=(*data.examples, *examples))
 
 
 def _joins(example: TrainingExample) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from models.errors import SidstreamError
+from models.language.families import branch_inputs, chosen_logits
 from models.training.tables import NOTHING_FOLLOWS
 
 if TYPE_CHECKING:
@@ -37,22 +38,17 @@ def checked_gamma(loss: Loss, gamma: float | None) -> float | None:
 
 
 def target_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 logits (N, V) before the N tokens to be predicted, and these tokens (N,); ``lm_head`` runs there alone.
+    """Float32 logits (N, V) before the N tokens to be predicted, and these tokens (N,), as the model's family scores them.
 
     ``batch``: the arrays of a ``TrainingBatch`` by name. Rows are padded at the end, so causal attention needs no mask:
     no real token sees padding.
     """
     import torch
 
-    base, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
-    branches = {}
-    if "visible" in batch:
-        mask = torch.zeros(batch["visible"].shape, dtype=model.dtype, device=model.device)
-        mask.masked_fill_(~batch["visible"], torch.finfo(model.dtype).min)
-        branches = {"attention_mask": mask[:, None], "position_ids": batch["positions"]}
-    hidden = base(input_ids=batch["token_ids"], use_cache=False, **branches).last_hidden_state
     row, column = torch.nonzero(batch["following"] != NOTHING_FOLLOWS, as_tuple=True)
-    return head(hidden[row, column]).float(), batch["following"][row, column]
+    branches = branch_inputs(getattr(model, "module", model), batch)
+    logits = chosen_logits(model, row, column, input_ids=batch["token_ids"], **branches)
+    return logits, batch["following"][row, column]
 
 
 def target_loss(

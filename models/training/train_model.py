@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
-from models.examples.folding import folded
+from models.examples.folding import apart, folded
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
+from models.language.families import require_own_loss, sees_branches
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
 from models.training.checkpoints import Checkpoints
@@ -71,10 +73,13 @@ def training_table(
     codes: npt.NDArray[np.uint16],
     *,
     of: str = "training",
+    shared: bool = True,
 ) -> TrainingTable:
-    """``data``, all of it known, as rows for a model; ``of``: what they are called where there is nothing to learn."""
+    """``data``, all of it known, as rows for a model; ``of``: what they are called where there is nothing to learn; ``shared``:
+    whether the model can read a history once for all of its targets (``sees_branches``).
+    """
     max_history = prompts.settings.max_history
-    joined = folded(data, max_history)
+    joined = folded(data, max_history) if shared else apart(data, max_history)
     histories = [history for history in joined.histories if any(query is not None for query in history.asked()[1:])]
     parts: list[TrainingTable] = []
     if histories:
@@ -125,12 +130,21 @@ def train_model(
     """Trains ``model`` in place (``fine_tune``) on all of ``data`` whose items are known.
 
     ``item_rows``: item id → row of ``codes`` (N, L). Raises ``SidstreamError`` where nothing of ``data`` or of
-    ``validation`` is known.
+    ``validation`` is known, and for a model whose family learns by another loss than its scores tell.
     """
+    require_own_loss(model)
     usable = known(data, item_rows)
-    table = training_table(usable.data, prompts, layout, item_rows, codes)
+    as_table = partial(
+        training_table,
+        prompts=prompts,
+        layout=layout,
+        item_rows=item_rows,
+        codes=codes,
+        shared=not usable.data.histories or sees_branches(model),
+    )
+    table = as_table(usable.data)
     held_out = None
     if validation is not None:
-        held_out = training_table(known(validation, item_rows).data, prompts, layout, item_rows, codes, of="validation")
+        held_out = as_table(known(validation, item_rows).data, of="validation")
     outcome = fine_tune(model, table, settings, progress, checkpoints, held_out)
     return replace(outcome, skipped=usable.examples, skipped_mentions=usable.mentions)

@@ -1,0 +1,193 @@
+"""What families of causal language models do each in their own way: how scores come from hidden states, and whether a token sees
+what a 4-D mask says and nothing else.
+
+What must hold: nothing is assumed of a family that can be measured of the model: scores are those of its own forward pass, and a
+model whose attention (or state) goes by the order of the tokens alone is told by a probe, not by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import structlog
+
+from models.errors import SidstreamError
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE: Final = 1e-3  # float32 sums in another order differ by 1e-6; a mask that is not honoured, by far more
+HALF_TOLERANCE: Final = 5e-2
+_LOSS_TOLERANCE: Final = 1e-4
+_NO_LABEL: Final = -100  # transformers' label for "no loss here"
+_TRACE: Final = 1e-6
+_LEAST: Final = 1e-6  # logits that a family scales down are small, and must agree as closely
+# Fields of configurations by which families scale their scores, and how (Cohere, Granite, Falcon-H1, Gemma 2).
+_FACTORS: Final = ("logit_scale", "lm_head_multiplier")
+_DIVISORS: Final = ("logits_scaling",)
+_SOFT_CAPS: Final = ("final_logit_softcapping",)
+
+logger = structlog.get_logger(__name__)
+
+
+def base_model(model: Any) -> Any:
+    """The part of a causal LM that gives hidden states."""
+    return getattr(model, model.base_model_prefix)
+
+
+def chosen_logits(model: Any, row: torch.Tensor, column: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Float32 logits (N, V) after the tokens at ``row`` and ``column`` (N,) of the forward pass with these ``inputs``.
+
+    They are what the model itself makes of the hidden states there, scaled and capped as its family does: its forward pass goes
+    on with these states alone, so that the head's work is for N tokens and not for all.
+    """
+    chosen = False
+
+    def choose(module: Any, arguments: Any, output: Any) -> Any:
+        nonlocal chosen
+        chosen = True
+        states = output[0][row, column][None]
+        if isinstance(output, tuple):
+            return (states, *output[1:])
+        output.last_hidden_state = states
+        return output
+
+    plain = getattr(model, "module", model)  # inside a wrapper of several processes
+    handle = base_model(plain).register_forward_hook(choose)
+    try:
+        logits: torch.Tensor = model(use_cache=False, **inputs).logits
+    finally:
+        handle.remove()
+    # A family whose forward pass goes round its base model (OPT) has scored every token.
+    return (logits[0] if chosen else logits[row, column]).float()
+
+
+def score_scale(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the family does with the product of hidden states and head, by its configuration: logits → logits. Whoever uses it
+    measures that it is all.
+    """
+    import torch
+
+    config = model.config
+    factor = 1.0
+    for name in _FACTORS:
+        factor *= getattr(config, name, None) or 1.0
+    for name in _DIVISORS:
+        factor /= getattr(config, name, None) or 1.0
+    caps = [cap for name in _SOFT_CAPS if (cap := getattr(config, name, None))]
+
+    def scale(logits: torch.Tensor) -> torch.Tensor:
+        if factor != 1.0:
+            logits = logits * factor
+        for cap in caps:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    return scale
+
+
+_sees_branches: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def sees_branches(model: Any) -> bool:
+    """Whether tokens of a sequence see what a 4-D mask lets them see, and nothing else, at the positions that are given: then
+    prompts that begin alike can be one sequence. Measured once a model; states (Mamba, convolutions) go by the order alone.
+    """
+    if model not in _sees_branches:
+        _sees_branches[model] = _measured(model)
+        if not _sees_branches[model]:
+            logger.info("branches_not_seen", model=type(model).__name__)
+    return _sees_branches[model]
+
+
+def require_own_loss(model: Any) -> None:
+    """Compares, on one made batch, what training minimises with the loss that the model's own code gives. Raises
+    ``SidstreamError`` where they differ: such a model would be trained for something else than what its family means.
+    """
+    import torch
+
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    tokens = torch.randint(rows, (2, 10), generator=torch.Generator().manual_seed(0)).to(model.device)
+    labels = tokens.clone()
+    labels[:, :6] = _NO_LABEL
+    row, column = torch.nonzero(labels[:, 1:] != _NO_LABEL, as_tuple=True)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            own = float(model(input_ids=tokens, labels=labels, use_cache=False).loss)
+            logits = chosen_logits(model, row, column, input_ids=tokens)
+            ours = float(torch.nn.functional.cross_entropy(logits, tokens[row, column + 1]))
+    except Exception as error:
+        raise SidstreamError(
+            f"{type(model).__name__} cannot be trained here: a forward pass on a batch of tokens fails ({error}); give "
+            "another checkpoint, or another release of transformers"
+        ) from error
+    finally:
+        model.train(was_training)
+    if not abs(own - ours) <= _LOSS_TOLERANCE * max(1.0, abs(own)):
+        router = getattr(model.config, "output_router_logits", False)
+        what_to_do = "set output_router_logits to false in its config.json" if router else "give another checkpoint"
+        raise SidstreamError(
+            f"{type(model).__name__} is not trained by the cross-entropy of its scores alone: on one batch its own loss is "
+            f"{own:.4f}, that of its scores {ours:.4f}; {what_to_do}"
+        )
+
+
+def branch_inputs(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``visible`` and ``positions`` of a batch as the arguments of a forward pass; empty for a batch that has none."""
+    import torch
+
+    if "visible" not in batch:
+        return {}
+    # Additive, because eager attention adds the mask and scaled-dot-product attention takes either.
+    mask = torch.zeros(batch["visible"].shape, dtype=model.dtype, device=model.device)
+    mask.masked_fill_(~batch["visible"], torch.finfo(model.dtype).min)
+    return {"attention_mask": mask[:, None], "position_ids": batch["positions"]}
+
+
+def agrees(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    """Whether two ways to the same logits differ by no more than ``tolerance``, held against the greatest of them."""
+    difference = float((one.float() - other.float()).abs().max() / other.float().abs().max().clamp(min=_LEAST))
+    return difference <= tolerance
+
+
+def _measured(model: Any) -> bool:
+    """A trunk of four tokens and two branches of two: each is as it is apart, and nothing of one reaches the other."""
+    import torch
+
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    tokens = torch.randint(rows, (8,), generator=torch.Generator().manual_seed(0)).to(model.device)
+    visible = torch.zeros(8, 8, dtype=torch.bool)
+    visible[:6, :6] = torch.ones(6, 6).tril().bool()
+    visible[6:, :4] = True
+    visible[6, 6] = visible[7, 6] = visible[7, 7] = True
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 4, 5]])
+    inputs = branch_inputs(model, {"visible": visible[None].to(model.device), "positions": positions.to(model.device)})
+
+    def scores(ids: torch.Tensor, **more: Any) -> torch.Tensor:
+        found: torch.Tensor = model(input_ids=ids[None], use_cache=False, **more).logits[0]
+        return found
+
+    tolerance = HALF_TOLERANCE if model.dtype in (torch.float16, torch.bfloat16) else TOLERANCE
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            joined = scores(tokens, **inputs)
+            other = tokens.clone()
+            other[4:6] = (other[4:6] + 1) % rows
+            # In a new model states say little beside attention: what reaches the other branch is small, and not rounding.
+            if not agrees(scores(other, **inputs)[6:], joined[6:], _TRACE):
+                return False
+            return all(
+                agrees(joined[branch], scores(tokens[branch]), tolerance)
+                for branch in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7])
+            )
+    except Exception as error:  # whatever a family makes of a mask that it does not know
+        logger.info("branches_not_understood", model=type(model).__name__, error=str(error))
+        return False
+    finally:
+        model.train(was_training)
