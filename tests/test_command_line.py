@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.bundles.bundle import Bundle
+from models.bundles.dense_part import fit_dense_part
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
 from support.patience import PATIENCE_SECONDS
@@ -173,6 +176,22 @@ def test_up_refuses_a_bundle_that_no_process_could_use_before_anything_starts(
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / ".sidstream").exists()
+
+
+def test_up_refuses_a_broker_at_another_address_than_the_one_that_the_other_commands_are_told(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    # Without a model, and with vectors that answer: the bundle itself is not refused.
+    bundle = fit_dense_part(Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "bundle")), np.zeros((0, 8)), [])
+    environment = {
+        "SIDSTREAM_BUNDLE": str(bundle.directory),
+        "SIDSTREAM_CONFIG": "",
+        "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:19399",
+    }
+    done = command("up", "--broker", environment=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "kafka.bootstrap_servers names 127.0.0.1:19399" in " ".join(done.stderr.split())
     assert not (tmp_path / ".sidstream").exists()
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.commands.towers import EmbedOption
+from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.terminal import print_command, print_line, print_table, printable, shown, terminal
 from streamer.commands.terminal import ascii_json
@@ -165,14 +166,19 @@ def up(
     settings = load_settings()
     # What every process would refuse after its start is refused here, once, before there is a broker.
     opened = Bundle.open(settings.bundle)
-    if retrievers and opened.manifest.language_model is None:
+    answers = opened.manifest.language_model is not None or (
+        opened.manifest.dense is not None and settings.retriever.dense
+    )
+    if retrievers and not answers:
         raise BundleError(
-            f"the bundle {settings.bundle} has no language model yet: run `sidstream train` on it, or start without "
-            "a retriever with `--retrievers 0`"
+            f"the bundle {settings.bundle} has no language model yet, and no dense part that would answer meanwhile: run "
+            "`sidstream train` on it, or start without a retriever with `--retrievers 0`"
         )
     configure_logging(settings.logging, process="up")
     console = terminal(stderr=True)
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
+    if embedded:
+        _require_one_address(settings)
     pipeline = Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs)
     stop = threading.Event()
     Shutdown(
@@ -190,6 +196,17 @@ def up(
         log.info("down")
     else:
         console.print("[green]✓[/] everything has stopped")
+
+
+def _require_one_address(settings: Settings) -> None:
+    """Refuses an embedded broker that the other commands would not find. Raises ``SidstreamError``."""
+    named, port = settings.kafka.bootstrap_servers, settings.broker.port
+    own = {f"{host}:{port}" for host in ("127.0.0.1", "localhost")}
+    if "bootstrap_servers" in settings.kafka.model_fields_set and port and named not in own:
+        raise SidstreamError(
+            f"--broker starts one at 127.0.0.1:{port}, but kafka.bootstrap_servers names {named}, where `sidstream ask` and the "
+            "others would look for it: set broker.port to that address's port, or leave one of the two out"
+        )
 
 
 def _tell_that_it_is_up(console: Console, servers: str, dashboard: str) -> None:
