@@ -30,6 +30,7 @@ from models.sids.census import count_tokens
 from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
+from models.training import processes
 from models.training.checkpoints import Checkpoints
 from models.training.losses import checked_gamma
 from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
@@ -224,6 +225,7 @@ def train_bundle(
     ``training.seconds`` is also for the tokenizer and the table of examples; at least a quarter of it is left for learning.
     ``checkpoints``: directory from which a training that was stopped goes on (``checkpoint_directory``); it is removed once
     the bundle is whole, and stays if the time was up, for the steps that are left.
+    Of several processes (``models.training.processes``) the first alone adds the model.
     Raises ``SidstreamError``, the bundle as it was, for a model that cannot read its prompts and for training that ends in
     numbers that are NaN or infinite.
     """
@@ -302,6 +304,8 @@ def train_bundle(
         progress=progress,
         checkpoints=kept,
     )
+    if not processes.is_first():
+        return bundle, outcome
     require_finite_scores(
         model, prompts, "the trained model", f"train again with a learning rate below {training.learning_rate:g}"
     )

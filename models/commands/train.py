@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from models.catalogue import Catalogue
     from models.language.language_model import Architecture
     from models.training.losses import Loss
+    from models.training.settings import Precision
 
 
 def train(
@@ -81,6 +82,20 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(show_default="0.003 for a new model, 0.0001 for a checkpoint")
     ] = None,
+    warm_up: Annotated[
+        float,
+        typer.Option(min=0, max=0.99, help="Share of the steps over which the learning rate rises; it falls then."),
+    ] = 0.05,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.01,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts in which the items of a step are run: less memory, the same gradients.")
+    ] = 1,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations twice instead of keeping them.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Of the passes: float32, or bf16 (weights and optimiser stay float32).")
+    ] = "float32",
     layer2_dropout: Annotated[
         float,
         typer.Option(
@@ -107,7 +122,8 @@ def train(
 ) -> None:
     """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle.
 
-    A training that was stopped (Ctrl-C, a crash, --minutes) goes on where it was when the same command is given again.
+    A training that was stopped (Ctrl-C, a crash, --minutes) goes on where it was when the same command is given again. On several
+    cards: `accelerate launch -m sidstream train …`, which divides each step among its processes.
     """
     import torch
 
@@ -138,9 +154,12 @@ def train(
     from models.examples.query_codes import QueryCodes
     from models.examples.records import TrainingData
     from models.language.prompts import PromptSettings
+    from models.training import processes
     from models.training.settings import TrainingSettings
 
     console = terminal(stderr=True)
+    if not processes.is_first():
+        console.quiet = True
     require_one_validation(validation or (), validation_share)
     require_usable_neighbours(neighbours, embed, examples or ())
     model_settings = ModelSettings(
@@ -161,6 +180,11 @@ def train(
         gamma=gamma,
         seconds=60 * minutes if minutes is not None else None,
         patience=patience,
+        warm_up=warm_up,
+        weight_decay=weight_decay,
+        accumulate=accumulate,
+        gradient_checkpointing=gradient_checkpointing,
+        precision=_precision(precision),
     )
     if threads:
         torch.set_num_threads(threads)
@@ -206,7 +230,7 @@ def train(
         require_coded_queries(len(named))
         held_out = None if held_out is None else named.write_into(held_out)
     checkpoints = checkpoint_directory(bundle)
-    if anew:
+    if anew and processes.is_first():
         shutil.rmtree(checkpoints, ignore_errors=True)
     with stopping_is_no_loss(checkpoints, console), WorkProgress(console) as work:
         opened, outcome = train_bundle(
@@ -221,6 +245,8 @@ def train(
             progress=steps_of(work),
             checkpoints=checkpoints,
         )
+    if not processes.is_first():
+        return  # the first process writes the bundle and chooses the mixture
     console.print(
         f"[green]✓[/] model [bold]{shown(opened.manifest.model_id)}[/] in {shown(bundle)}: {outcome.examples:,} examples, "
         f"{outcome.steps:,} steps, loss {outcome.loss:.3f}, {outcome.seconds:.0f} s "
@@ -249,6 +275,15 @@ def _loss(name: str) -> Loss:
         if name == known:
             return known
     raise SidstreamError(f"--loss {name!r} is unknown: choose one of {', '.join(LOSSES)}")
+
+
+def _precision(name: str) -> Precision:
+    from models.training.settings import PRECISIONS
+
+    for known in PRECISIONS:
+        if name == known:
+            return known
+    raise SidstreamError(f"--precision {name!r} is unknown: choose one of {', '.join(PRECISIONS)}")
 
 
 def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:

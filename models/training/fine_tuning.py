@@ -21,6 +21,7 @@ import structlog
 
 from models.errors import SidstreamError
 from models.language.finite import first_not_finite
+from models.training import processes
 from models.training.checkpoints import Checkpoints, Mark
 from models.training.losses import target_loss
 from models.training.settings import (
@@ -30,7 +31,7 @@ from models.training.settings import (
     TrainingProgress,
     TrainingSettings,
 )
-from models.training.tables import Batches, TrainingTable
+from models.training.tables import Batches, Shares, TrainingTable
 from models.training.validation import Validation
 
 _DIVERGED: Final = 3.0  # times the loss of guessing: no model that learned anything ends there
@@ -103,19 +104,29 @@ class _Run:
     ) -> None:
         self.model, self.table, self.settings, self.progress = model, table, settings, progress
         self.checkpoints = checkpoints
-        self.loader = Batches(table, settings.batch_size, layer2_dropout=settings.layer2_dropout, seed=settings.seed)
-        self.total = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * len(self.loader)))
+        self.shares = Shares(settings.accumulate, processes.world(), processes.rank())
+        self.loader = Batches(
+            table,
+            settings.batch_size,
+            layer2_dropout=settings.layer2_dropout,
+            seed=settings.seed,
+            shares=self.shares,
+        )
+        self.total = (
+            settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * self.loader.steps))
+        )
         self.validation = (
             Validation(
                 validation,
                 batch_size=settings.batch_size,
-                steps_an_epoch=len(self.loader),
+                steps_an_epoch=self.loader.steps,
                 patience=settings.patience,
             )
             if validation is not None
             else None
         )
         self.losses: deque[float] = deque(maxlen=settings.report_every)
+        self.loss_of_step = 0.0
         self.done = self.begun_at = 0  # steps
         self.seconds_before = 0.0
         self.started = time.monotonic()
@@ -182,9 +193,11 @@ class _Run:
                 return run.loader
 
             def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-                loss = target_loss(model, inputs, run.settings.loss, run.settings.gamma)
+                share = inputs.pop("share")
+                loss = target_loss(model, inputs, run.settings.loss, run.settings.gamma) * share
                 run.saw(float(loss.detach()))
-                return loss
+                # Trainer divides by the parts of a process, and the processes take the mean of their gradients.
+                return loss * run.shares.parts
 
             def _save_checkpoint(self, model: Any, trial: Any) -> None:
                 try:
@@ -204,8 +217,8 @@ class _Run:
         class Steps(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 ended = run.stepped(int(state.global_step))
-                control.should_training_stop = ended
-                control.should_save = run.checkpoints is not None and (run.checkpoints.is_due() or ended)
+                due = run.checkpoints is not None and (run.checkpoints.is_due() or ended)
+                control.should_training_stop, control.should_save = processes.decided(ended, due)
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 run.saved()
@@ -214,6 +227,10 @@ class _Run:
             output_dir=str(self.directory),
             max_steps=self.total,
             per_device_train_batch_size=self.settings.batch_size,
+            gradient_accumulation_steps=self.settings.accumulate,
+            gradient_checkpointing=self.settings.gradient_checkpointing,
+            bf16=self.settings.precision == "bf16",
+            use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
             learning_rate=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
             optim="adamw_torch_fused",
@@ -228,26 +245,29 @@ class _Run:
             dataloader_pin_memory=False,
             remove_unused_columns=False,
         )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several cards without several processes: one of them works
         trainer = TargetTrainer(model=self.model, args=arguments, train_dataset=self.table, callbacks=[Steps()])
         trainer.remove_callback(PrinterCallback)
         with torch.random.fork_rng(devices=[]), _quiet_transformers():
             trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
 
     def saw(self, loss: float) -> None:
-        """The loss of the step that is being taken."""
+        """A part's loss of the step that is being taken."""
         if not math.isfinite(loss):
             raise self._failed(f"the loss of step {self.done + 1:,} of {self.total:,} is NaN or infinite")
-        self.losses.append(loss)
+        self.loss_of_step += loss
 
     def stepped(self, step: int) -> bool:
         """After a step: validates if it is time, reports, and says whether training ends here."""
         self.done = step
+        self.losses.append(processes.summed(self.loss_of_step))
+        self.loss_of_step = 0.0
         ended = self.budget.share(step) >= 1
         if self.validation is not None and (ended or step % self.validation.every == 0):
-            if self.validation.take(self.validation.loss(self.model), step):
+            if self.validation.take(self.validation.loss(self.model), step) and processes.is_first():
                 _save(self.model, self._best())
             ended = ended or self.validation.out_of_patience
-        if self.progress is not None:
+        if self.progress is not None and processes.is_first():
             steps = self.total if self.settings.seconds is None else round(self.budget.total_steps(step))
             seconds = max(time.monotonic() - self.started, 1e-9)
             self.progress(
@@ -263,7 +283,7 @@ class _Run:
 
     def saved(self) -> None:
         """Trainer has written a checkpoint."""
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and processes.is_first():
             self.checkpoints.complete(
                 Mark(
                     step=self.done,
@@ -275,7 +295,7 @@ class _Run:
 
     @property
     def _targets_a_step(self) -> float:
-        return self.table.targets / len(self.loader)
+        return self.table.targets / self.loader.steps
 
     def _best(self) -> Path:
         assert self.validation is not None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from models.errors import SidstreamError
 from models.training.losses import Loss, checked_gamma
 
+Precision = Literal["float32", "bf16"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bf16")
 DEFAULT_PATIENCE: Final = 4  # validations; there are four an epoch
 
 
@@ -28,6 +30,9 @@ class TrainingSettings:
     ``seconds``: time that training may take; it stops there with what it has learnt, and the learning rate has fallen by
     then. The same seed then gives the same model only where all steps fit. None: as long as the steps take.
     ``patience``: validations without a better loss after which training stops, if there are validation data.
+    ``accumulate``: parts in which the batch of a step is run, one after the other: less memory, the same gradients (but for
+    ``mile``, whose weights are of a part). ``precision``: of the forward and backward pass; weights and optimiser stay float32.
+    ``gradient_checkpointing``: activations are computed again where the backward pass needs them, not kept.
     """
 
     epochs: float = 3.0
@@ -43,6 +48,9 @@ class TrainingSettings:
     gamma: float | None = None
     seconds: float | None = None
     patience: int = DEFAULT_PATIENCE
+    accumulate: int = 1
+    precision: Precision = "float32"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer2_dropout < 1.0:
@@ -60,8 +68,18 @@ class TrainingSettings:
             raise SidstreamError(
                 f"the time of training must be positive, not {self.seconds:g} s: give it more, or none"
             )
-        if self.patience < 1 or self.report_every < 1:
-            raise SidstreamError("patience and report_every must be at least 1: correct the training settings")
+        if self.patience < 1 or self.report_every < 1 or self.accumulate < 1:
+            raise SidstreamError(
+                "patience, report_every and accumulate must be at least 1: correct the training settings"
+            )
+        if self.precision not in PRECISIONS:
+            raise SidstreamError(f"the precision {self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+        if not 0.0 <= self.warm_up < 1.0:
+            raise SidstreamError(
+                f"warm_up must be at least 0 and below 1, not {self.warm_up:g}: it is a share of the steps"
+            )
+        if self.weight_decay < 0:
+            raise SidstreamError(f"weight_decay must not be negative, not {self.weight_decay:g}: correct it")
         checked_gamma(self.loss, self.gamma)
 
     def facts(self) -> dict[str, Any]:
@@ -77,6 +95,8 @@ class TrainingSettings:
             "loss": self.loss,
             "gamma": checked_gamma(self.loss, self.gamma),
             "patience": self.patience,
+            **({"accumulate": self.accumulate} if self.accumulate > 1 else {}),
+            **({"precision": self.precision} if self.precision != "float32" else {}),
         }
 
 

@@ -41,6 +41,22 @@ class TrainingBatch:
 
         return {name: torch.from_numpy(array) for name, array in asdict(self).items() if array is not None}
 
+    @property
+    def predicted(self) -> int:
+        """How many tokens are to be predicted."""
+        return int(np.count_nonzero(self.following != NOTHING_FOLLOWS))
+
+    def rows(self, part: slice) -> TrainingBatch:
+        """Some of its sequences, no longer than the longest of them: each ends where its last token is to be predicted."""
+        following = self.following[part]
+        end = int(np.flatnonzero((following != NOTHING_FOLLOWS).any(axis=0))[-1]) + 1
+        return TrainingBatch(
+            self.token_ids[part, :end],
+            following[:, :end],
+            None if self.positions is None else self.positions[part, :end],
+            None if self.visible is None else self.visible[part, :end, :end],
+        )
+
 
 class TrainingTable(Protocol):
     """What training needs: how long each row is, how many targets it has, and batches of rows.
@@ -86,26 +102,58 @@ class JoinedTable:
         return self.parts[part].batch(indices - self._starts[part], layer2_dropout, random)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How the batch of a step is divided: among ``world`` processes, of which this is ``rank``, and for each into ``accumulate``
+    parts, one after the other.
+    """
+
+    accumulate: int = 1
+    world: int = 1
+    rank: int = 0
+
+    @property
+    def parts(self) -> int:
+        """Of a step."""
+        return self.accumulate * self.world
+
+
 class Batches:
     """A data loader: all rows once an epoch in random order; what transformers' ``Trainer`` needs of one and no more.
 
+    Yields this process' parts of each step's batch, with the ``share`` that a part has in the tokens to be predicted: its mean
+    loss times its share, summed over the parts, is the mean loss of the step, however that is divided.
     ``begin_after(step)``: as if ``step`` batches had been taken already.
     """
 
-    def __init__(self, table: TrainingTable, batch_size: int, *, layer2_dropout: float = 0.0, seed: int = 0) -> None:
-        """``batch_size``: targets a batch, about; a row is never divided."""
+    def __init__(
+        self,
+        table: TrainingTable,
+        batch_size: int,
+        *,
+        layer2_dropout: float = 0.0,
+        seed: int = 0,
+        shares: Shares | None = None,
+    ) -> None:
+        """``batch_size``: targets a step, about; a row is never divided."""
         self.dataset = table  # Trainer counts the examples
+        self._shares = shares or Shares()
         self._batch_size, self._layer2_dropout, self._seed = batch_size, layer2_dropout, seed
         self._parts = table.rows() if isinstance(table, JoinedTable) else [np.arange(len(table))]
         self._counts = [_count(table.row_targets[rows], batch_size) for rows in self._parts]
         self._epoch = self._skip = 0
 
     def __len__(self) -> int:
+        return self.steps * self._shares.accumulate
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
         return sum(self._counts)
 
     def begin_after(self, step: int) -> None:
-        """The next batch is the one after ``step`` batches."""
-        self._epoch, self._skip = divmod(step, len(self))
+        """The next batch is the one after the batches of ``step`` steps."""
+        self._epoch, self._skip = divmod(step, self.steps)
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer says which epoch begins."""
@@ -120,7 +168,24 @@ class Batches:
         self._epoch, self._skip = epoch + 1, 0
         for number in numbers[skip:]:
             random = np.random.default_rng((self._seed, epoch, int(number)))
-            yield self.dataset.batch(rows[number], self._layer2_dropout, random).tensors()
+            batch = self.dataset.batch(rows[number], self._layer2_dropout, random)
+            yield from self._parted(batch, self.dataset.row_targets[rows[number]])
+
+    def _parted(self, batch: TrainingBatch, row_targets: npt.NDArray[np.int64]) -> Iterator[dict[str, torch.Tensor]]:
+        import torch
+
+        shares, predicted = self._shares, batch.predicted
+        if shares.parts == 1:
+            yield {**batch.tensors(), "share": torch.tensor(1.0)}
+            return
+        count = min(shares.parts, len(row_targets))
+        starts = [0, *_cuts(row_targets, count).tolist(), len(row_targets)]
+        for part in range(shares.rank, shares.parts, shares.world):
+            # Fewer rows than parts: every process takes as many parts as the others, the surplus ones with nothing to say.
+            at = min(part, count - 1)
+            own = batch.rows(slice(starts[at], starts[at + 1]))
+            share = own.predicted / predicted if part < count else 0.0
+            yield {**own.tensors(), "share": torch.tensor(share)}
 
     def cut(self, random: np.random.Generator | None) -> list[npt.NDArray[np.intp]]:
         """Rows of each batch, the shortest first within each part; ``random``: None to keep lengths as they are."""

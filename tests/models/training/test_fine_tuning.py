@@ -131,6 +131,31 @@ def test_a_small_model_learns_its_examples_and_reports_progress() -> None:
     assert best == PROMPTS.vocabulary.sid_base + CODES[4, 0]
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+def test_step_in_parts_learns_the_same_model(loss: Any) -> None:
+    weights = []
+    for accumulate in (1, 3):
+        model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
+        settings = TrainingSettings(
+            max_steps=8, batch_size=12, learning_rate=1e-3, layer2_dropout=0.3, loss=loss, accumulate=accumulate
+        )
+        outcome = fine_tune(model, table(), settings)
+        weights.append((outcome.loss, torch.cat([part.detach().ravel() for part in model.parameters()])))
+    assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-5)
+    torch.testing.assert_close(weights[0][1], weights[1][1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("choice", [{"precision": "bf16"}, {"gradient_checkpointing": True}])
+def test_bf16_and_gradient_checkpointing_learn_too(choice: dict[str, Any]) -> None:
+    losses = []
+    for own in ({}, choice):
+        model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
+        outcome = fine_tune(model, table(), TrainingSettings(max_steps=40, batch_size=12, learning_rate=5e-3, **own))
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        losses.append(outcome.loss)
+    assert losses[1] == pytest.approx(losses[0], abs=0.0 if "gradient_checkpointing" in choice else 0.1)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """``[now, step]``: fine tuning's clock, which goes on by ``step`` seconds each time that it is read."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training.tables import Batches, JoinedTable, TrainingBatch
+from models.training.tables import NOTHING_FOLLOWS, Batches, JoinedTable, Shares, TrainingBatch
 
 torch = pytest.importorskip("torch")
 
@@ -58,6 +58,44 @@ def test_epochs_differ_and_the_same_seed_repeats_them() -> None:
     assert first != second
     assert [epoch(other), epoch(other)] == [first, second]
     assert epoch(Batches(table, 8, seed=4)) != first
+
+
+class Sequences:
+    """Rows of one to five targets, each predicted by one token; a row's tokens are its number."""
+
+    def __init__(self, targets: list[int]) -> None:
+        self.row_targets = self.lengths = np.asarray(targets)
+        self.targets = int(self.row_targets.sum())
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, indices: Any, layer2_dropout: float, random: np.random.Generator) -> TrainingBatch:
+        place = np.arange(int(self.lengths[indices].max()))
+        is_there = place < self.lengths[indices][:, None]
+        token_ids = np.where(is_there, indices[:, None], -1)
+        return TrainingBatch(token_ids, np.where(is_there, 7, NOTHING_FOLLOWS))
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3))
+def test_parts_of_a_step_are_the_step_whatever_it_is_divided_among(
+    targets: list[int], size: int, accumulate: int, world: int
+) -> None:
+    table = Sequences(targets)
+    whole = [batch["token_ids"] for batch in Batches(table, size, seed=2)]
+    of_processes = [list(Batches(table, size, seed=2, shares=Shares(accumulate, world, rank))) for rank in range(world)]
+    assert {len(parts) for parts in of_processes} == {len(whole) * accumulate}
+    for step, expected in enumerate(whole):
+        parts = [part for own in of_processes for part in own[step * accumulate : (step + 1) * accumulate]]
+        assert sum(float(part["share"]) for part in parts) == pytest.approx(1, abs=1e-6)
+        counted = [part for part in parts if part["share"] > 0]
+        rows = [row for part in counted for row in part["token_ids"][:, 0].tolist()]
+        assert sorted(rows) == sorted(expected[:, 0].tolist())
+        for part in counted:
+            predicted = int((part["following"] != NOTHING_FOLLOWS).sum())
+            total = sum(table.row_targets[row] for row in expected[:, 0].tolist())
+            assert float(part["share"]) == pytest.approx(predicted / total, rel=1e-6)
+            assert (part["following"][:, -1] != NOTHING_FOLLOWS).any(), "no longer than its longest row"
 
 
 @pytest.mark.parametrize("step", [0, 3, 7, 9, 14])

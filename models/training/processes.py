@@ -1,0 +1,52 @@
+"""Several processes that train one model (`accelerate launch`, `torchrun`): who is first, and what the first one decides.
+
+What must hold: alone, nothing of torch.distributed is touched; together, all take the same steps and end at the same one. The
+first process alone writes and reports.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def world() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this is, counted from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this one writes and reports."""
+    return rank() == 0
+
+
+def decided(*flags: bool) -> tuple[bool, ...]:
+    """What the first process has decided: clocks differ, and all must do the same."""
+    if world() == 1:
+        return flags
+    import torch
+
+    told = torch.tensor(flags, dtype=torch.uint8, device=_device())
+    torch.distributed.broadcast(told, src=0)
+    return tuple(bool(flag) for flag in told.tolist())
+
+
+def summed(value: float) -> float:
+    """The sum of all processes' values."""
+    if world() == 1:
+        return value
+    import torch
+
+    total = torch.tensor(value, dtype=torch.float64, device=_device())
+    torch.distributed.all_reduce(total)
+    return float(total)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
