@@ -229,10 +229,17 @@ def train_bundle(
     Raises ``SidstreamError``, the bundle as it was, for a model that cannot read its prompts and for training that ends in
     numbers that are NaN or infinite.
     """
+    import torch
+
     began = time.monotonic()
+    if training.lora and model_settings.checkpoint is None:
+        raise SidstreamError(
+            "LoRA trains a checkpoint further, and a new model has nothing to keep: give --checkpoint, or no --lora"
+        )
     from models.bundles.model_of_bundle import require_positions
     from models.language.finite import require_finite_scores
     from models.language.language_model import load_checkpoint, save_language_model, small_causal_lm
+    from models.language.lora import add_lora, merged
     from models.language.tokenizer import BYTES, train_tokenizer
 
     if len(item_ids) != len(codes):
@@ -269,6 +276,10 @@ def train_bundle(
             size=manifest.size,
         )
         architecture = str(model.config.model_type)
+        if training.lora:
+            if training.precision == "bf16":  # of weights that training does not change
+                model = model.to(torch.bfloat16)
+            model = add_lora(model, training.lora, vocabulary)
     prompts = PromptBuilder(vocabulary, tokenizer, model_settings.prompt)
     source = f"the checkpoint {model_settings.checkpoint}" if model_settings.checkpoint else "the new model"
     require_positions(model, prompts, source)
@@ -306,6 +317,8 @@ def train_bundle(
     )
     if not processes.is_first():
         return bundle, outcome
+    if training.lora:
+        model = merged(model)
     require_finite_scores(
         model, prompts, "the trained model", f"train again with a learning rate below {training.learning_rate:g}"
     )
@@ -325,6 +338,7 @@ def train_bundle(
                 "seed": training.seed,
                 "loss_function": training.loss,
                 "gamma": checked_gamma(training.loss, training.gamma),
+                **({"checkpoint": str(model_settings.checkpoint), "lora": training.lora} if training.lora else {}),
                 "text_queries": sum(1 for _ in data.texts()),
                 **outcome.to_dict(),
             },

@@ -93,6 +93,10 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute activations twice instead of keeping them.")
     ] = False,
+    lora: Annotated[
+        str | None,
+        typer.Option(help="Train a checkpoint by LoRA of this rank, such as 16 (or r=16).", show_default="all weights"),
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="Of the passes: float32, or bf16 (weights and optimiser stay float32).")
     ] = "float32",
@@ -185,6 +189,7 @@ def train(
         accumulate=accumulate,
         gradient_checkpointing=gradient_checkpointing,
         precision=_precision(precision),
+        lora=_rank(lora),
     )
     if threads:
         torch.set_num_threads(threads)
@@ -284,6 +289,15 @@ def _precision(name: str) -> Precision:
         if name == known:
             return known
     raise SidstreamError(f"--precision {name!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+
+
+def _rank(lora: str | None) -> int:
+    if lora is None:
+        return 0
+    number = lora.removeprefix("r=")
+    if not number.isdecimal() or int(number) < 1:
+        raise SidstreamError(f"--lora {lora!r} is no rank: give a number of 1 or more, such as --lora 16")
+    return int(number)
 
 
 def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from models.errors import SidstreamError
+from models.language.lora import plain_model
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +55,7 @@ def chosen_logits(model: Any, row: torch.Tensor, column: torch.Tensor, **inputs:
         output.last_hidden_state = states
         return output
 
-    plain = getattr(model, "module", model)  # inside a wrapper of several processes
-    handle = base_model(plain).register_forward_hook(choose)
+    handle = base_model(plain_model(model)).register_forward_hook(choose)
     try:
         logits: torch.Tensor = model(use_cache=False, **inputs).logits
     finally:
@@ -108,7 +108,7 @@ def require_own_loss(model: Any) -> None:
     """
     import torch
 
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    rows = int(model.config.vocab_size)
     tokens = torch.randint(rows, (2, 10), generator=torch.Generator().manual_seed(0)).to(model.device)
     labels = tokens.clone()
     labels[:, :6] = _NO_LABEL
@@ -122,8 +122,8 @@ def require_own_loss(model: Any) -> None:
             ours = float(torch.nn.functional.cross_entropy(logits, tokens[row, column + 1]))
     except Exception as error:
         raise SidstreamError(
-            f"{type(model).__name__} cannot be trained here: a forward pass on a batch of tokens fails ({error}); give "
-            "another checkpoint, or another release of transformers"
+            f"{type(plain_model(model)).__name__} cannot be trained here: a forward pass on a batch of tokens fails ({error}); "
+            "give another checkpoint, or another release of transformers"
         ) from error
     finally:
         model.train(was_training)
@@ -131,8 +131,8 @@ def require_own_loss(model: Any) -> None:
         router = getattr(model.config, "output_router_logits", False)
         what_to_do = "set output_router_logits to false in its config.json" if router else "give another checkpoint"
         raise SidstreamError(
-            f"{type(model).__name__} is not trained by the cross-entropy of its scores alone: on one batch its own loss is "
-            f"{own:.4f}, that of its scores {ours:.4f}; {what_to_do}"
+            f"{type(plain_model(model)).__name__} is not trained by the cross-entropy of its scores alone: on one batch its own "
+            f"loss is {own:.4f}, that of its scores {ours:.4f}; {what_to_do}"
         )
 
 
@@ -158,7 +158,7 @@ def _measured(model: Any) -> bool:
     """A trunk of four tokens and two branches of two: each is as it is apart, and nothing of one reaches the other."""
     import torch
 
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    rows = int(model.config.vocab_size)
     tokens = torch.randint(rows, (8,), generator=torch.Generator().manual_seed(0)).to(model.device)
     visible = torch.zeros(8, 8, dtype=torch.bool)
     visible[:6, :6] = torch.ones(6, 6).tril().bool()

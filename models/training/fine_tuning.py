@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,7 @@ import structlog
 
 from models.errors import SidstreamError
 from models.language.finite import first_not_finite
+from models.language.lora import load_weights
 from models.training import processes
 from models.training.checkpoints import Checkpoints, Mark
 from models.training.losses import target_loss
@@ -35,7 +37,6 @@ from models.training.tables import Batches, Shares, TrainingTable
 from models.training.validation import Validation
 
 _DIVERGED: Final = 3.0  # times the loss of guessing: no model that learned anything ends there
-_WEIGHTS: Final = "model.safetensors"
 
 logger = structlog.get_logger(__name__)
 
@@ -149,7 +150,7 @@ class _Run:
                 self._keep_best()
         elif newest is not None:  # trained to its end, and stopped before the model was anywhere else
             self.directory = newest[0].parent
-            _load(self.model, newest[0] / _WEIGHTS)
+            load_weights(self.model, newest[0])
             self._keep_best()
         seconds = time.monotonic() - self.started
         self.model.eval()
@@ -246,6 +247,8 @@ class _Run:
             remove_unused_columns=False,
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # several cards without several processes: one of them works
+        if self.settings.gradient_checkpointing:
+            self.model.enable_input_require_grads()  # below layers that learn nothing themselves (LoRA)
         trainer = TargetTrainer(model=self.model, args=arguments, train_dataset=self.table, callbacks=[Steps()])
         trainer.remove_callback(PrinterCallback)
         with torch.random.fork_rng(devices=[]), _quiet_transformers():
@@ -310,7 +313,7 @@ class _Run:
             broken := first_not_finite(self.model)
         ) is not None:  # of the last step, whose loss nobody asks for any more
             raise self._failed(f"after the last step {broken} has NaN or infinite numbers")
-        guessing = math.log(int(self.model.get_input_embeddings().weight.shape[0]))
+        guessing = math.log(int(self.model.config.vocab_size))
         last = sum(self.losses) / len(self.losses) if self.losses else 0.0
         if last > _DIVERGED * guessing:
             raise self._failed(f"the loss at the end is {last:.1f}, and guessing would give {guessing:.1f}")
@@ -325,14 +328,18 @@ class _Run:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars of its own, and no word about a tied ``lm_head`` that a checkpoint lacks by right."""
+    """No bars of its own, and no word about a tied ``lm_head`` that a checkpoint lacks by right, nor of peft about rows that are
+    kept because they are new.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
 

@@ -32,6 +32,7 @@ class TrainingSettings:
     ``patience``: validations without a better loss after which training stops, if there are validation data.
     ``accumulate``: parts in which the batch of a step is run, one after the other: less memory, the same gradients (but for
     ``mile``, whose weights are of a part). ``precision``: of the forward and backward pass; weights and optimiser stay float32.
+    ``lora``: rank of the updates that a checkpoint is trained by (``models.language.lora``), 0 to train all of its weights.
     ``gradient_checkpointing``: activations are computed again where the backward pass needs them, not kept.
     """
 
@@ -51,6 +52,7 @@ class TrainingSettings:
     accumulate: int = 1
     precision: Precision = "float32"
     gradient_checkpointing: bool = False
+    lora: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer2_dropout < 1.0:
@@ -78,6 +80,10 @@ class TrainingSettings:
             raise SidstreamError(
                 f"warm_up must be at least 0 and below 1, not {self.warm_up:g}: it is a share of the steps"
             )
+        if self.lora < 0:
+            raise SidstreamError(
+                f"the rank of LoRA must not be negative, not {self.lora}: leave it out, or give 8 or 16"
+            )
         if self.weight_decay < 0:
             raise SidstreamError(f"weight_decay must not be negative, not {self.weight_decay:g}: correct it")
         checked_gamma(self.loss, self.gamma)
@@ -96,6 +102,7 @@ class TrainingSettings:
             "gamma": checked_gamma(self.loss, self.gamma),
             "patience": self.patience,
             **({"accumulate": self.accumulate} if self.accumulate > 1 else {}),
+            **({"LoRA": self.lora} if self.lora else {}),
             **({"precision": self.precision} if self.precision != "float32" else {}),
         }
 
