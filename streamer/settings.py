@@ -284,6 +284,19 @@ class RetrieverSettings(IntakeSettings):
         "absent: as training chose it",
     )
     threads: int = Field(1, ge=1, description="torch threads")
+    device: str = Field(
+        "auto", description="where the model runs: cpu, cuda:0, mps; auto: a card if there is one, else the processor"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="numbers of the model's passes; auto: those of its weights. bfloat16 is faster where the processor or card "
+        "multiplies it (avx512_bf16, amx), and its answers differ a little (docs/benchmarks)",
+    )
+    normaliser: Literal["vocabulary", "layers"] = Field(
+        "vocabulary",
+        description="what a token's probability is a share of: all tokens, as in training; or those of its layer, which spares a "
+        "large vocabulary's head",
+    )
 
 
 class LoggingSettings(Section):

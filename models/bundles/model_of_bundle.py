@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_language_model(
-    bundle: Bundle, *, device: str = "cpu", dtype: torch.dtype | None = None
+    bundle: Bundle, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Any, PromptBuilder]:
     """The bundle's model, ready to decode (evaluation mode, on ``device``), and its prompt builder.
 

@@ -239,14 +239,18 @@ class Answerer:
         self, kind: SearchKind, prompts: list[list[int]], tries: Sequence[SnapshotTrie], beams: int
     ) -> list[Found]:
         assert self._prompts is not None
-        model, vocabulary = self._model, self._prompts.vocabulary
+        model, vocabulary, normaliser = self._model, self._prompts.vocabulary, self._settings.normaliser
         if kind == "exact":
-            exact = exact_search(model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget)
+            exact = exact_search(
+                model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget, normaliser=normaliser
+            )
             return [Found(each.sids, "exact", each.complete, each.expansions) for each in exact]
         if self._settings.layout == "marginal":
-            found = marginal_beam_search(model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams)
+            found = marginal_beam_search(
+                model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams, normaliser=normaliser
+            )
         else:
-            found = beam_search(model, vocabulary, prompts, tries, beams=beams)
+            found = beam_search(model, vocabulary, prompts, tries, beams=beams, normaliser=normaliser)
         return [Found(sids) for sids in found]
 
     def _read_history(self, one: Asked, snapshot: Snapshot, layout: Layout) -> None:

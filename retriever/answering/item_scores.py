@@ -39,6 +39,7 @@ class ItemScores:
         self, settings: RetrieverSettings, bundle: Bundle, model: Any | None, prompts: PromptBuilder | None
     ) -> None:
         self._marginal = settings.layout == "marginal"
+        self._normaliser = settings.normaliser
         self._bundle = bundle
         self._model = model
         self._prompts = prompts
@@ -48,7 +49,7 @@ class ItemScores:
         if found is None or not found.sids or self._marginal:
             return [None for _ in sids]
         distinct = list(dict.fromkeys(sids))
-        scores = token_scores(self._model, self._vocabulary, one.prompt, distinct)
+        scores = token_scores(self._model, self._vocabulary, one.prompt, distinct, normaliser=self._normaliser)
         of_sid = dict(zip(distinct, scores, strict=True))
         return [of_sid[sid] for sid in sids]
 
@@ -79,7 +80,13 @@ class ItemScores:
         layout = trie.layout
         alone = LayoutTrie(topology_of([held.codes[:1]], layout.layers, layout.size), layout)
         (found,) = marginal_beam_search(
-            self._model, self._vocabulary, [one.prompt], alone, pinned=self._bundle.layout, beams=1
+            self._model,
+            self._vocabulary,
+            [one.prompt],
+            alone,
+            pinned=self._bundle.layout,
+            beams=1,
+            normaliser=self._normaliser,
         )
         return found[0].score if found else -np.inf  # a score that is not finite is no SID's
 
@@ -87,7 +94,15 @@ class ItemScores:
         """What a beam search of the query keeps at each step; none where it sums over readings."""
         steps: list[Step] = []
         if not self._marginal:
-            beam_search(self._model, self._vocabulary, [one.prompt], trie, beams=beams, observe=steps.append)
+            beam_search(
+                self._model,
+                self._vocabulary,
+                [one.prompt],
+                trie,
+                beams=beams,
+                observe=steps.append,
+                normaliser=self._normaliser,
+            )
         return steps
 
     @property

@@ -135,13 +135,20 @@ def open_bundle(settings: Settings) -> Bundle:
 
 
 def load_model(bundle: Bundle, settings: Settings) -> tuple[Any | None, PromptBuilder | None]:
-    """The bundle's language model and its prompts, on as many threads as the settings say; None and None without one."""
+    """The bundle's language model and its prompts, on the device and threads of the settings; None and None without one."""
     import torch
 
     from models.bundles.model_of_bundle import load_language_model
+    from models.language.devices import device_named, dtype_named
 
-    torch.set_num_threads(settings.retriever.threads)
-    return load_language_model(bundle) if bundle.manifest.language_model is not None else (None, None)
+    own = settings.retriever
+    torch.set_num_threads(own.threads)
+    if bundle.manifest.language_model is None:
+        return None, None
+    device, dtype = device_named(own.device), dtype_named(own.dtype)
+    model, prompts = load_language_model(bundle, device=device, dtype=dtype)
+    log.info("model_loaded", model=bundle.manifest.model_id, device=str(device), dtype=str(model.dtype))
+    return model, prompts
 
 
 def run_retriever(settings: Settings) -> None:

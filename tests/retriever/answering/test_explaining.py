@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -125,6 +125,24 @@ def test_share_counts_the_eligible_items_of_the_sid_by_their_weight(bundle: Bund
     # Item 9 costs 9: the filter has it out already.
     figures = (answer.explanation.live_items, answer.explanation.let_through, answer.explanation.excluded)
     assert figures == (LIVE, LIVE // 2, 2)
+
+
+@pytest.mark.parametrize("search", ["beam", "exact"])
+def test_probability_of_a_token_is_a_share_of_its_layer_where_the_settings_say_so(
+    bundle: Bundle, writer: IndexWriter, search: Literal["beam", "exact"]
+) -> None:
+    query = Query(text="thing number 7", limit=20, explain=True, search=search)
+    of_all = answer_of(bundle, writer, query, dense=False)
+    of_layer = answer_of(bundle, writer, query, dense=False, normaliser="layers")
+    known = {item.item_id: why(item) for item in of_all.items}
+    both = [item for item in of_layer.items if item.item_id in known]
+    assert len(both) > 5
+    for item in of_layer.items:
+        layers = why(item).by_layer
+        assert isinstance(layers, dict)
+        assert sum(layers.values()) == pytest.approx(number(why(item).log_sid), abs=1e-4)
+    for item in both:
+        assert number(why(item).log_sid) > number(known[item.item_id].log_sid)
 
 
 def test_parts_of_the_mixture_make_its_score(

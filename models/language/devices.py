@@ -1,0 +1,40 @@
+"""Where a model runs and in which numbers, by the names of the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from models.errors import SidstreamError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_named(name: str) -> torch.device:
+    """``auto``: a CUDA card if there is one, else Apple's GPU, else the processor; else a device as torch names it.
+
+    Raises ``SidstreamError`` for a name that torch does not know and for a device that is not there, before a model is loaded.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SidstreamError(
+            f"retriever.device is {name!r}, which cannot be used here ({reason}): set it to auto, cpu or a device that this "
+            "machine has"
+        ) from error
+    return device
+
+
+def dtype_named(name: str) -> torch.dtype | None:
+    """``auto``: None, the numbers in which the weights were saved; else ``float32`` or ``bfloat16``."""
+    import torch
+
+    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]

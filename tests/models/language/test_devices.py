@@ -1,0 +1,26 @@
+"""Devices and numbers by their names; what is not there is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from models.errors import SidstreamError  # noqa: E402
+from models.language.devices import device_named, dtype_named  # noqa: E402
+
+
+def test_auto_is_a_device_that_works_and_names_are_torchs() -> None:
+    assert torch.ones(2, device=device_named("auto")).sum() == 2
+    assert device_named("cpu").type == "cpu"
+    assert (dtype_named("auto"), dtype_named("float32"), dtype_named("bfloat16")) == (
+        None,
+        torch.float32,
+        torch.bfloat16,
+    )
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "xla", ""])
+def test_device_that_is_not_there_is_refused_with_what_to_set(name: str) -> None:
+    with pytest.raises(SidstreamError, match="set it to auto, cpu or a device that this machine has"):
+        device_named(name)
