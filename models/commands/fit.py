@@ -143,7 +143,7 @@ def fit(
             if co_occurrence
             else "codes are of embeddings alone (--co-occurrence 1: of what items are bought with, too)"
         )
-        console.print(f"  {shown(named)}: {way}", soft_wrap=True)
+        console.print(f"  {shown(named)}: {shown(way)}", soft_wrap=True)
     if catalogue.is_dir() or embed is not None:
         options = f" --embed {shlex.quote(str(embed))}" if embed else ""
         print_next(

@@ -23,6 +23,7 @@ from retriever.evaluation.groups import (
     HEAD,
     HEAD_SHARE,
     NEW,
+    OLD,
     TAIL,
     Mask,
     attribute_groups,
@@ -142,6 +143,7 @@ def question(
         ALL: "all relevant items",
         HEAD: f"the {head_share:.0%} most popular of the items that are not new, by {source}",
         TAIL: "the others that are not new",
+        OLD: "all that are not new",
         NEW: f"items that are not in {source}" + (", or were named as having arrived later" if len(arrived) else ""),
     }
     return Question(

@@ -1,8 +1,8 @@
 """Groups of relevant items: head, tail and new ones, and those of one value of an attribute.
 
 What must hold: head, tail and new items are all items, each in one of them. **New**: not in the training data, or named as
-having arrived after it. **Head**: of the others, the most popular tenth (or another share); ties go to the smaller row.
-**Tail**: the rest.
+having arrived after it. **Old**: the others. **Head**: of these, the most popular tenth (or another share); ties go to the
+smaller row. **Tail**: the rest.
 A case counts in each group that one of its relevant items is in, with these alone as relevant.
 """
 
@@ -23,6 +23,7 @@ ALL: Final = "all"
 HEAD: Final = "head"
 TAIL: Final = "tail"
 NEW: Final = "new"
+OLD: Final = "old"
 HEAD_SHARE: Final = 0.1
 _MOST_VALUES: Final = 10  # of an attribute, those with the most cases
 _NO_TEXT: Final = frozenset(("id", "title", "description"))  # of an item's fields: nothing that items share
@@ -31,17 +32,19 @@ Mask = npt.NDArray[np.bool_]
 
 
 def popularity_groups(training: TrainingData, head_share: float, arrived: Sequence[int] = ()) -> dict[str, Mask]:
-    """Head, tail and new as bool (N,) over the catalogue; empty groups are left out, and head and tail where all items are
-    equally popular. ``arrived``: rows that came after training.
+    """Head, tail, new and old as bool (N,) over the catalogue; empty groups are left out, head and tail where all items are
+    equally popular, and old ones where none is new. ``arrived``: rows that came after training.
     """
     new = ~training.seen
     new[list(arrived)] = True
     old = training.by_popularity[~new[training.by_popularity]]
     groups = {NEW: new}
+    if new.any():
+        groups |= {OLD: ~new}
     if len(old) and len(np.unique(training.popularity[old])) > 1:
         head = np.zeros(len(new), dtype=bool)
         head[old[: max(1, round(head_share * len(old)))]] = True
-        groups = {HEAD: head, TAIL: ~head & ~new, NEW: new}
+        groups = {HEAD: head, TAIL: ~head & ~new, **groups}
     return {name: mask for name, mask in groups.items() if mask.any()}
 
 

@@ -20,7 +20,15 @@ def test_every_item_is_head_tail_or_new_and_in_one_of_them() -> None:
     groups = popularity_groups(training, 0.25, arrived=[0])
     assert np.flatnonzero(groups["new"]).tolist() == [0, 8, 9, 10, 11]
     assert np.flatnonzero(groups["head"]).tolist() == [1, 2]  # a quarter of seven, ties to the smaller row
-    assert np.sum(list(groups.values()), axis=0).tolist() == [1] * 12
+    assert np.sum([groups[name] for name in ("head", "tail", "new")], axis=0).tolist() == [1] * 12
+    assert (groups["old"] == ~groups["new"]).all()
+
+
+def test_old_items_are_a_group_where_some_are_new_though_all_are_as_popular() -> None:
+    groups = popularity_groups(TrainingData.of_weights([1.0] * 5), 0.1, arrived=[1, 4])
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in groups.items()} == {
+        "new": [1, 4], "old": [0, 2, 3],
+    }  # fmt: skip
 
 
 def test_without_differences_of_popularity_there_is_no_head_and_without_new_items_no_such_group() -> None:
