@@ -37,7 +37,9 @@ def free_beams(
         scores = torch.zeros((len(prompts), 1))
         written = np.empty((len(prompts), 1, 0), dtype=np.int64)
         for step in range(layers):
-            following = passes.logits(state, slice(0, total)).float().log_softmax(dim=-1) + scores[:, :, None]
+            # Chosen on the processor, wherever the model runs.
+            after = passes.logits(state, slice(0, total)).float().log_softmax(dim=-1).cpu()
+            following = after + scores[:, :, None]
             # An ended sequence takes no beam: enough candidates for all beams to end and as many to go on.
             count = min(2 * beams, following[0].numel())
             best, place = following.flatten(1).topk(count, dim=1)
