@@ -6,9 +6,8 @@ word does not count.
 
 The recall of all cases alone would give new items away: they are few among the targets, a share that the slice made up, and in
 the shop it grows with the days since training. So α and β serve old and new items as evenly as they can (greatest recall of the
-group that is found less), as long as the recall of all is not more than ``PRICE`` below the best that any α and β reach. What is
-less than a standard error behind the evenest pair is as even, as far as the cases tell (Breiman et al. 1984): of these the pair
-of greatest recall of all is taken, then of greatest mean reciprocal rank.
+group that is found less), as long as the recall of all is not more than ``PRICE`` below the best that any α and β reach. Equal
+ones go to the greater recall of all, then to the greater mean reciprocal rank.
 """
 
 from __future__ import annotations
@@ -128,12 +127,9 @@ def choose_weights(
     whole = float(is_new.mean()) if share_of_new_targets is None else share_of_new_targets
     recalls = [_recalls(row, is_new, whole) for row in places]
     best = max(range(len(grid)), key=lambda at: (recalls[at].all, _mean_reciprocal(places[at])))
-    affordable = [at for at in range(len(grid)) if recalls[at].all >= (1 - PRICE) * recalls[best].all]
-    evenest = max(affordable, key=lambda at: (recalls[at].worst, recalls[at].all))
-    least = recalls[evenest].worst - _standard_error(recalls[evenest], is_new)
     chosen = max(
-        (at for at in affordable if recalls[at].worst >= least),
-        key=lambda at: (recalls[at].all, _mean_reciprocal(places[at])),
+        (at for at in range(len(grid)) if recalls[at].all >= (1 - PRICE) * recalls[best].all),
+        key=lambda at: (recalls[at].worst, recalls[at].all, _mean_reciprocal(places[at])),
     )
     return Chosen(
         weights=tried[chosen],
@@ -184,13 +180,6 @@ def _recalls(places: npt.NDArray[np.int64], is_new: npt.NDArray[np.bool_], whole
     if old is None or new is None:
         return Recalls(all=float(found.mean()), old=old, new=new)
     return Recalls(all=(1 - whole) * old + whole * new, old=old, new=new)
-
-
-def _standard_error(recalls: Recalls, is_new: npt.NDArray[np.bool_]) -> float:
-    """Of the recall of the group that is found less."""
-    of_new = recalls.new is not None and recalls.worst == recalls.new
-    cases = int(is_new.sum()) if of_new else int((~is_new).sum())
-    return float(np.sqrt(recalls.worst * (1 - recalls.worst) / cases))
 
 
 def _mean_reciprocal(places: npt.NDArray[np.int64]) -> float:
