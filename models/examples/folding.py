@@ -73,19 +73,20 @@ def folded(data: TrainingData, max_history: int) -> TrainingData:
 
 def apart(data: TrainingData, max_history: int) -> TrainingData:
     """One example a target, with the newest ``max_history`` items before it: for models that can share no work."""
-    examples = (example for history in data.histories for example in _apart(history, max_history))
+    examples = (example for history in data.histories for example in examples_of(history, max_history))
     return TrainingData(examples=(*data.examples, *examples))
+
+
+def examples_of(history: TrainingHistory, max_history: int) -> Iterable[TrainingExample]:
+    """One example for each item of a history that is to be generated from those before it."""
+    for at, query in enumerate(history.asked()):
+        if at and query is not None:
+            before = history.items[max(0, at - max_history) : at]
+            yield TrainingExample(query=query, user=history.user, history=before, item=history.items[at])
 
 
 def _joins(example: TrainingExample) -> bool:
     return bool(example.history) and example.embedding is None
-
-
-def _apart(history: TrainingHistory, max_history: int) -> Iterable[TrainingExample]:
-    for at, query in enumerate(history.asked()):
-        if at and query is not None:
-            before = history.items[at - max_history : at] if max_history else ()
-            yield TrainingExample(query=query, user=history.user, history=before, item=history.items[at])
 
 
 def _chains(examples: Iterable[TrainingExample], max_history: int) -> tuple[list[_Chain], list[TrainingExample]]:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from models.examples.folding import examples_of
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 
 _PREFIX: Final = "\x00query "  # no item id begins so: they are text that people and shops write
@@ -73,12 +74,8 @@ class QueryCodes:
         queries = history.asked()
         if not any(queries):
             return history, []
-        apart = [
-            TrainingExample(query, history.user, history.items[max(0, at - self._max_history) : at], history.items[at])
-            for at, query in enumerate(queries)
-            if query
-        ]
-        return TrainingHistory(history.items, history.user, tuple(query and None for query in queries)), apart
+        asked = [example for example in examples_of(history, self._max_history) if example.query]
+        return TrainingHistory(history.items, history.user, tuple(query and None for query in queries)), asked
 
     def _key(self, example: TrainingExample) -> str | bytes | None:
         """What the query is embedded from: its own embedding, else its text, None for neither."""

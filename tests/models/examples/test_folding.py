@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.examples.folding import folded
+from models.examples.folding import apart, folded
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 
 Question = tuple[str, str | None, tuple[str, ...], str]
@@ -92,3 +92,13 @@ def test_histories_that_are_given_stay_and_without_two_items_of_history_all_are_
     apart = folded(data, 1)
     assert not apart.histories
     assert [(example.history, example.item) for example in apart.examples] == [(("a",), "b"), (("b",), "c")]
+
+
+@given(st.integers(1, 30), st.integers(0, 12))
+def test_history_taken_apart_asks_what_it_asked_as_a_whole_however_long_it_is(length: int, max_history: int) -> None:
+    history = TrainingHistory(tuple(f"item-{place}" for place in range(length)), "ada")
+    data = TrainingData(histories=(history,))
+    alone = apart(data, max_history)
+    assert not alone.histories
+    assert questions(alone, max_history) == questions(data, max_history)
+    assert all(len(example.history) <= max_history for example in alone.examples)
