@@ -22,7 +22,6 @@ from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.collapse import CollapsedLayer, collapsed_layers, likely_cause
 from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
 from models.dense.codebook_input import fit_codebook_input
-from models.dense.space import id_hashes
 from models.errors import SidstreamError
 from models.examples.records import TrainingData, TrainingExample
 from models.language.prompts import PromptBuilder, PromptSettings
@@ -143,8 +142,9 @@ def fit_bundle(
         )
     vectors, codebook_input = embeddings, None
     if settings.co_occurrence:
-        codebook_input = fit_codebook_input(embeddings, ids, histories, settings.co_occurrence, seed=settings.seed)
-        vectors = codebook_input.rows(embeddings, id_hashes(item.encode() for item in ids))
+        codebook_input, vectors = fit_codebook_input(
+            embeddings, ids, histories, settings.co_occurrence, seed=settings.seed
+        )
     codebook = _fit_codebook(vectors, settings, progress)
     codes = codebook.encode(vectors)
     census = count_tokens(codes, settings.size)

@@ -214,7 +214,7 @@ def create_bundle(
         input_record = CodebookInputRecord(**facts, weight=codebook_input.weight)
         files.append(CODEBOOK_INPUT_FILE)
     manifest = BundleManifest(
-        format=_PLAIN_FORMAT if codebook_input is None else FORMAT_VERSION,
+        format=_format(input_record, None),
         codebook_id=codebook.id,
         layers=codebook.layers,
         size=codebook.size,
@@ -282,10 +282,9 @@ def add_language_model(
     os.replace(staged, bundle.directory / target)
     files = {name: record for name, record in bundle.manifest.files.items() if not name.startswith(MODEL_PREFIX)}
     files |= {f"{target}/{name}": record for name, record in records.items()}
-    plain = bundle.manifest.codebook_input is None and not prompt.query_codes
     manifest = msgspec.structs.replace(
         bundle.manifest,
-        format=_PLAIN_FORMAT if plain else FORMAT_VERSION,
+        format=_format(bundle.manifest.codebook_input, prompt),
         files=files,
         language_model=LanguageModelRecord(
             id=model_id,
@@ -299,6 +298,12 @@ def add_language_model(
     write_manifest(bundle.directory, manifest)
     _remove_models(bundle.directory, keep=target)
     return Bundle.open(bundle.directory, need_model=True)
+
+
+def _format(codebook_input: CodebookInputRecord | None, prompt: PromptSettings | None) -> int:
+    """The oldest that says all that a reader must know."""
+    plain = codebook_input is None and (prompt is None or not prompt.query_codes)
+    return _PLAIN_FORMAT if plain else FORMAT_VERSION
 
 
 def _read_manifest(root: Path) -> BundleManifest:

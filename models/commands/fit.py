@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from models.commands.choices import one_of
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, print_next, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _FIT_METHODS = ("k-means", "rq-vae")
 _ENOUGH_NAMED = 0.5  # of the items: fewer, and most items' co-occurrence is a guess from their embedding
-_HEAD_METHODS = ("none", "top-k", "top-p", "all")
+_HEAD_METHODS: tuple[HeadMethod, ...] = ("none", "top-k", "top-p", "all")
 
 
 def fit(
@@ -88,8 +89,9 @@ def fit(
             "items.jsonl and that file as items.npy"
         )
     counted = _histories(histories or (), shop, ids, console)
+    named = _named(counted)
     if co_occurrence is None:
-        co_occurrence = 1.0 if _named(counted) >= _ENOUGH_NAMED * len(ids) > 0 else 0.0
+        co_occurrence = 1.0 if named >= _ENOUGH_NAMED * len(ids) > 0 else 0.0
     rq_vae = RqVaeSettings(epochs=epochs or RqVaeSettings.epochs, latent=latent or RqVaeSettings.latent)
     settings = FitSettings(
         layers=layers,
@@ -98,7 +100,7 @@ def fit(
         seed=seed,
         method=fit_method,
         rq_vae=rq_vae,
-        head_method=_head_method(head),
+        head_method=one_of("--head", head, _HEAD_METHODS),
         k=k or max(1, size // 10),
         p=p,
         co_occurrence=co_occurrence,
@@ -137,13 +139,13 @@ def fit(
         f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
     )
     if counted:
-        named = f"{_named(counted):,} of {len(ids):,} items stand with others in {len(counted):,} histories"
+        share = f"{named:,} of {len(ids):,} items stand with others in {len(counted):,} histories"
         way = (
             "codes say what they are bought with (--co-occurrence 0: not)"
             if co_occurrence
             else "codes are of embeddings alone (--co-occurrence 1: of what items are bought with, too)"
         )
-        console.print(f"  {shown(named)}: {shown(way)}", soft_wrap=True)
+        console.print(f"  {shown(share)}: {shown(way)}", soft_wrap=True)
     if catalogue.is_dir() or embed is not None:
         options = f" --embed {shlex.quote(str(embed))}" if embed else ""
         print_next(
@@ -199,13 +201,6 @@ def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent
     if epochs is not None or latent is not None:
         raise SidstreamError("--epochs and --latent are for --method rq-vae: give --iterations with k-means")
     return "k-means"
-
-
-def _head_method(name: str) -> HeadMethod:
-    for method in _HEAD_METHODS:
-        if name == method:
-            return method  # type: ignore[return-value]
-    raise SidstreamError(f"--head {name!r} is unknown: choose one of {', '.join(_HEAD_METHODS)}")
 
 
 def _show_census(console: Console, fitted: Fitted) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.commands.choices import one_of
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -276,19 +277,13 @@ def train(
 def _loss(name: str) -> Loss:
     from models.training.losses import LOSSES
 
-    for known in LOSSES:
-        if name == known:
-            return known
-    raise SidstreamError(f"--loss {name!r} is unknown: choose one of {', '.join(LOSSES)}")
+    return one_of("--loss", name, LOSSES)
 
 
 def _precision(name: str) -> Precision:
     from models.training.settings import PRECISIONS
 
-    for known in PRECISIONS:
-        if name == known:
-            return known
-    raise SidstreamError(f"--precision {name!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+    return one_of("--precision", name, PRECISIONS)
 
 
 def _rank(lora: str | None) -> int:
@@ -305,10 +300,7 @@ def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:
 
     if name is not None and checkpoint is not None:
         raise SidstreamError("--architecture is for a new model, and --checkpoint brings its own: give one of the two")
-    for known in ARCHITECTURES:
-        if (name or "llama") == known:
-            return known
-    raise SidstreamError(f"--architecture {name!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
+    return one_of("--architecture", name or "llama", ARCHITECTURES)
 
 
 def _texts(catalogue: Catalogue) -> list[str]:

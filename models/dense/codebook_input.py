@@ -46,16 +46,18 @@ def fit_codebook_input(
     weight: float,
     *,
     seed: int = 0,
-) -> CodebookInput:
-    """Of a catalogue's embeddings (N, D), its item ids, and histories of rows. Raises ``SidstreamError`` if no two items stand in
-    one history.
+) -> tuple[CodebookInput, npt.NDArray[np.float32]]:
+    """Of a catalogue's embeddings (N, D), its item ids, and histories of rows; and the rows (N, D + C) to fit on. Raises
+    ``SidstreamError`` if no two items stand in one history.
     """
     if len(ids) != len(embeddings):
         raise SidstreamError(f"{len(ids):,} item ids, but {len(embeddings):,} embeddings: they must belong together")
-    space, regression = fit_space(embeddings, id_hashes(item.encode() for item in ids), histories, seed=seed)
+    hashes = id_hashes(item.encode() for item in ids)
+    space, regression = fit_space(embeddings, hashes, histories, seed=seed)
     if regression is None:
         raise SidstreamError(
             "no two items of the catalogue stand in one history, so that there is no co-occurrence: give sequences or "
             "interactions with --histories, or leave --co-occurrence out"
         )
-    return CodebookInput(space, weight)
+    found = CodebookInput(space, weight)
+    return found, found.rows(embeddings, hashes)

@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from models.errors import SidstreamError
-from models.language.lora import plain_model
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +30,12 @@ _DIVISORS: Final = ("logits_scaling",)
 _SOFT_CAPS: Final = ("final_logit_softcapping",)
 
 logger = structlog.get_logger(__name__)
+
+
+def plain_model(model: Any) -> Any:
+    """The causal LM itself, whatever training has wrapped around it (peft, several processes)."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def base_model(model: Any) -> Any:
@@ -142,6 +147,7 @@ def branch_inputs(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, to
 
     if "visible" not in batch:
         return {}
+    model = plain_model(model)
     # Additive, because eager attention adds the mask and scaled-dot-product attention takes either.
     mask = torch.zeros(batch["visible"].shape, dtype=model.dtype, device=model.device)
     mask.masked_fill_(~batch["visible"], torch.finfo(model.dtype).min)

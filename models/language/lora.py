@@ -44,12 +44,6 @@ def add_lora(model: Any, rank: int, vocabulary: SidVocabulary) -> Any:
         ) from error
 
 
-def plain_model(model: Any) -> Any:
-    """The causal LM itself, whatever training has wrapped around it (peft, several processes)."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def merged(model: Any) -> Any:
     """A plain causal LM with the updates in its weights."""
     with warnings.catch_warnings():

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from models.errors import SidstreamError
 from models.language.families import branch_inputs, chosen_logits
-from models.language.lora import plain_model
 from models.training.tables import NOTHING_FOLLOWS
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def target_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.
     import torch
 
     row, column = torch.nonzero(batch["following"] != NOTHING_FOLLOWS, as_tuple=True)
-    branches = branch_inputs(plain_model(model), batch)
+    branches = branch_inputs(model, batch)
     logits = chosen_logits(model, row, column, input_ids=batch["token_ids"], **branches)
     return logits, batch["following"][row, column]
 

@@ -175,9 +175,6 @@ class Batches:
         import torch
 
         shares, predicted = self._shares, batch.predicted
-        if shares.parts == 1:
-            yield {**batch.tensors(), "share": torch.tensor(1.0)}
-            return
         count = min(shares.parts, len(row_targets))
         starts = [0, *_cuts(row_targets, count).tolist(), len(row_targets)]
         for part in range(shares.rank, shares.parts, shares.world):

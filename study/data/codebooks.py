@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.dense.codebook_input import fit_codebook_input
-from models.dense.space import id_hashes
 from study.data.choices import CodebookChoice
 from study.data.datasets import Dataset, planted_codebook
 
@@ -66,5 +65,5 @@ def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float3
     if choice.co_occurrence == 0:
         return data.embeddings
     ids = [str(row) for row in range(len(data.embeddings))]
-    found = fit_codebook_input(data.embeddings, ids, data.histories, choice.co_occurrence)
-    return found.rows(data.embeddings, id_hashes(item.encode() for item in ids))
+    _, vectors = fit_codebook_input(data.embeddings, ids, data.histories, choice.co_occurrence)
+    return vectors

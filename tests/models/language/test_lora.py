@@ -19,8 +19,9 @@ from models.bundles.bundle import Bundle  # noqa: E402
 from models.bundles.model_of_bundle import load_language_model  # noqa: E402
 from models.errors import SidstreamError  # noqa: E402
 from models.examples.records import TrainingExample  # noqa: E402
+from models.language.families import plain_model  # noqa: E402
 from models.language.language_model import load_checkpoint  # noqa: E402
-from models.language.lora import add_lora, merged, plain_model  # noqa: E402
+from models.language.lora import add_lora, merged  # noqa: E402
 from models.language.prompts import PromptBuilder  # noqa: E402
 from models.sids.layout import Layout  # noqa: E402
 from models.training.checkpoints import Checkpoints  # noqa: E402
