@@ -279,7 +279,7 @@ def train_bundle(
         if training.lora:
             if training.precision == "bf16":  # of weights that training does not change
                 model = model.to(torch.bfloat16)
-            model = add_lora(model, training.lora, vocabulary)
+            model = add_lora(model, training.lora, vocabulary, training.dropout or 0.0)
     prompts = PromptBuilder(vocabulary, tokenizer, model_settings.prompt)
     source = f"the checkpoint {model_settings.checkpoint}" if model_settings.checkpoint else "the new model"
     require_positions(model, prompts, source)
@@ -338,6 +338,7 @@ def train_bundle(
                 "seed": training.seed,
                 "loss_function": training.loss,
                 "gamma": checked_gamma(training.loss, training.gamma),
+                **({"dropout": training.dropout} if training.dropout is not None else {}),
                 **({"checkpoint": str(model_settings.checkpoint), "lora": training.lora} if training.lora else {}),
                 "text_queries": sum(1 for _ in data.texts()),
                 **outcome.to_dict(),

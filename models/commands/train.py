@@ -88,6 +88,15 @@ def train(
         typer.Option(min=0, max=0.99, help="Share of the steps over which the learning rate rises; it falls then."),
     ] = 0.05,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.01,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Of attention and hidden states, where the family has it, and of LoRA's updates.",
+            show_default="none in a new model, a checkpoint's own",
+        ),
+    ] = None,
     accumulate: Annotated[
         int, typer.Option(min=1, help="Parts in which the items of a step are run: less memory, the same gradients.")
     ] = 1,
@@ -191,6 +200,7 @@ def train(
         gradient_checkpointing=gradient_checkpointing,
         precision=_precision(precision),
         lora=_rank(lora),
+        dropout=dropout,
     )
     if threads:
         torch.set_num_threads(threads)

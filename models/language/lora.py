@@ -15,9 +15,9 @@ from models.sids.vocabulary import SidVocabulary
 _ADAPTER: Final = "adapter_model.safetensors"
 
 
-def add_lora(model: Any, rank: int, vocabulary: SidVocabulary) -> Any:
+def add_lora(model: Any, rank: int, vocabulary: SidVocabulary, dropout: float = 0.0) -> Any:
     """The causal LM with updates of this rank (α = 2 · rank), of which alone training will change anything, and the rows of the
-    embedding (and of the head, where that is another) that the checkpoint did not have.
+    embedding (and of the head, where that is another) that the checkpoint did not have. ``dropout``: of what the updates read.
 
     Raises ``SidstreamError`` for a family whose layers peft does not know.
     """
@@ -30,6 +30,7 @@ def add_lora(model: Any, rank: int, vocabulary: SidVocabulary) -> Any:
     configuration = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
+        lora_dropout=dropout,
         target_modules="all-linear",
         trainable_token_indices={names[id(part)]: fresh for part in parts},
         task_type="CAUSAL_LM",

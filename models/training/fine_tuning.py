@@ -21,6 +21,7 @@ from typing import Any, Final
 import structlog
 
 from models.errors import SidstreamError
+from models.language.dropout import set_dropout
 from models.language.finite import first_not_finite
 from models.language.lora import load_weights
 from models.training import processes
@@ -85,9 +86,13 @@ def fine_tune(
     Raises ``TrainingFailedError`` at the first step whose loss is NaN or infinite, and at the end if a weight is or the
     loss is far worse than that of guessing.
 
+    Raises ``SidstreamError`` for ``settings.dropout`` where the model's family has none.
+
     ``checkpoints``: training goes on from the newest one, to the same weights as without the interruption (where
     ``settings.seconds`` ends neither; they count anew). Remove them when the model is where it belongs.
     """
+    if settings.dropout is not None:
+        set_dropout(model, settings.dropout, lora=settings.lora > 0)
     return _Run(model, table, settings, progress, checkpoints, validation).outcome()
 
 

@@ -34,6 +34,8 @@ class TrainingSettings:
     ``mile``, whose weights are of a part). ``precision``: of the forward and backward pass; weights and optimiser stay float32.
     ``lora``: rank of the updates that a checkpoint is trained by (``models.language.lora``), 0 to train all of its weights.
     ``gradient_checkpointing``: activations are computed again where the backward pass needs them, not kept.
+    ``dropout``: of attention and hidden states, in the fields that the family has (``models.language.dropout``), and of LoRA's
+    updates; None for what a checkpoint's configuration says (a new model's says 0).
     """
 
     epochs: float = 3.0
@@ -53,10 +55,13 @@ class TrainingSettings:
     precision: Precision = "float32"
     gradient_checkpointing: bool = False
     lora: int = 0
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer2_dropout < 1.0:
             raise SidstreamError(f"layer2_dropout must be at least 0 and below 1, not {self.layer2_dropout}")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise SidstreamError(f"dropout must be at least 0 and below 1, not {self.dropout:g}: correct it")
         if self.batch_size < 1 or (self.epochs <= 0 and self.max_steps <= 0):
             raise SidstreamError("batch size and epochs (or max_steps) must be positive: correct the training settings")
         for name in ("learning_rate", "epochs", "weight_decay"):
@@ -103,6 +108,7 @@ class TrainingSettings:
             "patience": self.patience,
             **({"accumulate": self.accumulate} if self.accumulate > 1 else {}),
             **({"LoRA": self.lora} if self.lora else {}),
+            **({"dropout": self.dropout} if self.dropout is not None else {}),
             **({"precision": self.precision} if self.precision != "float32" else {}),
         }
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from models.errors import SidstreamError
 from models.examples.folding import apart, folded
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
+from models.language.dropout import set_dropout
 from models.language.families import require_own_loss, sees_branches
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
@@ -133,6 +134,8 @@ def train_model(
     ``validation`` is known, and for a model whose family learns by another loss than its scores tell.
     """
     require_own_loss(model)
+    if settings.dropout is not None:  # a family without any is refused before tables take their time
+        set_dropout(model, settings.dropout, lora=settings.lora > 0)
     usable = known(data, item_rows)
     as_table = partial(
         training_table,

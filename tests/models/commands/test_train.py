@@ -72,10 +72,11 @@ def walks(count: int, length: int = 6) -> list[dict[str, Any]]:
     ]
 
 
-def test_loss_gamma_and_architecture_are_recorded(shop: Path) -> None:
-    train(shop, "--epochs", 1, "--loss", "focal", "--gamma", 2, "--architecture", "baichuan")
+def test_loss_gamma_architecture_and_dropout_are_recorded(shop: Path) -> None:
+    train(shop, "--epochs", 1, "--loss", "focal", "--gamma", 2, "--architecture", "baichuan", "--dropout", 0.1)
     found = facts(shop)
     assert (found["loss_function"], found["gamma"], found["architecture"]) == ("focal", 2.0, "baichuan")
+    assert found["dropout"] == 0.1
     assert found["text_queries"] == found["examples"] > ITEMS
     assert found["validation"] is None
 

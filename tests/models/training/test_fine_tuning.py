@@ -247,7 +247,7 @@ def histories_and_examples() -> JoinedTable:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen", "baichuan"])
 def test_a_stopped_training_goes_on_to_the_same_weights_as_one_that_was_not(tmp_path: Path, architecture: Any) -> None:
-    settings = TrainingSettings(epochs=4, batch_size=5, seed=1, layer2_dropout=0.3)
+    settings = TrainingSettings(epochs=4, batch_size=5, seed=1, layer2_dropout=0.3, dropout=0.2)
     data = histories_and_examples()
 
     def model() -> Any:
