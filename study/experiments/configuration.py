@@ -14,16 +14,17 @@ from models.training.losses import Loss
 from study.data.choices import CodebookChoice, Record
 from study.data.datasets import Part
 
-Heads = Literal["none", "top-k", "top-p", "all"]
+Heads = Literal["none", "top-k", "random", "top-p", "all"]
 HEAD_SHARE: Final = 0.1  # a test item is a head item if its layer-2 token is among this share of the most crowded ones
 
 
 class LayoutChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Which layer-2 tokens are left out: ``share`` of M for top-k, ``p`` for top-p."""
+    """Which layer-2 tokens are left out: ``share`` of M for top-k and random, ``p`` for top-p; ``draw``: which random ones."""
 
     heads: Heads = "none"
     share: float = 0.0
     p: float = 0.0
+    draw: int = 0
 
     @property
     def label(self) -> str:
@@ -34,7 +35,9 @@ class LayoutChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
             case "all":
                 return "without layer 2"
             case "top-k":
-                return f"top@{self.share:.0%}"
+                return f"top@{100 * self.share:g}%"
+            case "random":
+                return f"random@{100 * self.share:g}%"
             case "top-p":
                 return f"top@p {self.p:g}"
 
@@ -49,6 +52,9 @@ class LayoutChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
                 head_tokens = all_tokens(size)
             case "top-k":
                 head_tokens = top_k(counts, max(1, round(self.share * size)))
+            case "random":
+                drawn = np.random.default_rng(self.draw).permutation(size)[: max(1, round(self.share * size))]
+                head_tokens = tuple(np.sort(drawn).tolist())
             case "top-p":
                 head_tokens = top_p(counts, self.p)
         return Layout(1, codebook_id, layers, size, head_tokens)

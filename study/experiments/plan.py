@@ -15,14 +15,22 @@ import msgspec
 from study.data.choices import CodebookChoice
 from study.data.datasets import DatasetName
 from study.experiments.configuration import LayoutChoice, RunChoice
-from study.experiments.run import ARRIVALS, ARRIVALS_RULE, FIRST_GIVEN, FREE_BEAMS, OWN, Measurement
+from study.experiments.run import ARRIVALS, ARRIVALS_RULE, FIRST_GIVEN, FREE_BEAMS, OWN, PER_ITEM, Measurement
 
 FULL: Final = LayoutChoice()
 WITHOUT: Final = LayoutChoice(heads="all")
 TOP_K: Final = tuple(LayoutChoice(heads="top-k", share=share) for share in (0.05, 0.1, 0.2, 0.3))
+FEW_TOP_K: Final = tuple(LayoutChoice(heads="top-k", share=share) for share in (0.005, 0.01, 0.02))
 TOP_P: Final = LayoutChoice(heads="top-p", p=0.85)
 BEST_TOP_K: Final = TOP_K[1]
 SEEDS: Final = (0, 1, 2)
+RANDOM_SHARES: Final = (0.1, 0.3)
+# M of the codebook whose full SIDs come nearest to the number that 3 × 256 has left, by what is left out (found by bisection; the
+# table of SIDs under table 2 shows both).
+FITTED_DIRECTLY: Final[Mapping[DatasetName, Mapping[LayoutChoice, int]]] = {
+    "amazon_games": {TOP_K[1]: 116, WITHOUT: 46},
+    "chorus_icecat": {TOP_K[1]: 148, WITHOUT: 67},
+}
 LAYER2_DROPOUT: Final = 0.3
 ARRIVING: Final = "items that arrive"
 
@@ -76,7 +84,7 @@ def scale(dataset: DatasetName) -> Scale:
             planted = msgspec.structs.replace(codebook, method="planted", size=32)
             base = RunChoice(codebook=planted, hidden_size=48, model_layers=2, epochs=8, learning_rate=5e-3, cases=400)
     few = dataset in ("planted", "tiny")
-    return Scale(base=base, seeds=SEEDS[:1] if few else SEEDS, architectures=("llama",) if few else ("llama", "qwen"))
+    return Scale(base=base, seeds=SEEDS[:1] if few else SEEDS, architectures=("llama",) if few else ("llama", "qwen", "baichuan"))
 
 
 def rows(dataset: DatasetName) -> Iterator[Row]:
@@ -87,16 +95,18 @@ def rows(dataset: DatasetName) -> Iterator[Row]:
     def changed(**changes: object) -> RunChoice:
         return msgspec.structs.replace(base, **changes)
 
-    yield Row("table 2", "base", base, (OWN, FREE_BEAMS, FIRST_GIVEN))
-    yield Row("table 2", BEST_TOP_K.label, changed(layout=BEST_TOP_K), (OWN, FREE_BEAMS))
+    own = (OWN, PER_ITEM, FREE_BEAMS)
+    yield Row("table 2", "base", base, (*own, FIRST_GIVEN))
+    yield Row("table 2", BEST_TOP_K.label, changed(layout=BEST_TOP_K), own)
     yield from layout_changes(dataset)
-    yield Row("table 2", "without layer 2", changed(layout=WITHOUT), (OWN, FREE_BEAMS))
+    yield Row("table 2", "without layer 2", changed(layout=WITHOUT), own)
     for layout in TOP_K:
         if layout != BEST_TOP_K:
-            yield Row("table 2", layout.label, changed(layout=layout), (OWN, FREE_BEAMS))
-    yield Row("table 2", "MiLe loss", changed(loss="mile"), (OWN, FREE_BEAMS))
-    yield Row("table 2", "focal loss", changed(loss="focal"), (OWN, FREE_BEAMS))
-    yield Row("table 2", TOP_P.label, changed(layout=TOP_P), (OWN, FREE_BEAMS))
+            yield Row("table 2", layout.label, changed(layout=layout), own)
+    yield Row("table 2", "MiLe loss", changed(loss="mile"), own)
+    yield Row("table 2", "focal loss", changed(loss="focal"), own)
+    yield Row("table 2", TOP_P.label, changed(layout=TOP_P), own)
+    yield from controls(dataset, 0)
     yield from levers(dataset)
     for architecture in here.architectures:
         label = architecture
@@ -109,9 +119,52 @@ def rows(dataset: DatasetName) -> Iterator[Row]:
             (OWN, FIRST_GIVEN),
         )
     yield from new_items(dataset)
+    yield from further_seeds(dataset)
+    yield from parameters(dataset)
+
+
+def controls(dataset: DatasetName, seed: int) -> Iterator[Row]:
+    """What the methods of table 2 have to be better than: as many layer-2 tokens left out at random, and a codebook that was
+    fitted to as few SIDs in the first place; and how few left-out tokens it takes.
+    """
+    if dataset not in FITTED_DIRECTLY:
+        return
+    base = msgspec.structs.replace(scale(dataset).base, seed=seed)
+    for share in RANDOM_SHARES:
+        layout = LayoutChoice(heads="random", share=share, draw=seed)
+        yield Row("table 2", layout.label, msgspec.structs.replace(base, layout=layout), (OWN, PER_ITEM))
+    for left_out, size in FITTED_DIRECTLY[dataset].items():
+        codebook = msgspec.structs.replace(base.codebook, size=size)
+        label = f"3 × {size}, as many SIDs as {left_out.label}"
+        yield Row("table 2", label, msgspec.structs.replace(base, codebook=codebook), (OWN, PER_ITEM))
+    for layout in FEW_TOP_K:
+        yield Row("table 2", layout.label, msgspec.structs.replace(base, layout=layout), (OWN, PER_ITEM))
+
+
+def further_seeds(dataset: DatasetName) -> Iterator[Row]:
+    """Every row of table 2 from other seeds."""
+    here = scale(dataset)
     for seed in here.seeds[1:]:
-        yield Row("table 2", "base", changed(seed=seed), (OWN,))
-        yield Row("table 2", BEST_TOP_K.label, changed(seed=seed, layout=BEST_TOP_K), (OWN,))
+        base = msgspec.structs.replace(here.base, seed=seed)
+        yield Row("table 2", "base", base, (OWN, PER_ITEM))
+        for layout in (BEST_TOP_K, WITHOUT, *(layout for layout in TOP_K if layout != BEST_TOP_K), TOP_P):
+            label = "without layer 2" if layout == WITHOUT else layout.label
+            yield Row("table 2", label, msgspec.structs.replace(base, layout=layout), (OWN, PER_ITEM))
+        yield from controls(dataset, seed)
+        for loss, label in (("mile", "MiLe loss"), ("focal", "focal loss")):
+            yield Row("table 2", label, msgspec.structs.replace(base, loss=loss), (OWN, PER_ITEM))
+
+
+def parameters(dataset: DatasetName) -> Iterator[Row]:
+    """Methods over codebooks of other depths and sizes (draft, § 5.5)."""
+    if dataset not in FITTED_DIRECTLY:
+        return
+    base = scale(dataset).base
+    for layers, size in ((3, 64), (3, 1024), (4, 256)):
+        codebook = msgspec.structs.replace(base.codebook, layers=layers, size=size)
+        for layout in (FULL, BEST_TOP_K, WITHOUT):
+            choice = msgspec.structs.replace(base, codebook=codebook, layout=layout)
+            yield Row("parameters", f"{layers} × {size}, {layout.label}", choice, (OWN, PER_ITEM))
 
 
 def levers(dataset: DatasetName) -> Iterator[Row]:

@@ -29,11 +29,14 @@ from study.experiments.results import Results, RunResult
 from study.measures.arrivals import choose_rule, measure_arrivals
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
+from study.measures.per_item import measure_per_item
 
 if TYPE_CHECKING:
     from models.language.tokenizer import TextTokenizer
 
-Kind = Literal["own", "first token given", "free beams", "naive", "marginal", "arrivals", "rule for arrivals"]
+Kind = Literal[
+    "own", "per item", "first token given", "free beams", "naive", "marginal", "arrivals", "rule for arrivals"
+]
 Progress = Callable[[str, float], None]  # what is done, and which share of it
 
 FREE_BEAM_CASES: Final = 200
@@ -45,7 +48,8 @@ _REPORTS_AN_EPOCH: Final = 20
 class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to measure of a trained model.
 
-    ``own``: recall under the layout that it was trained for; ``first token given``: the same with the first token of
+    ``own``: recall under the layout that it was trained for; ``per item``: recall at an equal budget of items, nats an item,
+    processor time a query; ``first token given``: the same with the first token of
     the right SID known; ``free beams``: share of invalid SIDs without the constraint; ``naive``: recall under another
     ``layout``, whose SIDs the model reads and writes as if it knew them; ``marginal``: the same with the left-out tokens
     summed over; ``arrivals``: recall of items that came after training, with the dense leg; ``rule for arrivals``: which rule
@@ -62,6 +66,7 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 OWN: Final = Measurement("own")
+PER_ITEM: Final = Measurement("per item")
 FIRST_GIVEN: Final = Measurement("first token given")
 FREE_BEAMS: Final = Measurement("free beams")
 ARRIVALS: Final = Measurement("arrivals")
@@ -294,6 +299,8 @@ def measure(here: Setting, model: Any, measurement: Measurement, progress: Progr
         return measure_arrivals(here, model, here.scratch / f"arrivals-{here.choice.key}.npz", progress)
     if measurement.kind == "rule for arrivals":
         return choose_rule(here, model, progress)
+    if measurement.kind == "per item":
+        return _per_item(here, model)
     if measurement.kind == "free beams":
         from study.measures.free_beams import invalid_shares
 
@@ -350,6 +357,18 @@ def _recall_outcome(
         decode = partial(marginal_beam_search, model, here.vocabulary, trie=trie, pinned=here.layout, beams=BEAMS)
     prompts = [here.prompt(case, read) for case in cases]
     return evaluate(decode, prompts, cases, here.data, here.codes, trie, here.reconstructed)
+
+
+def _per_item(here: Setting, model: Any) -> dict[str, Any]:
+    from retriever.search.beam_search import beam_search
+
+    trie = CatalogueTrie(here.codes, here.layout)
+    cases = here.cases(here.choice.cases)
+    prompts = [here.prompt(case, here.layout) for case in cases]
+    decode = partial(beam_search, model, here.vocabulary, trie=trie, beams=BEAMS)
+    return measure_per_item(
+        decode, model, here.vocabulary, prompts, cases, trie, here.codes, here.data.popularity
+    )
 
 
 def _together(parts: Sequence[Outcome]) -> Outcome:
