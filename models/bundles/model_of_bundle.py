@@ -54,7 +54,7 @@ def require_positions(model: Any, prompts: PromptBuilder, source: str) -> None:
     room = positions - (longest - settings.max_text_tokens - layers * settings.max_history)
     text = min(settings.max_text_tokens, room // 2)
     history = min(settings.max_history, (room - text) // layers)
-    shorter = f"train with --max-history {history} --max-text-tokens {text}, or " if room >= 0 else "train "
+    shorter = f"train with --max-history {history} --max-text {text}, or " if room >= 0 else "train "
     raise SidstreamError(
         f"a prompt has up to {longest} tokens with its SID ({settings.max_history} items of history, "
         f"{settings.max_text_tokens} tokens of text), but {source} reads {positions}: "

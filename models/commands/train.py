@@ -63,7 +63,13 @@ def train(
         ),
     ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="Validations, four a pass, without a better loss before training stops.")
+        int,
+        typer.Option(
+            "--early-stop",
+            "--patience",
+            min=1,
+            help="Validations, four a pass, without a better loss before training stops.",
+        ),
     ] = 4,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Local directory of a causal LM to fine-tune.", show_default="a small new one")
@@ -73,6 +79,14 @@ def train(
         float | None,
         typer.Option(min=0.01, help="Stop after so long, with what is learnt by then.", show_default="all epochs"),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with a training of this bundle that was stopped, or refuse if there is none; without it, train goes on "
+            "where there is one.",
+        ),
+    ] = False,
     anew: Annotated[
         bool,
         typer.Option(
@@ -128,7 +142,10 @@ def train(
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
     model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,
     user_buckets: Annotated[int, typer.Option(min=0, help="Tokens that users are hashed into; 0: no users.")] = 0,
-    max_text_tokens: Annotated[int, typer.Option(min=0, help="First tokens of a query's text that are read.")] = 24,
+    max_text_tokens: Annotated[
+        int,
+        typer.Option("--max-text", "--max-text-tokens", min=0, help="First tokens of a query's text that are read."),
+    ] = 24,
     max_history: Annotated[int, typer.Option(min=0, help="Newest items of a history that are read.")] = 10,
     embed: EmbedOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
@@ -159,6 +176,7 @@ def train(
         require_coded_queries,
         require_embeddings_of,
         require_one_validation,
+        require_resumable,
         require_usable_neighbours,
         steps_of,
         stopping_is_no_loss,
@@ -175,6 +193,7 @@ def train(
     if not processes.is_first():
         console.quiet = True
     require_one_validation(validation or (), validation_share)
+    require_resumable(checkpoint_directory(bundle), resume=resume, anew=anew)
     require_usable_neighbours(neighbours, embed, examples or ())
     model_settings = ModelSettings(
         checkpoint=checkpoint,

@@ -102,6 +102,19 @@ def require_one_validation(paths: Sequence[Path], share: float | None) -> None:
         )
 
 
+def require_resumable(checkpoints: Path, *, resume: bool, anew: bool) -> None:
+    """Raises ``SidstreamError`` for a training that is to go on and has nothing to go on from, or is to begin anew as well."""
+    from models.training.checkpoints import is_under_way
+
+    if resume and anew:
+        raise SidstreamError("--resume goes on with a training, and --anew begins from nothing: give one of them")
+    if resume and not is_under_way(checkpoints):
+        raise SidstreamError(
+            f"--resume, and there is no training to go on with: {checkpoints} has no whole checkpoint; it was not begun, came to "
+            "its end, or stopped before the first one. Train without --resume"
+        )
+
+
 def with_validation(
     data: TrainingData, paths: Sequence[Path], share: float | None, *, seed: int, console: Console
 ) -> tuple[TrainingData, TrainingData | None]:
@@ -154,10 +167,12 @@ def steps_of(work: WorkProgress) -> ProgressCallback:
 @contextmanager
 def stopping_is_no_loss(checkpoints: Path, console: Console) -> Iterator[None]:
     """Whoever stops a training is told how it goes on."""
+    from models.training.checkpoints import is_under_way
+
     try:
         yield
     except KeyboardInterrupt:
-        if any(checkpoints.glob("checkpoint-*/whole.json")):
+        if is_under_way(checkpoints):
             console.print(
                 f"stopped. The same command again goes on from the last checkpoint, in {shown(checkpoints)}",
                 soft_wrap=True,
@@ -184,7 +199,7 @@ def report_outcome(outcome: TrainingOutcome, console: Console) -> None:
     if outcome.stopped_early:
         console.print(
             f"  stopped after {outcome.steps:,} of {outcome.planned_steps:,} steps: the validation loss did not get better "
-            "any more (--patience)",
+            "any more (--early-stop)",
             soft_wrap=True,
         )
     elif outcome.steps < outcome.planned_steps:

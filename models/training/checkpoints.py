@@ -40,6 +40,11 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
 
 
+def is_under_way(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint to go on from."""
+    return any(directory.glob(f"{_PREFIX}*/{_MARK}"))
+
+
 @dataclass
 class Checkpoints:
     """The checkpoints of one training in a directory of their own.

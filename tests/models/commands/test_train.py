@@ -73,7 +73,21 @@ def walks(count: int, length: int = 6) -> list[dict[str, Any]]:
 
 
 def test_loss_gamma_architecture_and_dropout_are_recorded(shop: Path) -> None:
-    train(shop, "--epochs", 1, "--loss", "focal", "--gamma", 2, "--architecture", "baichuan", "--dropout", 0.1)
+    train(
+        shop,
+        "--epochs",
+        1,
+        "--patience",
+        3,
+        "--loss",
+        "focal",
+        "--gamma",
+        2,
+        "--architecture",
+        "baichuan",
+        "--dropout",
+        0.1,
+    )
     found = facts(shop)
     assert (found["loss_function"], found["gamma"], found["architecture"]) == ("focal", 2.0, "baichuan")
     assert found["dropout"] == 0.1
@@ -117,7 +131,7 @@ def test_validation_ends_training_and_is_recorded_and_said(shop: Path) -> None:
     ]
     held = write(shop / "held.jsonl", *other)
     printed = train(
-        shop, "--epochs", 300, "--examples", sequences, "--validation", held, "--patience", 2, "--learning-rate", 0.01
+        shop, "--epochs", 300, "--examples", sequences, "--validation", held, "--early-stop", 2, "--learning-rate", 0.01
     )
     found = facts(shop)
     validation = found["validation"]
@@ -147,10 +161,13 @@ def test_training_whose_time_was_up_goes_on_when_it_is_asked_again_and_not_with_
     second = facts(shop)
     assert second["resumed_at"] == first["steps"] < second["steps"]
     assert f"goes on after step {first['steps']:,}" in printed
+    assert "goes on after step" in train(shop, *long, "--minutes", 0.02, "--resume")
     train(shop, *long, "--minutes", 0.02, "--anew")
     assert facts(shop)["resumed_at"] == 0
     invoke("fit", shop / "catalogue", "--bundle", shop / "bundle", "--size", 8, "--replace")
     assert not checkpoint_directory(shop / "bundle").exists(), "of another codebook"
+    with pytest.raises(SidstreamError, match=r"--resume, and there is no training to go on with: .*without --resume"):
+        train(shop, *long, "--resume")
 
 
 _TRAINING = """
@@ -230,6 +247,7 @@ def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_an
         (["--architecture", "qwen", "--checkpoint", "somewhere"], "give one of the two"),
         (["--neighbours", "5"], "name their directory with --embed"),
         (["--neighbours", "5", "--embed", "towers", "--examples", "e.jsonl"], "give one of them"),
+        (["--resume", "--anew"], "--resume goes on with a training, and --anew begins from nothing: give one"),
         (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
     ],
 )

@@ -324,7 +324,7 @@ def test_checkpoint_of_too_few_positions_is_refused_before_training_and_trained_
     configuration = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(configuration | {"max_position_embeddings": 32}))
     settings = TrainingSettings(max_steps=1, batch_size=16)
-    with pytest.raises(SidstreamError, match="reads 32: train with --max-history 4 --max-text-tokens 13, or") as told:
+    with pytest.raises(SidstreamError, match="reads 32: train with --max-history 4 --max-text 13, or") as told:
         train_bundle(fitted.bundle, EXAMPLES, IDS, fitted.codes, ModelSettings(checkpoint=directory), settings)
     assert "up to 60 tokens with its SID (10 items of history, 24 tokens of text)" in str(told.value)
     fits = ModelSettings(checkpoint=directory, prompt=PromptSettings(max_history=4, max_text_tokens=13))
