@@ -17,6 +17,7 @@ from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.dense.codebook_input import fit_codebook_input
 from study.data.choices import CodebookChoice
 from study.data.datasets import Dataset, planted_codebook
+from study.data.synthetic import skewed_embeddings, uniform_embeddings
 
 RQ_VAE_EPOCHS: Final = 30
 
@@ -61,7 +62,13 @@ def _fit(choice: CodebookChoice, vectors: npt.NDArray[np.float32]) -> Codebook:
 
 
 def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float32]:
-    """What is quantised: the text embedding, beside it (weighted) the co-occurrence vector if the choice says so."""
+    """What is quantised: the text embedding, beside it (weighted) the co-occurrence vector if the choice says so; or embeddings
+    that are made.
+    """
+    if choice.embeddings == "uniform":
+        return uniform_embeddings(len(data.embeddings), seed=choice.seed)
+    if choice.embeddings == "skewed":
+        return skewed_embeddings(len(data.embeddings), seed=choice.seed)
     if choice.co_occurrence == 0:
         return data.embeddings
     ids = [str(row) for row in range(len(data.embeddings))]

@@ -1,8 +1,9 @@
-"""A set with a planted hourglass: items whose codes are known, because they were made from them (paper § 3.2).
+"""Sets that are made: a planted hourglass, whose items' codes are known because they were made from them; embeddings that are
+spread evenly, and unevenly (paper § 3.2).
 
-What must hold: an item is the sum of one codeword a layer and a little noise; layers 1 and 3 are drawn evenly, layer 2 by
-a power of the rank, its first codeword being zero (items near the centre of their layer-1 cluster). So under the planted
-codebook layers 1 and 3 are even and layer 2 is crowded, for certain; what a fitted codebook makes of it is another matter.
+What must hold: an item of the hourglass is the sum of one codeword a layer and a little noise; layers 1 and 3 are drawn evenly,
+layer 2 by a power of the rank, its first codeword being zero (items near the centre of their layer-1 cluster). So under the
+planted codebook layers 1 and 3 are even and layer 2 is crowded, for certain; what a fitted codebook makes of it is another matter.
 """
 
 from __future__ import annotations
@@ -43,3 +44,23 @@ def planted_hourglass(
     noise = _NOISE * random.standard_normal((items, dimension)) / np.sqrt(dimension)
     embeddings = sum((codewords[layer, tokens] for layer, tokens in enumerate(codes)), start=noise)
     return embeddings.astype(np.float32), Codebook(codewords.astype(np.float32))
+
+
+def uniform_embeddings(items: int, *, seed: int, dimension: int = 64) -> npt.NDArray[np.float32]:
+    """float32 (items, dimension), spread evenly over the unit sphere."""
+    drawn = np.random.default_rng(seed).standard_normal((items, dimension))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def skewed_embeddings(
+    items: int, *, seed: int, dimension: int = 64, kinds: int = 500, width: float = 0.6
+) -> npt.NDArray[np.float32]:
+    """float32 (items, dimension) of length 1: ``kinds`` of items around centres that are spread evenly; the kind of rank r has a
+    share proportional to 1 / r of the items, and lies within ``width`` of its centre on average.
+    """
+    random = np.random.default_rng(seed)
+    centres = uniform_embeddings(kinds, seed=seed, dimension=dimension)
+    shares = 1 / np.arange(1, kinds + 1)
+    kind = random.choice(kinds, size=items, p=shares / shares.sum())
+    drawn = centres[kind] + width * random.standard_normal((items, dimension)) / np.sqrt(dimension)
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)

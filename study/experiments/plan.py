@@ -84,7 +84,9 @@ def scale(dataset: DatasetName) -> Scale:
             planted = msgspec.structs.replace(codebook, method="planted", size=32)
             base = RunChoice(codebook=planted, hidden_size=48, model_layers=2, epochs=8, learning_rate=5e-3, cases=400)
     few = dataset in ("planted", "tiny")
-    return Scale(base=base, seeds=SEEDS[:1] if few else SEEDS, architectures=("llama",) if few else ("llama", "qwen", "baichuan"))
+    return Scale(
+        base=base, seeds=SEEDS[:1] if few else SEEDS, architectures=("llama",) if few else ("llama", "qwen", "baichuan")
+    )
 
 
 def rows(dataset: DatasetName) -> Iterator[Row]:

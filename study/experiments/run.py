@@ -366,9 +366,7 @@ def _per_item(here: Setting, model: Any) -> dict[str, Any]:
     cases = here.cases(here.choice.cases)
     prompts = [here.prompt(case, here.layout) for case in cases]
     decode = partial(beam_search, model, here.vocabulary, trie=trie, beams=BEAMS)
-    return measure_per_item(
-        decode, model, here.vocabulary, prompts, cases, trie, here.codes, here.data.popularity
-    )
+    return measure_per_item(decode, model, here.vocabulary, prompts, cases, trie, here.codes, here.data.popularity)
 
 
 def _together(parts: Sequence[Outcome]) -> Outcome:

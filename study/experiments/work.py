@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,9 @@ _SIZES: Final = (64, 256, 1024)
 
 
 def hourglass_choices(dataset: DatasetName) -> Iterator[CodebookChoice]:
-    """The codebooks whose shape figures 1 to 4 and 6 show; one whose layers start apart; the planted one."""
+    """The codebooks whose shape figures 1 to 4 and 6 show; one whose layers start apart; the planted one. Of a real set one that
+    is as fine as the paper's, of the planted one the even and the uneven embeddings of § 3.2.
+    """
     for method in ("k-means", "rq-vae"):
         for layers in _LAYERS:
             for size in _SIZES:
@@ -46,12 +48,20 @@ def hourglass_choices(dataset: DatasetName) -> Iterator[CodebookChoice]:
     yield CodebookChoice(dataset=dataset, start="independent")
     if dataset in ("planted", "tiny"):
         yield scale(dataset).base.codebook
+    else:
+        yield CodebookChoice(dataset=dataset, size=4096)
+    if dataset == "planted":
+        spreads: tuple[Literal["uniform", "skewed"], ...] = ("uniform", "skewed")
+        for embeddings in spreads:
+            yield CodebookChoice(dataset=dataset, embeddings=embeddings)
+            yield CodebookChoice(dataset=dataset, embeddings=embeddings, method="rq-vae")
 
 
 def hourglass_label(choice: CodebookChoice) -> str:
     """Its name on the command line and in the report."""
     start = f", {choice.start} start" if choice.start != "shared" else ""
-    return f"hourglass {choice.dataset} {choice.method}, L = {choice.layers}, M = {choice.size}{start}"
+    embeddings = f", {choice.embeddings} embeddings" if choice.embeddings != "own" else ""
+    return f"hourglass {choice.dataset} {choice.method}, L = {choice.layers}, M = {choice.size}{start}{embeddings}"
 
 
 def row_label(row: Row) -> str:

@@ -61,7 +61,9 @@ def measure_per_item(
     log_share = _log_shares(sids, popularity)
     log_sid = _log_probabilities(model, vocabulary, prompts, cases, sids)
     for number, (case, logs) in enumerate(zip(cases, log_sid, strict=True)):
-        nats[0, number] = -float(np.mean([log + log_share[item] for log, item in zip(logs, case.relevant, strict=True)]))
+        nats[0, number] = -float(
+            np.mean([log + log_share[item] for log, item in zip(logs, case.relevant, strict=True)])
+        )
     return {
         "items listed": _figures(shares, [str(budget) for budget in BUDGETS]),
         "nats": _figures(nats, ["mean"]),
@@ -143,4 +145,3 @@ def _figures(values: npt.NDArray[np.float64], names: Sequence[str]) -> Figures:
         keys = (name, f"low {name}", f"high {name}")
         figures |= dict(zip(keys, (round(float(end), 5) for end in ends), strict=True))
     return figures
-

@@ -68,4 +68,5 @@ def _picture(caption: str, path: str) -> str:
 
 def _short(choice: CodebookChoice) -> str:
     start = "" if choice.start == "shared" else f", {choice.start}"
-    return f"{choice.method}{start} {choice.layers} × {choice.size}"
+    embeddings = "" if choice.embeddings == "own" else f", {choice.embeddings}"
+    return f"{choice.method}{start}{embeddings} {choice.layers} × {choice.size}"

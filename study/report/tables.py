@@ -175,6 +175,7 @@ def shapes(found: Mapping[CodebookChoice, Shape]) -> str:
     lines = []
     for choice, shape in found.items():
         start = "" if choice.start == "shared" else f", {choice.start} start"
+        start += "" if choice.embeddings == "own" else f", {choice.embeddings} embeddings"
         by_layer = [
             " / ".join(f"{value:{form}}" for value in values)
             for form, values in (

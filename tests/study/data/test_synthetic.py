@@ -1,12 +1,13 @@
-"""The planted hourglass: crowded in layer 2 alone, as strongly as asked, whatever the seed."""
+"""Sets that are made: the planted hourglass is crowded in layer 2 alone, as strongly as asked; even and uneven embeddings."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from models.codebooks.codebook import fit_residual_kmeans
 from models.sids.census import count_tokens, gini
-from study.data.synthetic import planted_hourglass
+from study.data.synthetic import planted_hourglass, skewed_embeddings, uniform_embeddings
 
 
 def planted_ginis(strength: float, seed: int = 0, size: int = 64, items: int = 4_000) -> list[float]:
@@ -49,3 +50,14 @@ def test_the_same_seed_gives_the_same_set_and_another_seed_another() -> None:
     assert np.array_equal(first, again)
     assert codebook == same
     assert not np.array_equal(first, other)
+
+
+def test_even_embeddings_make_no_hourglass_and_uneven_ones_do() -> None:
+    ginis = {}
+    for name, embeddings in (("even", uniform_embeddings(3_000, seed=0)), ("uneven", skewed_embeddings(3_000, seed=0))):
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+        codes = fit_residual_kmeans(embeddings, layers=3, size=32, seed=0).encode(embeddings)
+        ginis[name] = [gini(row) for row in count_tokens(codes, 32)]
+    assert max(ginis["even"]) < 0.2
+    assert ginis["uneven"][1] > 0.4
+    assert ginis["uneven"][1] > ginis["uneven"][0]
