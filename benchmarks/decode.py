@@ -1,10 +1,8 @@
 """Decoding: our beam search against transformers' constrained ``generate`` and against the bare forward passes.
 
 All answer the same prompts with the same model over the same 20,000 items, full-length SIDs, 50 beams, on the same
-cores. The bare forward passes are what no search can do without: the prompt once, then 50 tokens a query with a cache
-of 50 copies of the prompt, twice, each with the logits of the whole vocabulary; no constraint, no choice of beams, no
-re-ordering of the cache. They are also measured in the shape that ours have: one cache a query, its 50 beams one
-sequence under a tree mask. ``generate`` runs the prompt once a *beam*, so our lead grows with the prompt.
+cores (``decoding_rivals`` says what the bare passes are). ``generate`` runs the prompt once a *beam*, so our lead grows with
+the prompt. Then 1, 8 and 32 queries at once, in batches as the retriever makes them, in queries a second.
 
 Marginal decoding is the same model on a layout with the fullest tenth of the layer-2 tokens left out: each layer-1
 token costs 26 tokens more. The random model here is the worst case, as its scores are too even for any of them to be
@@ -19,48 +17,29 @@ from __future__ import annotations
 
 import copy
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
+from benchmarks.decoding_rivals import CODEBOOK, Rivals, crowded_codes, in_batches, snapshot_of
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
 from models.language.language_model import small_causal_lm
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from retriever.search.beam_search import beam_search
-from retriever.search.forward_passes import SharedPromptPasses
 from retriever.search.marginal_search import marginal_beam_search
-from store.reading.reader import IndexReader
-from store.records.batch import CodesBatch
 from store.topology.layout_trie import SnapshotTrie
-from store.writing.writer import IndexWriter
+from streamer.settings import RetrieverSettings
 
-CODEBOOK = "0123456789abcdef"
 LAYERS, SIZE, TEXT = 3, 256, 3000
 LARGE = 90_000_000  # parameters
 SHORT_PROMPT, LONG_PROMPT = 24, 56  # a query text; a text of 24 tokens and a history of ten items
-
-
-def crowded_codes(items: int, random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """Codes with the crowded middle layer of a real catalogue (Gini about 0.65)."""
-    weights = 1.0 / np.arange(1, SIZE + 1) ** 0.9
-    codes = np.stack(
-        [
-            random.integers(SIZE, size=items),
-            random.choice(SIZE, p=weights / weights.sum(), size=items),
-            random.integers(SIZE, size=items),
-        ],
-        axis=1,
-    )
-    return codes.astype(np.uint16)
+AT_ONCE = (1, 8, 32)
 
 
 def milliseconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
@@ -94,39 +73,18 @@ def main() -> int:
     ).eval()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(8.0)  # scores as unequal as a trained model's
-    prompts = random.integers(TEXT, size=(8, LONG_PROMPT)).tolist()
-    codes = crowded_codes(arguments.items, random)
+    prompts = random.integers(TEXT, size=(max(AT_ONCE), LONG_PROMPT)).tolist()
+    codes = crowded_codes(arguments.items, SIZE, random)
     layout = Layout(1, CODEBOOK, LAYERS, SIZE, ())
     heads = top_k(np.bincount(codes[:, 1], minlength=SIZE), SIZE // 10 + 1)
     shorter = Layout(2, CODEBOOK, LAYERS, SIZE, heads)
-    with tempfile.TemporaryDirectory() as directory:
-        with IndexWriter.open(Path(directory), codebook_id=CODEBOOK, layers=LAYERS, size=SIZE) as writer:
-            count = len(codes)
-            writer.apply(
-                CodesBatch(
-                    ids=[f"item-{row}".encode() for row in range(count)],
-                    codes=codes,
-                    weights=np.ones(count, dtype=np.float32),
-                    titles=[""] * count,
-                    updated_at=np.zeros(count, dtype=np.int64),
-                    deleted=np.zeros(count, dtype=bool),
-                ),
-                {},
-            )
-        with IndexReader(directory) as reader, reader.snapshot() as snapshot:
-            return report(
-                _title(model, arguments),
-                _measure(
-                    model,
-                    vocabulary,
-                    prompts,
-                    SnapshotTrie(snapshot, layout),
-                    SnapshotTrie(snapshot, shorter),
-                    layout.sid_tokens(codes),
-                    arguments,
-                ),
-                arguments.json,
-            )
+    rivals = Rivals(model, vocabulary, codes, arguments.beams)
+    with snapshot_of(codes, SIZE) as snapshot:
+        trie = SnapshotTrie(snapshot, layout)
+        results = _measure(model, vocabulary, prompts, trie, SnapshotTrie(snapshot, shorter), rivals, arguments)
+        results += _at_once(model, vocabulary, prompts, trie, rivals, arguments)
+        results += _in_fewer_bits(model, vocabulary, prompts, trie, arguments)
+    return report(_title(model, arguments), results, arguments.json)
 
 
 def _title(model: Any, arguments: Any) -> str:
@@ -143,52 +101,10 @@ def _measure(
     prompts: list[list[int]],
     trie: SnapshotTrie,
     shorter: SnapshotTrie,
-    sids: Any,
+    rivals: Rivals,
     arguments: Any,
 ) -> list[Result]:
     beams, goal = arguments.beams, Target.value_at_least(10)
-    children: dict[tuple[int, ...], list[int]] = {}
-    for sid in np.unique(sids, axis=0).tolist():
-        for depth, token in enumerate(sid):
-            below = children.setdefault(tuple(sid[:depth]), [])
-            if not below or below[-1] != token + vocabulary.sid_base:
-                below.append(token + vocabulary.sid_base)
-
-    def allowed(batch: list[list[int]]) -> Callable[[int, Any], list[int]]:
-        length = len(batch[0])
-        return lambda _, sequence: children[tuple((sequence[length:] - vocabulary.sid_base).tolist())]
-
-    def generate(batch: list[list[int]]) -> Any:
-        with torch.inference_mode():
-            return model.generate(
-                input_ids=torch.tensor(batch),
-                attention_mask=torch.ones((len(batch), len(batch[0])), dtype=torch.long),
-                num_beams=beams,
-                num_return_sequences=beams,
-                max_new_tokens=LAYERS,
-                length_penalty=0.0,
-                do_sample=False,
-                prefix_allowed_tokens_fn=allowed(batch),
-                pad_token_id=vocabulary.padding_id,
-            )
-
-    def bare(batch: list[list[int]]) -> None:
-        with torch.inference_mode():
-            cache = transformers.DynamicCache()
-            model(input_ids=torch.tensor(batch), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(beams)
-            tokens = torch.zeros((len(batch) * beams, 1), dtype=torch.long)
-            for _ in range(LAYERS - 1):
-                model(input_ids=tokens, past_key_values=cache, use_cache=True)
-
-    def bare_shared(batch: list[list[int]]) -> None:
-        with torch.inference_mode():
-            passes = SharedPromptPasses(model)
-            everything = slice(0, vocabulary.total)
-            passes.logits(passes.start(batch), everything)
-            zeros = np.zeros((len(batch), beams), dtype=np.int64)
-            for _ in range(LAYERS - 1):
-                passes.logits(passes.advance(zeros, zeros), everything)
 
     def ours(batch: list[list[int]], normaliser: Any = "vocabulary") -> Any:
         return beam_search(model, vocabulary, batch, trie, beams=beams, normaliser=normaliser)
@@ -205,9 +121,9 @@ def _measure(
         works: list[Callable[[], Any]] = [
             partial(ours, batch),
             partial(ours, batch, "layers"),
-            partial(bare, batch),
-            partial(bare_shared, batch),
-            partial(generate, batch),
+            partial(rivals.bare, batch),
+            partial(rivals.bare_shared, batch),
+            partial(rivals.generate, batch),
             partial(marginal, batch),
             partial(marginal, batch, "layers"),
         ]
@@ -223,22 +139,54 @@ def _measure(
             Result(f"{name}marginal decoding, worst case", summed, "ms a query", "ms ordinary", one),
             Result(f"{name}the same, over the SID rows alone", summed_layers, "ms a query", "ms ordinary", layers_only),
         ]
-    half = copy.deepcopy(model).to(torch.bfloat16)
+    return results
+
+
+def _at_once(
+    model: Any, vocabulary: SidVocabulary, prompts: list[list[int]], trie: SnapshotTrie, rivals: Rivals, arguments: Any
+) -> list[Result]:
+    """Queries a second with so many of them at once, in batches as the retriever makes them."""
+    size = RetrieverSettings().batch_size
+
+    def ours(batch: list[list[int]]) -> Any:
+        return beam_search(model, vocabulary, batch, trie, beams=arguments.beams)
+
+    results = []
+    for queries in AT_ONCE:
+        asked = prompts[:queries]
+        works = [in_batches(work, asked, size) for work in (ours, rivals.bare, rivals.bare_shared, rivals.generate)]
+        mine, bare, shared, generated = (
+            queries * 1000 / spent for spent in milliseconds(works, max(3, arguments.rounds // 5))
+        )
+        name = f"{queries} at once: "
+        results += [
+            Result(f"{name}against generate", mine, "queries/s", "queries/s", generated),
+            Result(f"{name}against the bare forward passes", mine, "queries/s", "queries/s", bare),
+            Result(f"{name}against those with a shared prompt", mine, "queries/s", "queries/s", shared),
+        ]
+    return results
+
+
+def _in_fewer_bits(
+    model: Any, vocabulary: SidVocabulary, prompts: list[list[int]], trie: SnapshotTrie, arguments: Any
+) -> list[Result]:
+    """What ``retriever.dtype`` gives, and costs in the first ten SIDs."""
     large = sum(parameter.numel() for parameter in model.parameters()) >= LARGE
+    goal = Target.value_at_least(1.5) if large else None
+    half = copy.deepcopy(model).to(torch.bfloat16)
 
-    def in_half(batch: list[list[int]]) -> Any:
-        return beam_search(half, vocabulary, batch, trie, beams=beams)
+    def search(each: Any, batch: list[list[int]]) -> Any:
+        return beam_search(each, vocabulary, batch, trie, beams=arguments.beams)
 
+    results = []
     for queries in (1, 8):
-        batch = prompts[:queries]
-        works = [partial(in_half, batch), partial(ours, batch)]
+        works = [partial(search, each, prompts[:queries]) for each in (half, model)]
         faster, slower = milliseconds(works, arguments.rounds)
         name = f"{queries} × {LONG_PROMPT} tokens, bfloat16: "
-        goal = Target.value_at_least(1.5) if large else None
         results.append(Result(f"{name}against float32", slower / faster, "× faster", target=goal))
     same = [
         len({sid.tokens for sid in one[:10]} & {sid.tokens for sid in other[:10]}) / 10
-        for one, other in zip(in_half(prompts), ours(prompts), strict=True)
+        for one, other in zip(search(half, prompts[:8]), search(model, prompts[:8]), strict=True)
     ]
     results.append(Result("bfloat16: share of the first ten SIDs that float32 has", statistics.mean(same), ""))
     return results
