@@ -1,9 +1,10 @@
 """Sets that are made: a planted hourglass, whose items' codes are known because they were made from them; embeddings that are
 spread evenly, and unevenly (paper § 3.2).
 
-What must hold: an item of the hourglass is the sum of one codeword a layer and a little noise; layers 1 and 3 are drawn evenly,
-layer 2 by a power of the rank, its first codeword being zero (items near the centre of their layer-1 cluster). So under the
-planted codebook layers 1 and 3 are even and layer 2 is crowded, for certain; what a fitted codebook makes of it is another matter.
+What must hold: an item of the hourglass is the sum of one codeword a layer and a little noise; layers 1 and 3 are drawn
+evenly, layer 2 by a power of the rank, its first codeword being zero (items near the centre of their layer-1 cluster). So
+under the planted codebook layers 1 and 3 are even and layer 2 is crowded, for certain; what a fitted codebook
+makes of it is another matter.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def planted_hourglass(
 def uniform_embeddings(items: int, *, seed: int, dimension: int = 64) -> npt.NDArray[np.float32]:
     """float32 (items, dimension), spread evenly over the unit sphere."""
     drawn = np.random.default_rng(seed).standard_normal((items, dimension))
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return _of_length_1(drawn)
 
 
 def skewed_embeddings(
@@ -63,4 +64,9 @@ def skewed_embeddings(
     shares = 1 / np.arange(1, kinds + 1)
     kind = random.choice(kinds, size=items, p=shares / shares.sum())
     drawn = centres[kind] + width * random.standard_normal((items, dimension)) / np.sqrt(dimension)
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return _of_length_1(drawn)
+
+
+def _of_length_1(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    unit: npt.NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
