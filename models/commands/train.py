@@ -124,6 +124,18 @@ def train(
     precision: Annotated[
         str, typer.Option(help="Of the passes: float32, or bf16 (weights and optimiser stay float32).")
     ] = "float32",
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Send losses, learning rate and recall to tensorboard, wandb or whatever transformers reports to. Repeat it "
+            "for several.",
+            show_default="none",
+        ),
+    ] = None,
+    logging_dir: Annotated[
+        Path | None,
+        typer.Option(help="For TensorBoard's files.", show_default="beside the bundle, <bundle>.runs"),
+    ] = None,
     layer2_dropout: Annotated[
         float,
         typer.Option(
@@ -187,6 +199,7 @@ def train(
     from models.examples.records import TrainingData
     from models.language.prompts import PromptSettings
     from models.training import processes
+    from models.training.reports import checked_services, default_directory
     from models.training.settings import TrainingSettings
 
     console = terminal(stderr=True)
@@ -220,6 +233,8 @@ def train(
         precision=_precision(precision),
         lora=_rank(lora),
         dropout=dropout,
+        report_to=checked_services(report_to or ()),
+        report_directory=logging_dir or default_directory(checkpoint_directory(bundle)),
     )
     if threads:
         torch.set_num_threads(threads)

@@ -24,7 +24,7 @@ from models.errors import SidstreamError
 from models.language.dropout import set_dropout
 from models.language.finite import first_not_finite
 from models.language.lora import load_weights
-from models.training import processes
+from models.training import processes, reports
 from models.training.checkpoints import Checkpoints, Mark
 from models.training.losses import target_loss
 from models.training.settings import (
@@ -131,6 +131,7 @@ class _Run:
             if validation is not None
             else None
         )
+        self.news: dict[str, float] = {}  # what reports have not been told
         self.losses: deque[float] = deque(maxlen=settings.report_every)
         self.loss_of_step = 0.0
         self.done = self.begun_at = 0  # steps
@@ -223,6 +224,8 @@ class _Run:
         class Steps(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 ended = run.stepped(int(state.global_step))
+                if run.news or ended or run.done % run.settings.report_every == 0:
+                    trainer.log(run.told(float(trainer.lr_scheduler.get_last_lr()[0])))
                 due = run.checkpoints is not None and (run.checkpoints.is_due() or ended)
                 control.should_training_stop, control.should_save = processes.decided(ended, due)
 
@@ -254,7 +257,10 @@ class _Run:
         arguments._n_gpu = min(1, arguments.n_gpu)  # several cards without several processes: one of them works
         if self.settings.gradient_checkpointing:
             self.model.enable_input_require_grads()  # below layers that learn nothing themselves (LoRA)
-        trainer = TargetTrainer(model=self.model, args=arguments, train_dataset=self.table, callbacks=[Steps()])
+        services = reports.callbacks(self.settings.report_to, self.settings.report_directory)
+        trainer = TargetTrainer(
+            model=self.model, args=arguments, train_dataset=self.table, callbacks=[Steps(), *services]
+        )
         trainer.remove_callback(PrinterCallback)
         with torch.random.fork_rng(devices=[]), _quiet_transformers():
             trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
@@ -272,7 +278,9 @@ class _Run:
         self.loss_of_step = 0.0
         ended = self.budget.share(step) >= 1
         if self.validation is not None and (ended or step % self.validation.every == 0):
-            if self.validation.take(self.validation.loss(self.model), step) and processes.is_first():
+            figures = self.validation.figures(self.model)
+            self.news |= {"eval_loss": figures.loss, "eval_recall_at_1": figures.recall_at_1}
+            if self.validation.take(figures, step) and processes.is_first():
                 _save(self.model, self._best())
             ended = ended or self.validation.out_of_patience
         if self.progress is not None and processes.is_first():
@@ -288,6 +296,11 @@ class _Run:
                 )
             )
         return ended
+
+    def told(self, learning_rate: float) -> dict[str, float]:
+        """What reports are told of the last steps, by transformers' names."""
+        news, self.news = self.news, {}
+        return {"loss": sum(self.losses) / len(self.losses), "learning_rate": learning_rate, **news}
 
     def saved(self) -> None:
         """Trainer has written a checkpoint."""

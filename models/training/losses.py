@@ -7,6 +7,7 @@ for any finite logits; ``gamma`` 0 makes each of them cross-entropy.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from models.errors import SidstreamError
@@ -60,9 +61,27 @@ def target_loss(
 
 def surprises(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """-log P (N,) of each token to be predicted in a batch, natural logarithm."""
+    return scored(model, batch).surprise
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of each token to be predicted in a batch: its id (N,), -log P (N,), natural logarithm, and whether it is the likeliest of
+    all (N,).
+    """
+
+    token: torch.Tensor
+    surprise: torch.Tensor
+    likeliest: torch.Tensor
+
+
+def scored(model: Any, batch: Mapping[str, torch.Tensor]) -> Scored:
+    """What the model makes of the tokens to be predicted, in the order of the rows."""
     import torch
 
-    return torch.nn.functional.cross_entropy(*target_logits(model, batch), reduction="none")
+    logits, token = target_logits(model, batch)
+    surprise = torch.nn.functional.cross_entropy(logits, token, reduction="none")
+    return Scored(token, surprise, logits.argmax(dim=-1) == token)
 
 
 def token_loss(logits: torch.Tensor, targets: torch.Tensor, loss: Loss, gamma: float | None = None) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from models.errors import SidstreamError
@@ -36,6 +37,8 @@ class TrainingSettings:
     ``gradient_checkpointing``: activations are computed again where the backward pass needs them, not kept.
     ``dropout``: of attention and hidden states, in the fields that the family has (``models.language.dropout``), and of LoRA's
     updates; None for what a checkpoint's configuration says (a new model's says 0).
+    ``report_to``: services that transformers reports to, besides ``report_directory`` for TensorBoard's files
+    (``models.training.reports``).
     """
 
     epochs: float = 3.0
@@ -56,6 +59,8 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     lora: int = 0
     dropout: float | None = None
+    report_to: tuple[str, ...] = ()
+    report_directory: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer2_dropout < 1.0:
@@ -94,7 +99,7 @@ class TrainingSettings:
         checked_gamma(self.loss, self.gamma)
 
     def facts(self) -> dict[str, Any]:
-        """What decides the weights, by the names that people know; the time that it may take is not among them."""
+        """What decides the weights, by the names that people know; neither the time that it may take nor reports are."""
         return {
             **({"steps": self.max_steps} if self.max_steps > 0 else {"epochs": self.epochs}),
             "batch size": self.batch_size,
@@ -116,7 +121,8 @@ class TrainingSettings:
 @dataclass(frozen=True)
 class ValidationOutcome:
     """``loss``: the best, a mean over tokens of -log P (natural logarithm), reached after ``step`` steps, whose weights were
-    kept; ``targets``: SIDs that it was measured on; ``times``: how often; ``stopped_early``: whether patience ended training.
+    kept; ``targets``: SIDs that it was measured on; ``times``: how often; ``stopped_early``: whether patience ended training;
+    ``recall_at_1``: share of these targets each of whose tokens had the highest probability of all at its place.
     """
 
     loss: float
@@ -124,6 +130,7 @@ class ValidationOutcome:
     targets: int
     times: int
     stopped_early: bool
+    recall_at_1: float = 0.0
 
 
 @dataclass(frozen=True)

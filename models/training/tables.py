@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.sids.vocabulary import SidVocabulary
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,9 +63,11 @@ class TrainingBatch:
 class TrainingTable(Protocol):
     """What training needs: how long each row is, how many targets it has, and batches of rows.
 
-    ``lengths``: (N,) tokens a row; ``row_targets``: (N,) SIDs to be predicted in each; ``targets``: their sum.
+    ``vocabulary``: of the SIDs' tokens; ``lengths``: (N,) tokens a row; ``row_targets``: (N,) SIDs to be predicted in each;
+    ``targets``: their sum.
     """
 
+    vocabulary: SidVocabulary
     lengths: npt.NDArray[np.int64]
     row_targets: npt.NDArray[np.int64]
     targets: int
@@ -82,6 +86,7 @@ class JoinedTable:
 
     def __init__(self, parts: Sequence[TrainingTable]) -> None:
         self.parts = tuple(parts)
+        self.vocabulary = parts[0].vocabulary
         self.lengths = np.concatenate([part.lengths for part in parts])
         self.row_targets = np.concatenate([part.row_targets for part in parts])
         self.targets = sum(part.targets for part in parts)

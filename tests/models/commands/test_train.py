@@ -248,6 +248,7 @@ def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_an
         (["--neighbours", "5"], "name their directory with --embed"),
         (["--neighbours", "5", "--embed", "towers", "--examples", "e.jsonl"], "give one of them"),
         (["--resume", "--anew"], "--resume goes on with a training, and --anew begins from nothing: give one"),
+        (["--report-to", "crystal-ball"], "transformers does not report to 'crystal-ball'"),
         (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
     ],
 )

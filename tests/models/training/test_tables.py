@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.sids.vocabulary import SidVocabulary
 from models.training.tables import NOTHING_FOLLOWS, Batches, JoinedTable, Shares, TrainingBatch
 
 torch = pytest.importorskip("torch")
@@ -16,6 +17,8 @@ torch = pytest.importorskip("torch")
 
 class Rows:
     """A table whose batches hold the numbers of their rows, from ``first`` on."""
+
+    vocabulary = SidVocabulary(text_size=1, user_buckets=0, layers=3, size=2)
 
     def __init__(self, lengths: Any, targets: Any, first: int = 0) -> None:
         self.lengths, self.row_targets = np.asarray(lengths), np.asarray(targets)
