@@ -18,12 +18,15 @@ import numpy.typing as npt
 import structlog
 
 from models.bundles.bundle import Bundle, add_language_model, create_bundle, require_free, staging_directory
+from models.catalogue import CatalogueItem
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.collapse import CollapsedLayer, collapsed_layers, likely_cause
 from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
 from models.dense.codebook_input import fit_codebook_input
 from models.errors import SidstreamError
+from models.examples.alignment import AlignmentSettings, alignment_examples
 from models.examples.records import TrainingData, TrainingExample
+from models.language.instruction import framed, parse_instruction, words_of
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.census import count_tokens
 from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
@@ -33,7 +36,7 @@ from models.training import processes
 from models.training.checkpoints import Checkpoints
 from models.training.losses import checked_gamma
 from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
-from models.training.train_model import train_model
+from models.training.train_model import Alignment, train_model
 
 if TYPE_CHECKING:
     from models.language.language_model import Architecture
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 FitMethod = Literal["k-means", "rq-vae"]
 HeadMethod = Literal["none", "top-k", "top-p", "all"]
 _LEAST_POSITIONS: Final = 256  # that a new model reads, however short its prompts are
+_FEWEST_WORDS: Final = 100  # how often a new tokenizer sees an instruction, which stands in every prompt: at least
 
 logger = structlog.get_logger(__name__)
 
@@ -94,7 +98,8 @@ class Fitted:
 @dataclass(frozen=True)
 class ModelSettings:
     """The language model to train: ``checkpoint`` directory, or a small one of these sizes and this architecture from
-    scratch.
+    scratch. ``instruction``: the words of its prompts (``models.language.instruction``), written into the checkpoint's chat
+    template if it has one; None for bare prompts.
     """
 
     checkpoint: Path | None = None
@@ -105,6 +110,7 @@ class ModelSettings:
     user_buckets: int = 0
     prompt: PromptSettings = field(default_factory=PromptSettings)
     architecture: Architecture = "llama"
+    instruction: str | None = None
 
     def described(self) -> str:
         """In words, all that decides its weights before training, but the seed."""
@@ -214,14 +220,17 @@ def train_bundle(
     training: TrainingSettings,
     *,
     texts: Sequence[str] = (),
+    items: Sequence[CatalogueItem] = (),
+    alignment: AlignmentSettings | None = None,
     validation: TrainingData | None = None,
     progress: ProgressCallback | None = None,
     checkpoints: Path | None = None,
 ) -> tuple[Bundle, TrainingOutcome]:
     """Fine-tunes a language model for the bundle's layout and adds it to the bundle.
 
-    ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles; without
-    a query it is left at single bytes.
+    ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles; where
+    prompts and targets have no text it is left at single bytes. ``items``: the catalogue's, for the tasks of ``alignment`` and
+    for prompts with titles.
     ``training.seconds`` is also for the tokenizer and the table of examples; at least a quarter of it is left for learning.
     ``checkpoints``: directory from which a training that was stopped goes on (``checkpoint_directory``); it is removed once
     the bundle is whole, and stays if the time was up, for the steps that are left.
@@ -246,18 +255,26 @@ def train_bundle(
         raise SidstreamError(f"{len(item_ids)} item ids but {len(codes)} rows of codes: they must belong together")
     manifest = bundle.manifest
     data = TrainingData.of(data)
+    parts = () if model_settings.instruction is None else parse_instruction(model_settings.instruction)
+    tasks = _alignment(alignment, items, model_settings.prompt, training.seed)
+    titles = _titles(items, model_settings.prompt)
     if model_settings.checkpoint is None:
         asked = list(data.texts())
-        # Words that no query teaches the meaning of would only make each step's softmax larger.
+        read = [*asked, *(example.text for example in tasks.examples)] if tasks else asked
+        # Words that nothing teaches the meaning of would only make each step's softmax larger.
+        learnt = [*texts, *read, *titles.values()] if read or titles or parts else []
         tokenizer = train_tokenizer(
-            [*texts, *asked] if asked else (), size=model_settings.tokenizer_size if asked else BYTES
+            [*learnt, *(words_of(parts) for _ in range(max(_FEWEST_WORDS, len(learnt))) if parts)],
+            size=model_settings.tokenizer_size if learnt or parts else BYTES,
         )
+        prompt = msgspec.structs.replace(model_settings.prompt, instruction=parts)
         vocabulary = SidVocabulary(
             text_size=tokenizer.size,
             user_buckets=model_settings.user_buckets,
             layers=manifest.layers,
             size=manifest.size,
         )
+        prompts = PromptBuilder(vocabulary, tokenizer, prompt)
         model = small_causal_lm(
             vocabulary,
             hidden_size=model_settings.hidden_size,
@@ -265,7 +282,9 @@ def train_bundle(
             heads=model_settings.heads,
             seed=training.seed,
             architecture=model_settings.architecture,
-            max_positions=max(_LEAST_POSITIONS, model_settings.prompt.width(manifest.layers) + manifest.layers),
+            max_positions=max(
+                _LEAST_POSITIONS, prompts.width + manifest.layers, tasks.longest(prompts) if tasks else 0
+            ),
         )
         architecture = str(model_settings.architecture)
     else:
@@ -280,9 +299,13 @@ def train_bundle(
             if training.precision == "bf16":  # of weights that training does not change
                 model = model.to(torch.bfloat16)
             model = add_lora(model, training.lora, vocabulary, training.dropout or 0.0)
-    prompts = PromptBuilder(vocabulary, tokenizer, model_settings.prompt)
+        prompt = msgspec.structs.replace(
+            model_settings.prompt, instruction=framed(parts, tokenizer.chat_frame) if parts else ()
+        )
+        prompts = PromptBuilder(vocabulary, tokenizer, prompt)
+    prompts.require_slots()
     source = f"the checkpoint {model_settings.checkpoint}" if model_settings.checkpoint else "the new model"
-    require_positions(model, prompts, source)
+    require_positions(model, prompts, source, task=tasks.longest(prompts) if tasks else 0)
     rows = {item: row for row, item in enumerate(item_ids)}
     kept = None
     if checkpoints is not None:
@@ -296,7 +319,9 @@ def train_bundle(
             else f"{validation.targets:,} targets ({validation.digest()})",
             "texts": _digest(list(texts)),
             "model": model_settings.described(),
-            "prompt": f"{prompts.settings.max_history} items of history, {prompts.settings.max_text_tokens} tokens of text",
+            "prompt": prompts.settings.described(),
+            **({"titles": _digest(titles)} if titles else {}),
+            **({"alignment": f"{tasks.settings.described()} ({_digest(tasks.examples)})"} if tasks else {}),
             **training.facts(),
         }
         kept = Checkpoints(checkpoints, facts, hint="begin anew with --anew, which removes what was learnt there")
@@ -311,6 +336,8 @@ def train_bundle(
         rows,
         codes,
         training,
+        titles=titles,
+        alignment=tasks,
         validation=validation,
         progress=progress,
         checkpoints=kept,
@@ -341,12 +368,38 @@ def train_bundle(
                 **({"dropout": training.dropout} if training.dropout is not None else {}),
                 **({"checkpoint": str(model_settings.checkpoint), "lora": training.lora} if training.lora else {}),
                 "text_queries": sum(1 for _ in data.texts()),
+                **({"alignment": tasks.settings.to_dict()} if tasks else {}),
                 **outcome.to_dict(),
             },
         )
     if kept is not None and (outcome.steps >= outcome.planned_steps or outcome.stopped_early):
         kept.remove()
     return bundle, outcome
+
+
+def _alignment(
+    settings: AlignmentSettings | None, items: Sequence[CatalogueItem], prompt: PromptSettings, seed: int
+) -> Alignment | None:
+    """The tasks and their examples. Raises ``SidstreamError`` where the catalogue has no text for one, or prompts read none."""
+    if settings is None:
+        return None
+    if not prompt.max_text_tokens:
+        raise SidstreamError(
+            "alignment tasks read and write text, and no token of a text is read: let max_text_tokens be 1 or more"
+        )
+    return Alignment(settings, alignment_examples(items, settings.tasks), seed)
+
+
+def _titles(items: Sequence[CatalogueItem], prompt: PromptSettings) -> dict[str, str]:
+    """By item id, for prompts that have them. Raises ``SidstreamError`` where no item has one."""
+    if not prompt.history_text:
+        return {}
+    titles = {item.id: item.title for item in items if item.title.strip()}
+    if not titles:
+        raise SidstreamError(
+            "no item of the catalogue has a title, and history_text reads them: give the items theirs, or leave it at 0"
+        )
+    return titles
 
 
 def _digest(value: Any) -> str:

@@ -38,8 +38,9 @@ from models.sids.vocabulary import SidVocabulary
 if TYPE_CHECKING:
     from models.codebooks.codebook import Codebook
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 _PLAIN_FORMAT: Final = 1  # of a bundle that an older sidstream reads rightly, too
+_CODES_FORMAT: Final = 2  # reads codebook inputs and query codes, and not the words of a prompt
 CODEBOOK_FILE: Final = "codebook.safetensors"
 ENCODER_FILE: Final = "encoder.onnx"
 CODEBOOK_INPUT_FILE: Final = "codebook_input.safetensors"
@@ -302,8 +303,10 @@ def add_language_model(
 
 def _format(codebook_input: CodebookInputRecord | None, prompt: PromptSettings | None) -> int:
     """The oldest that says all that a reader must know."""
+    if prompt is not None and (prompt.history_text or prompt.instruction):
+        return FORMAT_VERSION
     plain = codebook_input is None and (prompt is None or not prompt.query_codes)
-    return _PLAIN_FORMAT if plain else FORMAT_VERSION
+    return _PLAIN_FORMAT if plain else _CODES_FORMAT
 
 
 def _read_manifest(root: Path) -> BundleManifest:

@@ -42,18 +42,24 @@ def load_language_model(
     return model, prompts
 
 
-def require_positions(model: Any, prompts: PromptBuilder, source: str) -> None:
-    """Refuses a model that reads fewer tokens than the longest prompt and its SID have: beyond its positions a model fails
-    or writes noise.
+def require_positions(model: Any, prompts: PromptBuilder, source: str, *, task: int = 0) -> None:
+    """Refuses a model that reads fewer tokens than the longest prompt and its SID have, or the longest ``task`` beside them:
+    beyond its positions a model fails or writes noise.
     """
     longest = prompts.width + prompts.vocabulary.layers
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None or longest <= positions:
+    if positions is None or max(longest, task) <= positions:
         return
-    layers, settings = prompts.vocabulary.layers, prompts.settings
-    room = positions - (longest - settings.max_text_tokens - layers * settings.max_history)
+    if longest <= positions:
+        raise SidstreamError(
+            f"an alignment task has up to {task} tokens with its target, but {source} reads {positions}: train with a smaller "
+            "--max-text, or with a model that reads more"
+        )
+    settings = prompts.settings
+    an_item = prompts.vocabulary.layers + settings.history_text
+    room = positions - (longest - settings.max_text_tokens - an_item * settings.max_history)
     text = min(settings.max_text_tokens, room // 2)
-    history = min(settings.max_history, (room - text) // layers)
+    history = min(settings.max_history, (room - text) // an_item)
     shorter = f"train with --max-history {history} --max-text {text}, or " if room >= 0 else "train "
     raise SidstreamError(
         f"a prompt has up to {longest} tokens with its SID ({settings.max_history} items of history, "

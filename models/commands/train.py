@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from models.terminal import shown, terminal
 
 if TYPE_CHECKING:
     from models.catalogue import Catalogue
+    from models.examples.alignment import AlignmentSettings
     from models.language.language_model import Architecture
     from models.training.losses import Loss
     from models.training.settings import Precision
@@ -49,6 +51,31 @@ def train(
             help="Write the codes of a query's embedding into its prompt, before its text; by --embed or the examples' own.",
         ),
     ] = False,
+    align: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Learn this task of the catalogue's items beside the rest: title-to-sid, sid-to-title or attributes-to-sid. "
+            "Repeat it for several.",
+            show_default="none",
+        ),
+    ] = None,
+    align_share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of a pass that the tasks of --align have.")
+    ] = 0.2,
+    history_text: Annotated[
+        int, typer.Option(min=0, help="First tokens of its title that stand behind each item of a history.")
+    ] = 0,
+    prompt: Annotated[
+        str,
+        typer.Option(help="bare (tokens alone), or instruction: words around them, in the checkpoint's chat template."),
+    ] = "bare",
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            help="The words, with slots {user}, {history} and {query}; what stands in [brackets] with one is left out with it.",
+            show_default="sidstream's own",
+        ),
+    ] = None,
     validation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -213,8 +240,14 @@ def train(
         hidden_size=hidden_size,
         model_layers=model_layers,
         user_buckets=user_buckets,
-        prompt=PromptSettings(max_history=max_history, max_text_tokens=max_text_tokens, query_codes=query_codes),
+        prompt=PromptSettings(
+            max_history=max_history,
+            max_text_tokens=max_text_tokens,
+            query_codes=query_codes,
+            history_text=history_text,
+        ),
         architecture=_architecture(architecture, checkpoint),
+        instruction=_instruction(prompt, instruction),
     )
     settings = TrainingSettings(
         epochs=epochs,
@@ -291,6 +324,8 @@ def train(
             model_settings,
             settings,
             texts=_texts(shop),
+            items=shop.items,
+            alignment=_alignment(align or (), align_share),
             validation=held_out,
             progress=steps_of(work),
             checkpoints=checkpoints,
@@ -316,6 +351,24 @@ def train(
     )
     for follow in AFTER_TRAINING:
         follow(trained)
+
+
+def _instruction(prompt: str, instruction: str | None) -> str | None:
+    from models.language.instruction import DEFAULT_INSTRUCTION, parse_instruction
+
+    if one_of("--prompt", prompt, ("bare", "instruction")) == "bare":
+        if instruction is not None:
+            raise SidstreamError("--instruction gives the words of --prompt instruction: give both, or neither")
+        return None
+    text = DEFAULT_INSTRUCTION if instruction is None else instruction
+    parse_instruction(text)  # refused before anything is read
+    return text
+
+
+def _alignment(tasks: Sequence[str], share: float) -> AlignmentSettings | None:
+    from models.examples.alignment import TASKS, AlignmentSettings
+
+    return AlignmentSettings(tuple(one_of("--align", task, TASKS) for task in tasks), share) if tasks else None
 
 
 def _loss(name: str) -> Loss:

@@ -16,21 +16,26 @@ from models.errors import SidstreamError
 TOKENIZER_FILE: Final = "tokenizer.json"
 BYTES: Final = 256  # ids of the smallest tokenizer: any text, a byte a token
 _SETTINGS_FILE: Final = "sidstream_tokenizer.json"
+_MESSAGE: Final = "sidstream-message"  # stands for a user's message while a chat template is applied
 
 
-class _TokenizerSettings(msgspec.Struct, frozen=True):
+class _TokenizerSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     begin_id: int | None = None
+    chat_frame: tuple[str, str] | None = None
 
 
 class TextTokenizer:
-    """A tokenizer of the `tokenizers` library, and the id of its begin-of-sequence token if it has one."""
+    """A tokenizer of the `tokenizers` library, the id of its begin-of-sequence token if it has one, and ``chat_frame``: what its
+    chat template writes before and after a user's message, None without a template.
+    """
 
-    def __init__(self, tokenizer: Any, begin_id: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, begin_id: int | None = None, chat_frame: tuple[str, str] | None = None) -> None:
         self._tokenizer = tokenizer
         # A checkpoint's tokenizer may pad or cut by itself; prompts do that here, in one place.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.begin_id = begin_id
+        self.chat_frame = chat_frame
 
     @property
     def size(self) -> int:
@@ -51,9 +56,11 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(ids)))
 
     def save(self, directory: Path) -> None:
-        """Writes ``tokenizer.json`` and our note of the begin token."""
+        """Writes ``tokenizer.json`` and our note of the begin token and the chat frame."""
         self._tokenizer.save(str(directory / TOKENIZER_FILE))
-        (directory / _SETTINGS_FILE).write_bytes(msgspec.json.encode(_TokenizerSettings(self.begin_id)))
+        (directory / _SETTINGS_FILE).write_bytes(
+            msgspec.json.encode(_TokenizerSettings(self.begin_id, self.chat_frame))
+        )
 
     @classmethod
     def load(cls, directory: Path) -> TextTokenizer:
@@ -68,7 +75,7 @@ class TextTokenizer:
         settings = _TokenizerSettings()
         if (directory / _SETTINGS_FILE).is_file():
             settings = msgspec.json.decode((directory / _SETTINGS_FILE).read_bytes(), type=_TokenizerSettings)
-        return cls(Tokenizer.from_file(str(path)), settings.begin_id)
+        return cls(Tokenizer.from_file(str(path)), settings.begin_id, settings.chat_frame)
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> TextTokenizer:
@@ -85,7 +92,30 @@ class TextTokenizer:
             raise SidstreamError(
                 f"no usable tokenizer in {directory} ({first_line}): put the checkpoint's tokenizer.json beside its weights"
             ) from error
-        return cls(backend, tokenizer.bos_token_id)
+        return cls(backend, tokenizer.bos_token_id, _chat_frame(tokenizer, directory))
+
+
+def _chat_frame(tokenizer: Any, directory: Path) -> tuple[str, str] | None:
+    """What the template writes around a user's message, up to where the assistant begins. Its begin-of-sequence token is left
+    out: every prompt begins with one.
+    """
+    if not tokenizer.chat_template:
+        return None
+    try:
+        # A template is text that jinja fills in its sandbox: no code of the checkpoint is run.
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _MESSAGE}], tokenize=False, add_generation_prompt=True
+        )
+        before, after = text.split(_MESSAGE)
+    except (
+        Exception
+    ) as error:  # whatever a foreign template makes jinja stumble over, or a message that is not there once
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SidstreamError(
+            f"the chat template of {directory} cannot be applied to one message of a user ({first_line}): remove it there "
+            "(chat_template.jinja, or chat_template in tokenizer_config.json) to train without it"
+        ) from error
+    return before.removeprefix(tokenizer.bos_token or ""), after
 
 
 def train_tokenizer(texts: Iterable[str], *, size: int = 3000) -> TextTokenizer:

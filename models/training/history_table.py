@@ -1,9 +1,9 @@
 """Whole histories as training rows: each has many targets, and the history is run once for all of them.
 
-What must hold: the loss is that of one example a target, each with the prompt of serving (``begin [user] history [text]
-separator``); only the work is shared. A row is a trunk, ``begin [user] SID SID …``, and behind it one branch a target,
-``[text] separator c1 c2 …``, that sees the trunk up to its own place and itself (``TrainingBatch.visible``). For histories
-of n items that is about 2 n SIDs a row, where separate examples would be n² / 2.
+What must hold: the loss is that of one example a target, each with the prompt of serving (``PromptBuilder``: head, history, tail,
+separator); only the work is shared. A row is a trunk, ``head SID SID …`` (titles behind the SIDs where prompts have them), and
+behind it one branch a target, ``tail separator c1 c2 …``, that sees the trunk up to its own place and itself
+(``TrainingBatch.visible``). For histories of n items that is about 2 n SIDs a row, where separate examples would be n² / 2.
 """
 
 from __future__ import annotations
@@ -80,56 +80,63 @@ class HistoryTable:
         codes: npt.NDArray[np.uint16],
         *,
         max_history: int,
-        begin_id: int | None = None,
-        users: Sequence[str | None] | None = None,
-        texts: Sequence[Sequence[Sequence[int] | None]] | None = None,
+        heads: Sequence[Sequence[int]] | None = None,
+        tails: Sequence[Sequence[Sequence[int] | None]] | None = None,
+        title_ids: npt.NDArray[np.int32] | None = None,
     ) -> None:
         """``histories``: rows of ``codes`` (N, L), oldest first; the first item of one is never a target.
-        ``begin_id``: the tokenizer's own, if it has one (``PromptBuilder``). ``users``: one a history. ``texts``: for each
-        item of each history the token ids of its query (empty without text), None where it is no target; all are, without
-        text, if not given. Histories without a target are left out.
+        ``heads``: token ids before each history (``PromptBuilder.head``; the vocabulary's begin token if not given). ``tails``:
+        for each item of each history the token ids before its separator (``PromptBuilder.tail``), None where it is no target;
+        all are, without a token, if not given. ``title_ids``: (N, T) tokens of titles behind SIDs. Histories without a target
+        are left out.
         """
         if max_history < 2:
             raise SidstreamError(f"max_history must be at least 2 to train on whole histories, not {max_history}")
         windows: list[Sequence[int]] = []
-        window_texts: list[list[Sequence[int] | None]] = []
+        window_tails: list[list[Sequence[int] | None]] = []
         owners: list[int] = []
         for number, history in enumerate(histories):
-            of_items = [()] * len(history) if texts is None else texts[number]
+            of_items = [()] * len(history) if tails is None else tails[number]
             for start, first_target in _windows(len(history), max_history):
                 stop = start + max_history + 1
                 asked = [None if start + at < first_target else text for at, text in enumerate(of_items[start:stop])]
                 if any(text is not None for text in asked):
                     windows.append(history[start:stop])
-                    window_texts.append(asked)
+                    window_tails.append(asked)
                     owners.append(number)
         if not windows:
             raise SidstreamError("no history has two items: give histories of buyers who came back")
         self.vocabulary = vocabulary
-        self._begin = vocabulary.begin_id if begin_id is None else begin_id
         self._codes = codes
+        self._title_ids = np.empty((len(codes), 0), dtype=np.int32) if title_ids is None else title_ids
         self._is_head = layout.is_head
         shape = (len(windows), max(map(len, windows)))
         self._items = np.full(shape, -1, dtype=np.int32)
         self._is_target = np.zeros(shape, dtype=bool)
-        self._text_lengths = np.zeros(shape, dtype=np.int64)
-        text_ids: list[int] = []
-        for row, (window, asked) in enumerate(zip(windows, window_texts, strict=True)):
+        self._tail_lengths = np.zeros(shape, dtype=np.int64)
+        tail_ids: list[int] = []
+        for row, (window, asked) in enumerate(zip(windows, window_tails, strict=True)):
             self._items[row, : len(window)] = window
             self._is_target[row, : len(window)] = [text is not None for text in asked]
-            if texts is not None:
-                self._text_lengths[row, : len(window)] = [len(text or ()) for text in asked]
-                text_ids += chain.from_iterable(text for text in asked if text)
-        self._text_ids = np.asarray(text_ids or [-1], dtype=np.int32)
-        self._text_starts = (np.cumsum(self._text_lengths) - self._text_lengths.ravel()).reshape(shape)
-        user_ids = [None if user is None else vocabulary.user_id(user) for user in users or ()]
-        self._users = np.asarray(
-            [-1 if not user_ids or (user := user_ids[owner]) is None else user for owner in owners], dtype=np.int64
-        )
+            if tails is not None:
+                self._tail_lengths[row, : len(window)] = [len(text or ()) for text in asked]
+                tail_ids += chain.from_iterable(text for text in asked if text)
+        self._tail_ids = np.asarray(tail_ids or [-1], dtype=np.int32)
+        self._tail_starts = (np.cumsum(self._tail_lengths) - self._tail_lengths.ravel()).reshape(shape)
+        of_windows = [(vocabulary.begin_id,) if heads is None else tuple(heads[owner]) for owner in owners]
+        number_of = {head: number for number, head in enumerate(dict.fromkeys(of_windows))}
+        self._heads = np.full((len(number_of), max(map(len, number_of))), -1, dtype=np.int64)
+        for head, number in number_of.items():
+            self._heads[number, : len(head)] = head
+        self._head_of = np.asarray([number_of[head] for head in of_windows])
         self.row_targets = self._is_target.sum(axis=1)
         self.targets = int(self.row_targets.sum())
-        trunks = 1 + ((self._items >= 0).sum(axis=1) - 1) * layout.layers
-        self.lengths = trunks + self.row_targets * layout.layers + self._text_lengths.sum(axis=1)
+        read = self._items[:, :-1]
+        in_trunk = self._items[:, 1:] >= 0
+        title_lengths = (self._title_ids >= 0).sum(axis=1)
+        trunks = (in_trunk * (layout.layers + title_lengths[read])).sum(axis=1)
+        trunks += (self._heads >= 0).sum(axis=1)[self._head_of]
+        self.lengths = trunks + self.row_targets * layout.layers + self._tail_lengths.sum(axis=1)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -142,12 +149,12 @@ class HistoryTable:
         items = items[:, : int((items >= 0).sum(axis=1).max())]
         rows, width = items.shape
         layers = self._codes.shape[1]
-        trunk = np.full((rows, 2 + (width - 1) * layers), -1, dtype=np.int64)
-        trunk[:, 0] = self._begin
-        trunk[:, 1] = self._users[indices]
-        trunk[:, 2:] = self._sids(items[:, :-1], layer2_dropout, random).reshape(rows, -1)
+        head = self._heads[self._head_of[indices]]
+        titles = np.where(items[:, :-1, None] >= 0, self._title_ids[items[:, :-1]], -1)
+        read = np.concatenate((self._sids(items[:, :-1], layer2_dropout, random), titles), axis=2)
+        trunk = np.concatenate((head, read.reshape(rows, -1)), axis=1)
         # Branches: the last token of a SID is predicted, never read.
-        text = self._texts(indices, width)
+        text = self._tails(indices, width)
         places = text.shape[2]
         branch = np.full((rows, width - 1, places + 1 + layers), -1, dtype=np.int64)
         branch[:, :, :places] = text
@@ -163,7 +170,7 @@ class HistoryTable:
 
         trunk_position = np.cumsum(trunk >= 0, axis=1) - 1
         # Branch k (target item k + 1) continues after the first k + 1 items of the trunk.
-        starts = trunk_position[:, 1 + layers * np.arange(1, width)] + 1
+        starts = trunk_position[:, head.shape[1] - 1 + read.shape[2] * np.arange(1, width)] + 1
         branch_position = starts[:, :, None] + np.cumsum(branch >= 0, axis=2) - 1
         number = np.broadcast_to(np.arange(1, width)[None, :, None], branch.shape)
         seen_of_trunk = np.broadcast_to(starts[:, :, None], branch.shape)
@@ -183,13 +190,13 @@ class HistoryTable:
             visible=tokens.visible(),
         )
 
-    def _texts(self, indices: npt.NDArray[np.integer], width: int) -> npt.NDArray[np.int64]:
-        """Token ids (B, width - 1, longest text) of the queries for all items but the first, -1 behind their ends."""
-        lengths = self._text_lengths[indices, 1:width]
+    def _tails(self, indices: npt.NDArray[np.integer], width: int) -> npt.NDArray[np.int64]:
+        """Token ids (B, width - 1, longest tail) of the tails for all items but the first, -1 behind their ends."""
+        lengths = self._tail_lengths[indices, 1:width]
         place = np.arange(int(lengths.max()))
-        found = self._text_starts[indices, 1:width, None] + place
+        found = self._tail_starts[indices, 1:width, None] + place
         is_there = place < lengths[:, :, None]
-        return np.where(is_there, self._text_ids[np.where(is_there, found, 0)], -1)
+        return np.where(is_there, self._tail_ids[np.where(is_there, found, 0)], -1)
 
     def _sids(
         self, items: npt.NDArray[np.int32], layer2_dropout: float, random: np.random.Generator

@@ -4,7 +4,7 @@ joined, histories and examples each in the table that shares most work, and a mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
+from models.examples.alignment import AlignmentExample, AlignmentSettings
 from models.examples.folding import apart, folded
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 from models.language.dropout import set_dropout
@@ -21,7 +22,7 @@ from models.language.families import require_own_loss, sees_branches
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
 from models.training.checkpoints import Checkpoints
-from models.training.example_table import ExampleTable
+from models.training.example_table import AlignmentTable, ExampleTable, task_prompts
 from models.training.fine_tuning import fine_tune
 from models.training.history_table import HistoryTable
 from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
@@ -73,16 +74,19 @@ def training_table(
     item_rows: Mapping[str, int],
     codes: npt.NDArray[np.uint16],
     *,
+    titles: Mapping[str, str] | None = None,
     of: str = "training",
     shared: bool = True,
 ) -> TrainingTable:
-    """``data``, all of it known, as rows for a model; ``of``: what they are called where there is nothing to learn; ``shared``:
-    whether the model can read a history once for all of its targets (``sees_branches``).
+    """``data``, all of it known, as rows for a model; ``titles``: of items, for prompts that have them; ``of``: what they are
+    called where there is nothing to learn; ``shared``: whether the model can read a history once for all of its targets
+    (``sees_branches``).
     """
     max_history = prompts.settings.max_history
     joined = folded(data, max_history) if shared else apart(data, max_history)
     histories = [history for history in joined.histories if any(query is not None for query in history.asked()[1:])]
     parts: list[TrainingTable] = []
+    title_ids = _title_ids(titles or {}, prompts, item_rows, len(codes)) if prompts.settings.history_text else None
     if histories:
         parts.append(
             HistoryTable(
@@ -91,13 +95,13 @@ def training_table(
                 layout,
                 codes,
                 max_history=max_history,
-                begin_id=prompts.begin_id,
-                users=[history.user for history in histories],
-                texts=_texts(histories, prompts),
+                heads=[prompts.head(history.user, has_history=True) for history in histories],
+                tails=_tails(histories, prompts),
+                title_ids=title_ids,
             )
         )
     if joined.examples:
-        parts.append(ExampleTable(joined.examples, prompts, layout, item_rows, codes))
+        parts.append(ExampleTable(joined.examples, prompts, layout, item_rows, codes, title_ids))
     if not parts:
         raise SidstreamError(
             f"the {of} data have nothing to learn: no example names an item of the catalogue, and no history has two of its "
@@ -106,13 +110,58 @@ def training_table(
     return parts[0] if len(parts) == 1 else JoinedTable(parts)
 
 
-def _texts(histories: list[TrainingHistory], prompts: PromptBuilder) -> list[list[list[int] | None]]:
-    """Token ids of the query for each item of each history, None where the item is no target."""
+def _title_ids(
+    titles: Mapping[str, str], prompts: PromptBuilder, item_rows: Mapping[str, int], rows: int
+) -> npt.NDArray[np.int32]:
+    """Tokens of titles (N, T) in the order of the rows of codes; none for what has no title, such as a query that has codes."""
+    in_order = [""] * rows
+    for item, row in item_rows.items():
+        in_order[row] = titles.get(item, "")
+    return prompts.title_ids(in_order)
+
+
+def _tails(histories: list[TrainingHistory], prompts: PromptBuilder) -> list[list[list[int] | None]]:
+    """Token ids before the separator for each item of each history, None where the item is no target."""
     asked = [history.asked() for history in histories]
     different = list(dict.fromkeys(query for queries in asked for query in queries if query))
-    most = prompts.settings.max_text_tokens
-    ids = dict(zip(different, (ids[:most] for ids in prompts.tokenizer.encode_batch(different)), strict=True))
-    return [[None if query is None else ids.get(query, []) for query in queries] for queries in asked]
+    encoded = zip(different, prompts.tokenizer.encode_batch(different), strict=True)
+    tails = {query: prompts.tail(ids, has_history=True) for query, ids in encoded}
+    tails[""] = prompts.tail((), has_history=True)
+    return [[None if query is None else tails[query] for query in queries] for queries in asked]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Alignment tasks beside the training data: ``settings``, the ``examples`` they are made of, the ``seed`` of their order."""
+
+    settings: AlignmentSettings
+    examples: Sequence[AlignmentExample]
+    seed: int = 0
+
+    def longest(self, prompts: PromptBuilder) -> int:
+        """Tokens of the longest task with its target."""
+        target = max(prompts.vocabulary.layers, prompts.settings.max_text_tokens)
+        return max(task_prompts(prompts, task).width for task in self.settings.tasks) + target
+
+    def beside(
+        self,
+        table: TrainingTable,
+        prompts: PromptBuilder,
+        layout: Layout,
+        item_rows: Mapping[str, int],
+        codes: npt.NDArray[np.uint16],
+    ) -> TrainingTable:
+        """The table and, as its last part, the tasks."""
+        tasks = AlignmentTable(
+            [example for example in self.examples if example.item in item_rows],
+            prompts,
+            layout,
+            item_rows,
+            codes,
+            targets=self.settings.targets(table.targets),
+            seed=self.seed,
+        )
+        return JoinedTable([*(table.parts if isinstance(table, JoinedTable) else (table,)), tasks])
 
 
 def train_model(
@@ -124,14 +173,17 @@ def train_model(
     codes: npt.NDArray[np.uint16],
     settings: TrainingSettings,
     *,
+    titles: Mapping[str, str] | None = None,
+    alignment: Alignment | None = None,
     validation: TrainingData | None = None,
     progress: ProgressCallback | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainingOutcome:
-    """Trains ``model`` in place (``fine_tune``) on all of ``data`` whose items are known.
+    """Trains ``model`` in place (``fine_tune``) on all of ``data`` whose items are known, and on the tasks of ``alignment``.
 
-    ``item_rows``: item id → row of ``codes`` (N, L). Raises ``SidstreamError`` where nothing of ``data`` or of
-    ``validation`` is known, and for a model whose family learns by another loss than its scores tell.
+    ``item_rows``: item id → row of ``codes`` (N, L); ``titles``: by item id, for prompts that have them. Raises
+    ``SidstreamError`` where nothing of ``data`` or of ``validation`` is known, and for a model whose family
+    learns by another loss than its scores tell.
     """
     require_own_loss(model)
     if settings.dropout is not None:  # a family without any is refused before tables take their time
@@ -143,9 +195,12 @@ def train_model(
         layout=layout,
         item_rows=item_rows,
         codes=codes,
+        titles=titles,
         shared=not usable.data.histories or sees_branches(model),
     )
     table = as_table(usable.data)
+    if alignment is not None:
+        table = alignment.beside(table, prompts, layout, item_rows, codes)
     held_out = None
     if validation is not None:
         held_out = as_table(known(validation, item_rows).data, of="validation")

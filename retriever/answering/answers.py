@@ -269,14 +269,15 @@ class Answerer:
         one.history = tuple(live[max(0, len(live) - newest) :])
         if self._prompts is None:
             return
-        codes = [stored.codes for stored in one.history]
+        codes, titles = [stored.codes for stored in one.history], [stored.title for stored in one.history]
         if self._encoder is not None and one.embedding is not None:
             (own,) = self._encoder.encode_queries(one.embedding[None].astype(np.float32)).tolist()
             codes.append(tuple(own))
+            titles.append("")
         # The model reads what it writes: under marginal decoding that is its own layout.
         written = self._bundle.layout if self._settings.layout == "marginal" else layout
         history = written.sid_tokens(codes) if codes else ()
-        one.prompt = self._prompts.build(query.text, history, query.user)
+        one.prompt = self._prompts.build(query.text, history, query.user, titles)
         one.reads_something = len(one.prompt) > len(self._prompts.build("", (), None))
 
     def _why_nothing(self, one: Asked, found: Found | None, trie: SnapshotTrie, snapshot: Snapshot) -> AnswerError:

@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.catalogue import Catalogue
+from models.catalogue import Catalogue, CatalogueItem
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.examples.made_queries import examples_from_catalogue
@@ -153,6 +154,15 @@ def _chorus() -> Dataset:
         popularity=np.ones(len(catalogue), dtype=np.int64),
         query_embeddings=catalogue.query_embeddings,
     )
+
+
+@cache
+def described_items(name: DatasetName) -> tuple[CatalogueItem, ...]:
+    """What the catalogue says of each item of a set, whose id is its row."""
+    if name in _PLANTED:
+        return tuple(CatalogueItem(id=str(row), title=title) for row, title in enumerate(load(name).titles))
+    items = Catalogue.read(DATA / name).items
+    return tuple(msgspec.structs.replace(item, id=str(row)) for row, item in enumerate(items))
 
 
 @cache

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
+from models.language.instruction import AlignmentTask
 from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.training.losses import Loss
@@ -63,7 +64,8 @@ class LayoutChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
 class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One model: what it was trained on and how. ``exchanged``: layers 1 and 2 of the codes swapped (paper table 1);
     ``arrivals``: a tenth of the items came after training; ``choosing``: so did a further tenth, to choose by; ``part``: what
-    is measured.
+    is measured. ``align``: alignment tasks beside the examples, ``align_share`` of a pass; ``history_text``: first tokens of
+    titles behind SIDs; ``instruction``: whether prompts have words.
     """
 
     codebook: CodebookChoice
@@ -84,6 +86,10 @@ class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     layer2_dropout: float = 0.0
     max_history: int = 20
     query_codes: bool = False
+    align: tuple[AlignmentTask, ...] = ()
+    align_share: float = 0.2
+    history_text: int = 0
+    instruction: bool = False
     seed: int = 0
     part: Part = "test"
     cases: int = 5_000

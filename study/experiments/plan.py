@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from models.language.instruction import AlignmentTask
 from study.data.choices import CodebookChoice
 from study.data.datasets import DatasetName
 from study.experiments.configuration import LayoutChoice, RunChoice
@@ -32,6 +33,10 @@ FITTED_DIRECTLY: Final[Mapping[DatasetName, Mapping[LayoutChoice, int]]] = {
     "chorus_icecat": {TOP_K[1]: 148, WITHOUT: 67},
 }
 LAYER2_DROPOUT: Final = 0.3
+TITLE_TO_SID: Final[tuple[AlignmentTask, ...]] = ("title-to-sid",)
+SID_TO_TITLE: Final[tuple[AlignmentTask, ...]] = ("sid-to-title",)
+ATTRIBUTES_TO_SID: Final[tuple[AlignmentTask, ...]] = ("attributes-to-sid",)
+HISTORY_TEXT: Final = 6  # tokens of a title
 ARRIVING: Final = "items that arrive"
 
 
@@ -185,6 +190,11 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("… and a larger model, 8 epochs", {**together, "size": 1024}, **large)
         larger = {"hidden_size": 128, "model_layers": 4, "epochs": 8}
         yield changed("… and a model larger still, 8 epochs", {**together, "size": 1024}, **larger)
+        yield changed("title → SID beside it", together, align=TITLE_TO_SID)
+        yield changed("SID → title beside it", together, align=SID_TO_TITLE)
+        yield changed("both beside it", together, align=TITLE_TO_SID + SID_TO_TITLE)
+        yield changed("titles in the history", together, history_text=HISTORY_TEXT)
+        yield changed("an instruction", together, instruction=True)
     elif dataset == "chorus_icecat":
         yield changed("codes of the query in the prompt", query_codes=True)
         yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)
@@ -192,6 +202,11 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         longer = {"hidden_size": 128, "epochs": 12}
         yield changed("… and a larger model, 12 epochs", {"size": 1024}, query_codes=True, layout=WITHOUT, **longer)
         yield changed("the same with layer 2", {"size": 1024}, query_codes=True, **longer)
+        yield changed("title → SID beside the queries", align=TITLE_TO_SID)
+        yield changed("SID → title beside the queries", align=SID_TO_TITLE)
+        yield changed("attributes → SID beside the queries", align=ATTRIBUTES_TO_SID)
+        yield changed("all three beside the queries", align=TITLE_TO_SID + SID_TO_TITLE + ATTRIBUTES_TO_SID)
+        yield changed("an instruction", instruction=True)
 
 
 def layout_changes(dataset: DatasetName) -> Iterator[Row]:

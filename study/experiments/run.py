@@ -16,14 +16,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from models.examples.alignment import AlignmentSettings, alignment_examples
 from models.examples.query_codes import QueryCodes
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
+from models.language.instruction import DEFAULT_INSTRUCTION, parse_instruction, words_of
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.census import count_tokens
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
 from study.data.codebooks import FittedCodebook, fitted
-from study.data.datasets import Dataset, TestCase, load
+from study.data.datasets import Dataset, TestCase, described_items, load
 from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
 from study.experiments.results import Results, RunResult
 from study.measures.arrivals import choose_rule, measure_arrivals
@@ -33,6 +35,7 @@ from study.measures.per_item import measure_per_item
 
 if TYPE_CHECKING:
     from models.language.tokenizer import TextTokenizer
+    from models.training.train_model import Alignment
 
 Kind = Literal[
     "own", "per item", "first token given", "free beams", "naive", "marginal", "arrivals", "rule for arrivals"
@@ -126,7 +129,8 @@ class Setting:
         if self.choice.query_codes:
             assert self.data.query_embeddings is not None
             read = self.codebook.codebook.encode(self.data.query_embeddings[[case.case]])
-        return self.prompts.build(case.query, layout.sid_tokens(read) if len(read) else (), None)
+        titles = [] if self.choice.query_codes else [self.data.titles[item] for item in case.history[-len(read) :]]
+        return self.prompts.build(case.query, layout.sid_tokens(read) if len(read) else (), None, titles)
 
     def embed_training_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeddings (T, D) of training queries; those of the whole set are kept in the scratch directory."""
@@ -159,7 +163,8 @@ def setting(choice: RunChoice, scratch: Path) -> Setting:
     codes = codebook.codes
     if choice.exchanged:
         codes = np.ascontiguousarray(codes[:, [1, 0, *range(2, layers)]])
-    tokenizer = _tokenizer(data)
+    instruction = parse_instruction(DEFAULT_INSTRUCTION) if choice.instruction else ()
+    tokenizer = _tokenizer(data, choice, words_of(instruction))
     return Setting(
         choice=choice,
         data=data,
@@ -172,19 +177,36 @@ def setting(choice: RunChoice, scratch: Path) -> Setting:
             tokenizer,
             PromptSettings(
                 max_history=choice.max_history if data.histories else int(choice.query_codes),
-                max_text_tokens=_TEXT_TOKENS if data.queries else 0,
+                max_text_tokens=_TEXT_TOKENS if data.queries or choice.align else 0,
+                history_text=choice.history_text,
+                instruction=instruction,
             ),
         ),
         scratch=scratch,
     )
 
 
-def _tokenizer(data: Dataset) -> TextTokenizer:
-    if not data.queries:
+def _tokenizer(data: Dataset, choice: RunChoice, words: str) -> TextTokenizer:
+    """Trained on the queries, or on titles where only these are read, and on the ``words`` that each prompt has."""
+    texts = [query for query, _ in data.queries]
+    if not texts and (choice.align or choice.history_text):
+        texts = [title for title, arrived in zip(data.titles, data.arrived, strict=True) if not arrived]
+    if not texts and not words:
         return cast("TextTokenizer", _NoText())
     from models.language.tokenizer import train_tokenizer
 
-    return train_tokenizer([query for query, _ in data.queries], size=_TOKENIZER_SIZE)
+    return train_tokenizer([*texts, *[words] * max(100, len(texts)) * bool(words)], size=_TOKENIZER_SIZE)
+
+
+def _alignment(here: Setting) -> Alignment | None:
+    from models.training.train_model import Alignment
+
+    choice, arrived = here.choice, here.data.arrived
+    if not choice.align:
+        return None
+    items = [item for item in described_items(here.data.name) if not arrived[int(item.id)]]
+    settings = AlignmentSettings(choice.align, choice.align_share)
+    return Alignment(settings, alignment_examples(items, choice.align), choice.seed)
 
 
 def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results, progress: Progress) -> RunResult:
@@ -221,7 +243,10 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
     weights = results.model_directory(choice)
     checkpoints = Checkpoints(results.checkpoints(choice), {"run": choice.key})
     data, codes, rows = _data(here)
-    table = training_table(data, here.prompts, here.layout, rows, codes)
+    titles = dict(zip(map(str, range(len(here.codes))), here.data.titles, strict=True))
+    main = training_table(data, here.prompts, here.layout, rows, codes, titles=titles)
+    alignment = _alignment(here)
+    table = main if alignment is None else alignment.beside(main, here.prompts, here.layout, rows, codes)
     model = small_causal_lm(
         here.vocabulary,
         hidden_size=choice.hidden_size,
@@ -230,7 +255,10 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
         seed=choice.seed,
         architecture=choice.architecture,
     )
-    steps_an_epoch = -(-len(table) // choice.batch_size)
+    batch_size = round(choice.batch_size * main.targets / len(main))  # a choice counts histories
+    steps_an_epoch = -(-len(main) // choice.batch_size)
+    if alignment is not None:  # beside the others, not instead of them
+        steps_an_epoch += -(-alignment.settings.targets(main.targets) // batch_size)
     report_every = max(1, steps_an_epoch // _REPORTS_AN_EPOCH)
     curve: list[tuple[float, float]] = []
 
@@ -244,7 +272,7 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
         table,
         TrainingSettings(
             max_steps=round(choice.epochs * steps_an_epoch),
-            batch_size=round(choice.batch_size * table.targets / len(table)),  # a choice counts histories
+            batch_size=batch_size,
             learning_rate=choice.learning_rate,
             weight_decay=choice.weight_decay,
             seed=choice.seed,

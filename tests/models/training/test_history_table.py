@@ -36,9 +36,11 @@ TOKENIZER = train_tokenizer(["anchor basket candle"], size=300)
 VOCABULARY = SidVocabulary(text_size=TOKENIZER.size, user_buckets=4, layers=LAYERS, size=SIZE)
 PROMPTS = PromptBuilder(VOCABULARY, TOKENIZER, PromptSettings(max_history=MAX_HISTORY))
 
+HEADS = [PROMPTS.head(user, has_history=True) for user in USERS]
+
 
 def histories(**changes: Any) -> HistoryTable:
-    return HistoryTable(HISTORIES, VOCABULARY, LAYOUT, CODES, max_history=MAX_HISTORY, users=USERS, **changes)
+    return HistoryTable(HISTORIES, VOCABULARY, LAYOUT, CODES, max_history=MAX_HISTORY, heads=HEADS, **changes)
 
 
 def one_example_a_target() -> ExampleTable:
