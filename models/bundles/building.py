@@ -262,7 +262,7 @@ def train_bundle(
         asked = list(data.texts())
         read = [*asked, *(example.text for example in tasks.examples)] if tasks else asked
         # Words that nothing teaches the meaning of would only make each step's softmax larger.
-        learnt = [*texts, *read, *titles.values()] if read or titles or parts else []
+        learnt = [*texts, *read, *titles.values()] if read or titles else []
         tokenizer = train_tokenizer(
             [*learnt, *(words_of(parts) for _ in range(max(_FEWEST_WORDS, len(learnt))) if parts)],
             size=model_settings.tokenizer_size if learnt or parts else BYTES,

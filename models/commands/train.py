@@ -249,6 +249,7 @@ def train(
         architecture=_architecture(architecture, checkpoint),
         instruction=_instruction(prompt, instruction),
     )
+    alignment = _alignment(align or (), align_share)
     settings = TrainingSettings(
         epochs=epochs,
         batch_size=batch_size,
@@ -325,7 +326,7 @@ def train(
             settings,
             texts=_texts(shop),
             items=shop.items,
-            alignment=_alignment(align or (), align_share),
+            alignment=alignment,
             validation=held_out,
             progress=steps_of(work),
             checkpoints=checkpoints,

@@ -124,6 +124,25 @@ def test_the_catalogues_own_sequences_are_learnt_as_whole_histories_with_text_an
     assert found["rows"] < ITEMS + 12 * 5, "windows of seven items that overlap by half"
 
 
+def test_words_titles_and_tasks_reach_the_manifest(shop: Path) -> None:
+    sequences = write(shop / "sequences.jsonl", *walks(5))
+    own = ["--prompt", "instruction", "--instruction", "[Had {history}. ][Asked {query}. ]Next?", "--history-text", 3]
+    tasks = ["--align", "title-to-sid", "--align", "sid-to-title", "--align-share", 0.5]
+    train(shop, "--epochs", 1, "--examples", sequences, *own, *tasks)
+    record = Bundle.open(shop / "bundle", need_model=True).manifest.language_model
+    assert record is not None
+    assert record.prompt.history_text == 3
+    assert [part.before for part in record.prompt.instruction] == ["Had ", "Asked ", "Next?"]
+    assert record.training["alignment"] == {"tasks": ["title-to-sid", "sid-to-title"], "share": 0.5}
+    assert record.training["examples"] == 2 * 25
+
+
+def test_task_that_the_catalogue_has_no_text_for_is_refused_and_the_bundle_stays(shop: Path) -> None:
+    with pytest.raises(SidstreamError, match="no item of the catalogue has brand, type or attributes"):
+        train(shop, "--align", "attributes-to-sid")
+    assert Bundle.open(shop / "bundle").manifest.language_model is None
+
+
 def test_validation_ends_training_and_is_recorded_and_said(shop: Path) -> None:
     sequences = write(shop / "sequences.jsonl", *walks(20))
     other = [
@@ -250,6 +269,12 @@ def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_an
         (["--resume", "--anew"], "--resume goes on with a training, and --anew begins from nothing: give one"),
         (["--report-to", "crystal-ball"], "transformers does not report to 'crystal-ball'"),
         (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
+        (["--align", "title"], "choose one of title-to-sid, sid-to-title, attributes-to-sid"),
+        (["--align", "title-to-sid", "--align", "title-to-sid"], "each once"),
+        (["--prompt", "chat"], "choose one of bare, instruction"),
+        (["--instruction", "Find {query}"], "give both, or neither"),
+        (["--prompt", "instruction", "--instruction", "{what}"], "use these"),
+        (["--history-text", "3", "--max-history", "0"], "let max_history be 1 or more"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(choices: list[str], message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models.errors import SidstreamError
+from models.language.instruction import parse_instruction
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.language.tokenizer import TextTokenizer, train_tokenizer
 from models.sids.vocabulary import SidVocabulary
@@ -79,3 +80,54 @@ def test_text_ids_survive_saving_and_ignore_case(tokenizer: TextTokenizer, tmp_p
 def test_a_tokenizer_too_large_for_the_vocabulary_is_refused(tokenizer: TextTokenizer) -> None:
     with pytest.raises(SidstreamError, match="do not belong together"):
         PromptBuilder(SidVocabulary(text_size=10, user_buckets=0, layers=3, size=8), tokenizer)
+
+
+def worded(tokenizer: TextTokenizer, text: str, **settings: int) -> PromptBuilder:
+    vocabulary = SidVocabulary(text_size=tokenizer.size, user_buckets=4, layers=3, size=8)
+    return PromptBuilder(vocabulary, tokenizer, PromptSettings(instruction=parse_instruction(text), **settings))
+
+
+def test_words_stand_around_what_a_prompt_says_and_go_with_it(tokenizer: TextTokenizer) -> None:
+    builder = worded(tokenizer, "[User {user}. ][Bought {history}. ][Wants {query}. ]Next?", max_history=2)
+    vocabulary, ids = builder.vocabulary, tokenizer.encode
+    user, sid = vocabulary.user_id("ada"), [vocabulary.sid_base + token for token in (1, 9, 17)]
+    begin, end = [vocabulary.begin_id], [*ids("Next?"), vocabulary.separator_id]
+    bought, wants = [*ids("Bought "), *sid, *ids(". ")], [*ids("Wants "), *ids("shoes"), *ids(". ")]
+    history = np.array([[1, 9, 17]])
+    assert builder.build("shoes", history, "ada") == [*begin, *ids("User "), user, *ids(". "), *bought, *wants, *end]
+    assert builder.build("shoes") == [*begin, *wants, *end]
+    assert builder.build("", history) == [*begin, *bought, *end]
+    assert builder.build() == [*begin, *end]
+    longest = builder.build("red trail running shoes blue running jacket " * 9, [np.array([1, 9, 17])] * 3, "ada")
+    assert len(longest) == builder.width
+
+
+def test_titles_stand_behind_their_items_and_an_item_without_one_stands_alone(tokenizer: TextTokenizer) -> None:
+    vocabulary = SidVocabulary(text_size=tokenizer.size, user_buckets=0, layers=3, size=8)
+    builder = PromptBuilder(vocabulary, tokenizer, PromptSettings(max_history=2, history_text=2))
+    base = vocabulary.sid_base
+    history = np.array([[0, 8, 16], [1, 9, 17], [2, 18, -1]])
+    assert builder.build("", history, None, ["cut with its item", "", "Red trail running shoes"]) == [
+        vocabulary.begin_id,
+        *(base + token for token in (1, 9, 17, 2, 18)),
+        *tokenizer.encode("red trail running shoes")[:2],
+        vocabulary.separator_id,
+    ]
+    plain = PromptBuilder(vocabulary, tokenizer, PromptSettings(max_history=2))
+    assert builder.build("", history) == plain.build("", history, None, ["titles", "are", "not read"])
+    assert builder.title_ids(["\ud83d half a pair", "long " * 10_000]).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "slot"), [("{history} {query}", "user"), ("{user} {query}", "history"), ("{user} {history}", "query")]
+)
+def test_instruction_that_would_leave_out_what_queries_bring_is_refused(
+    tokenizer: TextTokenizer, text: str, slot: str
+) -> None:
+    with pytest.raises(SidstreamError, match=rf"no slot \{{{slot}\}}"):
+        worded(tokenizer, text).require_slots()
+
+
+def test_titles_without_a_history_are_refused() -> None:
+    with pytest.raises(SidstreamError, match="let max_history be 1 or more"):
+        PromptSettings(max_history=0, history_text=3)

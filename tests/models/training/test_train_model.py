@@ -9,6 +9,7 @@ import pytest
 
 from models.errors import SidstreamError
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
+from models.language.instruction import parse_instruction
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.language.tokenizer import train_tokenizer
 from models.sids.layout import Layout
@@ -135,3 +136,27 @@ def test_data_with_nothing_to_learn_are_refused_by_name(
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
     with pytest.raises(SidstreamError, match=f"the {what} data have nothing to learn.*give data that belong"):
         train_model(model, data, PROMPTS, LAYOUT, ROWS, CODES, TrainingSettings(max_steps=1), validation=validation)
+
+
+@pytest.mark.parametrize("instruction", ["", "[User {user}. ][Bought {history}. ][Asked {query}. ]Next?"])
+def test_words_and_titles_are_read_alike_in_a_whole_history_and_in_examples(instruction: str) -> None:
+    parts = parse_instruction(instruction) if instruction else ()
+    settings = PromptSettings(max_history=6, max_text_tokens=5, history_text=2, instruction=parts)
+    prompts = PromptBuilder(PROMPTS.vocabulary, TOKENIZER, settings)
+    titles = {item: WORDS[row % 6] for item, row in ROWS.items() if row % 4}
+    examples = (*one_a_target(), TrainingExample("drum", item="item-3"))
+    joined = training_table(TrainingData(examples=examples), prompts, LAYOUT, ROWS, CODES, titles=titles)
+    assert isinstance(joined, JoinedTable)
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
+    together = [loss for part in joined.parts for loss in losses(model, part)]
+    title_ids = prompts.title_ids([titles.get(item, "") for item in ROWS])
+    apart = losses(model, ExampleTable(examples, prompts, LAYOUT, ROWS, CODES, title_ids))
+    np.testing.assert_allclose(sorted(together), sorted(apart), atol=2e-6)
+    # A row of the table is what serving builds, with the target's SID behind it.
+    for example, row in zip(
+        examples, ExampleTable(examples, prompts, LAYOUT, ROWS, CODES, title_ids).rows, strict=True
+    ):
+        sids = CODES[[ROWS[item] for item in example.history]] + LAYOUT.layer_offsets
+        served = prompts.build(example.query, sids, example.user, [titles.get(item, "") for item in example.history])
+        assert row[row >= 0].tolist()[: len(served)] == served
+        assert len(served) == (row >= 0).sum() - 3
