@@ -84,6 +84,7 @@ class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     loss: Loss = "cross-entropy"
     gamma: float | None = None
     layer2_dropout: float = 0.0
+    dropout: float = 0.0
     max_history: int = 20
     query_codes: bool = False
     align: tuple[AlignmentTask, ...] = ()

@@ -195,6 +195,8 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("both beside it", together, align=TITLE_TO_SID + SID_TO_TITLE)
         yield changed("titles in the history", together, history_text=HISTORY_TEXT)
         yield changed("an instruction", together, instruction=True)
+        longer = {**large, "epochs": 16, "dropout": 0.2}
+        yield changed("… and dropout .2, 16 epochs", {**together, "size": 1024}, **longer)
     elif dataset == "chorus_icecat":
         yield changed("codes of the query in the prompt", query_codes=True)
         yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)

@@ -277,6 +277,7 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
             weight_decay=choice.weight_decay,
             seed=choice.seed,
             layer2_dropout=choice.layer2_dropout,
+            dropout=choice.dropout or None,
             loss=choice.loss,
             gamma=choice.gamma,
             report_every=report_every,
