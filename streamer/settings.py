@@ -287,10 +287,11 @@ class RetrieverSettings(IntakeSettings):
     device: str = Field(
         "auto", description="where the model runs: cpu, cuda:0, mps; auto: a card if there is one, else the processor"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="numbers of the model's passes; auto: those of its weights. bfloat16 is faster where the processor or card "
-        "multiplies it (avx512_bf16, amx), and its answers differ a little (docs/benchmarks)",
+        "multiplies it (avx512_bf16, amx), int8 faster still on a processor (avx512_vnni), with the linear layers alone changed; "
+        "answers differ a little (docs/training.md)",
     )
     normaliser: Literal["vocabulary", "layers"] = Field(
         "vocabulary",

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def load_language_model(
     bundle: Bundle, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Any, PromptBuilder]:
-    """The bundle's model, ready to decode (evaluation mode, on ``device``), and its prompt builder.
+    """The bundle's model, ready to decode (evaluation mode, on ``device``), and its prompt builder. ``dtype``: None for
+    that of its weights; int8 is for the linear layers of a model on the processor.
 
     Raises ``SidstreamError`` for a model that does not fit its vocabulary or its prompts, and ``NotFiniteError`` for one
     whose weights or scores are NaN or infinite.
@@ -35,10 +36,17 @@ def load_language_model(
         )
     prompts = PromptBuilder(record.vocabulary, TextTokenizer.load(path), record.prompt)
     require_positions(model, prompts, f"the language model in {path}")
-    model = model.to(device=device) if dtype is None else model.to(device=device, dtype=dtype)
+    import torch
+
+    in_int8 = dtype is torch.int8
+    model = model.to(device=device, dtype=torch.float32 if in_int8 else dtype).eval()
     source, what_to_do = f"the language model in {path}", "train it again with `sidstream train`"
     require_finite_weights(model, source, what_to_do)
-    require_finite_scores(model.eval(), prompts, source, what_to_do)
+    require_finite_scores(model, prompts, source, what_to_do)
+    if in_int8:
+        from models.language.int8 import to_int8
+
+        to_int8(model)
     return model, prompts
 
 

@@ -34,7 +34,9 @@ def device_named(name: str) -> torch.device:
 
 
 def dtype_named(name: str) -> torch.dtype | None:
-    """``auto``: None, the numbers in which the weights were saved; else ``float32`` or ``bfloat16``."""
+    """``auto``: None, the numbers in which the weights were saved; else ``float32``, ``bfloat16`` or ``int8``
+    (``models.language.int8``).
+    """
     import torch
 
-    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[name]

@@ -147,7 +147,12 @@ def load_model(bundle: Bundle, settings: Settings) -> tuple[Any | None, PromptBu
         return None, None
     device, dtype = device_named(own.device), dtype_named(own.dtype)
     model, prompts = load_language_model(bundle, device=device, dtype=dtype)
-    log.info("model_loaded", model=bundle.manifest.model_id, device=str(device), dtype=str(model.dtype))
+    log.info(
+        "model_loaded",
+        model=bundle.manifest.model_id,
+        device=str(device),
+        dtype="int8" if dtype is torch.int8 else str(model.dtype),
+    )
     return model, prompts
 
 

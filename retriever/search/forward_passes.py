@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from models.language.families import HALF_TOLERANCE, TOLERANCE, agrees, base_model, score_scale
+from models.language.int8 import has_int8
 
 logger = structlog.get_logger(__name__)
 
@@ -201,8 +202,8 @@ def honours_tree_attention(model: Any) -> bool:
     shared, plain = SharedPromptPasses(model), PlainPasses(model)
     everything = slice(0, rows)
 
-    half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
-    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    rounds = next(model.parameters()).dtype in (torch.float16, torch.bfloat16) or has_int8(model)
+    tolerance = HALF_TOLERANCE if rounds else TOLERANCE
 
     def same(states: tuple[torch.Tensor, torch.Tensor]) -> bool:
         return agrees(shared.logits(states[0], everything), plain.logits(states[1], everything), tolerance)

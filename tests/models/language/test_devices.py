@@ -13,10 +13,11 @@ from models.language.devices import device_named, dtype_named  # noqa: E402
 def test_auto_is_a_device_that_works_and_names_are_torchs() -> None:
     assert torch.ones(2, device=device_named("auto")).sum() == 2
     assert device_named("cpu").type == "cpu"
-    assert (dtype_named("auto"), dtype_named("float32"), dtype_named("bfloat16")) == (
+    assert tuple(map(dtype_named, ("auto", "float32", "bfloat16", "int8"))) == (
         None,
         torch.float32,
         torch.bfloat16,
+        torch.int8,
     )
 
 
