@@ -300,7 +300,7 @@ def train(
     data = folded(data, max_history)
     data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
     data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
-    describe(data, held_out, max_history, console)
+    describe(data, held_out, max_history, console, alignment)
     item_ids = [item.id for item in shop.items]
     encoder = ItemEncoder.of(opened)
     codes = encoder.encode(shop.embeddings, [item.encode() for item in item_ids])

@@ -18,6 +18,7 @@ from models.terminal import shown
 
 if TYPE_CHECKING:
     from models.catalogue import Catalogue
+    from models.examples.alignment import AlignmentSettings
     from models.examples.records import TrainingData
     from models.towers.text_encoder import Towers
     from models.training.settings import ProgressCallback, TrainingOutcome, TrainingProgress
@@ -135,7 +136,13 @@ def with_validation(
     return kept, held
 
 
-def describe(data: TrainingData, validation: TrainingData | None, max_history: int, console: Console) -> None:
+def describe(
+    data: TrainingData,
+    validation: TrainingData | None,
+    max_history: int,
+    console: Console,
+    alignment: AlignmentSettings | None = None,
+) -> None:
     """What will be learnt from, before it takes its time."""
     of = Counter({"histories": len(data.histories), "single examples": len(data.examples)})
     parts = " and ".join(f"{count:,} {name}" for name, count in of.items() if count)
@@ -144,6 +151,11 @@ def describe(data: TrainingData, validation: TrainingData | None, max_history: i
         f"{data.targets:,} items to be generated in {shown(parts + held)}; up to {max_history:,} items of a history are read",
         soft_wrap=True,
     )
+    if alignment is not None:
+        console.print(
+            f"beside them {alignment.targets(data.targets):,} alignment tasks a pass: {shown(', '.join(alignment.tasks))}",
+            soft_wrap=True,
+        )
 
 
 def steps_of(work: WorkProgress) -> ProgressCallback:

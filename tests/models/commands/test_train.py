@@ -128,7 +128,8 @@ def test_words_titles_and_tasks_reach_the_manifest(shop: Path) -> None:
     sequences = write(shop / "sequences.jsonl", *walks(5))
     own = ["--prompt", "instruction", "--instruction", "[Had {history}. ][Asked {query}. ]Next?", "--history-text", 3]
     tasks = ["--align", "title-to-sid", "--align", "sid-to-title", "--align-share", 0.5]
-    train(shop, "--epochs", 1, "--examples", sequences, *own, *tasks)
+    printed = train(shop, "--epochs", 1, "--examples", sequences, *own, *tasks)
+    assert "beside them 25 alignment tasks a pass: title-to-sid, sid-to-title" in printed
     record = Bundle.open(shop / "bundle", need_model=True).manifest.language_model
     assert record is not None
     assert record.prompt.history_text == 3
