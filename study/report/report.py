@@ -100,6 +100,12 @@ def _dataset(results: Results, dataset: DatasetName, output: Path) -> list[str]:
                 tables.table_2(results, dataset),
                 "How many items share a SID:\n",
                 tables.buckets(results, dataset),
+                "By the item: recall when a list of SIDs is cut after so many items, whichever they are; -log P(item), an item's "
+                "probability being its SID's times its share of it; processor time of one thread (16 queries at a time, on a "
+                "machine that does other things too: compare inside a set alone):\n",
+                tables.per_item(results, dataset),
+                "Over other depths and sizes of the codebook (draft, § 5.5), one seed:\n",
+                tables.parameters(results, dataset),
                 "The order of the items inside a SID decides recall of items:\n",
                 tables.rankings(results, dataset),
             ],

@@ -17,12 +17,13 @@ from study.data.datasets import DatasetName
 from study.experiments.configuration import RunChoice
 from study.experiments.plan import BEST_TOP_K, FULL, Row, rows, scale
 from study.experiments.results import Results, RunResult
-from study.experiments.run import FIRST_GIVEN, OWN, Measurement
+from study.experiments.run import FIRST_GIVEN, OWN, PER_ITEM, Measurement
 from study.measures.evaluation import CUTOFFS, RANKINGS, SID, SID_WITHOUT_HISTORY
+from study.measures.per_item import BUDGETS
 from study.measures.shape import Shape
 
 NOT_YET: Final = "not run yet"
-_FEW: Final = (1, 10, 50)
+_PER_ITEM_HEADER: Final = ["method", *(f"{budget} items" for budget in BUDGETS), "nats an item", "ms a query"]
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -82,6 +83,47 @@ def table_2(results: Results, dataset: DatasetName) -> str:
             keys = " ".join(_key(choice) for choice in choices if results.run(choice) or choice == choices[0])
             lines.append([label, _level_words(level, dataset), *_cells(found, CUTOFFS), keys])
     return markdown(["method", "level", *(f"@{k}" for k in CUTOFFS), "runs"], lines)
+
+
+def per_item(results: Results, dataset: DatasetName) -> str:
+    """Methods by the item: recall at an equal budget of items, nats an item, processor time a query."""
+    lines = []
+    for label, choices in _methods(dataset):
+        found = _per_item(results, choices)
+        if found:
+            lines.append([label, *_per_item_cells(found), str(len(found))])
+    return markdown([*_PER_ITEM_HEADER, "seeds"], lines) if lines else f"{NOT_YET}\n"
+
+
+def parameters(results: Results, dataset: DatasetName) -> str:
+    """Methods over codebooks of other depths and sizes: recall@10 of SIDs and of items, and by the item."""
+    chosen = [row for row in rows(dataset) if row.section == "parameters"]
+    codebook = scale(dataset).base.codebook
+    for layout in dict.fromkeys(row.choice.layout for row in chosen):
+        label = f"{codebook.layers} × {codebook.size}, {layout.label}"
+        chosen.append(Row("parameters", label, msgspec.structs.replace(scale(dataset).base, layout=layout), (OWN,)))
+    ranking = best_ranking(results, dataset)
+    lines = []
+    for row in sorted(chosen, key=lambda row: (row.choice.codebook.layers, row.choice.codebook.size)):
+        levels = [_recalls(results, [row.choice], OWN, "all", level) for level in (SID_WITHOUT_HISTORY, ranking)]
+        cells = [spread([recall["10"] for recall in found]) for found in levels]
+        if any(levels):
+            lines.append([row.label, *cells, *_per_item_cells(_per_item(results, [row.choice])), _key(row.choice)])
+    header = ["codebook and layout", "SIDs @10", "items @10", *_PER_ITEM_HEADER[1:], "run"]
+    return markdown(header, lines) if lines else f"{NOT_YET}\n"
+
+
+def _per_item(results: Results, choices: Sequence[RunChoice]) -> list[dict[str, dict[str, float]]]:
+    found = [results.run(choice) for choice in choices]
+    return [
+        result.measured[PER_ITEM.name] for result in found if result is not None and PER_ITEM.name in result.measured
+    ]
+
+
+def _per_item_cells(found: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
+    cells = [spread([figures["items listed"][str(budget)] for figures in found]) for budget in BUDGETS]
+    cells.append(spread([figures["nats"]["mean"] for figures in found], 2))
+    return [*cells, spread([figures["processor"]["ms"] for figures in found], 1)]
 
 
 def rankings(results: Results, dataset: DatasetName) -> str:
@@ -325,8 +367,8 @@ def _recalls(
     found = []
     for choice in choices:
         result = results.run(choice)
-        if result is not None and group in (figures := result.measured.get(measurement.name, {})):
-            found.append(figures[group][level])
+        if result is not None and level in (figures := result.measured.get(measurement.name, {}).get(group, {})):
+            found.append(figures[level])
     return found
 
 
@@ -341,7 +383,7 @@ def _sid_level(results: Results, choices: Sequence[RunChoice], measurement: Meas
         for choice in choices
         if (result := results.run(choice)) is not None and measurement.name in result.measured
     ]
-    return SID_WITHOUT_HISTORY if measured and all(SID_WITHOUT_HISTORY in levels for levels in measured) else SID
+    return SID_WITHOUT_HISTORY if all(SID_WITHOUT_HISTORY in levels for levels in measured) else SID
 
 
 def _level_words(level: str, dataset: DatasetName) -> str:
