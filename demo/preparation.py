@@ -60,7 +60,6 @@ def train(shop: Shop, fitted: Fitted, progress: ProgressCallback) -> Trained:
         TrainingSettings(
             epochs=shop.epochs, learning_rate=3e-3, layer2_dropout=LAYER2_DROPOUT, seconds=TRAINING_SECONDS
         ),
-        texts=[item.title for item in shop.known.items],
         progress=progress,
     )
     bundle = fit_dense_part(bundle, shop.known.embeddings, [item.id for item in shop.known.items])

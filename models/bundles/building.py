@@ -219,7 +219,6 @@ def train_bundle(
     model_settings: ModelSettings,
     training: TrainingSettings,
     *,
-    texts: Sequence[str] = (),
     items: Sequence[CatalogueItem] = (),
     alignment: AlignmentSettings | None = None,
     validation: TrainingData | None = None,
@@ -228,9 +227,8 @@ def train_bundle(
 ) -> tuple[Bundle, TrainingOutcome]:
     """Fine-tunes a language model for the bundle's layout and adds it to the bundle.
 
-    ``codes``: (N, L) of ``item_ids``; ``texts``: what a new tokenizer is trained on beside the queries, such as titles; where
-    prompts and targets have no text it is left at single bytes. ``items``: the catalogue's, for the tasks of ``alignment`` and
-    for prompts with titles.
+    ``codes``: (N, L) of ``item_ids``; ``items``: the catalogue's, for the tasks of ``alignment`` and for prompts with titles. A
+    new tokenizer is trained on the text that prompts and targets have; where there is none it is left at single bytes.
     ``training.seconds`` is also for the tokenizer and the table of examples; at least a quarter of it is left for learning.
     ``checkpoints``: directory from which a training that was stopped goes on (``checkpoint_directory``); it is removed once
     the bundle is whole, and stays if the time was up, for the steps that are left.
@@ -262,7 +260,7 @@ def train_bundle(
         asked = list(data.texts())
         read = [*asked, *(example.text for example in tasks.examples)] if tasks else asked
         # Words that nothing teaches the meaning of would only make each step's softmax larger.
-        learnt = [*texts, *read, *titles.values()] if read or titles else []
+        learnt = [*read, *titles.values()]
         tokenizer = train_tokenizer(
             [*learnt, *(words_of(parts) for _ in range(max(_FEWEST_WORDS, len(learnt))) if parts)],
             size=model_settings.tokenizer_size if learnt or parts else BYTES,
@@ -317,7 +315,6 @@ def train_bundle(
             "validation data": None
             if validation is None
             else f"{validation.targets:,} targets ({validation.digest()})",
-            "texts": _digest(list(texts)),
             "model": model_settings.described(),
             "prompt": prompts.settings.described(),
             **({"titles": _digest(titles)} if titles else {}),

@@ -16,7 +16,6 @@ from models.progress import WorkProgress
 from models.terminal import shown, terminal
 
 if TYPE_CHECKING:
-    from models.catalogue import Catalogue
     from models.examples.alignment import AlignmentSettings
     from models.language.language_model import Architecture
     from models.training.losses import Loss
@@ -324,7 +323,6 @@ def train(
             named.codes,
             model_settings,
             settings,
-            texts=_texts(shop),
             items=shop.items,
             alignment=alignment,
             validation=held_out,
@@ -399,7 +397,3 @@ def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:
     if name is not None and checkpoint is not None:
         raise SidstreamError("--architecture is for a new model, and --checkpoint brings its own: give one of the two")
     return one_of("--architecture", name or "llama", ARCHITECTURES)
-
-
-def _texts(catalogue: Catalogue) -> list[str]:
-    return [" ".join((item.title, item.brand, item.type)) for item in catalogue.items]
