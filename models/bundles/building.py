@@ -26,6 +26,7 @@ from models.dense.codebook_input import fit_codebook_input
 from models.errors import SidstreamError
 from models.examples.alignment import AlignmentSettings, alignment_examples
 from models.examples.records import TrainingData, TrainingExample
+from models.examples.streamed import StreamedData
 from models.language.instruction import framed, parse_instruction, words_of
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.census import count_tokens
@@ -213,7 +214,7 @@ def _fit_codebook(
 
 def train_bundle(
     bundle: Bundle,
-    data: TrainingData | Sequence[TrainingExample],
+    data: TrainingData | StreamedData | Sequence[TrainingExample],
     item_ids: Sequence[str],
     codes: npt.NDArray[np.uint16],
     model_settings: ModelSettings,
@@ -252,7 +253,8 @@ def train_bundle(
     if len(item_ids) != len(codes):
         raise SidstreamError(f"{len(item_ids)} item ids but {len(codes)} rows of codes: they must belong together")
     manifest = bundle.manifest
-    data = TrainingData.of(data)
+    if not isinstance(data, StreamedData):
+        data = TrainingData.of(data)
     parts = () if model_settings.instruction is None else parse_instruction(model_settings.instruction)
     tasks = _alignment(alignment, items, model_settings.prompt, training.seed)
     titles = _titles(items, model_settings.prompt)
@@ -311,10 +313,8 @@ def train_bundle(
             "codebook": manifest.codebook_id,
             "layout": _digest(bundle.layout.to_dict()),
             "items": f"{len(rows):,} ({_digest([list(item_ids), codes.tobytes()])})",
-            "training data": f"{data.targets:,} targets ({data.digest()})",
-            "validation data": None
-            if validation is None
-            else f"{validation.targets:,} targets ({validation.digest()})",
+            "training data": data.described(),
+            "validation data": None if validation is None else validation.described(),
             "model": model_settings.described(),
             "prompt": prompts.settings.described(),
             **({"titles": _digest(titles)} if titles else {}),
@@ -364,7 +364,7 @@ def train_bundle(
                 "gamma": checked_gamma(training.loss, training.gamma),
                 **({"dropout": training.dropout} if training.dropout is not None else {}),
                 **({"checkpoint": str(model_settings.checkpoint), "lora": training.lora} if training.lora else {}),
-                "text_queries": sum(1 for _ in data.texts()),
+                "text_queries": data.asked,
                 **({"alignment": tasks.settings.to_dict()} if tasks else {}),
                 **outcome.to_dict(),
             },

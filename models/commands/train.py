@@ -30,11 +30,19 @@ def train(
     examples: Annotated[
         list[Path] | None,
         typer.Option(
-            help="JSON lines of {query, user, history, item}, of sequences {user, items} or of interactions {user, item, time}, "
-            "or a .tsv of one of the last two. Repeat it for several files.",
+            help="JSON lines, .arrow or .parquet of {query, user, history, item}, of sequences {user, items} or of interactions "
+            "{user, item, time}, or a .tsv of one of the last two. Repeat it for several files.",
             show_default="made from the catalogue's texts and sequences",
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Let --examples be larger than memory: they are divided by user into parts on the disk beside the bundle, and "
+            "one at a time is in memory.",
+        ),
+    ] = False,
     per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 4,
     neighbours: Annotated[
         int,
@@ -215,9 +223,11 @@ def train(
         require_embeddings_of,
         require_one_validation,
         require_resumable,
+        require_streamable,
         require_usable_neighbours,
         steps_of,
         stopping_is_no_loss,
+        streamed_training_data,
         with_validation,
     )
     from models.examples.folding import folded
@@ -234,6 +244,7 @@ def train(
     require_one_validation(validation or (), validation_share)
     require_resumable(checkpoint_directory(bundle), resume=resume, anew=anew)
     require_usable_neighbours(neighbours, embed, examples or ())
+    require_streamable(examples or (), stream=stream, query_codes=query_codes, align=bool(align))
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
@@ -290,16 +301,27 @@ def train(
             f"the embeddings of {catalogue} have {shop.dimension} dimensions, the bundle {bundle} was fitted on "
             f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
         )
-    if examples:
-        data = read_training_data(examples, console)
+    checkpoints = checkpoint_directory(bundle)
+    if anew and processes.is_first():
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    streamed = None
+    if stream:
+        with WorkProgress(console) as work:
+            streamed, held_out, to_choose_by = streamed_training_data(
+                examples or (), checkpoints, validation or (), validation_share, max_history, seed, console, work
+            )
+        data = streamed.sample
     else:
-        data = data_of_catalogue(
-            shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
-        )
-    data = folded(data, max_history)
-    data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
-    data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
-    describe(data, held_out, max_history, console, alignment)
+        if examples:
+            data = read_training_data(examples, console)
+        else:
+            data = data_of_catalogue(
+                shop, per_item=per_item, seed=seed, max_history=max_history, neighbours=neighbours, towers=towers
+            )
+        data = folded(data, max_history)
+        data, held_out = with_validation(data, validation or (), validation_share, seed=seed, console=console)
+        data, to_choose_by = hold_back_to_choose(data, held_out, seed=seed)
+        describe(data, held_out, max_history, console, alignment)
     item_ids = [item.id for item in shop.items]
     encoder = ItemEncoder.of(opened)
     codes = encoder.encode(shop.embeddings, [item.encode() for item in item_ids])
@@ -312,13 +334,10 @@ def train(
         data = named.write_into(data)
         require_coded_queries(len(named))
         held_out = None if held_out is None else named.write_into(held_out)
-    checkpoints = checkpoint_directory(bundle)
-    if anew and processes.is_first():
-        shutil.rmtree(checkpoints, ignore_errors=True)
     with stopping_is_no_loss(checkpoints, console), WorkProgress(console) as work:
         opened, outcome = train_bundle(
             opened,
-            data,
+            data if streamed is None else streamed,
             named.item_ids,
             named.codes,
             model_settings,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from models.catalogue import Catalogue
     from models.examples.alignment import AlignmentSettings
     from models.examples.records import TrainingData
+    from models.examples.streamed import StreamedData
     from models.towers.text_encoder import Towers
     from models.training.settings import ProgressCallback, TrainingOutcome, TrainingProgress
 
@@ -32,13 +33,16 @@ def read_training_data(paths: Sequence[Path], console: Console) -> TrainingData:
     for path in paths:
         file = read_training_file(path)
         data += file.data
-        if file.unread:
-            console.print(
-                f"[yellow]![/] {shown(path)}, a file of {shown(file.kind)}: not read are its fields "
-                f"{shown(', '.join(sorted(file.unread)))}",
-                soft_wrap=True,
-            )
+        _tell_unread(path, file.kind, file.unread, console)
     return data
+
+
+def _tell_unread(path: Path | str, kind: str, fields: Sequence[str], console: Console) -> None:
+    if fields:
+        console.print(
+            f"[yellow]![/] {shown(path)}, a file of {shown(kind)}: not read are its fields {shown(', '.join(sorted(fields)))}",
+            soft_wrap=True,
+        )
 
 
 def require_usable_neighbours(neighbours: int, embed: Path | None, examples: Sequence[Path]) -> None:
@@ -101,6 +105,69 @@ def require_one_validation(paths: Sequence[Path], share: float | None) -> None:
         raise SidstreamError(
             "--validation gives validation data, and --validation-share takes them from the examples: give one of them"
         )
+
+
+def require_streamable(paths: Sequence[Path], *, stream: bool, query_codes: bool, align: bool) -> None:
+    """Raises ``SidstreamError`` for --stream beside what needs all data in memory."""
+    if not stream:
+        return
+    if not paths:
+        raise SidstreamError("--stream is for files that may be larger than memory: name them with --examples")
+    for asked, option in ((query_codes, "--query-codes"), (align, "--align")):
+        if asked:
+            raise SidstreamError(f"{option} needs all training data in memory: leave out it or --stream")
+
+
+def streamed_training_data(
+    paths: Sequence[Path],
+    checkpoints: Path,
+    validation: Sequence[Path],
+    share: float | None,
+    max_history: int,
+    seed: int,
+    console: Console,
+    work: WorkProgress,
+) -> tuple[StreamedData, TrainingData | None, TrainingData]:
+    """To train on, divided below ``checkpoints``; to validate on, if anything; to choose the mixture by."""
+    from models.commands.after_training import AFTER_TRAINING, CHOOSING_SHARE, FEWEST_TARGETS
+    from models.examples.folding import folded
+    from models.examples.streamed import MOST_HELD, divided
+    from models.training import processes
+
+    choosing = CHOOSING_SHARE if AFTER_TRAINING and not validation else 0.0
+    task = work.task("dividing the examples", unit="records")
+    data = divided(
+        paths,
+        checkpoints / "parts",
+        held_share=choosing if share is None else share,
+        fewest_held_of=FEWEST_TARGETS if share is None else 0,
+        seed=seed,
+        progress=task.update,
+        first=processes.is_first(),
+    )
+    task.end()
+    for path, (kind, fields) in data.unread.items():
+        _tell_unread(path, kind, fields, console)
+    held = folded(data.held, max_history)
+    held_out = None
+    if validation:
+        held = held_out = read_training_data(validation, console)
+    elif share is not None:
+        held_out = held
+        if not held.targets or not data.records:
+            raise SidstreamError(
+                f"a share of {share:g} leaves none to {'validate' if data.records else 'train'} on: give another "
+                "--validation-share, or a file with --validation"
+            )
+    validated = f"; {held_out.targets:,} to validate on" if held_out is not None else ""
+    if share is not None and data.held_back > MOST_HELD:
+        validated += f" of {data.held_back:,} records held back"
+    console.print(
+        f"{data.records:,} records in {data.parts:,} parts in {shown(data.directory)}{validated}; up to {max_history:,} items of "
+        "a history are read",
+        soft_wrap=True,
+    )
+    return data, held_out, held
 
 
 def require_resumable(checkpoints: Path, *, resume: bool, anew: bool) -> None:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from models.data_files import DataFileError, numbered_lines, plain_id
+from models.examples.arrow_files import SUFFIXES, arrow_rows
 
 
 class TrainingExample(msgspec.Struct, frozen=True):
@@ -74,6 +75,15 @@ class TrainingData:
         """How many items are to be generated."""
         asked = (history.asked() for history in self.histories)
         return len(self.examples) + sum(query is not None for queries in asked for query in queries)
+
+    @property
+    def asked(self) -> int:
+        """How many queries have a text."""
+        return sum(1 for _ in self.texts())
+
+    def described(self) -> str:
+        """In words, what tells them from other data."""
+        return f"{self.targets:,} targets ({self.digest()})"
 
     def digest(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of all that is said."""
@@ -150,55 +160,90 @@ def read_examples(path: Path) -> Iterator[TrainingExample]:
     """Yields the examples of a JSON-lines file; blank lines are skipped, a bad line is named. Integer ids are read as the
     text of their digits, as in a catalogue; null says "none".
     """
-    for number, record in _json_records(path):
-        yield _example(path, number, record)
+    for place, record in _json_records(path):
+        yield _example(path, place, record)
 
 
-def read_training_file(path: Path) -> TrainingFile:
-    """Examples, sequences (a user's items, oldest first) or interactions (user, item, time; put in order here), as JSON
-    lines or, but for examples, as a tab-separated table with a header; gzipped or not.
-
-    Raises ``DataFileError`` for a file without a line, for one whose first line is none of the three, and for a line
-    that is not of the first one's kind.
+@dataclass(frozen=True)
+class OpenedTrainingFile:
+    """A file whose ``kind`` is known, and its ``rows``, to be read once: examples, sequences, or interactions as they come;
+    ``unread``: grows as they are read.
     """
-    records = _table_records(path) if ".tsv" in path.suffixes else _json_records(path)
+
+    kind: str
+    rows: Iterator[Any]
+    unread: dict[str, None]
+
+
+def open_training_file(path: Path) -> OpenedTrainingFile:
+    """Examples, sequences (a user's items, oldest first) or interactions (user, item, time), as JSON lines or, but for examples,
+    as a tab-separated table with a header, gzipped or not; or as an Arrow or Parquet table.
+
+    Raises ``DataFileError`` for a file without a row and for one whose first row is none of the three, and as rows are read for
+    one that is not of the first one's kind.
+    """
+    if path.suffix in SUFFIXES:
+        records = _arrow_records(path)
+    else:
+        records = _table_records(path) if ".tsv" in path.suffixes else _json_records(path)
     first = next(records, None)
     if first is None:
         raise DataFileError(f"{path} is empty: {_FORMS}")
     kind = _kind(path, *first)
     unread: dict[str, None] = {}
-    rows: list[Any] = []
+    fields = frozenset(_FIELDS[kind])
     read = {"examples": _example, "sequences": _sequence, "interactions": _interaction}[kind]
-    for number, record in chain((first,), records):
-        unread |= dict.fromkeys(name for name in record if name not in _FIELDS[kind])
-        rows.append(read(path, number, record))
-    match kind:
+
+    def rows() -> Iterator[Any]:
+        for place, record in chain((first,), records):
+            if not record.keys() <= fields:
+                unread.update(dict.fromkeys(name for name in record if name not in fields))
+            yield read(path, place, record)
+
+    return OpenedTrainingFile(kind, rows(), unread)
+
+
+def read_training_file(path: Path) -> TrainingFile:
+    """All of ``open_training_file``; interactions are put in order here."""
+    opened = open_training_file(path)
+    rows = tuple(opened.rows)
+    match opened.kind:
         case "examples":
-            data = TrainingData(examples=tuple(rows))
+            data = TrainingData(examples=rows)
         case "sequences":
-            data = TrainingData(histories=tuple(rows))
+            data = TrainingData(histories=rows)
         case _:
-            data = TrainingData(histories=_in_order(rows))
-    return TrainingFile(kind, data, tuple(unread))
+            data = TrainingData(histories=in_order(rows))
+    return TrainingFile(opened.kind, data, tuple(opened.unread))
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _arrow_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in enumerate(arrow_rows(path), 1):
+        yield f"row {number}", _named(row)
+
+
+def _named(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says, by our names, ids as text."""
+    found = {_OTHER_NAMES.get(name, name): value for name, value in record.items() if value is not None}
+    for name in ("item", "user"):
+        if name in found:
+            found[name] = plain_id(found[name])
+    for name in ("history", "items"):
+        if isinstance(found.get(name), list):
+            found[name] = [plain_id(item) for item in found[name]]
+    return found
+
+
+def _json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         try:
             record = _RECORD.decode(line)
         except (msgspec.DecodeError, UnicodeError) as error:
             raise DataFileError(f"{path}, line {number} is no training example ({error}): {_FORMS}") from error
-        found = {_OTHER_NAMES.get(name, name): value for name, value in record.items() if value is not None}
-        for name in ("item", "user"):
-            if name in found:
-                found[name] = plain_id(found[name])
-        for name in ("history", "items"):
-            if isinstance(found.get(name), list):
-                found[name] = [plain_id(item) for item in found[name]]
-        yield number, found
+        yield f"line {number}", _named(record)
 
 
-def _table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = numbered_lines(path)
     _, first = next(lines, (1, ""))
     header = [_OTHER_NAMES.get(name, name) for name in first.split("\t")]
@@ -216,20 +261,20 @@ def _table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         record: dict[str, Any] = dict(zip(header, cells, strict=True))
         if "items" in record:
             record["items"] = record["items"].split()
-        yield number, record
+        yield f"line {number}", record
 
 
-def _kind(path: Path, number: int, record: Mapping[str, Any]) -> str:
+def _kind(path: Path, place: str, record: Mapping[str, Any]) -> str:
     if "items" in record:
         return "sequences"
     if "time" in record and not {"query", "history"} & record.keys():
         return "interactions"
     if "item" in record or {"query", "history"} & record.keys():
         return "examples"
-    raise DataFileError(f"{path}, line {number} has {', '.join(record) or 'no field'}: {_FORMS}")
+    raise DataFileError(f"{path}, {place} has {', '.join(record) or 'no field'}: {_FORMS}")
 
 
-def _example(path: Path, number: int, record: Mapping[str, Any]) -> TrainingExample:
+def _example(path: Path, place: str, record: Mapping[str, Any]) -> TrainingExample:
     try:
         example = msgspec.convert(
             {name: value for name, value in record.items() if name != "embedding"}, TrainingExample
@@ -237,9 +282,9 @@ def _example(path: Path, number: int, record: Mapping[str, Any]) -> TrainingExam
         if record.get("embedding") is not None:
             example = msgspec.structs.replace(example, embedding=_embedding(record["embedding"]))
     except msgspec.ValidationError as error:
-        raise DataFileError(f"{path}, line {number} is no training example ({error}): {_FORMS}") from error
+        raise DataFileError(f"{path}, {place} is no training example ({error}): {_FORMS}") from error
     if not example.item:
-        raise DataFileError(f"{path}, line {number} names no item: every example needs the item that it leads to")
+        raise DataFileError(f"{path}, {place} names no item: every example needs the item that it leads to")
     return example
 
 
@@ -251,41 +296,45 @@ def _embedding(value: Any) -> bytes:
     return numbers.tobytes()
 
 
-def _sequence(path: Path, number: int, record: Mapping[str, Any]) -> TrainingHistory:
+def _sequence(path: Path, place: str, record: Mapping[str, Any]) -> TrainingHistory:
     try:
         return msgspec.convert({"items": record["items"], "user": record.get("user")}, TrainingHistory)
     except KeyError:
-        raise DataFileError(f"{path}, line {number} has no items, and the file is one of sequences: {_FORMS}") from None
+        raise DataFileError(f"{path}, {place} has no items, and the file is one of sequences: {_FORMS}") from None
     except msgspec.ValidationError as error:
-        raise DataFileError(f"{path}, line {number} is no sequence ({error}): {_FORMS}") from error
+        raise DataFileError(f"{path}, {place} is no sequence ({error}): {_FORMS}") from error
 
 
 @dataclass(frozen=True)
-class _Interaction:
+class Interaction:
+    """That a user chose an item at a time, of any unit."""
+
     user: str
     item: str
     time: float
 
 
-def _interaction(path: Path, number: int, record: Mapping[str, Any]) -> _Interaction:
+def _interaction(path: Path, place: str, record: Mapping[str, Any]) -> Interaction:
     missing = [name for name in ("user", "item", "time") if not record.get(name) and record.get(name) != 0]
     if missing:
-        raise DataFileError(f"{path}, line {number} has no {missing[0]}, and the file is one of interactions: {_FORMS}")
+        raise DataFileError(f"{path}, {place} has no {missing[0]}, and the file is one of interactions: {_FORMS}")
     time = _seconds(record["time"])
     if time is None:
         raise DataFileError(
-            f"{path}, line {number} has the time {record['time']!r}: a time is a number or like 2026-01-31T12:00:00Z"
+            f"{path}, {place} has the time {record['time']!r}: a time is a number or like 2026-01-31T12:00:00Z"
         )
     try:
-        return msgspec.convert({"user": record["user"], "item": record["item"], "time": time}, _Interaction)
+        return msgspec.convert({"user": record["user"], "item": record["item"], "time": time}, Interaction)
     except msgspec.ValidationError as error:
-        raise DataFileError(f"{path}, line {number} is no interaction ({error}): {_FORMS}") from error
+        raise DataFileError(f"{path}, {place} is no interaction ({error}): {_FORMS}") from error
 
 
 def _seconds(value: Any) -> float | None:
     """A time as a number in whatever unit it came, ISO 8601 as seconds since the epoch; None for anything else."""
     if isinstance(value, bool):
         return None
+    if isinstance(value, datetime):  # of an Arrow table
+        return value.timestamp()
     try:
         number = float(value)
     except ValueError:
@@ -298,9 +347,9 @@ def _seconds(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _in_order(interactions: Iterable[_Interaction]) -> tuple[TrainingHistory, ...]:
+def in_order(interactions: Iterable[Interaction]) -> tuple[TrainingHistory, ...]:
     """One history a user; what happened at the same time stays in the file's order."""
-    of_users: dict[str, list[_Interaction]] = {}
+    of_users: dict[str, list[Interaction]] = {}
     for interaction in interactions:
         of_users.setdefault(interaction.user, []).append(interaction)
     return tuple(

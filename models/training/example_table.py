@@ -7,7 +7,7 @@ predicted: a SID's, or a title's where a task asks for that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
@@ -94,6 +94,28 @@ class ExampleTable(_RowTable):
         targets = sids[[item_rows[example.item] for example in examples]]
         rows[:, prompts.width :] = prompts.vocabulary.token_ids(targets)
         super().__init__(rows, prompts.width, prompts, layout)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The rows without their gaps: how many tokens each has (N,), all tokens one after the other, and their columns."""
+        present = self.rows >= 0
+        column = np.nonzero(present)[1].astype(np.uint16)
+        return {"count": present.sum(axis=1, dtype=np.int32), "token": self.rows[present], "column": column}
+
+    @classmethod
+    def of_arrays(
+        cls,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        prompts: PromptBuilder,
+        layout: Layout,
+        codes: npt.NDArray[np.uint16],
+        title_ids: npt.NDArray[np.int32] | None = None,
+    ) -> Self:
+        """The table that gave ``arrays``."""
+        rows = np.full((len(arrays["count"]), prompts.width + layout.layers), -1, dtype=np.int32)
+        rows[np.repeat(np.arange(len(rows)), arrays["count"]), arrays["column"]] = arrays["token"]
+        table = cls.__new__(cls)
+        _RowTable.__init__(table, rows, prompts.width, prompts, layout)
+        return table
 
 
 _MOST_CHOICES: Final = 64  # of one place; more than training has passes

@@ -34,7 +34,7 @@ from models.training.settings import (
     TrainingProgress,
     TrainingSettings,
 )
-from models.training.tables import Batches, Shares, TrainingTable
+from models.training.tables import Batches, BlockedTable, Shares, TrainingTable
 from models.training.validation import Validation
 
 _DIVERGED: Final = 3.0  # times the loss of guessing: no model that learned anything ends there
@@ -75,7 +75,7 @@ class _Budget:
 
 def fine_tune(
     model: Any,
-    table: TrainingTable,
+    table: TrainingTable | BlockedTable,
     settings: TrainingSettings,
     progress: ProgressCallback | None = None,
     checkpoints: Checkpoints | None = None,
@@ -102,7 +102,7 @@ class _Run:
     def __init__(
         self,
         model: Any,
-        table: TrainingTable,
+        table: TrainingTable | BlockedTable,
         settings: TrainingSettings,
         progress: ProgressCallback | None,
         checkpoints: Checkpoints | None,

@@ -8,14 +8,16 @@ behind it one branch a target, ``tail separator c1 c2 …``, that sees the trunk
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import SidstreamError
+from models.language.prompts import PromptBuilder
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
 from models.training.tables import NOTHING_FOLLOWS, TrainingBatch
@@ -108,7 +110,7 @@ class HistoryTable:
             raise SidstreamError("no history has two items: give histories of buyers who came back")
         self.vocabulary = vocabulary
         self._codes = codes
-        self._title_ids = np.empty((len(codes), 0), dtype=np.int32) if title_ids is None else title_ids
+        self._title_ids = _no_titles(codes) if title_ids is None else title_ids
         self._is_head = layout.is_head
         shape = (len(windows), max(map(len, windows)))
         self._items = np.full(shape, -1, dtype=np.int32)
@@ -140,6 +142,28 @@ class HistoryTable:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All that is its own, by name; the items' codes and titles are not."""
+        return {name: getattr(self, name) for name in _OWN}
+
+    @classmethod
+    def of_arrays(
+        cls,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        prompts: PromptBuilder,
+        layout: Layout,
+        codes: npt.NDArray[np.uint16],
+        title_ids: npt.NDArray[np.int32] | None = None,
+    ) -> Self:
+        """The table that gave ``arrays``."""
+        table = cls.__new__(cls)
+        table.vocabulary, table._codes, table._is_head = prompts.vocabulary, codes, layout.is_head
+        table._title_ids = _no_titles(codes) if title_ids is None else title_ids
+        for name in _OWN:
+            setattr(table, name, arrays[name])
+        table.targets = int(table.row_targets.sum())
+        return table
 
     def batch(
         self, indices: npt.NDArray[np.integer], layer2_dropout: float, random: np.random.Generator
@@ -210,6 +234,23 @@ class HistoryTable:
         tokens[..., HEAD_LAYER_INDEX][left_out] = -1
         tokens[items < 0] = -1
         return tokens
+
+
+_OWN: Final = (
+    "_items",
+    "_is_target",
+    "_tail_lengths",
+    "_tail_starts",
+    "_tail_ids",
+    "_heads",
+    "_head_of",
+    "row_targets",
+    "lengths",
+)
+
+
+def _no_titles(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.int32]:
+    return np.empty((len(codes), 0), dtype=np.int32)
 
 
 def _windows(length: int, max_history: int) -> Iterable[tuple[int, int]]:

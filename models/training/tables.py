@@ -7,7 +7,7 @@ epoch and number give the same batch, whatever was drawn before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -108,6 +108,25 @@ class JoinedTable:
 
 
 @dataclass(frozen=True)
+class BlockedTable:
+    """A table of which one block at a time is in memory. ``blocks``: rows and targets of each of its parts; ``load``: a block's
+    number → its table, with these parts.
+    """
+
+    vocabulary: SidVocabulary
+    blocks: tuple[tuple[tuple[int, int], ...], ...]
+    load: Callable[[int], TrainingTable]
+
+    @property
+    def targets(self) -> int:
+        """SIDs to be predicted, in all blocks."""
+        return sum(targets for parts in self.blocks for _, targets in parts)
+
+    def __len__(self) -> int:
+        return sum(rows for parts in self.blocks for rows, _ in parts)
+
+
+@dataclass(frozen=True)
 class Shares:
     """How the batch of a step is divided: among ``world`` processes, of which this is ``rank``, and for each into ``accumulate``
     parts, one after the other.
@@ -124,7 +143,8 @@ class Shares:
 
 
 class Batches:
-    """A data loader: all rows once an epoch in random order; what transformers' ``Trainer`` needs of one and no more.
+    """A data loader: all rows once an epoch in random order; what transformers' ``Trainer`` needs of one and no more. Of a
+    blocked table the blocks come in random order, and the rows of one after the other.
 
     Yields this process' parts of each step's batch, with the ``share`` that a part has in the tokens to be predicted: its mean
     loss times its share, summed over the parts, is the mean loss of the step, however that is divided.
@@ -133,7 +153,7 @@ class Batches:
 
     def __init__(
         self,
-        table: TrainingTable,
+        table: TrainingTable | BlockedTable,
         batch_size: int,
         *,
         layer2_dropout: float = 0.0,
@@ -144,8 +164,10 @@ class Batches:
         self.dataset = table  # Trainer counts the examples
         self._shares = shares or Shares()
         self._batch_size, self._layer2_dropout, self._seed = batch_size, layer2_dropout, seed
-        self._parts = table.rows() if isinstance(table, JoinedTable) else [np.arange(len(table))]
-        self._counts = [_count(table.row_targets[rows], batch_size) for rows in self._parts]
+        self._steps = [
+            sum(_count(rows, targets, batch_size) for rows, targets in parts)
+            for parts in (table.blocks if isinstance(table, BlockedTable) else [_sizes(table)])
+        ]
         self._epoch = self._skip = 0
 
     def __len__(self) -> int:
@@ -154,7 +176,7 @@ class Batches:
     @property
     def steps(self) -> int:
         """Steps an epoch."""
-        return sum(self._counts)
+        return sum(self._steps)
 
     def begin_after(self, step: int) -> None:
         """The next batch is the one after the batches of ``step`` steps."""
@@ -166,15 +188,28 @@ class Batches:
             self._epoch, self._skip = epoch, 0
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        order = np.random.default_rng((self._seed, self._epoch))
-        rows = self.cut(order)
-        numbers = order.permutation(len(rows))
         epoch, skip = self._epoch, self._skip
         self._epoch, self._skip = epoch + 1, 0
-        for number in numbers[skip:]:
-            random = np.random.default_rng((self._seed, epoch, int(number)))
-            batch = self.dataset.batch(rows[number], self._layer2_dropout, random)
-            yield from self._parted(batch, self.dataset.row_targets[rows[number]])
+        order = np.random.default_rng((self._seed, epoch))
+        if not isinstance(self.dataset, BlockedTable):
+            yield from self._batches(self.dataset, order, epoch, 0, skip)
+            return
+        firsts = np.cumsum([0, *self._steps])
+        for block in order.permutation(len(self._steps)).tolist():
+            if skip < self._steps[block]:
+                random = np.random.default_rng((self._seed, epoch, block, 0))
+                yield from self._batches(self.dataset.load(block), random, epoch, int(firsts[block]), skip)
+            skip = max(0, skip - self._steps[block])
+
+    def _batches(
+        self, table: TrainingTable, order: np.random.Generator, epoch: int, first: int, skip: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Those of a table in memory; ``first``: the number that its first batch has in the epoch."""
+        rows = cut(table, self._batch_size, order)
+        for number in order.permutation(len(rows))[skip:]:
+            random = np.random.default_rng((self._seed, epoch, first + int(number)))
+            batch = table.batch(rows[number], self._layer2_dropout, random)
+            yield from self._parted(batch, table.row_targets[rows[number]])
 
     def _parted(self, batch: TrainingBatch, row_targets: npt.NDArray[np.int64]) -> Iterator[dict[str, torch.Tensor]]:
         import torch
@@ -189,20 +224,27 @@ class Batches:
             share = own.predicted / predicted if part < count else 0.0
             yield {**own.tensors(), "share": torch.tensor(share)}
 
-    def cut(self, random: np.random.Generator | None) -> list[npt.NDArray[np.intp]]:
-        """Rows of each batch, the shortest first within each part; ``random``: None to keep lengths as they are."""
-        batches: list[npt.NDArray[np.intp]] = []
-        for rows, count in zip(self._parts, self._counts, strict=True):
-            lengths = self.dataset.lengths[rows]
-            if random is not None:
-                lengths = lengths * random.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, size=len(rows))
-            order = rows[np.argsort(lengths, kind="stable")]
-            batches += np.split(order, _cuts(self.dataset.row_targets[order], count))
-        return batches
+
+def cut(table: TrainingTable, batch_size: int, random: np.random.Generator | None = None) -> list[npt.NDArray[np.intp]]:
+    """Rows of each batch, the shortest first within each part; ``random``: None to keep lengths as they are."""
+    batches: list[npt.NDArray[np.intp]] = []
+    parts = table.rows() if isinstance(table, JoinedTable) else [np.arange(len(table))]
+    for rows, (_, targets) in zip(parts, _sizes(table), strict=True):
+        lengths = table.lengths[rows]
+        if random is not None:
+            lengths = lengths * random.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, size=len(rows))
+        order = rows[np.argsort(lengths, kind="stable")]
+        batches += np.split(order, _cuts(table.row_targets[order], _count(len(rows), targets, batch_size)))
+    return batches
 
 
-def _count(row_targets: npt.NDArray[np.int64], batch_size: int) -> int:
-    return min(len(row_targets), -(-int(row_targets.sum()) // batch_size))
+def _sizes(table: TrainingTable) -> list[tuple[int, int]]:
+    """Rows and targets of each part."""
+    return [(len(part), part.targets) for part in (table.parts if isinstance(table, JoinedTable) else (table,))]
+
+
+def _count(rows: int, targets: int, batch_size: int) -> int:
+    return min(rows, -(-targets // batch_size))
 
 
 def _cuts(row_targets: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.intp]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from models.errors import SidstreamError
 from models.examples.alignment import AlignmentExample, AlignmentSettings
 from models.examples.folding import apart, folded
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
+from models.examples.streamed import StreamedData
 from models.language.dropout import set_dropout
 from models.language.families import require_own_loss, sees_branches
 from models.language.prompts import PromptBuilder
@@ -26,7 +26,8 @@ from models.training.example_table import AlignmentTable, ExampleTable, task_pro
 from models.training.fine_tuning import fine_tune
 from models.training.history_table import HistoryTable
 from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
-from models.training.tables import JoinedTable, TrainingTable
+from models.training.stored_tables import stored_tables
+from models.training.tables import BlockedTable, JoinedTable, TrainingTable
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,28 @@ def training_table(
     called where there is nothing to learn; ``shared``: whether the model can read a history once for all of its targets
     (``sees_branches``).
     """
+    found = _table(data, prompts, layout, item_rows, codes, _title_ids(titles, prompts, item_rows, len(codes)), shared)
+    if found is None:
+        raise SidstreamError(
+            f"the {of} data have nothing to learn: no example names an item of the catalogue, and no history has two of its "
+            "items; give data that belong to the catalogue"
+        )
+    return found
+
+
+def _table(
+    data: TrainingData,
+    prompts: PromptBuilder,
+    layout: Layout,
+    item_rows: Mapping[str, int],
+    codes: npt.NDArray[np.uint16],
+    title_ids: npt.NDArray[np.int32] | None,
+    shared: bool,
+) -> TrainingTable | None:
     max_history = prompts.settings.max_history
     joined = folded(data, max_history) if shared else apart(data, max_history)
     histories = [history for history in joined.histories if any(query is not None for query in history.asked()[1:])]
     parts: list[TrainingTable] = []
-    title_ids = _title_ids(titles or {}, prompts, item_rows, len(codes)) if prompts.settings.history_text else None
     if histories:
         parts.append(
             HistoryTable(
@@ -102,21 +120,20 @@ def training_table(
         )
     if joined.examples:
         parts.append(ExampleTable(joined.examples, prompts, layout, item_rows, codes, title_ids))
-    if not parts:
-        raise SidstreamError(
-            f"the {of} data have nothing to learn: no example names an item of the catalogue, and no history has two of its "
-            "items; give data that belong to the catalogue"
-        )
-    return parts[0] if len(parts) == 1 else JoinedTable(parts)
+    return JoinedTable(parts) if len(parts) > 1 else parts[0] if parts else None
 
 
 def _title_ids(
-    titles: Mapping[str, str], prompts: PromptBuilder, item_rows: Mapping[str, int], rows: int
-) -> npt.NDArray[np.int32]:
-    """Tokens of titles (N, T) in the order of the rows of codes; none for what has no title, such as a query that has codes."""
+    titles: Mapping[str, str] | None, prompts: PromptBuilder, item_rows: Mapping[str, int], rows: int
+) -> npt.NDArray[np.int32] | None:
+    """Tokens of titles (N, T) in the order of the rows of codes; none for what has no title, such as a query that has codes. None
+    for prompts without titles.
+    """
+    if not prompts.settings.history_text:
+        return None
     in_order = [""] * rows
     for item, row in item_rows.items():
-        in_order[row] = titles.get(item, "")
+        in_order[row] = (titles or {}).get(item, "")
     return prompts.title_ids(in_order)
 
 
@@ -164,9 +181,31 @@ class Alignment:
         return JoinedTable([*(table.parts if isinstance(table, JoinedTable) else (table,)), tasks])
 
 
+def streamed_table(
+    data: StreamedData,
+    prompts: PromptBuilder,
+    layout: Layout,
+    item_rows: Mapping[str, int],
+    codes: npt.NDArray[np.uint16],
+    titles: Mapping[str, str] | None = None,
+    *,
+    shared: bool = True,
+) -> tuple[BlockedTable, int, int]:
+    """Tables of streamed data on the disk beside its parts; how many examples were left out because their item is unknown, and
+    how many unknown items of histories. Arguments as in ``training_table``.
+    """
+    title_ids = _title_ids(titles, prompts, item_rows, len(codes))
+
+    def of_part(number: int) -> tuple[TrainingTable | None, int, int]:
+        part = known(data.part(number), item_rows)
+        return _table(part.data, prompts, layout, item_rows, codes, title_ids, shared), part.examples, part.mentions
+
+    return stored_tables(data, prompts, layout, item_rows, codes, title_ids, of_part, shared=shared)
+
+
 def train_model(
     model: Any,
-    data: TrainingData,
+    data: TrainingData | StreamedData,
     prompts: PromptBuilder,
     layout: Layout,
     item_rows: Mapping[str, int],
@@ -188,21 +227,24 @@ def train_model(
     require_own_loss(model)
     if settings.dropout is not None:  # a family without any is refused before tables take their time
         set_dropout(model, settings.dropout, lora=settings.lora > 0)
-    usable = known(data, item_rows)
-    as_table = partial(
-        training_table,
-        prompts=prompts,
-        layout=layout,
-        item_rows=item_rows,
-        codes=codes,
-        titles=titles,
-        shared=not usable.data.histories or sees_branches(model),
-    )
-    table = as_table(usable.data)
-    if alignment is not None:
-        table = alignment.beside(table, prompts, layout, item_rows, codes)
+    table: TrainingTable | BlockedTable
+    if isinstance(data, StreamedData):
+        if alignment is not None:
+            raise SidstreamError("alignment tasks stand beside data in memory: train on them without --stream")
+        shared = sees_branches(model)
+        table, skipped, mentions = streamed_table(data, prompts, layout, item_rows, codes, titles, shared=shared)
+    else:
+        usable = known(data, item_rows)
+        skipped, mentions = usable.examples, usable.mentions
+        shared = not usable.data.histories or sees_branches(model)
+        table = training_table(usable.data, prompts, layout, item_rows, codes, titles=titles, shared=shared)
+        if alignment is not None:
+            table = alignment.beside(table, prompts, layout, item_rows, codes)
     held_out = None
     if validation is not None:
-        held_out = as_table(known(validation, item_rows).data, of="validation")
+        held = known(validation, item_rows).data
+        held_out = training_table(
+            held, prompts, layout, item_rows, codes, titles=titles, of="validation", shared=shared
+        )
     outcome = fine_tune(model, table, settings, progress, checkpoints, held_out)
-    return replace(outcome, skipped=usable.examples, skipped_mentions=usable.mentions)
+    return replace(outcome, skipped=skipped, skipped_mentions=mentions)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from models.training.losses import scored
 from models.training.settings import ValidationOutcome
-from models.training.tables import Batches, TrainingTable
+from models.training.tables import TrainingTable, cut
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class Validation:
     def __init__(self, table: TrainingTable, *, batch_size: int, steps_an_epoch: int, patience: int) -> None:
         self._table = table
         self._patience = patience
-        batches = Batches(table, batch_size).cut(None)
+        batches = cut(table, batch_size)
         most = max(1, round(len(batches) * min(1.0, MOST_TARGETS / table.targets)))
         self._batches = [batches[at] for at in np.linspace(0, len(batches) - 1, most).round().astype(int)]
         self.targets = int(sum(table.row_targets[rows].sum() for rows in self._batches))

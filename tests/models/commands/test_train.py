@@ -164,6 +164,43 @@ def test_validation_ends_training_and_is_recorded_and_said(shop: Path) -> None:
     assert "80 items to be generated in 16 histories; 20 to validate on" in printed
 
 
+def test_streamed_examples_are_as_many_as_in_memory_and_go_on_from_the_tables_that_were_made(shop: Path) -> None:
+    clicks = [
+        {"user": f"u{user}", "item": f"item-{(user * time) % ITEMS}", "time": -time}
+        for time in range(5)
+        for user in range(9)
+    ]
+    queries = [{"query": f"thing {number}", "item": f"item-{number}", "price": 2} for number in range(ITEMS)]
+    queries += [{"query": "x", "user": "user-1", "history": ["item-1", "gone"], "item": "item-7"}, {"item": "gone"}]
+    files = [
+        write(shop / "walks.jsonl", *walks(30)),
+        write(shop / "clicks.jsonl", *clicks),
+        write(shop / "queries.jsonl", *queries),
+    ]
+    given = ["--batch-size", 20, *(word for path in files for word in ("--examples", path))]
+    train(shop, *given, "--epochs", 1)
+    whole = facts(shop)
+    printed = train(shop, *given, "--epochs", 400, "--stream", "--minutes", 0.02)
+    assert "queries.jsonl, a file of examples: not read are its fields price" in printed
+    assert "117 records in 1 parts in" in printed
+    found = facts(shop)
+    for name in ("examples", "rows", "skipped", "skipped_mentions", "text_queries"):
+        assert found[name] == whole[name], name
+    assert 0 < found["steps"] < found["planned_steps"] == 400 * whole["planned_steps"]
+    tables = checkpoint_directory(shop / "bundle") / "tables" / "tables.json"
+    made = tables.stat().st_mtime_ns
+    train(shop, *given, "--epochs", 400, "--stream", "--minutes", 0.02)
+    assert facts(shop)["resumed_at"] == found["steps"]
+    assert tables.stat().st_mtime_ns == made
+    with pytest.raises(SidstreamError, match=r"it is another one: training data .* records, streamed"):
+        train(shop, *given, "--epochs", 400)
+    printed = train(shop, *given, "--epochs", 1, "--stream", "--anew", "--validation-share", 0.2)
+    validation = facts(shop)["validation"]
+    assert f"; {validation['targets']} to validate on" in printed
+    assert facts(shop)["examples"] + validation["targets"] == whole["examples"]
+    assert not checkpoint_directory(shop / "bundle").exists()
+
+
 def test_training_whose_time_was_up_goes_on_when_it_is_asked_again_and_not_with_anew(shop: Path) -> None:
     sequences = write(shop / "sequences.jsonl", *walks(40))
     long = ["--epochs", 400, "--examples", sequences, "--batch-size", 10]
@@ -267,6 +304,8 @@ def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_an
         (["--architecture", "qwen", "--checkpoint", "somewhere"], "give one of the two"),
         (["--neighbours", "5"], "name their directory with --embed"),
         (["--neighbours", "5", "--embed", "towers", "--examples", "e.jsonl"], "give one of them"),
+        (["--stream"], "name them with --examples"),
+        (["--stream", "--examples", "e.jsonl", "--query-codes"], "--query-codes needs all training data in memory"),
         (["--resume", "--anew"], "--resume goes on with a training, and --anew begins from nothing: give one"),
         (["--report-to", "crystal-ball"], "transformers does not report to 'crystal-ball'"),
         (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
