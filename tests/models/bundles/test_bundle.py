@@ -22,6 +22,7 @@ from models.bundles.bundle import (
 from models.bundles.manifest import BundleError
 from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
+from models.language.instruction import parse_instruction
 from models.language.prompts import PromptSettings
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
@@ -42,6 +43,41 @@ def with_model(bundle: Bundle, weights: bytes = b"weights") -> Bundle:
         (staged / "model.safetensors").write_bytes(weights)
         (staged / "tokenizer.json").write_text("{}")
         return add_language_model(bundle, staged, vocabulary=VOCABULARY, prompt=PromptSettings(), layer2_dropout=0.25)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "version"),
+    [
+        (PromptSettings(), 1),
+        (PromptSettings(query_codes=True), 2),
+        (PromptSettings(history_text=3), 3),
+        (PromptSettings(instruction=parse_instruction("[{user}][{history}]{query}")), 3),
+    ],
+)
+def test_format_is_the_oldest_that_says_how_a_prompt_is_written(
+    prompt: PromptSettings, version: int, tmp_path: Path
+) -> None:
+    bundle = make(tmp_path)
+    with staging_directory(bundle) as staged:
+        (staged / "model.safetensors").write_bytes(b"weights")
+        added = add_language_model(bundle, staged, vocabulary=VOCABULARY, prompt=prompt)
+    assert added.manifest.format == version
+    record = Bundle.open(tmp_path, need_model=True).manifest.language_model
+    assert record is not None
+    assert record.prompt == prompt
+
+
+def test_bundle_from_before_words_and_titles_has_bare_prompts(tmp_path: Path) -> None:
+    bundle = with_model(make(tmp_path))
+    path = bundle.directory / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    prompt = manifest["language_model"]["prompt"]
+    del prompt["history_text"], prompt["instruction"]
+    assert prompt == {"max_history": 10, "max_text_tokens": 24, "query_codes": False}
+    path.write_text(json.dumps(manifest))
+    record = Bundle.open(tmp_path, need_model=True).manifest.language_model
+    assert record is not None
+    assert record.prompt == PromptSettings()
 
 
 def rewrite(bundle: Bundle, old: str, new: str) -> None:
