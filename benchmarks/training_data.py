@@ -15,7 +15,6 @@ import os
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-import json
 import multiprocessing
 import resource
 import sys
@@ -97,18 +96,12 @@ def write_examples(path: Path, count: int) -> None:
             users = random.integers(USERS, size=rows).tolist()
             items = random.integers(ITEMS, size=(rows, 6)).tolist()
             lengths = random.integers(6, size=rows).tolist()
-            file.writelines(
-                json.dumps(
-                    {
-                        "query": " ".join(f"w{word}" for word in words[row]),
-                        "user": f"user-{users[row]}",
-                        "history": [f"item-{item}" for item in items[row][: lengths[row]]],
-                        "item": f"item-{items[row][5]}",
-                    }
+            for (a, b, c, d), user, chosen, length in zip(words, users, items, lengths, strict=True):
+                history = ", ".join([f'"item-{item}"' for item in chosen[:length]])
+                file.write(
+                    f'{{"query": "w{a} w{b} w{c} w{d}", "user": "user-{user}", "history": [{history}], '
+                    f'"item": "item-{chosen[5]}"}}\n'
                 )
-                + "\n"
-                for row in range(rows)
-            )
 
 
 def divide(directory: Path) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -103,7 +103,7 @@ class PromptBuilder:
                 "it, or train with --user-buckets 0, --max-history 0 or --max-text 0"
             )
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Length of the longest prompt, and of every ``row``."""
         settings = self.settings
@@ -154,10 +154,10 @@ class PromptBuilder:
         first, -1 padded; ``title_ids``: one row an item of it (``title_ids``), None for no titles.
         """
         first = max(0, len(history) - self.settings.max_history)
-        items: Iterable[npt.NDArray[np.integer]] = map(self.vocabulary.token_ids, map(np.asarray, history[first:]))
-        if title_ids is not None:
-            items = chain.from_iterable(zip(items, title_ids[first:], strict=True))
-        read = [token for tokens in items for token in tokens.tolist()]
+        items = self.vocabulary.token_ids(np.asarray(history[first:]))
+        if title_ids is not None and len(items):
+            items = np.concatenate((items, title_ids[first:]), axis=1)
+        read: list[int] = items.ravel().tolist()
         row = np.full(self.width, -1, dtype=np.int32)
         head = self.head(user, has_history=bool(read))
         ids = [*head, *read, *self.tail(text_ids, has_history=bool(read)), self.vocabulary.separator_id]
