@@ -130,7 +130,7 @@ def references(
         found.append(Reference(name, _lists(data, cases, width, scores, name, tell), words, tuned or 0))
 
     if CO_OCCURRENCE in names:
-        pairs = _best_co_occurrence(data, tuning, width, tell)
+        pairs = best_co_occurrence(data, tuning, width, tell)
         add(CO_OCCURRENCE, said(pairs), lambda part: co_occurrence_scores(data, part, pairs), len(tuning))
     if NEIGHBOURS in names:
         of_history = any(case.history and case.query_row < 0 for case in cases)
@@ -246,7 +246,7 @@ def _sample(validation: Sequence[EvaluationCase], most: int) -> Sequence[Evaluat
     return [validation[number] for number in chosen.tolist()]
 
 
-def _best_co_occurrence(
+def best_co_occurrence(
     data: ReferenceData, tuning: Sequence[EvaluationCase], width: int, tell: Progress
 ) -> CoOccurrenceSettings:
     """One setting at a time goes through its grid while the others stay, from the defaults on, until nothing helps any more."""

@@ -16,7 +16,7 @@ from models.language.instruction import AlignmentTask
 from study.data.choices import CodebookChoice
 from study.data.datasets import DatasetName
 from study.experiments.configuration import LayoutChoice, RunChoice
-from study.experiments.run import ARRIVALS, ARRIVALS_RULE, FIRST_GIVEN, FREE_BEAMS, OWN, PER_ITEM, Measurement
+from study.experiments.run import ARRIVALS, ARRIVALS_RULE, FIRST_GIVEN, FREE_BEAMS, LEGS, OWN, PER_ITEM, Measurement
 
 FULL: Final = LayoutChoice()
 WITHOUT: Final = LayoutChoice(heads="all")
@@ -25,6 +25,7 @@ FEW_TOP_K: Final = tuple(LayoutChoice(heads="top-k", share=share) for share in (
 TOP_P: Final = LayoutChoice(heads="top-p", p=0.85)
 BEST_TOP_K: Final = TOP_K[1]
 SEEDS: Final = (0, 1, 2)
+TOGETHER_WITH_OTHER_LEGS: Final = ("… and a larger model, 8 epochs", "… and dropout .2, 16 epochs")
 RANDOM_SHARES: Final = (0.1, 0.3)
 # M of the codebook whose full SIDs come nearest to the number that 3 × 256 has left, by what is left out (found by bisection; the
 # table of SIDs under table 2 shows both).
@@ -180,7 +181,8 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
 
     def changed(label: str, codebook: Mapping[str, object] | None = None, **changes: object) -> Row:
         choice = msgspec.structs.replace(base, codebook=msgspec.structs.replace(base.codebook, **(codebook or {})))
-        return Row("levers", label, msgspec.structs.replace(choice, **changes), (OWN,))
+        measured = (OWN, LEGS) if label in TOGETHER_WITH_OTHER_LEGS else (OWN,)
+        return Row("levers", label, msgspec.structs.replace(choice, **changes), measured)
 
     large = {"hidden_size": 96, "epochs": 8}
     if dataset == "amazon_games":

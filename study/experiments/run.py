@@ -30,7 +30,9 @@ from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
 from study.experiments.results import Results, RunResult
 from study.measures.arrivals import choose_rule, measure_arrivals
 from study.measures.catalogue_trie import CatalogueTrie
-from study.measures.evaluation import BEAMS, Outcome, bucket_sizes, evaluate
+from study.measures.evaluation import BEAMS, UNSEEN_WEIGHT, Outcome, bucket_sizes, evaluate
+from study.measures.item_search import Found, found_items
+from study.measures.legs import measure_legs
 from study.measures.per_item import measure_per_item
 
 if TYPE_CHECKING:
@@ -38,11 +40,12 @@ if TYPE_CHECKING:
     from models.training.train_model import Alignment
 
 Kind = Literal[
-    "own", "per item", "first token given", "free beams", "naive", "marginal", "arrivals", "rule for arrivals"
+    "own", "per item", "first token given", "free beams", "naive", "marginal", "legs", "arrivals", "rule for arrivals"
 ]
 Progress = Callable[[str, float], None]  # what is done, and which share of it
 
 FREE_BEAM_CASES: Final = 200
+VALID_CASES: Final = 4_000  # that the legs are put together by
 _TEXT_TOKENS: Final = 16
 _TOKENIZER_SIZE: Final = 3_000
 _REPORTS_AN_EPOCH: Final = 20
@@ -52,11 +55,11 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to measure of a trained model.
 
     ``own``: recall under the layout that it was trained for; ``per item``: recall at an equal budget of items, nats an item,
-    processor time a query; ``first token given``: the same with the first token of
-    the right SID known; ``free beams``: share of invalid SIDs without the constraint; ``naive``: recall under another
-    ``layout``, whose SIDs the model reads and writes as if it knew them; ``marginal``: the same with the left-out tokens
-    summed over; ``arrivals``: recall of items that came after training, with the dense leg; ``rule for arrivals``: which rule
-    validation chooses for them.
+    processor time a query; ``first token given``: recall with the first token of the right SID known; ``free beams``: share of
+    invalid SIDs without the constraint; ``naive``: recall under another ``layout``, whose SIDs the model reads and writes as if
+    it knew them; ``marginal``: the same with the left-out tokens summed over; ``legs``: recall of model, vectors and
+    co-occurrence together; ``arrivals``: recall of items that came after training, with the dense leg; ``rule for arrivals``:
+    which rule validation chooses for them.
     """
 
     kind: Kind
@@ -70,6 +73,7 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
 
 OWN: Final = Measurement("own")
 PER_ITEM: Final = Measurement("per item")
+LEGS: Final = Measurement("legs")
 FIRST_GIVEN: Final = Measurement("first token given")
 FREE_BEAMS: Final = Measurement("free beams")
 ARRIVALS: Final = Measurement("arrivals")
@@ -330,6 +334,8 @@ def measure(here: Setting, model: Any, measurement: Measurement, progress: Progr
         return choose_rule(here, model, progress)
     if measurement.kind == "per item":
         return _per_item(here, model)
+    if measurement.kind == "legs":
+        return _legs(here, model, progress)
     if measurement.kind == "free beams":
         from study.measures.free_beams import invalid_shares
 
@@ -396,6 +402,25 @@ def _per_item(here: Setting, model: Any) -> dict[str, Any]:
     prompts = [here.prompt(case, here.layout) for case in cases]
     decode = partial(beam_search, model, here.vocabulary, trie=trie, beams=BEAMS)
     return measure_per_item(decode, model, here.vocabulary, prompts, cases, trie, here.codes, here.data.popularity)
+
+
+def _legs(here: Setting, model: Any, progress: Progress) -> dict[str, Any]:
+    trie = CatalogueTrie(here.codes, here.layout)
+
+    def search(cases: Sequence[TestCase]) -> list[Found]:
+        prompts = [here.prompt(case, here.layout) for case in cases]
+        return found_items(
+            model,
+            here.vocabulary,
+            prompts,
+            trie,
+            here.data.popularity,
+            smoothing=UNSEEN_WEIGHT,
+            progress=partial(progress, "legs"),
+        )
+
+    valid = some_cases(load(here.data.name, "valid"), VALID_CASES)
+    return measure_legs(here.data, valid, here.cases(here.choice.cases), search)
 
 
 def _together(parts: Sequence[Outcome]) -> Outcome:

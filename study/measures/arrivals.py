@@ -21,21 +21,17 @@ from models.dense.choosing import CUTOFF, ValidationCase, choose_weights
 from models.dense.mixture import MixtureWeights, gather, log_sum, mixed, rank_of
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
-from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
-from retriever.answering.ranking import item_log_probabilities
-from retriever.search.beam_search import beam_search
 from study.data.datasets import Dataset, TestCase, fresh_queries, load
 from study.measures.catalogue_trie import CatalogueTrie
-from study.measures.evaluation import BEAMS
+from study.measures.item_search import Found, found_items
 
 VALIDATION_CASES: Final = 2_000  # with an old target, and as many with a new one
 SLICE: Final = 0.1  # of the known items, playing the arrivals where λ, α and β are chosen
 RESAMPLED: Final = 1_000
-_QUERIES_A_BATCH: Final = 16
 _BLOCK: Final = 500  # of cases whose cosines are computed together
 
-Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]  # rows, log-probabilities
 Progress = Callable[[str, float], None]
 
 
@@ -248,24 +244,8 @@ def _search(
     """What the product's search finds for each case: places in the catalogue and log-probabilities."""
     trie = CatalogueTrie(here.codes, here.layout, catalogue.rows)
     prompts = [here.prompt(case, here.layout) for case in cases]
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    found: dict[int, Found] = {}
-    for start in range(0, len(order), _QUERIES_A_BATCH):
-        numbers = order[start : start + _QUERIES_A_BATCH]
-        answers = beam_search(model, here.vocabulary, [prompts[number] for number in numbers], trie, beams=BEAMS)
-        for number, sids in zip(numbers, answers, strict=True):
-            of_sids = trie.items_of([sid.tokens for sid in sids])
-            scores = [
-                item_log_probabilities(sid, items.codes[:, HEAD_LAYER_INDEX], here.data.popularity[items.items])
-                for sid, items in zip(sids, of_sids, strict=True)
-            ]
-            rows = [items.items.astype(np.int64) for items in of_sids]
-            found[number] = (
-                catalogue.places(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64),
-                np.concatenate(scores) if scores else np.empty(0),
-            )
-        progress(start / len(order))
-    return [found[number] for number in range(len(cases))]
+    found = found_items(model, here.vocabulary, prompts, trie, here.data.popularity, progress=progress)
+    return [(catalogue.places(rows), scores) for rows, scores in found]
 
 
 def _kept(cache: Path, cases: Sequence[TestCase], search: Callable[[], list[Found]]) -> list[Found]:

@@ -123,7 +123,11 @@ def _dataset(results: Results, dataset: DatasetName, output: Path) -> list[str]:
         (
             "6. References on the same cases",
             f'Again: `sidstream study --only "references {dataset}" --again`.',
-            lambda: [tables.references(results, dataset, record), *tables.references_on_every_case(record)],
+            lambda: [
+                tables.references(results, dataset, record),
+                *tables.references_on_every_case(record),
+                *tables.legs(results, dataset),
+            ],
         ),
         ("Runs", "", lambda: [tables.runs(results, dataset)]),
     ]

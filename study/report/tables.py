@@ -17,7 +17,7 @@ from study.data.datasets import DatasetName
 from study.experiments.configuration import RunChoice
 from study.experiments.plan import BEST_TOP_K, FULL, Row, rows, scale
 from study.experiments.results import Results, RunResult
-from study.experiments.run import FIRST_GIVEN, OWN, PER_ITEM, Measurement
+from study.experiments.run import FIRST_GIVEN, LEGS, OWN, PER_ITEM, Measurement
 from study.measures.evaluation import CUTOFFS, RANKINGS, SID, SID_WITHOUT_HISTORY
 from study.measures.per_item import BUDGETS
 from study.measures.shape import Shape
@@ -266,6 +266,28 @@ def references(results: Results, dataset: DatasetName, record: Mapping[str, Any]
             name = f"**{label}**, {ranking.removeprefix('item, ')}"
             lines.append([name, *_cells(found, CUTOFFS), *_interval_cells(found), _key(choices[0])])
     return markdown(["", *(f"@{k}" for k in CUTOFFS), "95 % @10", "95 % @50", "cases", "run"], lines)
+
+
+def legs(results: Results, dataset: DatasetName) -> list[str]:
+    """What model, vectors and co-occurrence find together, for the runs where that was measured."""
+    parts = []
+    for row in rows(dataset):
+        result = results.run(row.choice)
+        if LEGS not in row.measurements or result is None or LEGS.name not in result.measured:
+            continue
+        found = result.measured[LEGS.name]
+        lines = [[name, *(_with_ends(recall, k) for k in CUTOFFS)] for name, recall in found["recalls"].items()]
+        lines += [
+            [f"*{name}*", *(_with_ends(recall, k, sign="+") if k == 10 else "" for k in CUTOFFS)]
+            for name, recall in found["differences"].items()
+        ]
+        parts += [
+            f"**Legs together** ({row.label}, {_key(row.choice)}): the candidates of all are put in order by one linear combination of "
+            f"log P_model, the cosine and the log of co-occurrence's share, of greatest likelihood on {found['valid cases']:,} cases of the "
+            f"valid part. The wanted item is among the candidates of all three in {found['reached']:.1%} of the cases.\n",
+            markdown(["legs", *(f"@{k}" for k in CUTOFFS)], lines),
+        ]
+    return parts
 
 
 def references_on_every_case(record: Mapping[str, Any] | None) -> list[str]:
