@@ -23,6 +23,7 @@ BENCHMARKS: Final = {
     "attributes": "attributes that come alone, columns and new filters at a million items, against bare LMDB and NumPy",
     "training": "whole histories, against one example a target",
     "training-data": "examples larger than memory: peak memory of dividing, tables and first steps",
+    "training-memory": "memory and time of training 0.1 billion parameters: bf16, accumulation, checkpointing, LoRA",
     "decode": "constrained beam search, against transformers' generate",
     "scale": "queries at 20 thousand, 1 million and 10 million items, with updates and without; ten minutes and more",
     "dense": "a query against the vectors of a catalogue, screened by the leading directions, against a scan of all",

@@ -1,4 +1,5 @@
-"""Training: whole histories against one example a target, and batches by length against batches as they come.
+"""Training: whole histories against one example a target, and batches by length against batches as they come and against those of
+transformers' own ``LengthGroupedSampler``, which has as many rows a step and not as many targets.
 
     python -m benchmarks.training [--json PATH] [--quick]
 
@@ -18,10 +19,12 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
@@ -33,7 +36,7 @@ from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from models.training.example_table import ExampleTable
 from models.training.losses import target_loss
-from models.training.tables import Batches, TrainingTable
+from models.training.tables import Batches, JoinedTable, TrainingTable, cut
 from models.training.train_model import training_table
 
 ITEMS, USERS, WORDS, MAX_HISTORY, BATCH = 17_000, 4_000, 2_000, 20, 128
@@ -70,6 +73,12 @@ def main() -> int:
             Target.ratio_at_least(1.2),
         )
     )
+    for name, rows in (("histories", whole_histories()), ("title queries", table)):
+        own, theirs = grouped(rows, cut(rows, BATCH, np.random.default_rng(0))), grouped(rows, by_transformers(rows))
+        sampler = "LengthGroupedSampler"
+        results.append(Result(f"{name}: padding", own.padding, "% of a pass", sampler, theirs.padding))
+        results.append(Result(f"{name}: most targets of a step", own.most, "of the mean", sampler, theirs.most))
+        results.append(Result(f"{name}: fewest targets of a step", own.fewest, "of the mean", sampler, theirs.fewest))
     return report("Training: 128 wide, three layers, one thread, processor time", results, arguments.json)
 
 
@@ -112,6 +121,41 @@ def batches(table: TrainingTable) -> Iterator[Batch]:
     loader = Batches(table, BATCH)
     targets = round(table.targets / len(loader))
     return ((batch, targets) for batch in chain.from_iterable(repeat(loader)))
+
+
+def whole_histories() -> TrainingTable:
+    examples = one_a_target(0.0)
+    table = training_table(TrainingData(examples=examples), prompts_of(examples), LAYOUT, ROWS, CODES)
+    return table.parts[0] if isinstance(table, JoinedTable) else table
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Of a pass: the share of its tokens that is padding in per cent, and the most and fewest targets of a step."""
+
+    padding: float
+    most: float
+    fewest: float
+
+
+def grouped(table: TrainingTable, batches: list[npt.NDArray[np.intp]]) -> Grouped:
+    targets = np.array([table.row_targets[rows].sum() for rows in batches])
+    tokens = sum(len(rows) * int(table.lengths[rows].max()) for rows in batches)
+    return Grouped(
+        100 * (1 - float(table.lengths.sum()) / tokens),
+        float(targets.max() / targets.mean()),
+        float(targets.min() / targets.mean()),
+    )
+
+
+def by_transformers(table: TrainingTable) -> list[npt.NDArray[np.intp]]:
+    """Rows of each step, as many as have about ``BATCH`` targets on average."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    size = round(BATCH * len(table) / table.targets)
+    sampler = LengthGroupedSampler(size, lengths=table.lengths.tolist(), generator=torch.Generator().manual_seed(0))
+    rows = np.array(list(sampler))
+    return np.split(rows, range(size, len(rows) // size * size, size))
 
 
 def unordered(table: ExampleTable) -> Iterator[Batch]:

@@ -15,9 +15,6 @@ import os
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +23,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.own_process import in_process_of_its_own
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
 
 ITEMS, USERS, WORDS, MAX_HISTORY, BATCH, STEPS = 50_000, 2_000_000, 2_000, 10, 128, 20
 BOUND_MIB: Final = 1_536
-_MIB: Final = 1024 * 1024
 
 
 def main() -> int:
@@ -63,28 +60,15 @@ def measured(directory: Path, count: int) -> dict[str, tuple[float, float]]:
     directory.mkdir()
     write_examples(directory / "examples.jsonl", count)
     return {
-        name: in_process_of_its_own(stage, directory)
+        name: in_process_of_its_own(timed, stage, directory)
         for name, stage in (("dividing", divide), ("making tables", make_tables), ("first steps", first_steps))
     }
 
 
-def in_process_of_its_own(stage: Callable[[Path], None], directory: Path) -> tuple[float, float]:
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(stage, directory, sending))
-    process.start()
-    sending.close()
-    found: tuple[float, float] = receiving.recv()
-    process.join()
-    print(f"  {directory.name}: {stage.__name__} {found[0]:,.1f} s, {found[1]:,.0f} MiB", file=sys.stderr)
-    return found
-
-
-def _run(stage: Callable[[Path], None], directory: Path, sending: Any) -> None:
+def timed(stage: Callable[[Path], Any], directory: Path) -> float:
     began = time.perf_counter()
     stage(directory)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    sending.send((time.perf_counter() - began, peak / _MIB))
+    return time.perf_counter() - began
 
 
 def write_examples(path: Path, count: int) -> None:

@@ -85,12 +85,13 @@ class ExampleTable(_RowTable):
         """
         # Stored at full length: which layer-2 tokens are left out is decided batch by batch.
         sids = codes.astype(np.int32) + layout.layer_offsets
-        texts = iter(prompts.tokenizer.encode_batch([example.query for example in examples]))
+        different = list(dict.fromkeys(example.query for example in examples))
+        texts = dict(zip(different, prompts.tokenizer.encode_batch(different), strict=True))
         rows = np.full((len(examples), prompts.width + layout.layers), -1, dtype=np.int32)
         for row, example in zip(rows, examples, strict=True):
             history = [item_rows[item] for item in example.history]
             titles = None if title_ids is None else title_ids[history]
-            row[: prompts.width] = prompts.row(next(texts), sids[history], example.user, titles)
+            row[: prompts.width] = prompts.row(texts[example.query], sids[history], example.user, titles)
         targets = sids[[item_rows[example.item] for example in examples]]
         rows[:, prompts.width :] = prompts.vocabulary.token_ids(targets)
         super().__init__(rows, prompts.width, prompts, layout)
