@@ -16,6 +16,7 @@ from study.experiments.results import Results
 from study.experiments.work import hourglass_choices
 from study.measures.shape import Shape
 from study.report import pictures, tables
+from study.report.cells import NOT_YET
 
 
 def shape_figures(results: Results, dataset: DatasetName, output: Path) -> list[str]:
@@ -26,7 +27,7 @@ def shape_figures(results: Results, dataset: DatasetName, output: Path) -> list[
         if record is not None:
             shapes[choice] = msgspec.convert(record["shape"], Shape)
     if not shapes:
-        return [f"{tables.NOT_YET}\n"]
+        return [f"{NOT_YET}\n"]
     base = scale(dataset).base.codebook
     named = {_short(choice): shape for choice, shape in shapes.items()}
     folder = output / dataset
@@ -59,7 +60,7 @@ def training_figures(results: Results, dataset: DatasetName, output: Path) -> li
         tail = {label: [point for point in curve if point[0] >= 0.5] for label, curve in curves.items()}
         pictures.lines(tail, folder / "losses.png", x="epochs", y="loss, nats a token (of its own kind)")
         parts.append(_picture("Loss curves.", f"{dataset}/losses.png"))
-    return parts or [f"{tables.NOT_YET}\n"]
+    return parts or [f"{NOT_YET}\n"]
 
 
 def _picture(caption: str, path: str) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from study.data.datasets import DatasetName
 from study.experiments.results import Results
 from study.experiments.work import DATASETS
-from study.report import tables
+from study.report import reference_tables, tables
 from study.report.figures import shape_figures, training_figures
 from study.report.new_items import write_new_items
 
@@ -124,9 +124,9 @@ def _dataset(results: Results, dataset: DatasetName, output: Path) -> list[str]:
             "6. References on the same cases",
             f'Again: `sidstream study --only "references {dataset}" --again`.',
             lambda: [
-                tables.references(results, dataset, record),
-                *tables.references_on_every_case(record),
-                *tables.legs(results, dataset),
+                reference_tables.references(results, dataset, record),
+                *reference_tables.references_on_every_case(record),
+                *reference_tables.legs(results, dataset),
             ],
         ),
         ("Runs", "", lambda: [tables.runs(results, dataset)]),

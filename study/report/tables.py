@@ -5,10 +5,9 @@ What must hold: every row names its run; recall is given with its spread where t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -17,31 +16,24 @@ from study.data.datasets import DatasetName
 from study.experiments.configuration import RunChoice
 from study.experiments.plan import BEST_TOP_K, FULL, Row, rows, scale
 from study.experiments.results import Results, RunResult
-from study.experiments.run import FIRST_GIVEN, LEGS, OWN, PER_ITEM, Measurement
+from study.experiments.run import FIRST_GIVEN, OWN, PER_ITEM, Measurement
 from study.measures.evaluation import CUTOFFS, RANKINGS, SID, SID_WITHOUT_HISTORY
 from study.measures.per_item import BUDGETS
 from study.measures.shape import Shape
+from study.report.cells import (
+    NOT_YET,
+    cells_of,
+    is_item_level,
+    key_of,
+    markdown,
+    methods,
+    number,
+    recalls,
+    sid_level,
+    spread,
+)
 
-NOT_YET: Final = "not run yet"
 _PER_ITEM_HEADER: Final = ["method", *(f"{budget} items" for budget in BUDGETS), "nats an item", "ms a query"]
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; numbers right-aligned, the first column left."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines)) + "\n"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash for none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean, and ± the standard deviation of several seeds."""
-    if not values:
-        return "–"
-    return number(mean(values), digits) + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def best_ranking(results: Results, dataset: DatasetName) -> str:
@@ -53,7 +45,7 @@ def best_ranking(results: Results, dataset: DatasetName) -> str:
     if result is None or OWN.name not in result.measured:
         return f"item, {RANKINGS[0]}"
     levels: dict[str, dict[str, float]] = result.measured[OWN.name]["all"]
-    return max(filter(_is_item_level, levels), key=lambda level: float(levels[level]["10"]))
+    return max(filter(is_item_level, levels), key=lambda level: float(levels[level]["10"]))
 
 
 def table_1(results: Results, dataset: DatasetName) -> str:
@@ -65,11 +57,11 @@ def table_1(results: Results, dataset: DatasetName) -> str:
             choice = msgspec.structs.replace(base, architecture=architecture, exchanged=exchanged)
             for measurement, given in ((OWN, ""), (FIRST_GIVEN, ", first token given")):
                 label = f"{architecture}{', layers 1 and 2 exchanged' if exchanged else ''}{given}"
-                level = _sid_level(results, [choice], measurement)
+                level = sid_level(results, [choice], measurement)
                 label += _level_words(level, dataset).removeprefix(SID)
                 for group in ("all", "head", "tail"):
-                    found = _recalls(results, [choice], measurement, group, level)
-                    lines.append([label, group, *_cells(found, CUTOFFS), _key(choice)])
+                    found = recalls(results, [choice], measurement, group, level)
+                    lines.append([label, group, *cells_of(found, CUTOFFS), key_of(choice)])
     return markdown(["model", "test items", *(f"@{k}" for k in CUTOFFS), "run"], lines)
 
 
@@ -77,18 +69,18 @@ def table_2(results: Results, dataset: DatasetName) -> str:
     """All methods (paper table 2), at SID level and at item level."""
     lines = []
     ranking = best_ranking(results, dataset)
-    for label, choices in _methods(dataset):
-        for level in (_sid_level(results, choices, OWN), ranking):
-            found = _recalls(results, choices, OWN, "all", level)
-            keys = " ".join(_key(choice) for choice in choices if results.run(choice) or choice == choices[0])
-            lines.append([label, _level_words(level, dataset), *_cells(found, CUTOFFS), keys])
+    for label, choices in methods(dataset):
+        for level in (sid_level(results, choices, OWN), ranking):
+            found = recalls(results, choices, OWN, "all", level)
+            keys = " ".join(key_of(choice) for choice in choices if results.run(choice) or choice == choices[0])
+            lines.append([label, _level_words(level, dataset), *cells_of(found, CUTOFFS), keys])
     return markdown(["method", "level", *(f"@{k}" for k in CUTOFFS), "runs"], lines)
 
 
 def per_item(results: Results, dataset: DatasetName) -> str:
     """Methods by the item: recall at an equal budget of items, nats an item, processor time a query."""
     lines = []
-    for label, choices in _methods(dataset):
+    for label, choices in methods(dataset):
         found = _per_item(results, choices)
         if found:
             lines.append([label, *_per_item_cells(found), str(len(found))])
@@ -105,10 +97,10 @@ def parameters(results: Results, dataset: DatasetName) -> str:
     ranking = best_ranking(results, dataset)
     lines = []
     for row in sorted(chosen, key=lambda row: (row.choice.codebook.layers, row.choice.codebook.size)):
-        levels = [_recalls(results, [row.choice], OWN, "all", level) for level in (SID_WITHOUT_HISTORY, ranking)]
+        levels = [recalls(results, [row.choice], OWN, "all", level) for level in (SID_WITHOUT_HISTORY, ranking)]
         cells = [spread([recall["10"] for recall in found]) for found in levels]
         if any(levels):
-            lines.append([row.label, *cells, *_per_item_cells(_per_item(results, [row.choice])), _key(row.choice)])
+            lines.append([row.label, *cells, *_per_item_cells(_per_item(results, [row.choice])), key_of(row.choice)])
     header = ["codebook and layout", "SIDs @10", "items @10", *_PER_ITEM_HEADER[1:], "run"]
     return markdown(header, lines) if lines else f"{NOT_YET}\n"
 
@@ -129,21 +121,21 @@ def _per_item_cells(found: Sequence[Mapping[str, Mapping[str, float]]]) -> list[
 def rankings(results: Results, dataset: DatasetName) -> str:
     """Rankings inside a SID against each other: item-level recall of each method."""
     lines = []
-    for label, choices in _methods(dataset):
+    for label, choices in methods(dataset):
         if not (found := [result for choice in choices if (result := results.run(choice))]):
             continue
         levels = found[0].measured[OWN.name]["all"]
         for level in levels:
-            if _is_item_level(level):
-                values = _recalls(results, choices, OWN, "all", level)
-                lines.append([label, level.removeprefix("item, "), *_cells(values, CUTOFFS)])
+            if is_item_level(level):
+                values = recalls(results, choices, OWN, "all", level)
+                lines.append([label, level.removeprefix("item, "), *cells_of(values, CUTOFFS)])
     return markdown(["method", "items of a SID ordered by", *(f"@{k}" for k in CUTOFFS)], lines)
 
 
 def buckets(results: Results, dataset: DatasetName) -> str:
     """What shortening does to the buckets."""
     lines = []
-    for label, choices in _methods(dataset):
+    for label, choices in methods(dataset):
         result = results.run(choices[0])
         if result is None or OWN.name not in result.measured or label in ("focal loss", "MiLe loss"):
             continue
@@ -161,13 +153,13 @@ def layout_change(results: Results, dataset: DatasetName) -> str:
         if row.section != "layout change":
             continue
         for measurement in row.measurements:
-            for level in (_sid_level(results, [row.choice], measurement), ranking):
+            for level in (sid_level(results, [row.choice], measurement), ranking):
                 cells = []
                 for group in ("all", "head", "tail", "new"):
-                    found = _recalls(results, [row.choice], measurement, group, level)
+                    found = recalls(results, [row.choice], measurement, group, level)
                     cells.append(spread([recall["10"] for recall in found if "10" in recall]))
                 words = _level_words(level, dataset)
-                lines.append([row.label, _reading(row, measurement), words, *cells, _key(row.choice)])
+                lines.append([row.label, _reading(row, measurement), words, *cells, key_of(row.choice)])
     return markdown(["model", "layout when asked", "level", "all", "head", "tail", "new", "run"], lines)
 
 
@@ -182,7 +174,7 @@ def _reading(row: Row, measurement: Measurement) -> str:
 def invalid(results: Results, dataset: DatasetName) -> dict[str, dict[int, float]]:
     """Method → k → share of invalid SIDs under free beams (figure 5)."""
     lines = {}
-    for label, choices in _methods(dataset):
+    for label, choices in methods(dataset):
         result = results.run(choices[0])
         if result is not None and "free beams" in result.measured:
             shares = {int(k): float(share) for k, share in result.measured["free beams"].items()}
@@ -201,12 +193,12 @@ def recall_at_10(results: Results, dataset: DatasetName) -> dict[str, dict[str, 
     """Method → level → (recall@10, standard deviation over seeds), for the bars."""
     bars: dict[str, dict[str, tuple[float, float]]] = {}
     ranking = best_ranking(results, dataset)
-    for label, choices in _methods(dataset):
+    for label, choices in methods(dataset):
         for level, name in (
-            (_sid_level(results, choices, OWN), "SID level"),
+            (sid_level(results, choices, OWN), "SID level"),
             (ranking, f"item level, ordered by {ranking.removeprefix('item, ')}"),
         ):
-            values = [recall["10"] for recall in _recalls(results, choices, OWN, "all", level)]
+            values = [recall["10"] for recall in recalls(results, choices, OWN, "all", level)]
             if values:
                 bars.setdefault(label, {})[name] = (mean(values), stdev(values) if len(values) > 1 else 0.0)
     return bars
@@ -251,106 +243,6 @@ def curves(results: Results, dataset: DatasetName) -> dict[str, list[tuple[float
     return found
 
 
-def references(results: Results, dataset: DatasetName, record: Mapping[str, Any] | None) -> str:
-    """The references beside the models at item level, on the same cases, each model by the ranking that suits it best."""
-    if record is None:
-        return f"{NOT_YET}\n"
-    by_recall = sorted(record["recalls"].items(), key=lambda pair: float(pair[1]["10"]))
-    lines = [[name, *_cells([recall], CUTOFFS), *_interval_cells([recall]), ""] for name, recall in by_recall]
-    own = [(label, choices) for label, choices in _methods(dataset)]
-    own += [(f"lever: {row.label}", [row.choice]) for row in rows(dataset) if row.section == "levers"]
-    for label, choices in own:
-        ranking = _ranking_of(results, choices)
-        if ranking is not None:
-            found = _recalls(results, choices, OWN, "all", ranking)
-            name = f"**{label}**, {ranking.removeprefix('item, ')}"
-            lines.append([name, *_cells(found, CUTOFFS), *_interval_cells(found), _key(choices[0])])
-    return markdown(["", *(f"@{k}" for k in CUTOFFS), "95 % @10", "95 % @50", "cases", "run"], lines)
-
-
-def legs(results: Results, dataset: DatasetName) -> list[str]:
-    """What model, vectors and co-occurrence find together, for the runs where that was measured."""
-    parts = []
-    for row in rows(dataset):
-        result = results.run(row.choice)
-        if LEGS not in row.measurements or result is None or LEGS.name not in result.measured:
-            continue
-        found = result.measured[LEGS.name]
-        lines = [[name, *(_with_ends(recall, k) for k in CUTOFFS)] for name, recall in found["recalls"].items()]
-        lines += [
-            [f"*{name}*", *(_with_ends(recall, k, sign="+") if k == 10 else "" for k in CUTOFFS)]
-            for name, recall in found["differences"].items()
-        ]
-        parts += [
-            f"**Legs together** ({row.label}, {_key(row.choice)}): the candidates of all are put in order by one linear combination of "
-            f"log P_model, the cosine and the log of co-occurrence's share, of greatest likelihood on {found['valid cases']:,} cases of the "
-            f"valid part. The wanted item is among the candidates of all three in {found['reached']:.1%} of the cases.\n",
-            markdown(["legs", *(f"@{k}" for k in CUTOFFS)], lines),
-        ]
-    return parts
-
-
-def references_on_every_case(record: Mapping[str, Any] | None) -> list[str]:
-    """The references on all cases of the set with their intervals, what each adds, and the settings that were chosen."""
-    if record is None:
-        return []
-    by_recall = sorted(record["every case"].items(), key=lambda pair: float(pair[1]["10"]))
-    lines = [[name, *(_with_ends(recall, k) for k in CUTOFFS), f"{recall['cases']:,}"] for name, recall in by_recall]
-    lines += [
-        [f"*{name}*", *(_with_ends(recall, k, sign="+") for k in CUTOFFS), f"{recall['cases']:,}"]
-        for name, recall in record["differences"].items()
-    ]
-    settings = [f"- **{name}**: {words}" for name, words in record["settings"].items() if words]
-    return [
-        "On every case of the set, with 95 % intervals (bootstrap over cases; differences paired):\n",
-        markdown(["", *(f"@{k}" for k in CUTOFFS), "cases"], lines),
-        "\n".join(settings) + "\n",
-    ]
-
-
-def _with_ends(recall: Mapping[str, float], k: int, *, sign: str = "") -> str:
-    value, low, high = (f"{recall[key]:{sign}.4f}" for key in (str(k), f"low {k}", f"high {k}"))
-    return f"{value} [{low}, {high}]"
-
-
-def _interval_cells(found: Sequence[Mapping[str, float]]) -> list[str]:
-    """Intervals @10 and @50, and the number of cases. What was stored without them gets that of a share of so many cases,
-    which is at least as wide where a case has several relevant items.
-    """
-    if not found:
-        return ["–", "–", "–"]
-    cases = int(found[0]["cases"])
-    cells = []
-    for k in (10, 50):
-        stored = [(recall.get(f"low {k}"), recall.get(f"high {k}")) for recall in found]
-        low, high = stored[0] if len(stored) == 1 else (None, None)
-        if low is None or high is None:
-            low, high = share_interval(mean(recall[str(k)] for recall in found), cases)
-        cells.append(f"{low:.3f}-{high:.3f}")
-    return [*cells, f"{cases:,}"]
-
-
-def share_interval(share: float, cases: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many cases (Wilson 1927).
-
-    >>> [round(end, 3) for end in share_interval(0.1, 100)]
-    [0.055, 0.174]
-    """
-    z = 1.959964
-    middle = (share + z * z / (2 * cases)) / (1 + z * z / cases)
-    half = z / (1 + z * z / cases) * sqrt(share * (1 - share) / cases + z * z / (4 * cases * cases))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _ranking_of(results: Results, choices: Sequence[RunChoice]) -> str | None:
-    """The ranking with the best recall@10 of the first of these runs, None before it was measured."""
-    result = results.run(choices[0])
-    if result is None or OWN.name not in result.measured:
-        return None
-    levels: dict[str, dict[str, float]] = result.measured[OWN.name]["all"]
-    return max(filter(_is_item_level, levels), key=lambda level: levels[level]["10"])
-
-
 def runs(results: Results, dataset: DatasetName) -> str:
     """Every run: what it was, how long it took."""
     lines = []
@@ -365,58 +257,11 @@ def runs(results: Results, dataset: DatasetName) -> str:
                 number(result.loss),
                 f"{result.seconds / 60:.1f}",
             ]
-        lines.append([label, str(row.choice.seed), *facts, _key(row.choice)])
+        lines.append([label, str(row.choice.seed), *facts, key_of(row.choice)])
     return markdown(["run", "seed", "parameters", "epochs × targets", "last loss", "minutes", "key"], lines)
-
-
-def _methods(dataset: DatasetName) -> Iterator[tuple[str, list[RunChoice]]]:
-    methods: dict[str, list[RunChoice]] = {}
-    for row in rows(dataset):
-        if row.section == "table 2":
-            methods.setdefault(row.label, []).append(row.choice)
-    order = ["base", "focal loss", "MiLe loss", "without layer 2"]
-
-    def place(method: tuple[str, list[RunChoice]]) -> tuple[int, float, float]:
-        label, (choice, *_) = method
-        return order.index(label) if label in order else len(order), choice.layout.p, choice.layout.share
-
-    yield from sorted(methods.items(), key=place)
-
-
-def _recalls(
-    results: Results, choices: Sequence[RunChoice], measurement: Measurement, group: str, level: str
-) -> list[dict[str, float]]:
-    found = []
-    for choice in choices:
-        result = results.run(choice)
-        if result is not None and level in (figures := result.measured.get(measurement.name, {}).get(group, {})):
-            found.append(figures[level])
-    return found
-
-
-def _is_item_level(level: str) -> bool:
-    return level.startswith("item, ")
-
-
-def _sid_level(results: Results, choices: Sequence[RunChoice], measurement: Measurement) -> str:
-    """SIDs without those of the history's items, as item lists are; older runs of sets with histories kept them."""
-    measured = [
-        result.measured[measurement.name]["all"]
-        for choice in choices
-        if (result := results.run(choice)) is not None and measurement.name in result.measured
-    ]
-    return SID_WITHOUT_HISTORY if all(SID_WITHOUT_HISTORY in levels for levels in measured) else SID
 
 
 def _level_words(level: str, dataset: DatasetName) -> str:
     if level == SID_WITHOUT_HISTORY:
         return SID
     return f"{SID}, history kept" if level == SID and dataset != "chorus_icecat" else level
-
-
-def _cells(found: Sequence[Mapping[str, float]], cutoffs: Sequence[int]) -> list[str]:
-    return [spread([recall[str(k)] for recall in found if str(k) in recall]) for k in cutoffs]
-
-
-def _key(choice: RunChoice) -> str:
-    return f"`{choice.key}`"
