@@ -1,6 +1,6 @@
 """Memory and time of training a model of 0.1 billion parameters on the processor: each way to need less of one or the other.
 
-    python -m benchmarks.training_memory [--json PATH] [--hidden-size 768] [--model-layers 12] [--targets 32]
+    python -m benchmarks.training_memory [--json PATH] [--hidden-size 768] [--model-layers 12] [--targets 16]
 
 A Llama with 32,000 text tokens and random weights takes a few steps of so many examples (prompts and SIDs of about 60 tokens),
 one thread; each way runs in a process of its own. Seconds are of processor time, so that waiting for a core that others use
@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.own_process import in_process_of_its_own
 from benchmarks.reporting import Result, benchmark_arguments, report
 
-TEXT_TOKENS, ITEMS, MAX_HISTORY, STEPS = 32_000, 5_000, 15, 3
+TEXT_TOKENS, ITEMS, MAX_HISTORY, STEPS = 32_000, 5_000, 15, 2
 WAYS: Final[dict[str, dict[str, Any]]] = {
     "float32": {},
     "bf16": {"precision": "bf16"},
@@ -43,7 +43,7 @@ def main() -> int:
     parser = benchmark_arguments(__doc__)
     parser.add_argument("--hidden-size", type=int, default=768)
     parser.add_argument("--model-layers", type=int, default=12)
-    parser.add_argument("--targets", type=int, default=32, help="SIDs to be generated in a step")
+    parser.add_argument("--targets", type=int, default=16, help="SIDs to be generated in a step")
     arguments = parser.parse_args()
     results: list[Result] = []
     plain: tuple[float, float] | None = None

@@ -17,7 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from models.bundles.bundle import Bundle, add_language_model, create_bundle, require_free, staging_directory
+from models.bundles.bundle import (
+    BaseCheckpoint,
+    Bundle,
+    add_language_model,
+    create_bundle,
+    require_free,
+    staging_directory,
+)
 from models.catalogue import CatalogueItem
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.collapse import CollapsedLayer, collapsed_layers, likely_cause
@@ -233,6 +240,7 @@ def train_bundle(
     ``training.seconds`` is also for the tokenizer and the table of examples; at least a quarter of it is left for learning.
     ``checkpoints``: directory from which a training that was stopped goes on (``checkpoint_directory``); it is removed once
     the bundle is whole, and stays if the time was up, for the steps that are left.
+    The record of a model that was fine-tuned from a checkpoint says which (``BaseCheckpoint``).
     Of several processes (``models.training.processes``) the first alone adds the model.
     Raises ``SidstreamError``, the bundle as it was, for a model that cannot read its prompts and for training that ends in
     numbers that are NaN or infinite.
@@ -258,6 +266,7 @@ def train_bundle(
     parts = () if model_settings.instruction is None else parse_instruction(model_settings.instruction)
     tasks = _alignment(alignment, items, model_settings.prompt, training.seed)
     titles = _titles(items, model_settings.prompt)
+    base = None
     if model_settings.checkpoint is None:
         asked = list(data.texts())
         read = [*asked, *(example.text for example in tasks.examples)] if tasks else asked
@@ -295,6 +304,7 @@ def train_bundle(
             size=manifest.size,
         )
         architecture = str(model.config.model_type)
+        base = BaseCheckpoint.of(model_settings.checkpoint, architecture)
         if training.lora:
             if training.precision == "bf16":  # of weights that training does not change
                 model = model.to(torch.bfloat16)
@@ -319,6 +329,7 @@ def train_bundle(
             "prompt": prompts.settings.described(),
             **({"titles": _digest(titles)} if titles else {}),
             **({"alignment": f"{tasks.settings.described()} ({_digest(tasks.examples)})"} if tasks else {}),
+            **({"base": base.id} if base is not None and training.lora else {}),  # else checkpoints hold all weights
             **training.facts(),
         }
         kept = Checkpoints(checkpoints, facts, hint="begin anew with --anew, which removes what was learnt there")
@@ -363,11 +374,12 @@ def train_bundle(
                 "loss_function": training.loss,
                 "gamma": checked_gamma(training.loss, training.gamma),
                 **({"dropout": training.dropout} if training.dropout is not None else {}),
-                **({"checkpoint": str(model_settings.checkpoint), "lora": training.lora} if training.lora else {}),
+                **({"lora": training.lora} if training.lora else {}),
                 "text_queries": data.asked,
                 **({"alignment": tasks.settings.to_dict()} if tasks else {}),
                 **outcome.to_dict(),
             },
+            base=base,
         )
     if kept is not None and (outcome.steps >= outcome.planned_steps or outcome.stopped_early):
         kept.remove()

@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -51,12 +51,31 @@ _TRAINING_SUFFIX: Final = ".training"
 _MAKE_AGAIN: Final = "fit and train it again with `sidstream fit` and `sidstream train`"
 
 
+class BaseCheckpoint(msgspec.Struct, frozen=True):
+    """What a model was fine-tuned from: the checkpoint's directory as it was ``given``, the ``id`` of its weights, made as that
+    of a model of ours, and its ``model_type`` by transformers' name.
+    """
+
+    given: str
+    id: str
+    model_type: str
+
+    @classmethod
+    def of(cls, directory: Path, model_type: str) -> BaseCheckpoint:
+        """Reads all weights of the checkpoint once."""
+        digests = []
+        for path in sorted(directory.rglob("*.safetensors")):
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").digest())
+        return cls(str(directory), _weights_id(digests), model_type)
+
+
 class LanguageModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The language model of a bundle.
 
     ``id``: first 16 hex digits of the SHA-256 of its weights; ``layer2_dropout``: share of layer-2 tokens left out in
     training (above 0 the model may follow the live layout); ``training``: figures for people (examples, epochs, loss,
-    seconds, …).
+    seconds, …); ``base``: None for a model that began from random weights, and in a bundle of an older sidstream.
     """
 
     id: str
@@ -65,6 +84,7 @@ class LanguageModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     prompt: PromptSettings
     layer2_dropout: float = 0.0
     training: dict[str, Any] = {}
+    base: BaseCheckpoint | None = None
 
 
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,6 +278,7 @@ def add_language_model(
     prompt: PromptSettings,
     layer2_dropout: float = 0.0,
     training: dict[str, Any] | None = None,
+    base: BaseCheckpoint | None = None,
 ) -> Bundle:
     """Moves the model saved in ``staged`` (see ``staging_directory``) into the bundle and replaces the manifest; the
     old model goes last.
@@ -271,10 +292,7 @@ def add_language_model(
     records = {
         name: record_file(staged, name) for name in names
     }  # refuses what must not be in a bundle, before anything moves
-    digest = hashlib.sha256()
-    for name in weights:
-        digest.update(bytes.fromhex(records[name].sha256))
-    model_id = digest.hexdigest()[:16]
+    model_id = _weights_id([bytes.fromhex(records[name].sha256) for name in weights])
     target = f"{MODEL_PREFIX}{model_id}"
     while (bundle.directory / target).exists():  # the same weights again: a reader may be in the middle of them
         target += "+"
@@ -294,11 +312,17 @@ def add_language_model(
             prompt=prompt,
             layer2_dropout=layer2_dropout,
             training=training or {},
+            base=base,
         ),
     )
     write_manifest(bundle.directory, manifest)
     _remove_models(bundle.directory, keep=target)
     return Bundle.open(bundle.directory, need_model=True)
+
+
+def _weights_id(digests: Sequence[bytes]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the files' own, in the order of their names."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 
 def _format(codebook_input: CodebookInputRecord | None, prompt: PromptSettings | None) -> int:

@@ -356,6 +356,12 @@ def train(
         f"({outcome.examples_per_second:,.0f} examples/s)",
         soft_wrap=True,
     )
+    record = opened.manifest.language_model
+    if record is not None and (base := record.base) is not None:
+        by = f" by LoRA of rank {settings.lora}, merged" if settings.lora else ""
+        console.print(
+            f"  fine-tuned from {shown(base.given)} ({shown(base.model_type)}, {base.id}){by}", soft_wrap=True
+        )
     report_outcome(outcome, console)
     trained = Trained(
         bundle=opened,

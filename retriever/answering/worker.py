@@ -150,6 +150,7 @@ def load_model(bundle: Bundle, settings: Settings) -> tuple[Any | None, PromptBu
     log.info(
         "model_loaded",
         model=bundle.manifest.model_id,
+        base=None if (base := bundle.manifest.language_model.base) is None else f"{base.given} ({base.id})",
         device=str(device),
         dtype="int8" if dtype is torch.int8 else str(model.dtype),
     )
