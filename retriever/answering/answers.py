@@ -38,6 +38,7 @@ from retriever.answering.ranking import (
 from retriever.answering.slates import Slate, SlateGroups, fill
 from retriever.dense.leg import MixedItem
 from retriever.dense.query_embeddings import QueryEmbeddings
+from retriever.device_search.search import DeviceSearch, is_for
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
 from retriever.search.beam_search import ScoredSid, beam_search
@@ -106,6 +107,10 @@ class Answerer:
             self._catalogue.trie(snapshot, self._layout(snapshot), None).warm_up()
             if self._mixer is not None:
                 self._mixer.roll_to(snapshot)
+        # On a card a step's copies to the host would cost more than the step.
+        self._on_device = DeviceSearch(model, prompts.vocabulary) if prompts is not None and is_for(model) else None
+        if self._on_device is not None and model is not None:
+            log.info("search_on_device", device=str(model.device), works=self._on_device.works)
         self._ranker = _ranker(settings, bundle)
         self._explainer = Explainer(settings, bundle, model, prompts, self._catalogue, self._mixer)
 
@@ -249,6 +254,8 @@ class Answerer:
             found = marginal_beam_search(
                 model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams, normaliser=normaliser
             )
+        elif self._on_device is not None:
+            found = self._on_device.search(prompts, tries, beams=beams, normaliser=normaliser)
         else:
             found = beam_search(model, vocabulary, prompts, tries, beams=beams, normaliser=normaliser)
         return [Found(sids) for sids in found]

@@ -22,7 +22,14 @@ from models.language.int8 import has_int8
 logger = structlog.get_logger(__name__)
 
 
-class ForwardPasses(Protocol):
+class Logits(Protocol):
+    """What gives logits for the states of its passes."""
+
+    def logits(self, state: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Float32 logits (B, K, rows) over a slice of the vocabulary."""
+
+
+class ForwardPasses(Logits, Protocol):
     """B queries, K beams each. A *state* is what ``logits`` needs; its first two dimensions are (B, K)."""
 
     def start(self, prompts: list[list[int]]) -> torch.Tensor:
@@ -38,9 +45,6 @@ class ForwardPasses(Protocol):
 
     def rewind(self, mark: Any, queries: npt.NDArray[np.intp]) -> None:
         """As if the last call were the one before ``mark``, with these of its queries (B',) alone."""
-
-    def logits(self, state: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Float32 logits (B, K, rows) over a slice of the vocabulary."""
 
 
 class SharedPromptPasses:
@@ -69,7 +73,7 @@ class SharedPromptPasses:
         positions = (torch.arange(longest)[None, :] - (longest - lengths)).clamp(min=0)
         # A plain cache: one built from the configuration would cut layers with a sliding window.
         self._cache = DynamicCache()
-        padded = bool((lengths != longest).any())
+        padded = any(len(prompt) != longest for prompt in prompts)
         output = self._base(
             input_ids=token_ids.to(self._device),
             attention_mask=real.long().to(self._device) if padded else None,
@@ -190,6 +194,12 @@ def forward_passes(model: Any, longest: int) -> ForwardPasses:
     return PlainPasses(model)
 
 
+def tolerance_of(model: Any) -> float:
+    """How far two ways to the same logits of this model may be apart."""
+    rounds = next(model.parameters()).dtype in (torch.float16, torch.bfloat16) or has_int8(model)
+    return HALF_TOLERANCE if rounds else TOLERANCE
+
+
 def honours_tree_attention(model: Any) -> bool:
     """Compares both kinds of passes on two short prompts of unequal length with a few beams."""
     rows = int(model.get_input_embeddings().weight.shape[0])
@@ -202,8 +212,7 @@ def honours_tree_attention(model: Any) -> bool:
     shared, plain = SharedPromptPasses(model), PlainPasses(model)
     everything = slice(0, rows)
 
-    rounds = next(model.parameters()).dtype in (torch.float16, torch.bfloat16) or has_int8(model)
-    tolerance = HALF_TOLERANCE if rounds else TOLERANCE
+    tolerance = tolerance_of(model)
 
     def same(states: tuple[torch.Tensor, torch.Tensor]) -> bool:
         return agrees(shared.logits(states[0], everything), plain.logits(states[1], everything), tolerance)

@@ -18,7 +18,7 @@ import torch
 from models.errors import SidstreamError
 from models.sids.layout import PADDING, Layout
 from models.sids.vocabulary import SidVocabulary
-from retriever.search.forward_passes import ForwardPasses
+from retriever.search.forward_passes import ForwardPasses, Logits
 
 Normaliser = Literal["vocabulary", "layers"]
 _LOGITS_AT_ONCE: Final = 2**25  # 128 MiB of float32; a vocabulary of 150 k would else need gigabytes for a wide step
@@ -219,6 +219,21 @@ def log_probabilities(
 
     ``last_tokens``: (B, K) SID token numbers just read, where they decide which of these layers may follow.
     """
+    there = log_probabilities_there(passes, vocabulary, state, first_layer, end_layer, normaliser, last_tokens)
+    result: npt.NDArray[np.float32] = there.cpu().numpy()
+    return result
+
+
+def log_probabilities_there(
+    passes: Logits,
+    vocabulary: SidVocabulary,
+    state: torch.Tensor,
+    first_layer: int,
+    end_layer: int,
+    normaliser: Normaliser,
+    last_tokens: npt.NDArray[np.int64] | None = None,
+) -> torch.Tensor:
+    """``log_probabilities`` as float32 on the device of the model."""
     width = vocabulary.total if normaliser == "vocabulary" else (end_layer - first_layer) * vocabulary.size
     step = max(1, _LOGITS_AT_ONCE // (width * max(1, state.shape[0])))
     blocks = []
@@ -228,18 +243,18 @@ def log_probabilities(
         blocks.append(
             _block_log_probabilities(passes, vocabulary, state[:, block], first_layer, end_layer, normaliser, tokens)
         )
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
 def _block_log_probabilities(
-    passes: ForwardPasses,
+    passes: Logits,
     vocabulary: SidVocabulary,
     state: torch.Tensor,
     first_layer: int,
     end_layer: int,
     normaliser: Normaliser,
     last_tokens: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.float32]:
+) -> torch.Tensor:
     size = vocabulary.size
     rows = slice(vocabulary.sid_base + first_layer * size, vocabulary.sid_base + end_layer * size)
     if normaliser == "vocabulary":
@@ -256,8 +271,7 @@ def _block_log_probabilities(
                 .clamp(0, end_layer - first_layer - 1)
             )
             total = logits.view(*logits.shape[:2], -1, size).logsumexp(dim=-1).gather(2, layer[:, :, None])
-    result: npt.NDArray[np.float32] = (logits - total).cpu().numpy()
-    return result
+    return logits - total
 
 
 def ranges(begin: npt.NDArray[np.intp], end: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

@@ -7,7 +7,9 @@ union of the nodes of all head tokens, so a layout stays a view.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +20,27 @@ _VIEWS_KEPT: Final = 2  # the pinned and the live layout
 _MAXIMUM_BYTES: Final = 4 << 20  # copied at every roll forward
 
 
+@dataclass(frozen=True)
+class MadeOf:
+    """``earlier``: the topology that was changed, if somebody still has it; ``prefixes``: c1·M + c2 of all changed paths."""
+
+    earlier: ref[BitmapTopology]
+    prefixes: NDArray[np.intp]
+
+
 class BitmapTopology:
     """The live paths (c1, c2, c3) of a codebook, one bit each."""
 
-    def __init__(self, bits: NDArray[np.uint8], size: int, views: dict[bytes, NDArray[np.uint8]] | None = None) -> None:
+    def __init__(
+        self,
+        bits: NDArray[np.uint8],
+        size: int,
+        views: dict[bytes, NDArray[np.uint8]] | None = None,
+        made_of: MadeOf | None = None,
+    ) -> None:
         """``bits``: (M, M, ⌈M / 8⌉), most significant bit first; ``views``: what is known of layouts, by head tokens."""
         self._bits = bits
+        self._made_of = made_of
         self._views: dict[bytes, NDArray[np.uint8]] = views or {}
         self.layers, self.size = 3, size
 
@@ -63,7 +80,28 @@ class BitmapTopology:
             renewed = view.copy()
             renewed[touched] = _view(bits[touched], np.frombuffer(heads, np.bool_))
             views[heads] = renewed
-        return BitmapTopology(bits, self.size, views)
+        paths = np.concatenate((entered, left)).astype(np.intp)
+        prefixes = np.unique(paths[:, 0] * self.size + paths[:, 1])
+        return BitmapTopology(bits, self.size, views, MadeOf(ref(self), prefixes))
+
+    @property
+    def made_of(self) -> MadeOf | None:
+        """What it was made of by changes; for a copy of the bits that follows them."""
+        return self._made_of
+
+    def bits_below(self, prefixes: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """(n, ⌈M / 8⌉): the live layer-3 tokens, most significant bit first, below c1·M + c2 (n,)."""
+        below: NDArray[np.uint8] = self.bits.reshape(self.size * self.size, -1)[prefixes]
+        return below
+
+    @property
+    def bits(self) -> NDArray[np.uint8]:
+        """(M, M, ⌈M / 8⌉), most significant bit first; not to be written to."""
+        return self._bits
+
+    def after_first(self, layout: Layout) -> NDArray[np.uint8]:
+        """(M, 2, ⌈M / 8⌉): after each layer-1 token the layer-2 tokens of a layout's SIDs, and layer 3 of its short ones."""
+        return self._view(layout)
 
     def contains(self, paths: NDArray[np.uint16]) -> NDArray[np.bool_]:
         """Whether each path (n, 3) is live: (n,)."""
