@@ -241,6 +241,7 @@ def train(
     console = terminal(stderr=True)
     if not processes.is_first():
         console.quiet = True
+    processes.require_whole_models()
     require_one_validation(validation or (), validation_share)
     require_resumable(checkpoint_directory(bundle), resume=resume, anew=anew)
     require_usable_neighbours(neighbours, embed, examples or ())

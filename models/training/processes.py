@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from models.errors import SidstreamError
+
 
 def world() -> int:
     """How many processes train together."""
@@ -17,6 +19,18 @@ def world() -> int:
 def rank() -> int:
     """Which of them this is, counted from 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def require_whole_models() -> None:
+    """Raises ``SidstreamError`` where `accelerate launch` was told to divide a model's weights among the processes: checkpoints
+    and validation take the model as one process has it, and would be of a part in silence.
+    """
+    for variable, option in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(variable, "").lower() == "true":
+            raise SidstreamError(
+                f"{option} divides a model's weights among processes, and training here needs each to have them all: launch it "
+                "without, and need less memory by --lora, --precision bf16, --accumulate or --gradient-checkpointing"
+            )
 
 
 def is_first() -> bool:

@@ -323,6 +323,15 @@ def test_choices_that_make_no_sense_are_refused(choices: list[str], message: str
     assert message in str(answer.exception)
 
 
+@pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
+def test_launch_that_divides_the_weights_is_refused(
+    launched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
+    with pytest.raises(SidstreamError, match=r"divides a model's weights among processes.*--gradient-checkpointing"):
+        invoke("train", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [
