@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from models.errors import SidstreamError
 from models.examples import streamed
 from models.examples.records import TrainingData, read_training_file
 from models.examples.streamed import StreamedData, divided
+from support.patience import PATIENCE_SECONDS
 
 
 def write(path: Path, *records: Any) -> Path:
@@ -117,6 +119,14 @@ def test_files_that_were_divided_are_found_again_and_others_are_divided_anew(tmp
     assert again.records == first.records - 60
     assert part.read_bytes()
     assert divided(paths, tmp_path / "parts", seed=1).digest != again.digest
+
+
+def test_other_processes_wait_until_the_first_has_divided_the_files(tmp_path: Path) -> None:
+    paths = files(tmp_path)
+    with ThreadPoolExecutor() as others:
+        waiting = others.submit(divided, paths, tmp_path / "parts", first=False)
+        first = divided(paths, tmp_path / "parts")
+        assert waiting.result(PATIENCE_SECONDS) == first
 
 
 def test_a_wrong_line_and_a_missing_file_are_named(tmp_path: Path) -> None:
