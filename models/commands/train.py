@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -235,6 +234,7 @@ def train(
     from models.examples.records import TrainingData
     from models.language.prompts import PromptSettings
     from models.training import processes
+    from models.training.checkpoints import begin_anew
     from models.training.reports import checked_services, default_directory
     from models.training.settings import TrainingSettings
 
@@ -303,8 +303,6 @@ def train(
             f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
         )
     checkpoints = checkpoint_directory(bundle)
-    if anew and processes.is_first():
-        shutil.rmtree(checkpoints, ignore_errors=True)
     streamed = None
     if stream:
         with WorkProgress(console) as work:
@@ -335,6 +333,8 @@ def train(
         data = named.write_into(data)
         require_coded_queries(len(named))
         held_out = None if held_out is None else named.write_into(held_out)
+    if anew and processes.is_first():
+        begin_anew(checkpoints)
     with stopping_is_no_loss(checkpoints, console), WorkProgress(console) as work:
         opened, outcome = train_bundle(
             opened,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,11 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     validation: dict[str, Any] | None = None
     facts: dict[str, Any] = {}
     version: int = VERSION
+
+
+def begin_anew(directory: Path) -> None:
+    """Removes all checkpoints; what a training read is not of what it learnt, and stays."""
+    _remove(directory.glob("*"))
 
 
 def is_under_way(directory: Path) -> bool:
@@ -90,9 +95,7 @@ class Checkpoints:
         for directory in (path, self.directory):
             _synchronise(directory)
         best = self.best(self.directory, mark.validation["best_step"]) if mark.validation else None
-        for other in self.directory.iterdir():
-            if other not in (path, best) and other.name.startswith((_PREFIX, _BEST)):
-                shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
+        _remove(other for other in self.directory.iterdir() if other not in (path, best))
         self._last = self.clock()
         self._pause = max(_SHORTEST_PAUSE_SECONDS, _PAUSES_A_WRITE * (self._last - self._asked))
 
@@ -124,6 +127,13 @@ class Checkpoints:
                 f"{self.directory} holds a training that stopped after {mark.step:,} steps, and it is another one: "
                 f"{differences}. Give what it was given to go on with it, or {self.hint}"
             )
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Those of them that are checkpoints or best weights."""
+    for path in list(paths):
+        if path.name.startswith((_PREFIX, _BEST)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _mark_of(path: Path) -> Mark | None:
