@@ -1,8 +1,9 @@
 """All benchmarks, one after the other, each in a process of its own: tables here, JSON under `.sidstream/benchmarks`.
 
     python -m benchmarks [NAME …]
+    python -m benchmarks NAME --help             what one benchmark can be told, given after its name
 
-The exit status is 1 if a target is missed or a benchmark fails.
+The exit status is 1 if a target is missed or a benchmark fails, and 2 if one cannot run here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 from rich.console import Console
 
 RESULTS: Final = Path(".sidstream/benchmarks")
+COULD_NOT_RUN: Final = 2  # without a card, or told what it does not know
 BENCHMARKS: Final = {
     "assignment": "embeddings → codes, against a bare GEMM and faiss",
     "store": "writing and reading the index at a million items, against bare LMDB",
@@ -25,6 +27,7 @@ BENCHMARKS: Final = {
     "training-data": "examples larger than memory: peak memory of dividing, tables and first steps",
     "training-memory": "memory and time of training 0.1 billion parameters: bf16, accumulation, checkpointing, LoRA",
     "decode": "constrained beam search, against transformers' generate",
+    "gpu": "serving on a card, against the floor of its memory, bare passes and generate; left out of all where there is no card",
     "scale": "queries at 20 thousand, 1 million and 10 million items, with updates and without; ten minutes and more",
     "dense": "a query against the vectors of a catalogue, screened by the leading directions, against a scan of all",
     "filters": "filters and attributes at a million items, against queries without",
@@ -36,7 +39,10 @@ BENCHMARKS: Final = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
-    names = parser.parse_args().names or list(BENCHMARKS)
+    asked, own = sys.argv[1:], []
+    if len(asked) > 1 and asked[0] in BENCHMARKS and asked[1].startswith("-"):
+        asked, own = asked[:1], asked[1:]
+    names = parser.parse_args(asked).names or [name for name in BENCHMARKS if name != "gpu" or _has_card()]
     if unknown := [name for name in names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {', '.join(unknown)}: choose of {', '.join(BENCHMARKS)}")
     console = Console()
@@ -50,8 +56,12 @@ def main() -> int:
             f"benchmarks.{name.replace('-', '_')}",
             "--json",
             str(RESULTS / f"{name}.json"),
+            *own,
         ]
-        if subprocess.run(command, check=False).returncode != 0:
+        status = subprocess.run(command, check=False).returncode
+        if status == COULD_NOT_RUN:
+            return status  # it has said why
+        if status != 0:
             failed.append(name)
         console.print(f"[dim]{name} took {time.monotonic() - since:.0f} s[/]\n")
     if failed:
@@ -61,6 +71,12 @@ def main() -> int:
     else:
         console.print(f"[green]every target reached[/]; figures in {RESULTS}")
     return int(bool(failed))
+
+
+def _has_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -128,6 +128,28 @@ def report(title: str, results: Sequence[Result], json_path: Path | None = None)
     return int(any(result.reached is False for result in results))
 
 
+def write_markdown(path: Path, title: str, notes: Sequence[str], results: Sequence[Result]) -> None:
+    """The results as a page of their own: what they were measured on, when, and the table."""
+    circumstances = _circumstances()
+    lines = [
+        f"# {title}",
+        "",
+        f"Measured at {circumstances['measured_at']}, load average {circumstances['load_average']:.2f}, "
+        f"{circumstances['cores']} cores.",
+        "",
+        *(f"- {note}" for note in notes),
+        "",
+        "| | measured | baseline | ratio |",
+        "|---|---|---|---|",
+    ]
+    for result in results:
+        baseline = f"{_figure(result.baseline_value)} {result.baseline_name}" if result.baseline_value else ""
+        ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
+        lines.append(f"| {result.name} | {_figure(result.value)} {result.unit} | {baseline} | {ratio} |")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _circumstances() -> dict[str, Any]:
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

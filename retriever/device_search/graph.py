@@ -29,6 +29,11 @@ class Graph:
         self._outputs: tuple[torch.Tensor, ...] = ()
         self._by_steps = False
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether calls replay the graph."""
+        return self._graph is not None
+
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, which stand in the same memory at every call."""
         if self._graph is None and not self._by_steps:

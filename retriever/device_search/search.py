@@ -183,6 +183,12 @@ class DeviceSearch:
             return beam_search(self._model, self._vocabulary, prompts, tries, beams=beams, normaliser=normaliser)
         return found
 
+    @property
+    def graphs(self) -> tuple[int, int]:
+        """How many of the shapes that were searched run as a CUDA graph, and how many there are."""
+        graphs = [plan for plan in self._plans.values() if isinstance(plan, Graph) and plan.is_captured]
+        return len(graphs), len(self._plans)
+
     @cached_property
     def works(self) -> bool:
         """Whether this model's answers are the host's, measured once on a made catalogue; else the host searches."""
