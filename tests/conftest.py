@@ -22,6 +22,11 @@ from streamer.settings import Settings, load_settings
 # A broker that lives for seconds or minutes gains nothing from Java's optimising compiler, which takes half of its time.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
+# Numbers that tests compare are the processor's, and training, the retriever and their processes take a card where they see one.
+# SIDSTREAM_TESTS_ON_CARD=1 leaves it in sight, for the tests that are for it (tests/retriever/device_search/test_graph.py).
+if "SIDSTREAM_TESTS_ON_CARD" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 hypothesis.settings.register_profile("events alone", deadline=None)  # a slow machine is no fault of what is tested
 hypothesis.settings.load_profile("events alone")
 
