@@ -83,7 +83,7 @@ def fit_dense_part(
     ``embeddings`` (N, D) of the items ``ids``, both empty if nothing is known of them; ``histories``: of rows.
     """
     hashes = id_hashes(item.encode() for item in ids)
-    space, _ = fit_space(quantise(embeddings[: len(ids)]).unit(), hashes, histories)
+    space, _ = fit_space(quantise(embeddings[: len(ids)]).unit(), hashes, histories, keep_pairs=True)
     return add_dense_part(bundle, space, query_tower=query_tower)
 
 

@@ -361,7 +361,8 @@ def train(
     if record is not None and (base := record.base) is not None:
         by = f" by LoRA of rank {settings.lora}, merged" if settings.lora else ""
         console.print(
-            f"  fine-tuned from {shown(base.given)} ({shown(base.model_type)}, {base.id}){by}", soft_wrap=True
+            f"  fine-tuned from {shown(base.given)} ({shown(base.model_type)}, {shown(base.id)}){shown(by)}",
+            soft_wrap=True,
         )
     report_outcome(outcome, console)
     trained = Trained(

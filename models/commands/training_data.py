@@ -163,8 +163,8 @@ def streamed_training_data(
     if share is not None and data.held_back > MOST_HELD:
         validated += f" of {data.held_back:,} records held back"
     console.print(
-        f"{data.records:,} records in {data.parts:,} parts in {shown(data.directory)}{validated}; up to {max_history:,} items of "
-        "a history are read",
+        f"{data.records:,} records in {data.parts:,} parts in {shown(data.directory)}{shown(validated)}; up to "
+        f"{max_history:,} items of a history are read",
         soft_wrap=True,
     )
     return data, held_out, held

@@ -1,4 +1,4 @@
-"""λ, α and β of the mixture, chosen on validation cases; what it finds there beside either leg alone.
+"""λ, γ, α and β of the mixture, chosen on validation cases; what it finds there beside either leg alone.
 
 What must hold: nothing is chosen by what it was fitted on: the targets of the cases are in no training example, and the items of
 the slice that is held back stand in no history of the space. They play the arrivals: the model's search may find them, and its
@@ -7,7 +7,8 @@ word does not count.
 The recall of all cases alone would give new items away: they are few among the targets, a share that the slice made up, and in
 the shop it grows with the days since training. So α and β serve old and new items as evenly as they can (greatest recall of the
 group that is found less), as long as the recall of all is not more than ``PRICE`` below the best that any α and β reach. Equal
-ones go to the greater recall of all, then to the greater mean reciprocal rank.
+ones go to the greater recall of all, then to the greater mean reciprocal rank. γ comes before them, where the cases have
+histories that anything was taken together with: that of the greatest recall of all over all α, at β = 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from models.dense.mixture import (
     BOOSTS,
     SHARES,
+    SHARES_TOGETHER,
     Candidates,
     MixtureWeights,
     fit_sharpness,
@@ -31,6 +33,7 @@ from models.dense.mixture import (
     mixed,
     rank_of,
 )
+from models.dense.pairs import NOTHING, LogShares
 
 CUTOFF: Final = 10
 PRICE: Final = 0.05  # of the best recall of all, that may be paid so that new items are found as old ones are
@@ -40,7 +43,8 @@ _MOST_COSINES: Final = 40_000_000  # kept at a time for λ: 160 MB
 @dataclass(frozen=True, eq=False)
 class ValidationCase:
     """``query``: float32 (W,) in the dense space; ``target``: the row to be found; ``found`` int64 (F,) and ``model`` float64
-    (F,): rows that the search found, and their log-probabilities; ``excluded``: rows that must not be answered.
+    (F,): rows that the search found, and their log-probabilities; ``excluded``: rows that must not be answered; ``together``:
+    what was taken together with its history, of rows that may be answered.
     """
 
     query: npt.NDArray[np.float32]
@@ -48,6 +52,7 @@ class ValidationCase:
     found: npt.NDArray[np.int64]
     model: npt.NDArray[np.float64]
     excluded: tuple[int, ...] = ()
+    together: LogShares = NOTHING
 
 
 class Recalls(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,25 +111,19 @@ def choose_weights(
         raise ValueError("no validation case: λ and α have nothing to be chosen by")
     is_new = new[np.array([case.target for case in cases])]
     sharpness = _sharpness(cases, vectors, new)
-    alone = MixtureWeights(sharpness=sharpness, share=0.0, share_of_new=0.0)
+    whole = float(is_new.mean()) if share_of_new_targets is None else share_of_new_targets
+    told = _Gathered.of(cases, vectors, new, sharpness, progress)
+    together = _together(told, sharpness, is_new, whole)
+    alone = MixtureWeights(sharpness=sharpness, share=0.0, share_of_new=0.0, together=together)
     grid = [
-        MixtureWeights(sharpness=sharpness, share=share, share_of_new=share)
+        MixtureWeights(sharpness=sharpness, share=share, share_of_new=share, together=together)
         if boosts is None
-        else MixtureWeights(sharpness=sharpness, share=share, boost_of_new=boost)
+        else MixtureWeights(sharpness=sharpness, share=share, boost_of_new=boost, together=together)
         for share in SHARES
         for boost in boosts or (0.0,)
     ]
     tried = [*grid, alone, alone.dense_alone()]
-    places = np.empty((len(tried), len(cases)), dtype=np.int64)
-    for number, case in enumerate(cases):
-        cosines = (vectors @ case.query).astype(np.float64)
-        cosines[list(case.excluded)] = -np.inf
-        candidates = gather(case.found, case.model, cosines, new, excluded=case.excluded)
-        places[:, number] = _ranks(case.target, candidates, log_sum(cosines, sharpness), tried)
-        if progress is not None:
-            progress(number + 1, len(cases))
-
-    whole = float(is_new.mean()) if share_of_new_targets is None else share_of_new_targets
+    places = told.ranks(tried)
     recalls = [_recalls(row, is_new, whole) for row in places]
     best = max(range(len(grid)), key=lambda at: (recalls[at].all, _mean_reciprocal(places[at])))
     chosen = max(
@@ -142,16 +141,68 @@ def choose_weights(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """The candidates of each case, the sum over the catalogue, and the target."""
+
+    candidates: list[Candidates]
+    log_normalisers: list[float]
+    targets: list[int]
+
+    @classmethod
+    def of(
+        cls,
+        cases: Sequence[ValidationCase],
+        vectors: npt.NDArray[np.float32],
+        new: npt.NDArray[np.bool_],
+        sharpness: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> _Gathered:
+        found, normalisers = [], []
+        for number, case in enumerate(cases):
+            cosines = (vectors @ case.query).astype(np.float64)
+            cosines[list(case.excluded)] = -np.inf
+            found.append(gather(case.found, case.model, cosines, new, excluded=case.excluded, together=case.together))
+            normalisers.append(log_sum(cosines, sharpness))
+            if progress is not None:
+                progress(number + 1, len(cases))
+        return cls(found, normalisers, [case.target for case in cases])
+
+    def ranks(self, tried: Sequence[MixtureWeights]) -> npt.NDArray[np.int64]:
+        """The place of each case's target by each of ``tried``, (T, cases)."""
+        places = np.empty((len(tried), len(self.targets)), dtype=np.int64)
+        told = zip(self.targets, self.candidates, self.log_normalisers, strict=True)
+        for number, (target, candidates, log_normaliser) in enumerate(told):
+            places[:, number] = _ranks(target, candidates, log_normaliser, tried)
+        return places
+
+
+def _together(told: _Gathered, sharpness: float, is_new: npt.NDArray[np.bool_], whole: float) -> float:
+    """γ of the greatest recall of all, over all α, at β = 0; 0 where nothing was taken together."""
+    if all(candidates.together is None for candidates in told.candidates):
+        return 0.0
+    tried = [
+        MixtureWeights(sharpness=sharpness, share=share, together=together)
+        for together in SHARES_TOGETHER
+        for share in SHARES
+    ]
+    places = told.ranks(tried)
+    best = max(
+        range(len(tried)), key=lambda at: (_recalls(places[at], is_new, whole).all, _mean_reciprocal(places[at]))
+    )
+    return tried[best].together
+
+
 def _ranks(
     target: int, candidates: Candidates, log_normaliser: float, tried: Sequence[MixtureWeights]
 ) -> npt.NDArray[np.int64]:
     """The target's place by each of ``tried``, (T,)."""
     lifted = candidates.new & (candidates.cosine > -np.inf)
-    before: tuple[float, float] | None = None
+    before: tuple[float, float, float] | None = None
     values = np.empty(0)
     ranks = np.empty(len(tried), dtype=np.int64)
     for number, weights in enumerate(tried):
-        shares = (weights.share, weights.share_of_new)
+        shares = (weights.share, weights.share_of_new, weights.together)
         if shares != before:  # β comes last in the grid, and is added to what is there
             values = mixed(candidates, log_normaliser, msgspec.structs.replace(weights, boost_of_new=0.0))
             before = shares

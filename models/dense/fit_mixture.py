@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from models.dense.choosing import Chosen, Recalls, ValidationCase, choose_weights
 from models.dense.mixture import MixtureWeights
+from models.dense.pairs import NOTHING, Together, log_shares
 from models.dense.part import Asked
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
@@ -86,12 +87,13 @@ def fit_mixture(
     chosen: dict[Asked, Chosen] = {}
     groups = _groups(held_out, has_texts=embed_texts is not None)
     if groups:
-        space, _ = fit_space(kept, hashes, histories, known=~playing, seed=seed)
+        space, _ = fit_space(kept, hashes, histories, known=~playing, seed=seed, keep_pairs=True)
         vectors = space.items(kept, hashes)
+        together = Together.of_rows(space.pairs, space.known.rows(hashes), len(space.known.hashes))
         some = {asked: _some(examples, playing, random) for asked, examples in groups.items()}
         done, whole = 0, sum(map(len, some.values()))
         for asked, examples in some.items():
-            cases = _cases(asked, examples, ask_model(examples), space, vectors, embed_texts)
+            cases = _cases(asked, examples, ask_model(examples), space, vectors, together, embed_texts)
             before = done
 
             def report(number: int, _: int, before: int = before) -> None:
@@ -101,7 +103,7 @@ def fit_mixture(
             share_of_new = float(np.mean([playing[example.target] for example in groups[asked]]))
             chosen[asked] = choose_weights(cases, vectors, playing, share_of_new_targets=share_of_new, progress=report)
             done += len(examples)
-    space, _ = fit_space(kept, hashes, histories, seed=seed)
+    space, _ = fit_space(kept, hashes, histories, seed=seed, keep_pairs=True)
     return FittedMixture(space, chosen)
 
 
@@ -129,6 +131,7 @@ def _cases(
     found: Sequence[Found],
     space: DenseSpace,
     vectors: npt.NDArray[np.float32],
+    together: Together | None,
     embed_texts: EmbedTexts | None,
 ) -> list[ValidationCase]:
     if asked == "embedding":
@@ -142,9 +145,33 @@ def _cases(
         queries = [space.taste(vectors[list(example.history)]) for example in examples]
     return [
         # A target that the buyer has had before is asked for again: it must not be excluded.
-        ValidationCase(query, example.target, rows, scores, tuple(set(example.history) - {example.target}))
-        for query, example, (rows, scores) in zip(queries, examples, found, strict=True)
+        validation_case(
+            query,
+            example.target,
+            found_rows,
+            example.history,
+            excluded=tuple(set(example.history) - {example.target}),
+            together=together if asked == "history" else None,
+        )
+        for query, example, found_rows in zip(queries, examples, found, strict=True)
     ]
+
+
+def validation_case(
+    query: npt.NDArray[np.float32],
+    target: int,
+    found: Found,
+    history: Sequence[int],
+    *,
+    excluded: tuple[int, ...],
+    together: Together | None,
+) -> ValidationCase:
+    """A case of one target. ``together``: what was taken together, None for a query that its embedding speaks for."""
+    shares = NOTHING
+    if together is not None:
+        rows, scores = together.neighbours(history)
+        shares = log_shares(rows, scores, ~np.isin(rows, excluded))
+    return ValidationCase(query, target, *found, excluded, shares)
 
 
 def _words(asked: Asked, chosen: Chosen) -> str:
@@ -158,8 +185,9 @@ def _words(asked: Asked, chosen: Chosen) -> str:
         return " ".join(parts)
 
     return (
-        f"{what}: λ {weights.sharpness:.1f}, α {weights.share:.2f}, β {weights.boost_of_new:.1f}, chosen on {chosen.cases:,} "
+        f"{what}: λ {weights.sharpness:.1f}, {f'γ {weights.together:.1f}, ' if weights.together else ''}α {weights.share:.2f}, "
+        f"β {weights.boost_of_new:.1f}, chosen on {chosen.cases:,} "
         f"held-out examples, {chosen.new_cases:,} of them for items that play new ones. recall@10 there: mixture "
-        f"{recalls(chosen.mixture)}, model alone {recalls(chosen.model_alone)}, nearest vectors alone "
+        f"{recalls(chosen.mixture)}, model alone {recalls(chosen.model_alone)}, dense leg alone "
         f"{recalls(chosen.dense_alone)}"
     )

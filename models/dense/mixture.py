@@ -1,8 +1,11 @@
 """The mixture of the language model and the dense leg: what is the probability that item i answers query q?
 
-    P_dense(i | q) = exp(λ cos(q, i)) / Σ over the catalogue
+    P_near(i | q)    = exp(λ cos(q, i)) / Σ over the catalogue
+    P_dense(i | q)   = (1 - γ) P_near(i | q) + γ P_together(i | q)    old items;    P_near(i | q)    new ones
     old items        (1 - α) P_model(i | q) + α P_dense(i | q)
     new items        (1 - α') P_model(i | q) + α' e^β P_dense(i | q)
+
+P_together is of what was taken together with the query's history (``models.dense.pairs``); γ is 0 where nothing was.
 
 P_model(i | q) is the probability of the item's SID times the item's share of it, 0 for what the search did not find. New is
 an item that the model was not trained on: its SID means nothing to the model, and so α' is 1. What the model says of an old item
@@ -10,7 +13,7 @@ is sharper than what the vectors say of a new one, so that new items stand behin
 has P_dense 0, and the share of an old item, new or not.
 
 What must hold: all in float64 and tested against brute force over the catalogue; λ maximises the likelihood of validation
-targets (it is concave: there is one such λ); α and β are chosen by their recall (``models.dense.choosing``).
+targets (it is concave: there is one such λ); α, β and γ are chosen by their recall (``models.dense.choosing``).
 """
 
 from __future__ import annotations
@@ -23,9 +26,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from models.dense.pairs import NOTHING, LogShares
+
 NEAREST: Final = 100  # candidates of the dense leg among all items
 NEAREST_NEW: Final = 50  # and among the new ones, so that a crowded neighbourhood does not hide them
 SHARES: Final = tuple(step / 20 for step in range(20))  # grid of α; not 1, which would lose items without a vector
+SHARES_TOGETHER: Final = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # grid of γ
 BOOSTS: Final = tuple(step / 10 for step in range(16))  # grid of β
 LEAST_SHARPNESS: Final = 1e-3
 MOST_SHARPNESS: Final = 1e3
@@ -34,12 +40,13 @@ _CONVERGED: Final = 1e-10
 
 
 class MixtureWeights(msgspec.Struct, frozen=True, kw_only=True):
-    """``sharpness``: λ; ``share``: α of old items; ``share_of_new``: α' of new ones; ``boost_of_new``: β."""
+    """``sharpness``: λ; ``share``: α of old items; ``share_of_new``: α' of new ones; ``boost_of_new``: β; ``together``: γ."""
 
     sharpness: float
     share: float
     share_of_new: float = 1.0
     boost_of_new: float = 0.0
+    together: float = 0.0
 
     def dense_alone(self) -> MixtureWeights:
         """The weights of a query of which the model says nothing: old and new items by their vectors, alike."""
@@ -52,7 +59,8 @@ class Candidates:
 
     ``rows``: int64 (C,), ascending; ``model``: float64 (C,) log P_model, -inf where the search did not find the item;
     ``cosine``: float64 (C,), of its vector to the query's, -inf where it has no vector; ``new``: bool (C,); ``near``: bool
-    (C,), whether the dense leg found it.
+    (C,), whether the dense leg found it; ``together``: float64 (C,) log P_together, -inf for what was not taken together with
+    the history, None where nothing was.
     """
 
     rows: npt.NDArray[np.int64]
@@ -60,16 +68,30 @@ class Candidates:
     cosine: npt.NDArray[np.float64]
     new: npt.NDArray[np.bool_]
     near: npt.NDArray[np.bool_]
+    together: npt.NDArray[np.float64] | None = None
+
+
+def log_dense(candidates: Candidates, log_normaliser: float, weights: MixtureWeights) -> npt.NDArray[np.float64]:
+    """Natural log P_dense of each candidate, (C,). ``log_normaliser``: ``log_sum`` over the catalogue, -inf if no item has a
+    vector.
+    """
+    if np.isneginf(log_normaliser):
+        near = np.full(len(candidates.rows), -np.inf)
+    else:
+        near = weights.sharpness * candidates.cosine - log_normaliser
+    if candidates.together is None or weights.together == 0:
+        return near
+    with np.errstate(divide="ignore"):
+        both = np.logaddexp(np.log1p(-weights.together) + near, np.log(weights.together) + candidates.together)
+    dense: npt.NDArray[np.float64] = np.where(candidates.new, near, both)
+    return dense
 
 
 def mixed(candidates: Candidates, log_normaliser: float, weights: MixtureWeights) -> npt.NDArray[np.float64]:
     """Natural log-probability of each candidate, (C,). ``log_normaliser``: ``log_sum`` over the catalogue, -inf if no item has
     a vector.
     """
-    if np.isneginf(log_normaliser):
-        dense = np.full(len(candidates.rows), -np.inf)
-    else:
-        dense = weights.sharpness * candidates.cosine - log_normaliser
+    dense = log_dense(candidates, log_normaliser, weights)
     new = candidates.new & (candidates.cosine > -np.inf)
     share = np.where(new, weights.share_of_new, weights.share)
     with np.errstate(divide="ignore"):
@@ -116,21 +138,30 @@ def gather(
     *,
     excluded: npt.NDArray[np.integer] | Sequence[int] = (),
     nearest_of_all: int = NEAREST,
+    together: LogShares = NOTHING,
 ) -> Candidates:
-    """The candidates of one query: what the search found, with log P_model; the nearest of all items and of the new ones.
+    """The candidates of one query: what the search found, with log P_model; the nearest of all items and of the new ones; and
+    as many of those that were taken together with its history.
 
     ``found``: (F,) distinct rows; ``cosines`` (N,) and ``new`` (N,) of the catalogue, -inf for an item without a vector;
-    ``excluded``: rows that must not be answered.
+    ``excluded``: rows that must not be answered; ``together``: of rows that may be.
     """
     allowed = np.asarray(cosines, dtype=np.float64).copy()
     allowed[np.asarray(excluded, dtype=np.int64)] = -np.inf
-    near = np.concatenate((nearest(allowed, nearest_of_all), nearest(allowed, NEAREST_NEW, new)))
+    of_together, log_shares = together
+    often = of_together[nearest(log_shares, nearest_of_all)]
+    near = np.concatenate((nearest(allowed, nearest_of_all), nearest(allowed, NEAREST_NEW, new), often))
     kept = ~np.isin(found, np.asarray(excluded, dtype=np.int64))
     found, log_probabilities = np.asarray(found, dtype=np.int64)[kept], log_probabilities[kept]
     rows = np.union1d(found, near)
     model = np.full(len(rows), -np.inf)
     model[np.searchsorted(rows, found)] = log_probabilities
-    return Candidates(rows, model, np.asarray(cosines, dtype=np.float64)[rows], new[rows], np.isin(rows, near))
+    shares = None
+    if len(of_together):
+        shares = np.full(len(rows), -np.inf)
+        _, at, place = np.intersect1d(rows, of_together, assume_unique=True, return_indices=True)
+        shares[at] = log_shares[place]
+    return Candidates(rows, model, np.asarray(cosines, dtype=np.float64)[rows], new[rows], np.isin(rows, near), shares)
 
 
 def fit_sharpness(cosines: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:

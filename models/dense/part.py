@@ -15,22 +15,24 @@ import numpy as np
 
 from models.dense.arrivals import Regression
 from models.dense.mixture import MixtureWeights
+from models.dense.pairs import ItemPairs
 from models.dense.space import DenseSpace, KnownItems, Together
 from models.dense.vectors import QuantisedVectors
 from models.errors import SidstreamError
 
-VERSION: Final = 2  # 1: the regression was linear, without landmarks
+VERSION: Final = 3  # 1: the regression was linear, without landmarks; 2: without pairs
 Asked = Literal["embedding", "history"]
 """What a query is held against items by: its own embedding (sent, or of its text), or its history's."""
 
-# Before anything was measured: between the two sets of docs/new-items.md, whose λ were chosen as 29 and 10.
-UNMEASURED: Final = MixtureWeights(sharpness=15.0, share=0.5)
+# Before anything was measured: between the two sets of docs/new-items.md, whose λ were chosen as 29 and 10; γ of the set that has
+# histories, for the queries that bring one.
+UNMEASURED: Final = MixtureWeights(sharpness=15.0, share=0.5, together=0.7)
 
 
 class SpaceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``version`` of the file; ``file``: its name in the bundle; ``dimension``: D of embeddings, ``beside``: C of the
     co-occurrence vectors, 0 without, ``landmarks`` and ``kernel_sharpness`` of their regression; ``known``: how many items
-    training knew.
+    training knew; ``pairs``: of them that were taken together, 0 if that was not kept.
     """
 
     version: int
@@ -40,6 +42,7 @@ class SpaceRecord(msgspec.Struct, frozen=True, kw_only=True):
     beside: int = 0
     landmarks: int = 0
     kernel_sharpness: float = 0.0
+    pairs: int = 0
 
 
 class DenseRecord(SpaceRecord, frozen=True, kw_only=True):
@@ -69,6 +72,12 @@ def save_space(space: DenseSpace, path: Path) -> None:
         }
         if space.together.regression.landmarks is not None:
             arrays["landmarks"] = space.together.regression.landmarks
+        if space.pairs is not None:
+            arrays |= {
+                "pair_starts": space.pairs.starts,
+                "pair_items": space.pairs.items,
+                "pair_weights": space.pairs.weights,
+            }
     save_file(arrays, path)
 
 
@@ -84,6 +93,7 @@ def space_facts(space: DenseSpace, file: str) -> dict[str, Any]:
         "beside": space.width - space.dimension,
         "landmarks": 0 if landmarks is None else len(landmarks),
         "kernel_sharpness": 0.0 if regression is None else regression.sharpness,
+        "pairs": 0 if space.pairs is None else len(space.pairs.items),
     }
 
 
@@ -109,10 +119,19 @@ def load_space(path: Path, record: SpaceRecord) -> DenseSpace:
         }
         if record.version > 1:
             wanted["landmarks"] = (record.landmarks, record.dimension)
+        if record.pairs:
+            wanted |= {
+                "pair_starts": (record.known + 1,),
+                "pair_items": (record.pairs,),
+                "pair_weights": (record.pairs,),
+            }
     ordered = bool((known.hashes[1:] > known.hashes[:-1]).all())
     if {name: array.shape for name, array in arrays.items()} != wanted or not ordered:
         raise SidstreamError(f"the space {path} does not fit the bundle's manifest: train the bundle again")
     if record.beside:
         regression = Regression(arrays.get("landmarks"), record.kernel_sharpness, arrays["matrix"])
-        together = Together(QuantisedVectors(arrays["steps"], arrays["scales"]), regression)
+        pairs = None
+        if record.pairs:
+            pairs = ItemPairs(arrays["pair_starts"], arrays["pair_items"], arrays["pair_weights"])
+        together = Together(QuantisedVectors(arrays["steps"], arrays["scales"]), regression, pairs)
     return DenseSpace(record.dimension, known, together)

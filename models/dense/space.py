@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from models.dense.arrivals import Regression, fit_regression, unit
 from models.dense.co_occurrence import CoOccurrence, co_occurrence_vectors
+from models.dense.pairs import ItemPairs, count_pairs, renumbered
 from models.dense.vectors import QuantisedVectors, quantise
 
 CO_OCCURRENCE_WEIGHT: Final = 1.0  # of the co-occurrence vector beside an embedding of length 1 (docs/new-items.md)
@@ -55,11 +56,12 @@ class KnownItems:
 @dataclass(frozen=True, eq=False)
 class Together:
     """The co-occurrence part: ``vectors`` (K, C) of the known items in the order of their hashes, zeros for one that stands in
-    no history; ``regression``, which speaks for all others.
+    no history; ``regression``, which speaks for all others; ``pairs`` of the known items, None if they were not kept.
     """
 
     vectors: QuantisedVectors
     regression: Regression
+    pairs: ItemPairs | None = None
 
     @property
     def width(self) -> int:
@@ -79,6 +81,11 @@ class DenseSpace:
     def width(self) -> int:
         """Numbers a vector has: D, or D + C."""
         return self.dimension + (0 if self.together is None else self.together.width)
+
+    @property
+    def pairs(self) -> ItemPairs | None:
+        """What was taken together in the histories of training, by known item in the order of their hashes."""
+        return None if self.together is None else self.together.pairs
 
     def is_new(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which of the ids with these hashes (N,) training did not know."""
@@ -129,9 +136,11 @@ def fit_space(
     *,
     known: npt.NDArray[np.bool_] | None = None,
     seed: int = 0,
+    keep_pairs: bool = False,
 ) -> tuple[DenseSpace, Regression | None]:
     """The space of a catalogue of embeddings (N, D) and id hashes (N,). ``histories``: rows, oldest first; without a pair of
     items in one of them the space has embeddings alone. ``known``: bool (N,), the items that a model was trained on (all).
+    ``keep_pairs``: keep what was taken together, for the mixture.
     """
     known = np.ones(len(hashes), dtype=bool) if known is None else known
     dimension = embeddings.shape[1]
@@ -139,10 +148,16 @@ def fit_space(
     own = KnownItems.of(hashes[known])
     if len(own.hashes) < int(known.sum()):
         raise ValueError("two items of the catalogue have one hash: their ids must differ")
-    pairs = CoOccurrence.count([[item for item in history if known[item]] for history in histories], len(hashes))
+    of_known = [[item for item in history if known[item]] for history in histories]
+    pairs = CoOccurrence.count(of_known, len(hashes))
     if len(pairs.items) == 0:
         return DenseSpace(dimension, own), None
     vectors = co_occurrence_vectors(pairs, seed=seed)
     regression = fit_regression(unit(embeddings), vectors, seed=seed)
-    together = Together(quantise(vectors[known][order]), regression)
+    kept = None
+    if keep_pairs:
+        number_of = np.full(len(hashes), -1, dtype=np.int64)
+        number_of[np.flatnonzero(known)[order]] = np.arange(len(order))
+        kept = renumbered(count_pairs(of_known, len(hashes)), number_of, len(order))
+    together = Together(quantise(vectors[known][order]), regression, kept)
     return DenseSpace(dimension, own, together), regression

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.dense.mixture import log_sum, nearest
+from models.dense.pairs import Together
 from models.dense.space import DenseSpace
 from models.dense.vectors import QuantisedVectors
 
@@ -63,7 +64,8 @@ class ItemVectors:
         self._count = 0
         self._vectors = np.empty((_FIRST_ROWS, space.width), dtype=np.float32)
         self._numbers = np.empty(_FIRST_ROWS, dtype=np.uint32)
-        self._new = np.empty(_FIRST_ROWS, dtype=bool)
+        self._known = np.empty(_FIRST_ROWS, dtype=np.int32)  # by row: which item of training, -1 for a new one
+        self._row_of_known = np.full(len(space.known.hashes), _NO_ROW, dtype=np.int32)
         self._row_of = np.full(_FIRST_ROWS, _NO_ROW, dtype=np.int32)  # by item number
 
     def __len__(self) -> int:
@@ -77,7 +79,14 @@ class ItemVectors:
     @property
     def new(self) -> npt.NDArray[np.bool_]:
         """Which rows (n,) are of items that training did not know."""
-        return self._new[: self._count]
+        new: npt.NDArray[np.bool_] = self._known[: self._count] < 0
+        return new
+
+    @property
+    def together(self) -> Together | None:
+        """What was taken together, by row; None if the bundle does not say."""
+        pairs = self.space.pairs
+        return None if pairs is None else Together(pairs, self._known[: self._count], self._row_of_known)
 
     @property
     def vectors(self) -> npt.NDArray[np.float32]:
@@ -112,11 +121,15 @@ class ItemVectors:
         if self._count + len(added) > len(self._vectors):
             self._grow(self._count + len(added))
         rows[added] = self._count + np.arange(len(added))
+        self._known[rows[added]] = _NO_ROW
         self._count += len(added)
         self._row_of[numbers] = rows
         self._numbers[rows] = numbers
         self._vectors[rows] = self.space.items(kept.unit(), hashes)
-        self._new[rows] = self.space.is_new(hashes)
+        self._forget_known(rows)
+        known = self.space.known.rows(hashes)
+        self._known[rows] = known
+        self._row_of_known[known[known >= 0]] = rows[known >= 0]
         if self._basis is not None:
             self._leading[rows] = self._vectors[rows] @ self._basis
 
@@ -127,13 +140,22 @@ class ItemVectors:
                 break
             last = self._count - 1
             self._row_of[self._numbers[row]] = _NO_ROW
+            self._forget_known(np.array([row]))
             if row != last:
                 self._vectors[row], self._numbers[row] = self._vectors[last], self._numbers[last]
-                self._new[row] = self._new[last]
+                self._known[row] = self._known[last]
+                if self._known[row] >= 0:
+                    self._row_of_known[self._known[row]] = row
                 if self._basis is not None:
                     self._leading[row] = self._leading[last]
                 self._row_of[self._numbers[row]] = row
             self._count = last
+
+    def _forget_known(self, rows: npt.NDArray[np.int64]) -> None:
+        """Rows whose item leaves, or is put again: an item of training that stands elsewhere by now stays there."""
+        known = self._known[rows]
+        mine = (known >= 0) & (self._row_of_known[known] == rows)
+        self._row_of_known[known[mine]] = _NO_ROW
 
     def held_against(
         self,
@@ -216,7 +238,7 @@ class ItemVectors:
 
     def _grow(self, least: int) -> None:
         size = max(least, len(self._vectors) + len(self._vectors) // 2)
-        for name in ("_vectors", "_numbers", "_new", *(() if self._basis is None else ("_leading",))):
+        for name in ("_vectors", "_numbers", "_known", *(() if self._basis is None else ("_leading",))):
             old = getattr(self, name)
             grown = np.empty((size, *old.shape[1:]), dtype=old.dtype)
             grown[: self._count] = old[: self._count]

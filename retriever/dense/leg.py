@@ -7,14 +7,15 @@ same snapshot; an item without a vector is left to the model, a query without a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.dense.mixture import NEAREST, MixtureWeights, gather, mixed
+from models.dense.mixture import NEAREST, MixtureWeights, gather, log_dense, mixed
+from models.dense.pairs import log_shares
 from models.dense.part import Asked, DenseRecord
 from retriever.dense.item_vectors import ItemVectors, Similarities
 
@@ -23,17 +24,20 @@ FoundBy = Literal["model", "dense", "both"]
 
 @dataclass(frozen=True, eq=False)
 class DenseQuery:
-    """``asked``: what the vector comes from; ``vector``: float32 (W,) of length 1."""
+    """``asked``: what the vector comes from; ``vector``: float32 (W,) of length 1; ``history``: the item numbers (H,), oldest
+    first, that something may have been taken together with, none for a query that its embedding speaks for.
+    """
 
     asked: Asked
     vector: npt.NDArray[np.float32]
+    history: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class MixedItem:
     """One item of an answer: its number, natural log-probability, the leg that found it, the cosine of its vector to the
     query's (None without one), whether training did not know it (of an item with a vector), and the two natural log-probabilities
-    that are mixed: of the model and of the vectors, None where that leg has none.
+    that are mixed: of the model and of the dense leg, None where that leg has none.
     """
 
     number: int
@@ -90,7 +94,7 @@ class DenseLeg:
         if len(rows) == 0:
             return None
         vector = space.taste(self.vectors.vectors[rows])
-        return DenseQuery("history", vector) if vector.any() else None
+        return DenseQuery("history", vector, self.vectors.numbers[rows].astype(np.int64)) if vector.any() else None
 
     def answer(
         self,
@@ -109,15 +113,18 @@ class DenseLeg:
         """
         if not queries:
             return []
+        together = [self._together(query) for query in queries]
         similarities = self.vectors.held_against(
             np.stack([query.vector for query in queries]),
-            [self._rows(own.numbers) for own in found],
+            [np.union1d(self._rows(own.numbers), rows) for own, (rows, _) in zip(found, together, strict=True)],
             [self._rows(numbers) for numbers in excluded],
             eligible,
         )
         return [
-            self._all(query, own, held, limit, without)[:limit]
-            for query, own, held, limit, without in zip(queries, found, similarities, limits, excluded, strict=True)
+            self._all(query, own, held, limit, without, beside)[:limit]
+            for query, own, held, limit, without, beside in zip(
+                queries, found, similarities, limits, excluded, together, strict=True
+            )
         ]
 
     def scores(
@@ -129,11 +136,19 @@ class DenseLeg:
         eligible: npt.NDArray[np.uint32] | None = None,
     ) -> dict[int, MixedItem]:
         """What the mixture says of given eligible items (log P_model -inf: none), by number; without those of probability 0."""
-        (held,) = self.vectors.held_against(
-            query.vector[None, :], [self._rows(given.numbers)], [self._rows(excluded)], eligible
-        )
+        together = self._together(query)
+        needed = np.union1d(self._rows(given.numbers), together[0])
+        (held,) = self.vectors.held_against(query.vector[None, :], [needed], [self._rows(excluded)], eligible)
         wanted = set(given.numbers.tolist())
-        return {item.number: item for item in self._all(query, given, held, 0, excluded) if item.number in wanted}
+        every = self._all(query, given, held, 0, excluded, together)
+        return {item.number: item for item in every if item.number in wanted}
+
+    def _together(self, query: DenseQuery) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Rows that were taken together with a query's history, and how much each weighs; eligible or not."""
+        together = self.vectors.together
+        if together is None or len(query.history) == 0:
+            return np.empty(0, dtype=np.int64), np.empty(0)
+        return together.neighbours(self._rows(query.history))
 
     def _rows(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Rows of those item numbers that have one."""
@@ -147,6 +162,7 @@ class DenseLeg:
         held: Similarities,
         limit: int,
         excluded: npt.NDArray[np.integer],
+        together: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]],
     ) -> list[MixedItem]:
         """All candidates, best first, ``limit`` or more of them if there are so many."""
         weights = self.weights_of(query, model_answers=found.answers)
@@ -155,10 +171,17 @@ class DenseLeg:
         numbers, scores = found.numbers[allowed], found.scores[allowed]
         rows = table.rows(numbers)
         candidates = gather(
-            rows[rows >= 0], scores[rows >= 0], held.cosines, table.new, nearest_of_all=max(limit, NEAREST)
+            rows[rows >= 0],
+            scores[rows >= 0],
+            held.cosines,
+            table.new,
+            nearest_of_all=max(limit, NEAREST),
+            # The exact cosine of each of these rows was asked for: what has none is not eligible.
+            together=log_shares(*together, held.cosines[together[0]] > -np.inf),
         )
         log_normaliser = held.log_sum(weights.sharpness)
         values = mixed(candidates, log_normaliser, weights)
+        dense = log_dense(candidates, log_normaliser, weights)
         items = [
             MixedItem(
                 number,
@@ -167,15 +190,16 @@ class DenseLeg:
                 cosine,
                 new,
                 model if model > -np.inf else None,
-                weights.sharpness * cosine - log_normaliser,
+                of_dense,
             )
-            for number, value, model, near, cosine, new in zip(
+            for number, value, model, near, cosine, new, of_dense in zip(
                 table.numbers[candidates.rows].tolist(),
                 values.tolist(),
                 candidates.model.tolist(),
                 candidates.near.tolist(),
                 candidates.cosine.tolist(),
                 candidates.new.tolist(),
+                dense.tolist(),
                 strict=True,
             )
             if value > -np.inf

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from models.catalogue import Catalogue
 from models.data_files import DataFileError
+from models.dense.pair_counts import Pairs, flattened
 from models.errors import SidstreamError
 from models.examples.records import TrainingExample, read_examples
-from retriever.evaluation.pair_counts import Pairs, flattened
 
 UNKNOWN_TARGET: Final = "relevant items that the catalogue does not have"
 UNKNOWN_HISTORY: Final = "history items that the catalogue does not have"

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from models.dense.pair_counts import PairCounts, flattened
 from retriever.evaluation.cases import EvaluationCase, TrainingData
 from retriever.evaluation.metrics import RankedLists, Relevant, measure
-from retriever.evaluation.pair_counts import PairCounts, flattened
 
 Scores = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]  # what, how many cases are done, of how many

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.dense.choosing import CUTOFF, ValidationCase, choose_weights
+from models.dense.fit_mixture import validation_case
 from models.dense.mixture import MixtureWeights, gather, log_sum, mixed, rank_of
+from models.dense.pairs import NOTHING, Together, log_shares
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
 from models.sids.layout import Layout
@@ -89,7 +91,9 @@ def choose_rule(here: Setting, model: Any, progress: Progress) -> dict[str, Any]
     in_test = load(here.data.name, arrivals=True).arrived
     catalogue = _Catalogue.of(here, ~in_test)
     cases, share = validation_cases(here, ~in_test, here.data.arrived)
-    space, _ = fit_space(catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=catalogue.known)
+    space, _ = fit_space(
+        catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=catalogue.known, keep_pairs=True
+    )
     asked = _asked(here, model, cases, catalogue, space, partial(progress, "search"))
     vectors = space.items(catalogue.embeddings, catalogue.hashes)
     choose = partial(choose_weights, asked, vectors, ~catalogue.known, share_of_new_targets=share)
@@ -108,9 +112,12 @@ def measure_arrivals(here: Setting, model: Any, cache: Path, progress: Progress)
     data = here.data
     chosen = _chosen(here, model, partial(progress, "choosing"))
     catalogue = _Catalogue.of(here, np.ones(len(data.embeddings), dtype=bool))
-    space, _ = fit_space(catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=catalogue.known)
+    space, _ = fit_space(
+        catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=catalogue.known, keep_pairs=True
+    )
     vectors = space.items(catalogue.embeddings, catalogue.hashes)
     cases = data.cases
+    together = _together(space, catalogue)
     found = _kept(cache, cases, partial(_search, here, model, cases, catalogue, partial(progress, "search")))
     weights = msgspec.convert(chosen["weights"], MixtureWeights)
     rules = {
@@ -128,7 +135,11 @@ def measure_arrivals(here: Setting, model: Any, cache: Path, progress: Progress)
             block, queries @ vectors.T, found[start : start + _BLOCK], strict=True
         ):
             cosines[list(case.history)] = -np.inf
-            candidates = gather(rows, model_scores, cosines, ~catalogue.known, excluded=case.history)
+            beside = NOTHING
+            if together is not None:
+                taken, counts = together.neighbours(case.history)
+                beside = log_shares(taken, counts, ~np.isin(taken, case.history))
+            candidates = gather(rows, model_scores, cosines, ~catalogue.known, excluded=case.history, together=beside)
             normaliser = log_sum(cosines, weights.sharpness)
             for name, rule in rules.items():
                 values = mixed(candidates, normaliser, rule)
@@ -152,7 +163,9 @@ def _chosen(here: Setting, model: Any, progress: Callable[[float], None]) -> dic
     known = ~here.data.arrived
     catalogue = _Catalogue.of(here, known)
     held_back = np.random.default_rng(3).random(len(catalogue.rows)) < SLICE
-    space, _ = fit_space(catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=~held_back)
+    space, _ = fit_space(
+        catalogue.embeddings, catalogue.hashes, _histories(here, catalogue), known=~held_back, keep_pairs=True
+    )
     playing = np.zeros(len(known), dtype=bool)
     playing[catalogue.rows[held_back]] = True
     cases, share = validation_cases(here, known, playing)
@@ -190,6 +203,11 @@ def validation_cases(
     return [cases[number] for number in np.sort(np.concatenate(groups))], float(is_new.mean())
 
 
+def _space(here: Setting, catalogue: _Catalogue, known: npt.NDArray[np.bool_]) -> DenseSpace:
+    histories = _histories(here, catalogue)
+    return fit_space(catalogue.embeddings, catalogue.hashes, histories, known=known, keep_pairs=True)[0]
+
+
 def _histories(here: Setting, catalogue: _Catalogue) -> list[list[int]]:
     """The training histories as places of the catalogue."""
     return [catalogue.places(history).tolist() for history in here.data.histories]
@@ -210,16 +228,25 @@ def _asked(
 
         embedded = dict(zip([case.case for case in cases], embed([case.query for case in cases]), strict=True))
     found = _search(here, model, cases, catalogue, progress)
-    return [
-        ValidationCase(
-            query=space.query(embedded[case.case]) if embedded else _query(here, case, catalogue, vectors, space),
-            target=int(catalogue.places(case.relevant)[0]),
-            found=rows,
-            model=scores,
-            excluded=tuple(catalogue.places(case.history).tolist()),
+    together = _together(space, catalogue)
+    asked = []
+    for case, found_rows in zip(cases, found, strict=True):
+        history = tuple(catalogue.places(case.history).tolist())
+        asked.append(
+            validation_case(
+                space.query(embedded[case.case]) if embedded else _query(here, case, catalogue, vectors, space),
+                int(catalogue.places(case.relevant)[0]),
+                found_rows,
+                history,
+                excluded=history,
+                together=together,
+            )
         )
-        for case, (rows, scores) in zip(cases, found, strict=True)
-    ]
+    return asked
+
+
+def _together(space: DenseSpace, catalogue: _Catalogue) -> Together | None:
+    return Together.of_rows(space.pairs, space.known.rows(catalogue.hashes), len(space.known.hashes))
 
 
 def _query(

@@ -1,8 +1,8 @@
 """How far do model, vectors and co-occurrence get together? The ceiling of what one of them alone leaves out (docs/study).
 
-What must hold: candidates of all three are put in order by one linear combination of what each says of them, whose weights are of
-greatest likelihood on the valid part; measured on the test part; the legs are the product's search and dense space, and the
-co-occurrence that the references are compared by, its settings chosen on the valid part too.
+What must hold: what is chosen is chosen on the valid part, and measured on the test part. The mixture is the product's; beside it
+the candidates of all three are put in order by a linear combination of what each says of them, of greatest likelihood: the
+product's search and dense space, and the co-occurrence that the references are compared by, its settings chosen too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.dense.mixture import nearest
+from models.dense.choosing import ValidationCase, choose_weights
+from models.dense.fit_mixture import validation_case
+from models.dense.mixture import MixtureWeights, gather, log_sum, mixed, nearest, rank_of
+from models.dense.pairs import Together
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
 from retriever.evaluation.bootstrap import resample
@@ -43,6 +47,7 @@ COMBINATIONS: Final = (
     ("model", "co-occurrence"),
     ("model", "vectors", "co-occurrence"),
 )
+MIXTURE: Final = "the product's mixture"
 _LEAST_PROBABILITY: Final = 1e-5  # of what a leg did not find
 _WIDTH: Final = 50
 _CASES_AT_ONCE: Final = 256
@@ -58,21 +63,27 @@ class _Candidates:
 
 
 def measure_legs(data: Dataset, valid: Sequence[TestCase], cases: Sequence[TestCase], search: Search) -> dict[str, Any]:
-    """Recall by combination of legs on ``cases``, with intervals; ``settings``; ``reached``: share of the cases whose item is a
-    candidate at all; ``differences`` of recall@10 to all three legs, paired. Each case has one relevant item and a history.
+    """Recall on ``cases`` by the product's mixture, its weights chosen on ``valid`` as ``sidstream train`` chooses them, and by
+    combination of legs, with intervals; ``settings`` and ``mixture``: what was chosen; ``reached``: share of the cases whose
+    item is a candidate at all; ``differences`` of recall@10 to the mixture, paired. Each case has one relevant item and a history.
     """
     embeddings = quantise(data.embeddings).unit()
     hashes = id_hashes(str(row).encode() for row in range(len(embeddings)))
-    space, _ = fit_space(embeddings, hashes, data.histories)
+    space, _ = fit_space(embeddings, hashes, data.histories, keep_pairs=True)
     vectors = space.items(embeddings, hashes)
     known = ReferenceData(
         TrainingData.of_sequences(data.histories, len(embeddings), "training histories"), data.embeddings
     )
     settings = best_co_occurrence(known, [_asked(case) for case in valid], _WIDTH, lambda *_: None)
-    gather = partial(_candidates, space=space, vectors=vectors, known=known, settings=settings)
-    fitted_on, measured_on = gather(valid, search(valid)), gather(cases, search(cases))
+    found_valid, found = search(valid), search(cases)
+    gathered = partial(_candidates, space=space, vectors=vectors, known=known, settings=settings)
+    fitted_on, measured_on = gathered(valid, found_valid), gathered(cases, found)
     numbers = np.array([case.case for case in cases])
-    ranks: dict[str, npt.NDArray[np.int64]] = {}
+    together = Together.of_rows(space.pairs, space.known.rows(hashes), len(hashes))
+    asked = [_mixture_cases(*some, space, vectors, together) for some in ((valid, found_valid), (cases, found))]
+    no_new = np.zeros(len(vectors), dtype=bool)
+    chosen = choose_weights(asked[0], vectors, no_new, boosts=None)
+    ranks: dict[str, npt.NDArray[np.int64]] = {MIXTURE: _mixture_ranks(asked[1], vectors, no_new, chosen.weights)}
     weights: dict[str, list[float]] = {}
     for legs in COMBINATIONS:
         columns = [column for leg in legs for column in LEGS[leg]]
@@ -84,6 +95,7 @@ def measure_legs(data: Dataset, valid: Sequence[TestCase], cases: Sequence[TestC
         "recalls": {name: recall(numbers, found) for name, found in ranks.items()},
         "weights": weights,
         "settings": str(settings),
+        "mixture": msgspec.to_builtins(chosen.weights),
         "reached": round(float(np.mean([target >= 0 for target in measured_on.target])), 4),
         "valid cases": len(valid),
         "differences": _differences(ranks),
@@ -131,6 +143,43 @@ def _candidates(
     return _Candidates(features, targets)
 
 
+def _mixture_cases(
+    cases: Sequence[TestCase],
+    found: Sequence[Found],
+    space: DenseSpace,
+    vectors: npt.NDArray[np.float32],
+    together: Together | None,
+) -> list[ValidationCase]:
+    return [
+        validation_case(
+            space.taste(vectors[list(case.history)]),
+            case.relevant[0],
+            found_rows,
+            case.history,
+            excluded=case.history,
+            together=together,
+        )
+        for case, found_rows in zip(cases, found, strict=True)
+    ]
+
+
+def _mixture_ranks(
+    cases: Sequence[ValidationCase],
+    vectors: npt.NDArray[np.float32],
+    new: npt.NDArray[np.bool_],
+    weights: MixtureWeights,
+) -> npt.NDArray[np.int64]:
+    ranks = np.empty(len(cases), dtype=np.int64)
+    for number, case in enumerate(cases):
+        cosines = (vectors @ case.query).astype(np.float64)
+        cosines[list(case.excluded)] = -np.inf
+        candidates = gather(case.found, case.model, cosines, new, excluded=case.excluded, together=case.together)
+        ranks[number] = rank_of(
+            case.target, candidates, mixed(candidates, log_sum(cosines, weights.sharpness), weights)
+        )
+    return ranks
+
+
 def _fit(candidates: _Candidates, columns: Sequence[int]) -> npt.NDArray[np.float64]:
     """Weights of the columns of greatest likelihood of the targets among their candidates: a convex problem."""
     import torch
@@ -171,7 +220,7 @@ def _ranks(candidates: _Candidates, columns: Sequence[int], weights: npt.NDArray
 
 
 def _differences(ranks: dict[str, npt.NDArray[np.int64]]) -> dict[str, dict[str, float]]:
-    every = " + ".join(COMBINATIONS[-1])
+    every = MIXTURE
     others = [name for name in ranks if name != every]
     hits = np.array([ranks[name] <= 10 for name in (every, *others)], dtype=np.float64)
     assert 10 in CUTOFFS

@@ -111,9 +111,10 @@ def legs(results: Results, dataset: DatasetName) -> list[str]:
             for name, recall in found["differences"].items()
         ]
         parts += [
-            f"**Legs together** ({row.label}, {key_of(row.choice)}): the candidates of all are put in order by one linear "
-            "combination of log P_model, the cosine and the log of co-occurrence's share, of greatest likelihood on "
-            f"{found['valid cases']:,} cases of the valid part. The wanted item is among the candidates of all three in "
+            f"**Legs together** ({row.label}, {key_of(row.choice)}): the product's mixture, its weights chosen on "
+            f"{found['valid cases']:,} cases of the valid part (γ {found['mixture']['together']:g}, α {found['mixture']['share']:g}); "
+            "then the candidates of all put in order by one linear combination of log P_model, the cosine and the log of "
+            "co-occurrence's share, of greatest likelihood on those cases. The wanted item is among the candidates of all three in "
             f"{found['reached']:.1%} of the cases.\n",
             markdown(["legs", *(f"@{k}" for k in CUTOFFS)], lines),
         ]

@@ -70,7 +70,7 @@ def test_weights_are_chosen_on_validation_data_written_into_the_bundle_and_said(
     assert not space.is_new(id_hashes([b"sku-7"])).any()
     weights = chosen["weights"]
     assert f"α {weights['share']:.2f}, β {weights['boost_of_new']:.1f}, chosen on 120 held-out examples" in output
-    assert "nearest vectors alone" in output
+    assert "dense leg alone" in output
 
 
 def test_nothing_held_out_leaves_the_weights_unmeasured_and_says_what_to_give(shop: Path) -> None:

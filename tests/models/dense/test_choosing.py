@@ -1,6 +1,8 @@
-"""λ and α chosen on validation cases: against both legs alone, and against trying everything."""
+"""λ, γ and α chosen on validation cases: against both legs alone, and against trying everything."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,3 +124,26 @@ def test_no_new_item_among_the_cases_is_said_and_no_case_at_all_is_refused() -> 
     assert choose_weights(cases, vectors, np.zeros_like(new)).mixture.new is None
     with pytest.raises(ValueError, match="no validation case"):
         choose_weights([], vectors, new)
+
+
+def test_share_of_what_was_taken_together_is_chosen_where_that_knows_the_target_and_nothing_where_there_is_none() -> (
+    None
+):
+    cases, vectors, new = made()
+    assert choose_weights(cases, vectors, new).weights.together == 0
+    random = np.random.default_rng(5)
+    uninformed = [
+        replace(case, query=unit(random.standard_normal((1, 16)))[0], found=case.found[:0], model=case.model[:0])
+        for case in cases
+    ]
+    informed = []
+    for number, case in enumerate(uninformed):
+        rows = np.unique(random.choice(np.flatnonzero(~new), size=12))
+        if number % 3 == 0 and not new[case.target]:
+            rows = np.union1d(rows, [case.target])
+        scores = np.where(rows == case.target, 0.5, 0.5 / len(rows))
+        informed.append(replace(case, together=(rows, np.log(scores / scores.sum()))))
+    chosen, without = (choose_weights(some, vectors, new) for some in (informed, uninformed))
+    assert chosen.weights.together > 0
+    assert chosen.mixture.old is not None
+    assert chosen.mixture.old > (without.mixture.old or 0) + 0.2

@@ -50,6 +50,30 @@ def test_first_places_are_those_of_the_mixture_over_the_whole_catalogue(
     np.testing.assert_allclose(expected[best], np.sort(expected)[::-1][:10], rtol=1e-9)
 
 
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), st.floats(-3, 3), st.integers(0, 150))
+@settings(max_examples=60, deadline=None)
+def test_what_was_taken_together_has_its_share_of_old_items_and_none_of_new_ones(
+    seed: int, share: float, together: float, boost: float, count: int
+) -> None:
+    found, model, cosines, new = query(seed)
+    random = np.random.default_rng(seed + 1)
+    rows = np.sort(random.choice(np.flatnonzero(~new), size=count, replace=False))
+    shares = random.dirichlet(np.full(count, 0.3)) + 1e-12 if count else np.empty(0)
+    weights = MixtureWeights(sharpness=9.0, share=share, boost_of_new=boost, together=together)
+    of_model, of_together = np.zeros(ITEMS), np.zeros(ITEMS)
+    of_model[found] = np.exp(model)
+    of_together[rows] = shares
+    near = np.exp(9 * cosines) / np.exp(9 * cosines).sum()
+    own = together if count else 0.0  # where nothing was taken together the vectors speak alone
+    dense = np.where(new, near * np.exp(boost), (1 - own) * near + own * of_together)
+    expected = np.where(new, dense, (1 - share) * of_model + share * dense)
+    candidates = gather(found, model, cosines, new, together=(rows, np.log(shares)))
+    got = mixed(candidates, log_sum(cosines, 9.0), weights)
+    np.testing.assert_allclose(np.exp(got), expected[candidates.rows], rtol=1e-9, atol=1e-300)
+    best = candidates.rows[np.argsort(-got, kind="stable")[:10]]
+    np.testing.assert_allclose(expected[best], np.sort(expected)[::-1][:10], rtol=1e-9)
+
+
 @given(st.integers(0, 10_000), st.integers(0, 50), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_nearest_rows_are_those_of_sorting_and_equal_ones_go_by_row(seed: int, most: int, some: bool) -> None:

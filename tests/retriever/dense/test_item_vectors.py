@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.dense.space import DenseSpace, KnownItems, id_hashes
+from models.dense.space import DenseSpace, KnownItems, fit_space, id_hashes
 from models.dense.vectors import quantise
 from retriever.dense.item_vectors import ItemVectors
 
@@ -17,6 +17,22 @@ KNOWN = id_hashes(f"item {number}".encode() for number in range(0, 60, 2))
 
 def space() -> DenseSpace:
     return DenseSpace(DIMENSION, KnownItems.of(KNOWN))
+
+
+def space_with_histories() -> DenseSpace:
+    """Of the same known items: neighbours by number were taken together."""
+    numbers = list(range(0, 60, 2))
+    embeddings = np.stack([vector(number, 0) for number in numbers])
+    walks = [[start, start + 1, start + 2] for start in range(len(numbers) - 2)]
+    hashes = id_hashes(f"item {number}".encode() for number in numbers)
+    return fit_space(embeddings, hashes, walks, keep_pairs=True)[0]
+
+
+def together_with(table: ItemVectors, number: int) -> dict[int, float]:
+    """Item number → what it weighs."""
+    assert table.together is not None
+    rows, weights = table.together.neighbours(table.rows(np.array([number])))
+    return dict(zip(table.numbers[rows].tolist(), weights.round(5).tolist(), strict=True))
 
 
 def vector(number: int, version: int) -> np.ndarray:
@@ -37,13 +53,13 @@ def content(table: ItemVectors) -> dict[int, tuple[bytes, bool]]:
     }
 
 
+SPACE_WITH_HISTORIES = space_with_histories()
 change = st.tuples(st.booleans(), st.dictionaries(st.integers(0, 59), st.integers(0, 9), max_size=12))
 
 
-@given(st.lists(change, max_size=12))
-@settings(max_examples=80, deadline=None)
-def test_content_after_any_changes_is_that_of_a_table_loaded_anew(changes: list[tuple[bool, dict[int, int]]]) -> None:
-    table, live = ItemVectors(space()), {}
+def changed(table: ItemVectors, changes: list[tuple[bool, dict[int, int]]]) -> tuple[dict[int, int], ItemVectors]:
+    """What is there in the end, and a table of that alone."""
+    live: dict[int, int] = {}
     for puts, items in changes:
         if puts:
             put(table, items)
@@ -52,8 +68,26 @@ def test_content_after_any_changes_is_that_of_a_table_loaded_anew(changes: list[
             table.remove(np.array(list(items), dtype=np.uint32))
             for number in items:
                 live.pop(number, None)
-    fresh = ItemVectors(space())
+    fresh = ItemVectors(table.space)
     put(fresh, live)
+    return live, fresh
+
+
+@given(st.lists(change, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_what_was_taken_together_follows_any_changes(changes: list[tuple[bool, dict[int, int]]]) -> None:
+    table = ItemVectors(SPACE_WITH_HISTORIES)
+    live, fresh = changed(table, changes)
+    for number in live:
+        assert together_with(table, number) == together_with(fresh, number)
+        assert (number % 2 == 0) or not together_with(table, number)
+
+
+@given(st.lists(change, max_size=12))
+@settings(max_examples=80, deadline=None)
+def test_content_after_any_changes_is_that_of_a_table_loaded_anew(changes: list[tuple[bool, dict[int, int]]]) -> None:
+    table = ItemVectors(space())
+    live, fresh = changed(table, changes)
     assert len(table) == len(live)
     assert content(table) == content(fresh)
     assert all(new == (number % 2 == 1) for number, (_, new) in content(table).items())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.dense.mixture import MixtureWeights
 from models.dense.part import DenseRecord
-from models.dense.space import DenseSpace, KnownItems, id_hashes
+from models.dense.space import DenseSpace, KnownItems, fit_space, id_hashes
 from models.dense.vectors import quantise
 from retriever.dense.item_vectors import ItemVectors
 from retriever.dense.leg import DenseLeg, DenseQuery, ModelCandidates
@@ -131,3 +131,65 @@ def test_query_is_its_embedding_else_its_history_else_nothing() -> None:
     np.testing.assert_allclose(by_history.vector, expected / np.linalg.norm(expected), atol=1e-6)
     assert own.query(None, np.array([10**6])) is None
     assert own.query(np.zeros(DIMENSION), NOTHING) is None
+
+
+def leg_with_histories(numbers: np.ndarray) -> tuple[DenseLeg, np.ndarray]:
+    """Buyers of the known items take neighbours by number together; the numbers of a history."""
+    rows = np.random.default_rng(0).standard_normal((ITEMS, DIMENSION)).astype(np.float32)
+    random = np.random.default_rng(1)
+    starts = random.integers(0, KNOWN - 5, size=400)
+    walks = [(start + random.permutation(5)).tolist() for start in starts.tolist()]
+    space, _ = fit_space(rows[:KNOWN], HASHES[:KNOWN], walks, keep_pairs=True)
+    table = ItemVectors(space)
+    order = np.random.default_rng(2).permutation(numbers)  # rows in no order that means anything
+    table.put(order, quantise(rows[order]), HASHES[order])
+    weights = {"history": MixtureWeights(sharpness=12.0, share=0.6, together=0.7)}
+    record = DenseRecord(version=3, file="dense", dimension=DIMENSION, known=KNOWN, weights=weights)
+    return DenseLeg(record, table), np.array([50, 51, 52])
+
+
+def test_what_was_taken_together_with_the_history_is_found_and_new_items_have_no_part_in_it() -> None:
+    mixer, history = leg_with_histories(np.arange(ITEMS))
+    query = mixer.query(None, history)
+    assert query is not None
+    items = mixer.answer([query], [ModelCandidates.none()], limits=[10], excluded=[history.astype(np.uint32)])[0]
+    assert {48, 49, 53, 54} <= {item.number for item in items}
+    assert {item.found_by for item in items} == {"dense"}
+    near = [item for item in items if item.number in (48, 49, 53, 54)]
+    assert all(item.log_dense is not None and item.log_dense == pytest.approx(item.score) for item in near)
+    by_vectors = mixer.query(mixer.vectors.vectors[0][:DIMENSION], history)
+    assert by_vectors is not None
+    assert len(by_vectors.history) == 0  # a query's own embedding speaks for it
+
+
+@given(st.sampled_from([1, 3, 20, 120]), st.integers(0, 100), st.integers(1, 30))
+@settings(max_examples=40, deadline=None)
+def test_what_was_taken_together_is_shared_among_the_eligible_items_alone(count: int, seed: int, limit: int) -> None:
+    random = np.random.default_rng(seed)
+    history = np.array([50, 51, 52])
+    eligible = np.sort(random.choice(np.setdiff1d(np.arange(ITEMS), history), size=count, replace=False))
+    mixer, _ = leg_with_histories(np.arange(ITEMS))
+    query = mixer.query(None, history)
+    assert query is not None
+    none = ModelCandidates.none()
+    filtered = mixer.answer([query], [none], limits=[limit], excluded=[NOTHING], eligible=eligible.astype(np.uint32))[0]
+    smaller, _ = leg_with_histories(np.concatenate((eligible, history)))
+    alone = smaller.answer([query], [none], limits=[limit], excluded=[history.astype(np.uint32)])[0]
+    assert [item.number for item in filtered] == [item.number for item in alone]
+    assert [item.score for item in filtered] == pytest.approx([item.score for item in alone], abs=1e-4)
+
+
+def test_screening_by_leading_directions_loses_nothing_that_was_taken_together() -> None:
+    mixer, history = leg_with_histories(np.arange(ITEMS))
+    table = ItemVectors(mixer.vectors.space, screened_from=50)
+    rows = np.random.default_rng(0).standard_normal((ITEMS, DIMENSION)).astype(np.float32)
+    table.put(np.arange(ITEMS), quantise(rows), HASHES)
+    query = mixer.query(None, history)
+    assert query is not None
+    found = [
+        DenseLeg(mixer._record, vectors).answer(
+            [query], [ModelCandidates.none()], limits=[10], excluded=[history.astype(np.uint32)]
+        )[0]
+        for vectors in (mixer.vectors, table)
+    ]
+    assert [item.number for item in found[0]] == [item.number for item in found[1]]

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from retriever.evaluation.pair_counts import PairCounts, Pairs
+from models.dense.pair_counts import PairCounts, Pairs
 
 RANDOM = np.random.default_rng(3)
 SEQUENCES = [RANDOM.integers(9, size=RANDOM.integers(0, 7)).tolist() for _ in range(40)]
