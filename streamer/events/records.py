@@ -203,7 +203,7 @@ class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
     a SID has the sum over the ways in which the model writes it and no layers of its own. ``log_sid``: their sum, absent where
     the model was not asked, or (marginal) where its search did not find the SID. ``sid_items``: eligible items of the SID;
     ``share``: the item's part of it, by weight. ``log_model``: log P of the item by the model, absent if its search did not find
-    it; ``log_dense`` and ``cosine``: by the vectors.
+    it; ``log_dense`` by the dense leg, ``cosine`` of the vectors.
     """
 
     by_layer: dict[str, float] | UnsetType = UNSET

@@ -65,7 +65,8 @@ class _Candidates:
 def measure_legs(data: Dataset, valid: Sequence[TestCase], cases: Sequence[TestCase], search: Search) -> dict[str, Any]:
     """Recall on ``cases`` by the product's mixture, its weights chosen on ``valid`` as ``sidstream train`` chooses them, and by
     combination of legs, with intervals; ``settings`` and ``mixture``: what was chosen; ``reached``: share of the cases whose
-    item is a candidate at all; ``differences`` of recall@10 to the mixture, paired. Each case has one relevant item and a history.
+    item is a candidate at all; ``differences`` of recall@10 to the mixture, paired. Each case has one relevant item and a
+    history.
     """
     embeddings = quantise(data.embeddings).unit()
     hashes = id_hashes(str(row).encode() for row in range(len(embeddings)))

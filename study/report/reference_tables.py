@@ -105,6 +105,7 @@ def legs(results: Results, dataset: DatasetName) -> list[str]:
         if LEGS not in row.measurements or result is None or LEGS.name not in result.measured:
             continue
         found = result.measured[LEGS.name]
+        mixture = found["mixture"]
         lines = [[name, *(_with_ends(recall, k) for k in CUTOFFS)] for name, recall in found["recalls"].items()]
         lines += [
             [f"*{name}*", *(_with_ends(recall, k, sign="+") if k == 10 else "" for k in CUTOFFS)]
@@ -112,10 +113,10 @@ def legs(results: Results, dataset: DatasetName) -> list[str]:
         ]
         parts += [
             f"**Legs together** ({row.label}, {key_of(row.choice)}): the product's mixture, its weights chosen on "
-            f"{found['valid cases']:,} cases of the valid part (γ {found['mixture']['together']:g}, α {found['mixture']['share']:g}); "
+            f"{found['valid cases']:,} cases of the valid part (γ {mixture['together']:g}, α {mixture['share']:g}); "
             "then the candidates of all put in order by one linear combination of log P_model, the cosine and the log of "
-            "co-occurrence's share, of greatest likelihood on those cases. The wanted item is among the candidates of all three in "
-            f"{found['reached']:.1%} of the cases.\n",
+            "co-occurrence's share, of greatest likelihood on those cases. The wanted item is among the candidates of all "
+            f"three in {found['reached']:.1%} of the cases.\n",
             markdown(["legs", *(f"@{k}" for k in CUTOFFS)], lines),
         ]
     return parts
