@@ -23,14 +23,15 @@ _INTRODUCTION: Final = """\
 
 A tenth of the items is held back from the codebook and from training, and is in the index when the test cases are asked: *new*
 items. The model has never seen them, and gives little to their SIDs. The *dense leg* compares a query with the items' vectors,
-and the *mixture* gives an old item (1 - α) P_model + α P_dense and a new one e^β P_dense, with
-P_dense(i | q) = exp(λ cos(q, i)) / Σ over the catalogue. A query's vector is its embedding (chorus_icecat), or the mean of its
+and the *mixture* gives an old item (1 - α) P_model + α ((1 - γ) P_near + γ P_together) and a new one e^β P_near, with
+P_near(i | q) = exp(λ cos(q, i)) / Σ over the catalogue; P_together is of what was taken together with the history. Runs whose
+weights show no γ were measured before that was known (γ 0). A query's vector is its embedding (chorus_icecat), or the mean of its
 history's vectors by recency (amazon_games: text beside co-occurrence vectors, those of new items by kernel regression from the
 text).
 
 What is measured is the product's: the search with 50 beams, `item_log_probabilities`, vectors of a byte a dimension,
-`models/dense/`. λ (greatest likelihood), α and β (greatest recall@10 of the group, old or new, that is found less, where the
-recall of all is not more than 5 % below its best) are chosen on validation cases of known items, a tenth of which play the
+`models/dense/`. λ (greatest likelihood), γ (greatest recall@10), α and β (greatest recall@10 of the group, old or new, that is
+found less, where the recall of all is not more than 5 % below its best) are chosen on validation cases of known items, a tenth of which play the
 arrivals, as `sidstream train` does it; no test case and no item that arrives in the test has a part in it. Recall@10 of items,
 over **all** test cases; in brackets the middle 95 % of 1,000 bootstrap means over cases. "All" counts every case, "old" and "new"
 those with an old or a new item to be found, and of these items alone.
@@ -103,7 +104,8 @@ def _line(rule: str, row: Row, figures: dict[str, Any], chosen: dict[str, Any]) 
 
 
 def _weights(chosen: dict[str, Any]) -> str:
-    return f"λ {chosen['sharpness']:.1f}, α {chosen['share']:.2f}, β {chosen['boost_of_new']:.1f}"
+    together = f"γ {chosen['together']:.1f}, " if chosen.get("together") else ""
+    return f"λ {chosen['sharpness']:.1f}, {together}α {chosen['share']:.2f}, β {chosen['boost_of_new']:.1f}"
 
 
 def _cell(figures: dict[str, Any]) -> str:

@@ -97,7 +97,8 @@ def parameters(results: Results, dataset: DatasetName) -> str:
     ranking = best_ranking(results, dataset)
     lines = []
     for row in sorted(chosen, key=lambda row: (row.choice.codebook.layers, row.choice.codebook.size)):
-        levels = [recalls(results, [row.choice], OWN, "all", level) for level in (SID_WITHOUT_HISTORY, ranking)]
+        of_sids = sid_level(results, [row.choice], OWN)
+        levels = [recalls(results, [row.choice], OWN, "all", level) for level in (of_sids, ranking)]
         cells = [spread([recall["10"] for recall in found]) for found in levels]
         if any(levels):
             lines.append([row.label, *cells, *_per_item_cells(_per_item(results, [row.choice])), key_of(row.choice)])

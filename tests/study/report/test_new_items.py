@@ -23,7 +23,7 @@ def test_page_has_each_seed_its_interval_and_the_mean(tmp_path: Path) -> None:
             continue
         seed = row.choice.seed
         chosen = {
-            "weights": {"sharpness": 29.04, "share": 0.55 + seed / 10, "boost_of_new": 0.3},
+            "weights": {"sharpness": 29.04, "share": 0.55 + seed / 10, "boost_of_new": 0.3, "together": seed / 2},
             "cases": 2_000,
             "new_cases": 196,
             "mixture": {"all": 0.6, "old": 0.61, "new": None},
@@ -39,7 +39,7 @@ def test_page_has_each_seed_its_interval_and_the_mean(tmp_path: Path) -> None:
         )
     text = write_new_items(results, tmp_path).read_text()
     assert "| mixture | 1 | 0.400 [0.390, 0.410] |" in text
-    assert "λ 29.0, α 0.75, β 0.3" in text
+    assert "λ 29.0, γ 1.0, α 0.75, β 0.3" in text
     assert "| **mixture** | mean | **0.400** | **0.400** | **0.400** |" in text
     assert "Cases: all 1,200, old 1,200, new 1,200." in text
     assert "| new items by P_dense alone | 0.600 | 0.610 | – | λ 29.0, α 0.55, β 0.3 | 2,000, 196 new |" in text
