@@ -78,7 +78,7 @@ def train(
     instruction: Annotated[
         str | None,
         typer.Option(
-            help="The words, with slots {user}, {history} and {query}; what stands in square brackets with one is left out with it.",
+            help="The words, with slots {user}, {history} and {query}; what is in square brackets with one is left out with it.",
             show_default="sidstream's own",
         ),
     ] = None,
