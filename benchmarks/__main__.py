@@ -46,7 +46,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {', '.join(unknown)}: choose of {', '.join(BENCHMARKS)}")
     console = Console()
-    failed = []
+    failed, could_not_run = [], False
     for number, name in enumerate(names, 1):
         console.print(f"[bold]{number}/{len(names)} {name}[/]: {BENCHMARKS[name]} …")
         since = time.monotonic()
@@ -60,17 +60,17 @@ def main() -> int:
         ]
         status = subprocess.run(command, check=False).returncode
         if status == COULD_NOT_RUN:
-            return status  # it has said why
-        if status != 0:
+            could_not_run = True  # it has said why
+        elif status != 0:
             failed.append(name)
         console.print(f"[dim]{name} took {time.monotonic() - since:.0f} s[/]\n")
     if failed:
         console.print(
             f"[red]target missed or failed: {', '.join(failed)}[/]; a busy machine is the first thing to check"
         )
-    else:
+    elif not could_not_run:
         console.print(f"[green]every target reached[/]; figures in {RESULTS}")
-    return int(bool(failed))
+    return COULD_NOT_RUN if could_not_run and not failed else int(bool(failed))
 
 
 def _has_card() -> bool:

@@ -43,6 +43,7 @@ def choose_mixture(trained: Trained) -> Bundle:
             trained.held_out,
             lambda examples: ask_model(trained, examples, Path(directory) / "index", asking.update),
             embed_texts=None if encoder is None else encoder.encode,
+            max_history=_max_history(trained.bundle),
             seed=trained.seed,
         )
         asking.end()
@@ -56,6 +57,12 @@ def choose_mixture(trained: Trained) -> Bundle:
     for sentence in _sentences(fitted, shop):
         console.print(f"  {shown(sentence)}", soft_wrap=True)
     return bundle
+
+
+def _max_history(bundle: Bundle) -> int | None:
+    """Newest items of a history that the retriever looks at, once the bundle has its model."""
+    record = bundle.manifest.language_model
+    return None if record is None else record.prompt.max_history
 
 
 def ask_model(

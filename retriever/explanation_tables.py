@@ -65,5 +65,6 @@ def _sentences(why: AnswerExplanation) -> list[str]:
         lines.append(
             f"mixture: sharpness λ {why.sharpness:g}, dense share α {why.share_of_dense:g}, of new items "
             f"{why.share_of_dense_new:g}, boost of new items β {why.boost_of_new:g}"
+            + (f", of what was taken together γ {why.share_of_together:g}" if why.share_of_together else "")
         )
     return lines

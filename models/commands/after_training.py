@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
 from models.dense.fit_mixture import HeldOut
+from models.examples.folding import folded
 from models.examples.records import TrainingData
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from models.towers.text_encoder import Towers
 
 CHOOSING_SHARE: Final = 0.02  # of the users, or examples without one
+_WHOLE: Final = 1_000_000  # items of a history: it is joined as long as it is
 FEWEST_TARGETS: Final = 5_000  # below, a share so small has too few cases to choose by, and training needs all
 
 
@@ -57,10 +60,14 @@ def hold_back_to_choose(
 
 
 def rows_of_histories(data: TrainingData, item_ids: Sequence[str]) -> list[list[int]]:
-    """The histories of training data as rows; items that the catalogue does not have are left out."""
+    """The histories of training data as rows, each once, also where examples tell it again and again as it grows; items that the
+    catalogue does not have are left out.
+    """
     rows = {item: row for row, item in enumerate(item_ids)}
-    whole = [list(history.items) for history in data.histories]
-    whole += [[*example.history, example.item] for example in data.examples if example.history]
+    told = tuple(msgspec.structs.replace(example, embedding=None) for example in data.examples if example.history)
+    once = folded(TrainingData(histories=data.histories, examples=told), _WHOLE)
+    whole = [list(history.items) for history in once.histories]
+    whole += [[*example.history, example.item] for example in once.examples]
     return [[rows[item] for item in items if item in rows] for items in whole]
 
 

@@ -281,6 +281,10 @@ def train(
         report_to=checked_services(report_to or ()),
         report_directory=logging_dir or default_directory(checkpoint_directory(bundle)),
     )
+    if logging_dir is not None and "tensorboard" not in settings.report_to:
+        raise SidstreamError(
+            "--logging-dir is where TensorBoard's files go: give --report-to tensorboard, or leave it out"
+        )
     if threads:
         torch.set_num_threads(threads)
     opened = Bundle.open(bundle)

@@ -257,7 +257,7 @@ def stopping_is_no_loss(checkpoints: Path, console: Console) -> Iterator[None]:
                 soft_wrap=True,
             )
         else:
-            console.print("stopped before the first checkpoint: nothing is kept", soft_wrap=True)
+            console.print("stopped before the first checkpoint: nothing that was learnt is kept", soft_wrap=True)
         raise
 
 

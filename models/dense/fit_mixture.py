@@ -74,18 +74,20 @@ def fit_mixture(
     ask_model: AskModel,
     *,
     embed_texts: EmbedTexts | None = None,
+    max_history: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FittedMixture:
     """``embeddings`` (N, D) and ``ids`` of the items that the model was trained on; ``histories``: rows, those that it was
-    trained on; ``embed_texts``: the query tower, None without one: texts then decide nothing.
+    trained on; ``embed_texts``: the query tower, None without one: texts then decide nothing; ``max_history``: newest items of a
+    history that the retriever looks at, None for all.
     """
     kept = quantise(embeddings).unit()
     hashes = id_hashes(item.encode() for item in ids)
     random = np.random.default_rng(seed)
     playing = random.random(len(ids)) < PLAYING_ARRIVALS
     chosen: dict[Asked, Chosen] = {}
-    groups = _groups(held_out, has_texts=embed_texts is not None)
+    groups = _groups(held_out, has_texts=embed_texts is not None, max_history=max_history)
     if groups:
         space, _ = fit_space(kept, hashes, histories, known=~playing, seed=seed, keep_pairs=True)
         vectors = space.items(kept, hashes)
@@ -93,7 +95,7 @@ def fit_mixture(
         some = {asked: _some(examples, playing, random) for asked, examples in groups.items()}
         done, whole = 0, sum(map(len, some.values()))
         for asked, examples in some.items():
-            cases = _cases(asked, examples, ask_model(examples), space, vectors, together, embed_texts)
+            cases = _cases(asked, examples, ask_model(examples), space, vectors, together, embed_texts, max_history)
             before = done
 
             def report(number: int, _: int, before: int = before) -> None:
@@ -107,13 +109,13 @@ def fit_mixture(
     return FittedMixture(space, chosen)
 
 
-def _groups(held_out: Sequence[HeldOut], *, has_texts: bool) -> dict[Asked, list[HeldOut]]:
+def _groups(held_out: Sequence[HeldOut], *, has_texts: bool, max_history: int | None) -> dict[Asked, list[HeldOut]]:
     """By what the retriever would take their vector from; those that have none of it are left out."""
     groups: dict[Asked, list[HeldOut]] = {}
     for example in held_out:
         embedded = example.embedding is not None or (has_texts and bool(example.text.strip()))
         asked: Asked = "embedding" if embedded else "history"
-        if asked == "embedding" or example.history:
+        if asked == "embedding" or _newest(example.history, max_history):
             groups.setdefault(asked, []).append(example)
     return groups
 
@@ -133,7 +135,9 @@ def _cases(
     vectors: npt.NDArray[np.float32],
     together: Together | None,
     embed_texts: EmbedTexts | None,
+    max_history: int | None,
 ) -> list[ValidationCase]:
+    read = [_newest(example.history, max_history) for example in examples]
     if asked == "embedding":
         texts = [example.text for example in examples if example.embedding is None]
         by_text = iter(embed_texts(texts) if embed_texts is not None and texts else ())
@@ -142,19 +146,23 @@ def _cases(
             for example in examples
         ]
     else:
-        queries = [space.taste(vectors[list(example.history)]) for example in examples]
+        queries = [space.taste(vectors[list(history)]) for history in read]
     return [
         # A target that the buyer has had before is asked for again: it must not be excluded.
         validation_case(
             query,
             example.target,
             found_rows,
-            example.history,
+            history,
             excluded=tuple(set(example.history) - {example.target}),
             together=together if asked == "history" else None,
         )
-        for query, example, found_rows in zip(queries, examples, found, strict=True)
+        for query, example, history, found_rows in zip(queries, examples, read, found, strict=True)
     ]
+
+
+def _newest(history: tuple[int, ...], max_history: int | None) -> tuple[int, ...]:
+    return history if max_history is None else history[max(0, len(history) - max_history) :]
 
 
 def validation_case(

@@ -139,18 +139,29 @@ def gather(
     excluded: npt.NDArray[np.integer] | Sequence[int] = (),
     nearest_of_all: int = NEAREST,
     together: LogShares = NOTHING,
+    weights: MixtureWeights | None = None,
+    log_normaliser: float = 0.0,
 ) -> Candidates:
     """The candidates of one query: what the search found, with log P_model; the nearest of all items and of the new ones; and
     as many of those that were taken together with its history.
 
     ``found``: (F,) distinct rows; ``cosines`` (N,) and ``new`` (N,) of the catalogue, -inf for an item without a vector;
-    ``excluded``: rows that must not be answered; ``together``: of rows that may be.
+    ``excluded``: rows that must not be answered; ``together``: of rows that may be. With ``weights`` and ``log_normaliser`` those
+    of greatest P_dense are taken of them, so that nothing of it is lost; without, where weights are still to be chosen, those of
+    greatest P_together.
     """
     allowed = np.asarray(cosines, dtype=np.float64).copy()
     allowed[np.asarray(excluded, dtype=np.int64)] = -np.inf
     of_together, log_shares = together
-    often = of_together[nearest(log_shares, nearest_of_all)]
-    near = np.concatenate((nearest(allowed, nearest_of_all), nearest(allowed, NEAREST_NEW, new), often))
+    likely = log_shares
+    if weights is not None and len(of_together):
+        all_of_them = np.ones(len(of_together), dtype=bool)
+        beside = Candidates(of_together, log_shares, allowed[of_together], ~all_of_them, all_of_them, log_shares)
+        likely = log_dense(beside, log_normaliser, weights)
+    often = of_together[nearest(likely, nearest_of_all)]
+    # Of old items the vectors have a share, of new ones all: as many of these, lest one that comes before is left out.
+    most_new = NEAREST_NEW if weights is None else max(NEAREST_NEW, nearest_of_all)
+    near = np.concatenate((nearest(allowed, nearest_of_all), nearest(allowed, most_new, new), often))
     kept = ~np.isin(found, np.asarray(excluded, dtype=np.int64))
     found, log_probabilities = np.asarray(found, dtype=np.int64)[kept], log_probabilities[kept]
     rows = np.union1d(found, near)

@@ -29,8 +29,9 @@ class Pairs:
         flat, lengths = flattened(sequences)
         left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat)) - 1  # places after this one
         found: list[tuple[Rows, Rows, Rows]] = []
+        at = np.arange(len(flat))
         for distance in range(1, int(lengths.max(initial=0))):
-            at = np.flatnonzero(left >= distance)
+            at = at[left[at] >= distance]  # fewer and fewer: one long history must not make each step look at all
             found.append((flat[at], flat[at + distance], np.full(len(at), distance)))
         return cls._together(found)
 

@@ -158,6 +158,7 @@ def fit_space(
     if keep_pairs:
         number_of = np.full(len(hashes), -1, dtype=np.int64)
         number_of[np.flatnonzero(known)[order]] = np.arange(len(order))
-        kept = renumbered(count_pairs(of_known, len(hashes)), number_of, len(order))
+        counted = renumbered(count_pairs(of_known, len(hashes)), number_of, len(order))
+        kept = counted if len(counted.items) else None  # an item that is taken again and again has no neighbour by that
     together = Together(quantise(vectors[known][order]), regression, kept)
     return DenseSpace(dimension, own, together), regression

@@ -30,10 +30,26 @@ def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in _batches(path):
             for start in range(0, len(batch), _ROWS_AT_ONCE):
-                yield from batch.slice(start, _ROWS_AT_ONCE).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+                yield from _in_microseconds(batch.slice(start, _ROWS_AT_ONCE)).to_pylist()
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:  # the last two: values that Python has no type for
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataFileError(f"{path} cannot be read as {path.suffix[1:]}: {first_line}; write it again") from error
+
+
+def _in_microseconds(batch: Any) -> Any:
+    """Times as Python has them: nanoseconds are cut off."""
+    import pyarrow
+
+    fields = [
+        field.with_type(pyarrow.timestamp("us", field.type.tz)) if pyarrow.types.is_timestamp(field.type) else field
+        for field in batch.schema
+    ]
+    return batch.cast(pyarrow.schema(fields), safe=False) if fields != list(batch.schema) else batch
 
 
 def _batches(path: Path) -> Iterator[Any]:

@@ -116,6 +116,8 @@ def divided(
 
     Raises ``DataFileError`` for what ``open_training_file`` refuses, ``SidstreamError`` where the disk is full.
     """
+    for path in paths:  # a name that is wrong must not cost what is there
+        open_training_file(path)
     sizes = [path.stat().st_size * _COMPRESSED.get(path.suffix, 1) if path.is_file() else 0 for path in paths]
     parts = min(_MOST_PARTS, max(1, -(-sum(sizes) // bytes_a_part)))
     digest = _digest(paths, [parts, held_share, fewest_held_of, seed])
@@ -124,12 +126,13 @@ def divided(
         if done.is_file():
             found = msgspec.msgpack.decode(done.read_bytes(), type=StreamedData, dec_hook=lambda _, value: Path(value))
             if found.digest == digest:
-                return found
+                return msgspec.structs.replace(found, directory=directory)  # it may have been moved or copied
         if first:
             break
         time.sleep(_PAUSE_SECONDS)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        done.unlink(missing_ok=True)  # first: what is stopped here must not look whole
         for path in directory.iterdir():  # of other files, or of a run that was stopped
             path.unlink()
         data = _divide(paths, directory, parts, digest, held_share, fewest_held_of, seed, progress)
@@ -203,7 +206,7 @@ def _drawn(user: str | None, number: int, seed: int) -> tuple[float, int]:
 
 @dataclass
 class _Sample:
-    """All records of those users whose place is lowest, no more than ``most`` by far."""
+    """All records of those users whose place is lowest, no more than ``most``; the first ones where one user has most of them."""
 
     most: int
     kept: list[tuple[float, Any]] = field(default_factory=list)
@@ -217,9 +220,12 @@ class _Sample:
             record = msgspec.structs.replace(record, embedding=None)
         self.kept.append((place, record))
         while len(self.kept) > self.most and self.threshold > 0:
-            # At least by half a record, so that it ends where one user has all of them.
-            self.threshold = min(self.threshold / 2, max(place for place, _ in self.kept))
-            self.kept = [(place, record) for place, record in self.kept if place < self.threshold] or self.kept[-1:]
+            threshold = min(self.threshold / 2, max(place for place, _ in self.kept))
+            fewer = [(place, record) for place, record in self.kept if place < threshold]
+            if len(fewer) < self.most // 4:  # one user has most of them: their first records stand for them
+                self.kept, self.threshold = self.kept[: self.most], 0.0
+            else:
+                self.kept, self.threshold = fewer, threshold
 
     @property
     def records(self) -> list[Any]:

@@ -25,17 +25,33 @@ class _TokenizerSettings(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TextTokenizer:
-    """A tokenizer of the `tokenizers` library, the id of its begin-of-sequence token if it has one, and ``chat_frame``: what its
-    chat template writes before and after a user's message, None without a template.
+    """A tokenizer of the `tokenizers` library, the id of its begin-of-sequence token if it has one, and its chat template's
+    frame, or ``chat_fault``: why the template that there is cannot be applied.
     """
 
-    def __init__(self, tokenizer: Any, begin_id: int | None = None, chat_frame: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        begin_id: int | None = None,
+        chat_frame: tuple[str, str] | None = None,
+        chat_fault: str | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         # A checkpoint's tokenizer may pad or cut by itself; prompts do that here, in one place.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.begin_id = begin_id
-        self.chat_frame = chat_frame
+        self._chat_frame = chat_frame
+        self._chat_fault = chat_fault
+
+    @property
+    def chat_frame(self) -> tuple[str, str] | None:
+        """What the chat template writes before and after a user's message, None without a template. Raises ``SidstreamError`` for
+        one that cannot be applied: bare prompts need none, and train without a word of it.
+        """
+        if self._chat_fault is not None:
+            raise SidstreamError(self._chat_fault)
+        return self._chat_frame
 
     @property
     def size(self) -> int:
@@ -59,7 +75,7 @@ class TextTokenizer:
         """Writes ``tokenizer.json`` and our note of the begin token and the chat frame."""
         self._tokenizer.save(str(directory / TOKENIZER_FILE))
         (directory / _SETTINGS_FILE).write_bytes(
-            msgspec.json.encode(_TokenizerSettings(self.begin_id, self.chat_frame))
+            msgspec.json.encode(_TokenizerSettings(self.begin_id, self._chat_frame))
         )
 
     @classmethod
@@ -92,7 +108,11 @@ class TextTokenizer:
             raise SidstreamError(
                 f"no usable tokenizer in {directory} ({first_line}): put the checkpoint's tokenizer.json beside its weights"
             ) from error
-        return cls(backend, tokenizer.bos_token_id, _chat_frame(tokenizer, directory))
+        try:
+            frame, fault = _chat_frame(tokenizer, directory), None
+        except SidstreamError as error:  # a bare prompt needs none
+            frame, fault = None, str(error)
+        return cls(backend, tokenizer.bos_token_id, frame, fault)
 
 
 def _chat_frame(tokenizer: Any, directory: Path) -> tuple[str, str] | None:
@@ -113,7 +133,7 @@ def _chat_frame(tokenizer: Any, directory: Path) -> tuple[str, str] | None:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SidstreamError(
             f"the chat template of {directory} cannot be applied to one message of a user ({first_line}): remove it there "
-            "(chat_template.jinja, or chat_template in tokenizer_config.json) to train without it"
+            "(chat_template.jinja, or chat_template in tokenizer_config.json) for an instruction without it"
         ) from error
     return before.removeprefix(tokenizer.bos_token or ""), after
 

@@ -175,7 +175,7 @@ class AlignmentTable(_RowTable):
 
 def task_prompts(prompts: PromptBuilder, task: AlignmentTask) -> PromptBuilder:
     """The prompts of an alignment task, bare or with words as ``prompts`` are."""
-    frame = prompts.tokenizer.chat_frame
+    frame = prompts.tokenizer.chat_frame if prompts.settings.instruction else None
     instruction = task_instruction(task, bare=not prompts.settings.instruction, frame=frame)
     slots = {part.slot for part in instruction}
     settings = msgspec.structs.replace(

@@ -105,6 +105,7 @@ def _make_all(
     blocks: list[tuple[int, dict[str, tuple[int, int]]]] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / _MARK).unlink(missing_ok=True)  # first: what is stopped here must not look whole
         for path in directory.iterdir():
             path.unlink()
         for number in range(parts):

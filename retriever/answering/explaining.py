@@ -111,6 +111,7 @@ class Explainer:
             share_of_dense=weights.share,
             share_of_dense_new=weights.share_of_new,
             boost_of_new=weights.boost_of_new,
+            share_of_together=weights.together if one.vector.asked == "history" else 0.0,
         )
 
     def _layout_reason(self, trie: SnapshotTrie) -> str:

@@ -144,7 +144,8 @@ class ItemVectors:
             if row != last:
                 self._vectors[row], self._numbers[row] = self._vectors[last], self._numbers[last]
                 self._known[row] = self._known[last]
-                if self._known[row] >= 0:
+                # Its item may stand in another row by now: numbers change hands.
+                if self._known[row] >= 0 and self._row_of_known[self._known[row]] == last:
                     self._row_of_known[self._known[row]] = row
                 if self._basis is not None:
                     self._leading[row] = self._leading[last]

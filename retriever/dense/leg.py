@@ -170,6 +170,7 @@ class DenseLeg:
         allowed = ~np.isin(found.numbers, excluded)
         numbers, scores = found.numbers[allowed], found.scores[allowed]
         rows = table.rows(numbers)
+        log_normaliser = held.log_sum(weights.sharpness)
         candidates = gather(
             rows[rows >= 0],
             scores[rows >= 0],
@@ -178,8 +179,9 @@ class DenseLeg:
             nearest_of_all=max(limit, NEAREST),
             # The exact cosine of each of these rows was asked for: what has none is not eligible.
             together=log_shares(*together, held.cosines[together[0]] > -np.inf),
+            weights=weights,
+            log_normaliser=log_normaliser,
         )
-        log_normaliser = held.log_sum(weights.sharpness)
         values = mixed(candidates, log_normaliser, weights)
         dense = log_dense(candidates, log_normaliser, weights)
         items = [

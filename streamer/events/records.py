@@ -221,7 +221,7 @@ class AnswerExplanation(msgspec.Struct, frozen=True, kw_only=True):
     ``layout_reason``: under which layout SIDs are read, and why. ``sids``: SIDs that the model's search was to find;
     ``expansions``: prefixes that it ran, where it was exact. ``live_items`` of the index, those that the filter ``let_through``
     (all without one), and those of them that the query ``excluded``. Of the mixture: ``sharpness`` λ, ``share_of_dense`` α,
-    ``share_of_dense_new`` α', ``boost_of_new`` β; absent where one leg answered.
+    ``share_of_dense_new`` α', ``boost_of_new`` β, ``share_of_together`` γ; absent where the model alone answered.
     """
 
     layout_reason: str
@@ -234,6 +234,7 @@ class AnswerExplanation(msgspec.Struct, frozen=True, kw_only=True):
     share_of_dense: float | UnsetType = UNSET
     share_of_dense_new: float | UnsetType = UNSET
     boost_of_new: float | UnsetType = UNSET
+    share_of_together: float | UnsetType = UNSET
 
 
 class NotAnswered(msgspec.Struct, frozen=True, kw_only=True):

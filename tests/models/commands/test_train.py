@@ -307,6 +307,7 @@ def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_an
         (["--stream"], "name them with --examples"),
         (["--stream", "--examples", "e.jsonl", "--query-codes"], "--query-codes needs all training data in memory"),
         (["--resume", "--anew"], "--resume goes on with a training, and --anew begins from nothing: give one"),
+        (["--logging-dir", "here"], "give --report-to tensorboard, or leave it out"),
         (["--report-to", "crystal-ball"], "transformers does not report to 'crystal-ball'"),
         (["--validation", "some", "--validation-share", "0.1"], "give one of them"),
         (["--align", "title"], "choose one of title-to-sid, sid-to-title, attributes-to-sid"),

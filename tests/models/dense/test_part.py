@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.dense.mixture import MixtureWeights
-from models.dense.part import UNMEASURED, DenseRecord, load_space, save_space
+from models.dense.part import UNMEASURED, DenseRecord, load_space, save_space, space_facts
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.errors import SidstreamError
 
@@ -50,6 +50,16 @@ def test_space_read_back_gives_the_same_vectors(tmp_path: Path, histories: bool)
     if read.pairs is not None and space.pairs is not None:
         for one, other in zip(read.pairs.neighbours(np.arange(5)), space.pairs.neighbours(np.arange(5)), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_part_of_histories_that_repeat_one_item_is_read_back(tmp_path: Path) -> None:
+    embeddings = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    space, _ = fit_space(
+        embeddings, id_hashes(str(row).encode() for row in range(4)), [[1, 1], [2, 2]], keep_pairs=True
+    )
+    save_space(space, tmp_path / "dense.safetensors")
+    read = load_space(tmp_path / "dense.safetensors", DenseRecord(**space_facts(space, "dense.safetensors")))
+    assert read.pairs is None
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -54,6 +54,16 @@ def test_sequences_and_interactions_have_whole_numbers_for_ids_and_timestamps(tm
     assert history.items == ("a", "b")
 
 
+def test_times_in_nanoseconds_are_read_without_what_is_below_a_microsecond(tmp_path: Path) -> None:
+    times = pyarrow.array([1_700_000_000_000_000_123, 1_700_000_000_000_000_001], pyarrow.timestamp("ns", "UTC"))
+    table = pyarrow.table({"user": ["ada", "ada"], "item": ["b", "a"], "timestamp": times})
+    from pyarrow import parquet
+
+    parquet.write_table(table, tmp_path / "n.parquet")
+    [history] = read_training_file(tmp_path / "n.parquet").data.histories
+    assert sorted(history.items) == ["a", "b"]
+
+
 def test_what_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> None:
     for name in ("x.parquet", "x.arrow"):
         path = tmp_path / name

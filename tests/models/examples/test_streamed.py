@@ -121,6 +121,27 @@ def test_files_that_were_divided_are_found_again_and_others_are_divided_anew(tmp
     assert divided(paths, tmp_path / "parts", seed=1).digest != again.digest
 
 
+def test_parts_that_were_moved_are_read_where_they_are_now_and_a_wrong_name_costs_none(tmp_path: Path) -> None:
+    paths = files(tmp_path)
+    first = divided(paths, tmp_path / "parts")
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    moved = divided(paths, tmp_path / "moved")
+    assert said(parts(moved)) == said([read_training_file(path).data for path in paths])
+    with pytest.raises(DataFileError, match="no file"):
+        divided([*paths, tmp_path / "typo.jsonl"], tmp_path / "moved")
+    assert divided(paths, tmp_path / "moved") == moved
+    assert moved.digest == first.digest
+
+
+def test_one_user_with_most_of_the_records_is_in_the_sample_with_many_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamed, "MOST_SAMPLED", 100)
+    guest = [{"query": f"q{number}", "user": "guest", "item": "b"} for number in range(500)]
+    data = divided([write(tmp_path / "guests.jsonl", *guest)], tmp_path / "parts")
+    assert len(data.sample.examples) == 100
+
+
 def test_other_processes_wait_until_the_first_has_divided_the_files(tmp_path: Path) -> None:
     paths = files(tmp_path)
     with ThreadPoolExecutor() as others:

@@ -87,7 +87,12 @@ def test_tokenizer_without_a_template_has_no_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('system first') }}", "nothing of the message", "{% for"])
-def test_template_that_one_message_cannot_be_written_into_is_refused(tmp_path: Path, template: str) -> None:
+def test_template_that_one_message_cannot_be_written_into_is_refused_where_it_is_needed_alone(
+    tmp_path: Path, template: str
+) -> None:
+    tokenizer = TextTokenizer.from_checkpoint(checkpoint(tmp_path, template))
+    tokenizer.save(tmp_path)  # bare prompts train and serve with it
+    assert TextTokenizer.load(tmp_path).chat_frame is None
     with pytest.raises(SidstreamError, match=r"the chat template of .* cannot be applied to one message") as refused:
-        TextTokenizer.from_checkpoint(checkpoint(tmp_path, template))
+        _ = tokenizer.chat_frame
     assert "\n" not in str(refused.value)

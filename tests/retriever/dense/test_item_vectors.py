@@ -83,6 +83,16 @@ def test_what_was_taken_together_follows_any_changes(changes: list[tuple[bool, d
         assert (number % 2 == 0) or not together_with(table, number)
 
 
+def test_item_whose_number_changes_hands_is_still_known_by_what_was_taken_together_with_it() -> None:
+    table = ItemVectors(SPACE_WITH_HISTORIES)
+    put(table, dict.fromkeys((0, 4, 6, 8), 0))
+    hashes = id_hashes([b"item 8"])
+    table.put(np.array([2]), quantise(vector(8, 0)[None]), hashes)  # under its new number, while the old one is there
+    table.remove(np.array([6]))
+    table.remove(np.array([8]))
+    assert set(together_with(table, 4)) == {0, 2}
+
+
 @given(st.lists(change, max_size=12))
 @settings(max_examples=80, deadline=None)
 def test_content_after_any_changes_is_that_of_a_table_loaded_anew(changes: list[tuple[bool, dict[int, int]]]) -> None:

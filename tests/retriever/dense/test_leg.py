@@ -179,6 +179,16 @@ def test_what_was_taken_together_is_shared_among_the_eligible_items_alone(count:
     assert [item.score for item in filtered] == pytest.approx([item.score for item in alone], abs=1e-4)
 
 
+def test_no_item_is_lost_between_the_nearest_and_those_that_were_taken_together() -> None:
+    mixer, history = leg_with_histories(np.arange(ITEMS))
+    query = mixer.query(None, history)
+    assert query is not None
+    for limit in (20, 100, 200):
+        few = mixer.answer([query], [ModelCandidates.none()], limits=[limit], excluded=[NOTHING])[0]
+        every = mixer.answer([query], [ModelCandidates.none()], limits=[ITEMS], excluded=[NOTHING])[0]
+        assert [item.number for item in few] == [item.number for item in every[:limit]]
+
+
 def test_screening_by_leading_directions_loses_nothing_that_was_taken_together() -> None:
     mixer, history = leg_with_histories(np.arange(ITEMS))
     table = ItemVectors(mixer.vectors.space, screened_from=50)
