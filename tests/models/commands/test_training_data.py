@@ -59,5 +59,5 @@ def test_whoever_stops_a_training_is_told_whether_it_can_go_on(tmp_path: Path, k
     assert told == (
         f"stopped. The same command again goes on from the last checkpoint, in {tmp_path}"
         if kept
-        else "stopped before the first checkpoint: nothing is kept"
+        else "stopped before the first checkpoint: nothing that was learnt is kept"
     )
