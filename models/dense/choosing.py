@@ -141,6 +141,17 @@ def choose_weights(
     )
 
 
+def ranks_by(
+    cases: Sequence[ValidationCase],
+    vectors: npt.NDArray[np.float32],
+    new: npt.NDArray[np.bool_],
+    weights: MixtureWeights,
+) -> npt.NDArray[np.int64]:
+    """The place (cases,) of each case's target by the mixture of these weights; arguments as in ``choose_weights``."""
+    ranks: npt.NDArray[np.int64] = _Gathered.of(cases, vectors, new, weights.sharpness).ranks([weights])[0]
+    return ranks
+
+
 @dataclass(frozen=True, eq=False)
 class _Gathered:
     """The candidates of each case, the sum over the catalogue, and the target."""
@@ -156,7 +167,7 @@ class _Gathered:
         vectors: npt.NDArray[np.float32],
         new: npt.NDArray[np.bool_],
         sharpness: float,
-        progress: Callable[[int, int], None] | None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> _Gathered:
         found, normalisers = [], []
         for number, case in enumerate(cases):

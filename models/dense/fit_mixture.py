@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.dense.choosing import Chosen, Recalls, ValidationCase, choose_weights
 from models.dense.mixture import MixtureWeights
-from models.dense.pairs import NOTHING, Together, log_shares
+from models.dense.pairs import NOTHING, RowsTogether, log_shares
 from models.dense.part import Asked
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
@@ -91,7 +91,7 @@ def fit_mixture(
     if groups:
         space, _ = fit_space(kept, hashes, histories, known=~playing, seed=seed, keep_pairs=True)
         vectors = space.items(kept, hashes)
-        together = Together.of_rows(space.pairs, space.known.rows(hashes), len(space.known.hashes))
+        together = space.rows_together(hashes)
         some = {asked: _some(examples, playing, random) for asked, examples in groups.items()}
         done, whole = 0, sum(map(len, some.values()))
         for asked, examples in some.items():
@@ -133,7 +133,7 @@ def _cases(
     found: Sequence[Found],
     space: DenseSpace,
     vectors: npt.NDArray[np.float32],
-    together: Together | None,
+    together: RowsTogether | None,
     embed_texts: EmbedTexts | None,
     max_history: int | None,
 ) -> list[ValidationCase]:
@@ -172,7 +172,7 @@ def validation_case(
     history: Sequence[int],
     *,
     excluded: tuple[int, ...],
-    together: Together | None,
+    together: RowsTogether | None,
 ) -> ValidationCase:
     """A case of one target. ``together``: what was taken together, None for a query that its embedding speaks for."""
     shares = NOTHING

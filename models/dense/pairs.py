@@ -85,7 +85,7 @@ def renumbered(pairs: ItemPairs, number_of: npt.NDArray[np.integer], items: int)
 
 
 @dataclass(frozen=True, eq=False)
-class Together:
+class RowsTogether:
     """What was taken together, by the rows of a table (n): ``known_of_row`` (n,), -1 for an item that training did not know, and
     ``row_of_known`` (K,), -1 for one that is not in the table.
     """
@@ -95,7 +95,7 @@ class Together:
     row_of_known: npt.NDArray[np.integer]
 
     @classmethod
-    def of_rows(cls, pairs: ItemPairs | None, known_of_row: npt.NDArray[np.integer], known: int) -> Together | None:
+    def of_rows(cls, pairs: ItemPairs | None, known_of_row: npt.NDArray[np.integer], known: int) -> RowsTogether | None:
         """Of a table that does not change; None without pairs. ``known``: K."""
         if pairs is None:
             return None

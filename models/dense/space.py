@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from models.dense.arrivals import Regression, fit_regression, unit
 from models.dense.co_occurrence import CoOccurrence, co_occurrence_vectors
-from models.dense.pairs import ItemPairs, count_pairs, renumbered
+from models.dense.pairs import ItemPairs, RowsTogether, count_pairs, renumbered
 from models.dense.vectors import QuantisedVectors, quantise
 
 CO_OCCURRENCE_WEIGHT: Final = 1.0  # of the co-occurrence vector beside an embedding of length 1 (docs/new-items.md)
@@ -86,6 +86,10 @@ class DenseSpace:
     def pairs(self) -> ItemPairs | None:
         """What was taken together in the histories of training, by known item in the order of their hashes."""
         return None if self.together is None else self.together.pairs
+
+    def rows_together(self, hashes: npt.NDArray[np.uint64]) -> RowsTogether | None:
+        """What was taken together, by the rows of a table of items with these id hashes (N,); None if that was not kept."""
+        return RowsTogether.of_rows(self.pairs, self.known.rows(hashes), len(self.known.hashes))
 
     def is_new(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which of the ids with these hashes (N,) training did not know."""

@@ -25,7 +25,7 @@ from models.sids.layout import Layout
 from models.training import processes
 from models.training.example_table import ExampleTable
 from models.training.history_table import HistoryTable
-from models.training.tables import BlockedTable, JoinedTable, TrainingTable
+from models.training.tables import BlockedTable, JoinedTable, TrainingTable, nothing_to_learn
 
 _MARK: Final = "tables.json"
 _KINDS: Final[Mapping[str, type[ExampleTable] | type[HistoryTable]]] = {
@@ -71,10 +71,7 @@ def stored_tables(
     if mark is None:
         mark = _make_all(directory, of, data.parts, make)
     if not mark.blocks:
-        raise SidstreamError(
-            "the training data have nothing to learn: no example names an item of the catalogue, and no history has two of its "
-            "items; give data that belong to the catalogue"
-        )
+        raise nothing_to_learn("training")
     blocks = mark.blocks
 
     def load(block: int) -> TrainingTable:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.errors import SidstreamError
 from models.sids.vocabulary import SidVocabulary
 
 if TYPE_CHECKING:
@@ -255,3 +256,11 @@ def _cuts(row_targets: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.intp
     cuts = np.maximum.accumulate(cuts - number) + number
     last: npt.NDArray[np.intp] = np.minimum(cuts, len(row_targets) - count + number)
     return last
+
+
+def nothing_to_learn(of: str) -> SidstreamError:
+    """The refusal of data of which no table can be made; ``of``: what they are called."""
+    return SidstreamError(
+        f"the {of} data have nothing to learn: no example names an item of the catalogue, and no history has two of its "
+        "items; give data that belong to the catalogue"
+    )

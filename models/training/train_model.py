@@ -27,7 +27,7 @@ from models.training.fine_tuning import fine_tune
 from models.training.history_table import HistoryTable
 from models.training.settings import ProgressCallback, TrainingOutcome, TrainingSettings
 from models.training.stored_tables import stored_tables
-from models.training.tables import BlockedTable, JoinedTable, TrainingTable
+from models.training.tables import BlockedTable, JoinedTable, TrainingTable, nothing_to_learn
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,7 @@ def training_table(
     """
     found = _table(data, prompts, layout, item_rows, codes, _title_ids(titles, prompts, item_rows, len(codes)), shared)
     if found is None:
-        raise SidstreamError(
-            f"the {of} data have nothing to learn: no example names an item of the catalogue, and no history has two of its "
-            "items; give data that belong to the catalogue"
-        )
+        raise nothing_to_learn(of)
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.dense.mixture import log_sum, nearest
-from models.dense.pairs import Together
+from models.dense.pairs import RowsTogether
 from models.dense.space import DenseSpace
 from models.dense.vectors import QuantisedVectors
 
@@ -83,10 +83,10 @@ class ItemVectors:
         return new
 
     @property
-    def together(self) -> Together | None:
+    def together(self) -> RowsTogether | None:
         """What was taken together, by row; None if the bundle does not say."""
         pairs = self.space.pairs
-        return None if pairs is None else Together(pairs, self._known[: self._count], self._row_of_known)
+        return None if pairs is None else RowsTogether(pairs, self._known[: self._count], self._row_of_known)
 
     @property
     def vectors(self) -> npt.NDArray[np.float32]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook
+from models.dense.arrivals import unit
 
 _LENGTHS = (
     1.0,
@@ -50,7 +51,7 @@ def planted_hourglass(
 def uniform_embeddings(items: int, *, seed: int, dimension: int = 64) -> npt.NDArray[np.float32]:
     """float32 (items, dimension), spread evenly over the unit sphere."""
     drawn = np.random.default_rng(seed).standard_normal((items, dimension))
-    return _of_length_1(drawn)
+    return unit(drawn)
 
 
 def skewed_embeddings(
@@ -64,9 +65,4 @@ def skewed_embeddings(
     shares = 1 / np.arange(1, kinds + 1)
     kind = random.choice(kinds, size=items, p=shares / shares.sum())
     drawn = centres[kind] + width * random.standard_normal((items, dimension)) / np.sqrt(dimension)
-    return _of_length_1(drawn)
-
-
-def _of_length_1(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    unit: npt.NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+    return unit(drawn)

@@ -107,7 +107,7 @@ def rows(dataset: DatasetName) -> Iterator[Row]:
     yield Row("table 2", "base", base, (*own, FIRST_GIVEN))
     yield Row("table 2", BEST_TOP_K.label, changed(layout=BEST_TOP_K), own)
     yield from layout_changes(dataset)
-    yield Row("table 2", "without layer 2", changed(layout=WITHOUT), own)
+    yield Row("table 2", WITHOUT.label, changed(layout=WITHOUT), own)
     for layout in TOP_K:
         if layout != BEST_TOP_K:
             yield Row("table 2", layout.label, changed(layout=layout), own)
@@ -156,8 +156,7 @@ def further_seeds(dataset: DatasetName) -> Iterator[Row]:
         base = msgspec.structs.replace(here.base, seed=seed)
         yield Row("table 2", "base", base, (OWN, PER_ITEM))
         for layout in (BEST_TOP_K, WITHOUT, *(layout for layout in TOP_K if layout != BEST_TOP_K), TOP_P):
-            label = "without layer 2" if layout == WITHOUT else layout.label
-            yield Row("table 2", label, msgspec.structs.replace(base, layout=layout), (OWN, PER_ITEM))
+            yield Row("table 2", layout.label, msgspec.structs.replace(base, layout=layout), (OWN, PER_ITEM))
         yield from controls(dataset, seed)
         for loss, label in (("mile", "MiLe loss"), ("focal", "focal loss")):
             yield Row("table 2", label, msgspec.structs.replace(base, loss=loss), (OWN, PER_ITEM))

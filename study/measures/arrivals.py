@@ -20,7 +20,7 @@ import numpy.typing as npt
 from models.dense.choosing import CUTOFF, ValidationCase, choose_weights
 from models.dense.fit_mixture import validation_case
 from models.dense.mixture import MixtureWeights, gather, log_sum, mixed, rank_of
-from models.dense.pairs import NOTHING, Together, log_shares
+from models.dense.pairs import NOTHING, log_shares
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
 from models.sids.layout import Layout
@@ -117,7 +117,7 @@ def measure_arrivals(here: Setting, model: Any, cache: Path, progress: Progress)
     )
     vectors = space.items(catalogue.embeddings, catalogue.hashes)
     cases = data.cases
-    together = _together(space, catalogue)
+    together = space.rows_together(catalogue.hashes)
     found = _kept(cache, cases, partial(_search, here, model, cases, catalogue, partial(progress, "search")))
     weights = msgspec.convert(chosen["weights"], MixtureWeights)
     rules = {
@@ -228,7 +228,7 @@ def _asked(
 
         embedded = dict(zip([case.case for case in cases], embed([case.query for case in cases]), strict=True))
     found = _search(here, model, cases, catalogue, progress)
-    together = _together(space, catalogue)
+    together = space.rows_together(catalogue.hashes)
     asked = []
     for case, found_rows in zip(cases, found, strict=True):
         history = tuple(catalogue.places(case.history).tolist())
@@ -243,10 +243,6 @@ def _asked(
             )
         )
     return asked
-
-
-def _together(space: DenseSpace, catalogue: _Catalogue) -> Together | None:
-    return Together.of_rows(space.pairs, space.known.rows(catalogue.hashes), len(space.known.hashes))
 
 
 def _query(

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.dense.choosing import ValidationCase, choose_weights
+from models.dense.choosing import ValidationCase, choose_weights, ranks_by
 from models.dense.fit_mixture import validation_case
-from models.dense.mixture import MixtureWeights, gather, log_sum, mixed, nearest, rank_of
-from models.dense.pairs import Together
+from models.dense.mixture import nearest
+from models.dense.pairs import RowsTogether
 from models.dense.space import DenseSpace, fit_space, id_hashes
 from models.dense.vectors import quantise
 from retriever.evaluation.bootstrap import resample
@@ -80,11 +80,11 @@ def measure_legs(data: Dataset, valid: Sequence[TestCase], cases: Sequence[TestC
     gathered = partial(_candidates, space=space, vectors=vectors, known=known, settings=settings)
     fitted_on, measured_on = gathered(valid, found_valid), gathered(cases, found)
     numbers = np.array([case.case for case in cases])
-    together = Together.of_rows(space.pairs, space.known.rows(hashes), len(hashes))
+    together = space.rows_together(hashes)
     asked = [_mixture_cases(*some, space, vectors, together) for some in ((valid, found_valid), (cases, found))]
     no_new = np.zeros(len(vectors), dtype=bool)
     chosen = choose_weights(asked[0], vectors, no_new, boosts=None)
-    ranks: dict[str, npt.NDArray[np.int64]] = {MIXTURE: _mixture_ranks(asked[1], vectors, no_new, chosen.weights)}
+    ranks: dict[str, npt.NDArray[np.int64]] = {MIXTURE: ranks_by(asked[1], vectors, no_new, chosen.weights)}
     weights: dict[str, list[float]] = {}
     for legs in COMBINATIONS:
         columns = [column for leg in legs for column in LEGS[leg]]
@@ -149,7 +149,7 @@ def _mixture_cases(
     found: Sequence[Found],
     space: DenseSpace,
     vectors: npt.NDArray[np.float32],
-    together: Together | None,
+    together: RowsTogether | None,
 ) -> list[ValidationCase]:
     return [
         validation_case(
@@ -162,23 +162,6 @@ def _mixture_cases(
         )
         for case, found_rows in zip(cases, found, strict=True)
     ]
-
-
-def _mixture_ranks(
-    cases: Sequence[ValidationCase],
-    vectors: npt.NDArray[np.float32],
-    new: npt.NDArray[np.bool_],
-    weights: MixtureWeights,
-) -> npt.NDArray[np.int64]:
-    ranks = np.empty(len(cases), dtype=np.int64)
-    for number, case in enumerate(cases):
-        cosines = (vectors @ case.query).astype(np.float64)
-        cosines[list(case.excluded)] = -np.inf
-        candidates = gather(case.found, case.model, cosines, new, excluded=case.excluded, together=case.together)
-        ranks[number] = rank_of(
-            case.target, candidates, mixed(candidates, log_sum(cosines, weights.sharpness), weights)
-        )
-    return ranks
 
 
 def _fit(candidates: _Candidates, columns: Sequence[int]) -> npt.NDArray[np.float64]:

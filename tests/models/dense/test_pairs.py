@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.dense.pairs import MOST, Together, count_pairs, log_shares, renumbered
+from models.dense.pairs import MOST, RowsTogether, count_pairs, log_shares, renumbered
 
 ITEMS = 12
 histories_of_few = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=6), max_size=12)
@@ -72,7 +72,7 @@ def test_renumbered_and_moved_rows_say_the_same_of_the_items_that_are_left(
     found = moved.neighbours(number_of[[asked]])
     assert dict(zip(*(part.tolist() for part in found), strict=True)) == pytest.approx(expected)
     known_of_row = np.flatnonzero(np.arange(ITEMS) % 3 > 0)[::-1]  # a table of some of them, in another order
-    table = Together.of_rows(pairs, known_of_row, ITEMS)
+    table = RowsTogether.of_rows(pairs, known_of_row, ITEMS)
     assert table is not None
     if asked % 3 > 0:
         rows, weights = table.neighbours(np.flatnonzero(known_of_row == asked))
