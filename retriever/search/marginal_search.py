@@ -179,7 +179,7 @@ class _MarginalSearch:
         worst = np.full(self._queries, -np.inf)
         for chunk in self._chunks(hypotheses, worst):
             following = self._model_paths.following(chunk.readings, depth)
-            parent, token, score = self._children(chunk, following, depth)
+            parent, token, score = self._children(chunk, following, depth, worst)
             found = greatest_of_each(chunk.query[parent], score, self._queries, self._beams)
             parent, token, score = parent[found], token[found], score[found]
             owner, row = ranges(chunk.begin[parent], chunk.begin[parent + 1])
@@ -204,7 +204,7 @@ class _MarginalSearch:
         depth = self._layers - 1
         for chunk in self._chunks(hypotheses, self._pool.worst):
             following = self._model_paths.following(chunk.readings, depth)
-            parent, token, score = self._children(chunk, following, depth)
+            parent, token, score = self._children(chunk, following, depth, self._pool.worst)
             found = self._pool.candidates(chunk.query[parent], score, np.ones(len(parent), dtype=bool))
             parent, token, score = parent[found], token[found], score[found]
             short = self._is_short(chunk)[parent]
@@ -254,9 +254,11 @@ class _MarginalSearch:
             yield hypotheses.take(chosen)
 
     def _children(
-        self, chunk: Hypotheses, following: npt.NDArray[np.float32], depth: int
+        self, chunk: Hypotheses, following: npt.NDArray[np.float32], depth: int, worst: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        """All continuations in the trie, ascending: the hypothesis extended, the token, and the sum over the readings."""
+        """The continuations in the trie that can reach their query's ``worst``, ascending: the hypothesis extended, the token,
+        and the sum over the readings.
+        """
         parents, tokens = [], []
         is_short = self._is_short(chunk)
         for short in (False, True):
@@ -272,9 +274,27 @@ class _MarginalSearch:
         parent, token = np.concatenate(parents), np.concatenate(tokens)
         order = np.argsort(parent, kind="stable")
         parent, token = parent[order], token[order]
-        owner, row = ranges(chunk.begin[parent], chunk.begin[parent + 1])
-        each = chunk.readings.score[row] + following[row, (token - depth * self._size)[owner]]
-        return parent, token, _log_of_sums(each, bounds_of(chunk.counts[parent]))
+        column = token - depth * self._size
+        # Of most prefixes one reading, so that these need no sums.
+        first = chunk.begin[parent]
+        score = chunk.readings.score[first] + following[first, column]
+        several = np.flatnonzero(chunk.counts > 1)
+        runs = zip(*(np.searchsorted(parent, several, side=side).tolist() for side in ("left", "right")), strict=True)
+        for hypothesis, (begin, end) in zip(several.tolist(), runs, strict=True):
+            rows = slice(chunk.begin[hypothesis], chunk.begin[hypothesis + 1])
+            each = chunk.readings.score[rows, None] + following[rows].take(column[begin:end], axis=1)
+            score[begin:end] = _log_of_column_sums(each, worst[chunk.query[hypothesis]])
+        reaching = score >= worst[chunk.query[parent]]
+        return parent[reaching], token[reaching], score[reaching]
+
+
+def _log_of_column_sums(values: npt.NDArray[np.float64], worst: float) -> npt.NDArray[np.float64]:
+    """log Σ exp (n,) of the columns of ``values`` (R, n); -∞ for one that cannot reach ``worst``, whose exponentials are spared."""
+    greatest = values.max(axis=0)
+    near = np.flatnonzero(greatest + np.log(len(values)) >= worst)
+    sums = np.full(values.shape[1], -np.inf)
+    sums[near] = greatest[near] + np.log(np.exp(values[:, near] - greatest[near]).sum(axis=0))
+    return sums
 
 
 def _log_of_sums(values: npt.NDArray[np.float64], bounds: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
