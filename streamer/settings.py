@@ -57,6 +57,9 @@ TOPIC_NAMES: Final = {
     "queries_dead_letters": "queries.dlq",
     "replayed_dead_letters": "dlq.replayed",
     "results": "results",
+    "serving": "serving",
+    "interactions": "interactions",
+    "interactions_dead_letters": "interactions.dlq",
 }
 
 
@@ -77,7 +80,12 @@ class TopicSettings(Section):
     queries_dead_letters: str
     replayed_dead_letters: str
     results: str
-    partitions: int = Field(4, ge=1, description="of item-updates, item-codes, item-attributes, queries and results")
+    serving: str
+    interactions: str
+    interactions_dead_letters: str
+    partitions: int = Field(
+        4, ge=1, description="of item-updates, item-codes, item-attributes, queries, results and interactions"
+    )
     replication_factor: int = Field(1, ge=1)
 
     @model_validator(mode="before")
@@ -331,8 +339,16 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    bundle: Path = Path(".sidstream/bundle")
-    index: Path = Path(".sidstream/index")
+    bundle: Path = Field(
+        Path(".sidstream/bundle"), description="what fit and train make; it answers until another one is deployed"
+    )
+    bundles: Path = Field(Path(".sidstream/bundles"), description="the bundle store: what is deployed, by its id")
+    index: Path = Field(Path(".sidstream/index"), description="of the first codebook")
+    indexes: Path = Field(Path(".sidstream/indexes"), description="those of the codebooks after it, by their id")
+    pipeline: str = Field(
+        "",
+        description="which codebook an assigner or indexer works for, by its id; absent: the one that the settings' bundle has",
+    )
     shutdown_seconds: float = Field(
         20.0, gt=0, description="from SIGTERM to the end: a process that is stuck for longer ends at once"
     )

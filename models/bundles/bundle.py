@@ -123,11 +123,15 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bundle:
-    """A verified bundle directory; get one by ``Bundle.open``."""
+    """A verified bundle directory; get one by ``Bundle.open``.
 
-    def __init__(self, directory: Path, manifest: BundleManifest) -> None:
+    ``id``: first 16 hexadecimal digits of the SHA-256 of its manifest, which has the SHA-256 of every file: a copy has the same.
+    """
+
+    def __init__(self, directory: Path, manifest: BundleManifest, bundle_id: str) -> None:
         self.directory = directory
         self.manifest = manifest
+        self.id = bundle_id
         self.layout = Layout.from_dict(manifest.layout)
 
     @classmethod
@@ -138,8 +142,8 @@ class Bundle:
         them).
         """
         root = Path(directory)
-        manifest = _read_manifest(root)
-        bundle = cls(root, manifest)
+        manifest, bundle_id = _read_manifest(root)
+        bundle = cls(root, manifest, bundle_id)
         if (bundle.layout.codebook_id, bundle.layout.layers, bundle.layout.size) != (
             manifest.codebook_id,
             manifest.layers,
@@ -333,7 +337,7 @@ def _format(codebook_input: CodebookInputRecord | None, prompt: PromptSettings |
     return _PLAIN_FORMAT if plain else _CODES_FORMAT
 
 
-def _read_manifest(root: Path) -> BundleManifest:
+def _read_manifest(root: Path) -> tuple[BundleManifest, str]:
     path = root / MANIFEST_FILE
     raw = read_manifest_bytes(
         root,
@@ -346,7 +350,7 @@ def _read_manifest(root: Path) -> BundleManifest:
                 f"{path} has format {version}, this sidstream reads up to {FORMAT_VERSION}: update sidstream, "
                 "or fit the bundle again"
             )
-        return msgspec.json.decode(raw, type=BundleManifest)
+        return msgspec.json.decode(raw, type=BundleManifest), hashlib.sha256(raw).hexdigest()[:16]
     except msgspec.DecodeError as error:
         raise BundleError(f"{path} is damaged ({error}): fit the bundle again with `sidstream fit`") from error
 

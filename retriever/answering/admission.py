@@ -17,9 +17,9 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
 from models.sids.layout import MAXIMUM_LAYERS
-from streamer.events.embeddings import EmbeddingError, query_embedding
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
+from streamer.events.values.embeddings import EmbeddingError, query_embedding
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import FilterError, FilterLimits, FilterTooLargeError, read_filter
 from streamer.filters.slate import SlateError, check_slate

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundles.bundle import Bundle
-from streamer.events.embeddings import query_embedding
 from streamer.events.records import Query
+from streamer.events.values.embeddings import query_embedding
 
 if TYPE_CHECKING:
     from models.towers.text_encoder import TextEncoder

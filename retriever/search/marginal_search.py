@@ -281,15 +281,15 @@ class _MarginalSearch:
         several = np.flatnonzero(chunk.counts > 1)
         runs = zip(*(np.searchsorted(parent, several, side=side).tolist() for side in ("left", "right")), strict=True)
         for hypothesis, (begin, end) in zip(several.tolist(), runs, strict=True):
-            rows = slice(chunk.begin[hypothesis], chunk.begin[hypothesis + 1])
-            each = chunk.readings.score[rows, None] + following[rows].take(column[begin:end], axis=1)
+            of_prefix = slice(chunk.begin[hypothesis], chunk.begin[hypothesis + 1])
+            each = chunk.readings.score[of_prefix, None] + following[of_prefix].take(column[begin:end], axis=1)
             score[begin:end] = _log_of_column_sums(each, worst[chunk.query[hypothesis]])
         reaching = score >= worst[chunk.query[parent]]
         return parent[reaching], token[reaching], score[reaching]
 
 
 def _log_of_column_sums(values: npt.NDArray[np.float64], worst: float) -> npt.NDArray[np.float64]:
-    """log Σ exp (n,) of the columns of ``values`` (R, n); -∞ for one that cannot reach ``worst``, whose exponentials are spared."""
+    """log Σ exp (n,) of the columns of ``values`` (R, n); -∞, without the work, for one that cannot reach ``worst``."""
     greatest = values.max(axis=0)
     near = np.flatnonzero(greatest + np.log(len(values)) >= worst)
     sums = np.full(values.shape[1], -np.inf)

@@ -39,6 +39,8 @@ class Failpoint(StrEnum):
     LAYOUT_COMMITTED = "layout-committed"  # live for readers, and the indexer does not know yet
     JOURNAL_SENT = "journal-sent"  # monitor: layout, alerts and drift lie in the log, uncommitted
     JOURNAL_COMMITTED = "journal-committed"  # visible, and the monitor does not remember yet
+    SERVING_SENT = "serving-sent"  # a command: what answers is changed in the log, uncommitted
+    SERVING_COMMITTED = "serving-committed"  # it is visible, and the command does not know yet
     CHANGELOG_WRITTEN = (
         "changelog-written"  # the table's changes are safe, the offsets of their events are not committed
     )

@@ -21,11 +21,11 @@ from models.attributes import AttributeRules
 from models.dense.vectors import quantise
 from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
-from streamer.events.embeddings import PlausibleNorms, check_embeddings, matrix_of
 from streamer.events.intake import EventError, Update, UpdateIntake, UpdateLimits
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes, ItemUpdate
-from streamer.events.unknown_fields import OTHER, nearest, note_of
+from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
+from streamer.events.values.unknown_fields import OTHER, nearest, note_of
 from streamer.process.metrics import count_dead_letter
 from streamer.settings import AssignerSettings
 

@@ -16,11 +16,11 @@ from confluent_kafka import Message
 from models.attributes import AttributeFault, AttributeRules, encode_attributes
 from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.events.cloudevents import NO_ATTRIBUTES, CloudEventError, EventAttributes, event_attributes, unwrapped
-from streamer.events.embeddings import EmbeddingError, embedding_bytes
-from streamer.events.foreign_formats import field_names, foreign_key, foreign_object, foreign_value, is_plain_id
 from streamer.events.headers import UnreadableHeadersError, headers_of, size_of_headers
 from streamer.events.records import ITEM_ATTRIBUTES, JSON_FIRST_BYTES, Codec, ItemUpdate, RecordVersionError
-from streamer.events.unknown_fields import CountingCodec, nearest, unknown_field, unknown_field_inside
+from streamer.events.values.embeddings import EmbeddingError, embedding_bytes
+from streamer.events.values.foreign_formats import field_names, foreign_key, foreign_object, foreign_value, is_plain_id
+from streamer.events.values.unknown_fields import CountingCodec, nearest, unknown_field, unknown_field_inside
 from streamer.settings import AssignerSettings, AttributeSettings, IntakeSettings
 
 _EARLIEST_TIME: Final = 631_152_000_000  # 1990: earlier ones are seconds, or no time at all

@@ -27,6 +27,7 @@ from streamer.events.records import (
     Query,
     TokenCount,
 )
+from streamer.events.serving import Serving
 
 RECORDS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "item-updates": ItemUpdate,
@@ -38,6 +39,7 @@ RECORDS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "alerts": Alert,
     "queries": Query,
     "results": Answer,
+    "serving": Serving,
 }
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 

@@ -259,6 +259,9 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         # A note outlives its letter: a segment goes when its newest record is too old, so a letter may stay three weeks.
         topic(topics.replayed_dead_letters, 1, _NOTES, room, _retention(days=28, least_hours=28 * 24)),
         topic(topics.results, many, _DELETE, room, _retention(days=1, least_hours=1)),
+        topic(topics.serving, 1, _COMPACT, room, one_partition=True),
+        topic(topics.interactions, many, _DELETE, room, _retention(days=90, least_hours=24), _BROKER_CLOCK),
+        topic(topics.interactions_dead_letters, 1, _DELETE, letter_room, _LETTERS),
         topic(changelog, 1, _COMPACT, room, one_partition=True, config=segments),
     )
 

@@ -21,9 +21,9 @@ from models.errors import SidstreamError
 from store.checks.verification import verify
 from store.writing.writer import IndexWriter
 from streamer.assigner.assign_batch import AssignBatch
-from streamer.events.foreign_formats import foreign_key
 from streamer.events.intake import AttributesIntake, EventError
 from streamer.events.records import ITEM_CODES
+from streamer.events.values.foreign_formats import foreign_key
 from streamer.indexer.codes import codes_batch
 from streamer.indexer.process import Indexer
 from streamer.monitor.agent import checked_count

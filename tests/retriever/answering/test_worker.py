@@ -190,7 +190,7 @@ def without_layer2_dropout(bundle: Bundle) -> Bundle:
     record = bundle.manifest.language_model
     assert record is not None
     plain = msgspec.structs.replace(record, layer2_dropout=0.0)
-    return Bundle(bundle.directory, msgspec.structs.replace(bundle.manifest, language_model=plain))
+    return Bundle(bundle.directory, msgspec.structs.replace(bundle.manifest, language_model=plain), bundle.id)
 
 
 def test_live_layout_is_followed_by_a_model_with_layer2_dropout_and_items_stay_valid(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.events.records import ItemUpdate
-from streamer.events.unknown_fields import OTHER, CountingCodec, nearest, note_of
+from streamer.events.values.unknown_fields import OTHER, CountingCodec, nearest, note_of
 
 FIELDS = {"embedding": [1.0, 2.0], "title": "Kettle"}
 ENCODERS = (msgspec.json.encode, msgspec.msgpack.encode)

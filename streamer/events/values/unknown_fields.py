@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from streamer.events.foreign_formats import field_names
 from streamer.events.records import JSON_FIRST_BYTES, Codec, refusing_unknown_fields
+from streamer.events.values.foreign_formats import field_names
 
 _MOST_NAMES: Final = 16
 _LONGEST_NAME: Final = 64

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streamer.events.embeddings import (
+from streamer.events.values.embeddings import (
     CheckedEmbeddings,
     EmbeddingError,
     PlausibleNorms,

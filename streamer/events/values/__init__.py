@@ -1,0 +1,1 @@
+"""A record's value as other programs write it, read for what it says."""
