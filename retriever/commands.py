@@ -232,6 +232,12 @@ def evaluate(
         bool, typer.Option("--text-alone", help="Ask without the queries' embeddings, where the cases have some.")
     ] = False,
     embed: EmbedOption = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Another bundle to be better than: a directory, or an id of the bundle store.", show_default="none"
+        ),
+    ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(help="A bound, such as 'recall@10>=.4'; repeatable. A missed one ends with status 3."),
@@ -242,6 +248,7 @@ def evaluate(
     page: Annotated[Path | None, typer.Option("--page", help="Write one HTML file with tables and plots.")] = None,
 ) -> None:
     """Measure how well items are found, beside the references to beat, on cases of yours."""
+    from models.bundles.store import BundleStore
     from models.commands.towers import read_catalogue
     from retriever.evaluation.bounds import Bound
     from retriever.evaluation.report.page import write_json, write_page
@@ -264,6 +271,8 @@ def evaluate(
         )
     if seconds_a_query is not None and not live:
         raise SidstreamError("--seconds-a-query goes with --live: in this process every query is answered")
+    if against is not None and (live or index is not None):
+        raise SidstreamError("--against asks both bundles over an index of the catalogue: leave --live and --index out")
     if write_split is not None and (examples is not None or judged):
         raise SidstreamError("--write-split splits sequences or interactions: leave --examples and --judged out")
     bounds = tuple(Bound.parse(text) for text in require or ())
@@ -277,6 +286,7 @@ def evaluate(
         print_command(console, "sidstream", "evaluate", write_split / TRAINING_FOLDER, "--examples",
                       write_split / TEST_FILE, "--validation", write_split / VALIDATION_FILE)  # fmt: skip
         return
+    settings = load_settings() if bundle is None else load_settings(bundle=bundle)
     options = Options(
         sources=sources,
         at=tuple(at or DEFAULT_AT),
@@ -290,10 +300,10 @@ def evaluate(
         send_embeddings=not text_alone,
         seconds_a_query=30.0 if seconds_a_query is None else seconds_a_query,
         bounds=bounds,
+        against=None if against is None else BundleStore(settings.bundles).find(against).directory,
         resamples=resamples,
         seed=seed,
     )
-    settings = load_settings() if bundle is None else load_settings(bundle=bundle)
     result = run_evaluation(settings, shop, options, log, towers.query_encoder().encode if towers is not None else None)
     show_evaluation(console, result)
     if json is not None:

@@ -88,7 +88,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is measured of a set of cases: ``rows`` group → bool (R,) of ``relevant``'s rows; ``words``: what the groups are."""
+    """What is measured of a set of cases: ``rows`` group → bool (R,) of ``relevant``'s rows; ``words``: what the groups are;
+    ``others``: names of systems that the product is compared with beside the references.
+    """
 
     case_set: CaseSet
     catalogue: Catalogue
@@ -96,6 +98,7 @@ class Question:
     rows: Mapping[str, Mask]
     words: Mapping[str, str]
     at: tuple[int, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -118,7 +121,7 @@ class Question:
             group: {f"{metric}@{k}": (0.0, 0.0, 0.0) for metric in METRICS for k in self.at} for group in self.rows
         }
         found = [*_flat(figures, ""), *(f"coverage@{k}" for k in self.at), "unanswered"]
-        for reference in reference_names(self.reference_data, self.case_set.cases):
+        for reference in (*reference_names(self.reference_data, self.case_set.cases), *self.others):
             found += _flat(figures, f"-{reference}")
         return found
 
@@ -131,8 +134,9 @@ def question(
     by: Sequence[str] = (),
     head_share: float = HEAD_SHARE,
     arrived: Sequence[int] = (),
+    others: Sequence[str] = (),
 ) -> Question:
-    """``at``: cutoffs; ``by``: attributes; ``arrived``: rows of items that came after training."""
+    """``at``: cutoffs; ``by``: attributes; ``arrived``: rows of items that came after training; ``others``: see ``Question``."""
     case_set.require_some()
     relevant = Relevant.of(case_set.cases)
     popular = popularity_groups(case_set.training, head_share, arrived)
@@ -146,9 +150,8 @@ def question(
         OLD: "all that are not new",
         NEW: f"items that are not in {source}" + (", or were named as having arrived later" if len(arrived) else ""),
     }
-    return Question(
-        case_set, catalogue, relevant, rows, {name: words.get(name, name) for name in rows}, tuple(sorted(set(at)))
-    )
+    in_words = {name: words.get(name, name) for name in rows}
+    return Question(case_set, catalogue, relevant, rows, in_words, tuple(sorted(set(at))), tuple(others))
 
 
 def evaluate(

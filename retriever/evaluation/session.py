@@ -27,6 +27,7 @@ from streamer.settings import Settings
 
 Weights = Literal["catalogue", "popularity"]
 WEIGHTS: Final = ("catalogue", "popularity")
+AGAINST: Final = "against"  # the other bundle, among the systems that the product is compared with
 UNSEEN_WEIGHT: Final = 0.5  # of an item that nobody took, where weights are occurrences
 DEFAULT_AT: Final = (1, 5, 10, 50)
 
@@ -35,7 +36,7 @@ DEFAULT_AT: Final = (1, 5, 10, 50)
 class Options:
     """What an evaluation is of. ``index``: search this one instead of one made of the catalogue; ``live``: ask over the topics;
     ``send_embeddings``: a query that has an embedding brings it;
-    ``most_cases``: no more than so many.
+    ``most_cases``: no more than so many; ``against``: another bundle, asked the same over an index of its own.
     """
 
     sources: SourceOptions
@@ -50,6 +51,7 @@ class Options:
     seconds_a_query: float = 30.0
     send_embeddings: bool = True
     bounds: tuple[Bound, ...] = ()
+    against: Path | None = None
     resamples: int = 1000
     seed: int = 0
 
@@ -62,18 +64,26 @@ def run_evaluation(
     if options.most_cases is not None:
         found = found.sampled(options.most_cases, options.seed)
     arrived = arrived_rows(catalogue, options.new_items) if options.new_items is not None else ()
-    asked = question(found, catalogue, options.at, by=options.by, head_share=options.head_share, arrived=arrived)
+    asked = question(
+        found,
+        catalogue,
+        options.at,
+        by=options.by,
+        head_share=options.head_share,
+        arrived=arrived,
+        others=() if options.against is None else (AGAINST,),
+    )
     require_known(options.bounds, asked.names())
     with WorkProgress(console) as work:
-        answered = _answered(settings, asked, options, work)
-        compared = _references(asked, work)
+        answered = _answered(settings, asked, options, work, "sidstream")
+        compared = [*_references(asked, work), *_other_bundle(settings, asked, options, work)]
     return evaluate(asked, answered, compared, resamples=options.resamples, seed=options.seed)
 
 
-def _answered(settings: Settings, asked: Question, options: Options, work: WorkProgress) -> Answered:
+def _answered(settings: Settings, asked: Question, options: Options, work: WorkProgress, name: str) -> Answered:
     cases = asked.case_set.cases
     with _ask(settings, asked, options) as ask:
-        task = work.task("sidstream", unit="queries", total=len(cases))
+        task = work.task(name, unit="queries", total=len(cases))
         answered = answer_cases(
             ask,
             cases,
@@ -106,6 +116,16 @@ def _weights(asked: Question, weights: Weights) -> npt.NDArray[np.float64]:
     if weights == "popularity":
         return asked.case_set.training.popularity + UNSEEN_WEIGHT
     return np.array([item.weight for item in asked.catalogue.items])
+
+
+def _other_bundle(settings: Settings, asked: Question, options: Options, work: WorkProgress) -> Sequence[Reference]:
+    """The other bundle's lists, as a reference; none if there is no other bundle."""
+    if options.against is None:
+        return ()
+    other = settings.model_copy(update={"bundle": options.against})
+    answered = _answered(other, asked, options, work, f"the bundle {options.against}")
+    about = ", ".join(f"{name} {value}" for name, value in answered.about.items())
+    return [Reference(AGAINST, answered.lists, f"the bundle {options.against}: {about}")]
 
 
 def _references(asked: Question, work: WorkProgress) -> Sequence[Reference]:

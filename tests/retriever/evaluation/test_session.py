@@ -222,6 +222,8 @@ def test_split_that_was_written_gives_the_cases_of_the_split(
         ["--weights", "popularity", "--index", "x"],
         ["--seconds-a-query", "3"],
         ["--write-split", "x", "--judged"],
+        ["--against", "x", "--live"],
+        ["--against", "x", "--index", "y"],
     ],
 )
 def test_options_that_mean_nothing_are_refused(folder: Path, extra: list[str]) -> None:
@@ -246,3 +248,29 @@ def test_live_answers_are_those_of_the_same_index_offline(
     assert found.unanswered == {}
     assert found.systems == offline_result.systems
     assert found.about == offline_result.about
+
+
+def test_another_bundle_is_asked_the_same_and_the_differences_are_paired(
+    catalogue: Catalogue, tiny_bundle: Path, tiny_model_bundle: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_bundle, other)
+    settings = load_settings(bundle=tiny_model_bundle)
+    options = Options(SourceOptions(leave_last_out=True), at=(10,), against=other, resamples=200)
+    same = run_evaluation(settings, catalogue, options, quiet())
+    assert same.named()["recall@10-against:low"] == same.named()["recall@10-against:high"] == 0  # of a copy
+
+    without_model = Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "dense"))
+    fit_dense_part(without_model, catalogue.embeddings, [item.id for item in catalogue.items])
+    alone = run_evaluation(
+        load_settings(bundle=without_model.directory),
+        catalogue,
+        Options(SourceOptions(leave_last_out=True), at=(10,), resamples=200),
+        quiet(),
+    )
+    held = run_evaluation(settings, catalogue, replace(options, against=without_model.directory), quiet())
+    [against] = [system for system in held.systems if system.name == "against"]
+    assert against.figures == alone.systems[0].figures
+    assert without_model.manifest.codebook_id in against.settings
+    difference = held.named()["recall@10"] - alone.named()["recall@10"]
+    assert held.named()["recall@10-against"] == pytest.approx(difference)

@@ -14,7 +14,7 @@ from streamer.deployments.pipelines import DeploymentError
 from streamer.events.serving import SERVING_KEY, Deployed, Pipeline, Serving
 from streamer.kafka.clients import producer_configuration
 from streamer.settings import Settings
-from tests.support.processes import wait_until
+from support.processes import wait_until
 
 FIRST, SECOND = "1" * 16, "2" * 16
 SERVING = Serving(
