@@ -20,6 +20,7 @@ import models.commands.train
 import retriever.commands
 import streamer.commands.broker
 import streamer.commands.dead_letters
+import streamer.commands.exports
 import streamer.commands.monitor
 import streamer.commands.operations
 import streamer.commands.pipeline
@@ -73,7 +74,11 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         models.commands.train.train,
         retriever.commands.evaluate,
     ],
-    "Feed and watch": [streamer.commands.pipeline.publish, streamer.commands.monitor.alerts],
+    "Feed and watch": [
+        streamer.commands.pipeline.publish,
+        streamer.commands.monitor.alerts,
+        streamer.commands.exports.catalogue,
+    ],
     "On call": [
         streamer.commands.operations.verify,
         streamer.commands.operations.rebuild,

@@ -1,0 +1,167 @@
+"""The live catalogue as files, as training and evaluation read them: every item that ``item-updates`` holds, with its embedding.
+
+What must hold: an item is there as its newest usable update has it, read as the assigner reads it; a deleted one is not there;
+the same records give the same files, whatever order the partitions are read in. Embeddings wait on the disk, so that memory
+holds ids, titles and attributes alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from confluent_kafka import Message
+
+from models.attributes import Attributes
+from models.catalogue import Catalogue, CatalogueItem
+from models.errors import SidstreamError
+from streamer.events.intake import EventError, Update, UpdateIntake, UpdateLimits
+from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
+from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
+from streamer.settings import Settings
+
+_READ_AT_ONCE: Final = 2_000
+_DECODE_ATTRIBUTES: Final = msgspec.msgpack.Decoder(Attributes).decode
+
+
+@dataclass(frozen=True)
+class Exported:
+    """``items`` that were written; ``refused``: why → how many updates could not be used."""
+
+    items: int
+    refused: Counter[str]
+
+
+@dataclass(slots=True)
+class _Item:
+    """An item's newest update. ``place``: (time, partition, offset) of its record; ``row``: of its embedding in the file."""
+
+    place: tuple[int, int, int]
+    row: int
+    title: str = ""
+    weight: float = 1.0
+    attributes: bytes | None = None
+
+
+@dataclass
+class _Newest:
+    """The newest update of each item; embeddings (rows, D) float32 in ``file``."""
+
+    dimension: int
+    file: IO[bytes]
+    items: dict[bytes, _Item] = field(default_factory=dict)
+    rows: int = 0
+
+    def take(self, update: Update, embedding: npt.NDArray[np.float32] | None) -> None:
+        record = update.record
+        place = (record.timestamp()[1], record.partition(), record.offset())
+        known = self.items.get(update.item_id)
+        if known is not None and _older(place, known.place):
+            return
+        if embedding is None:
+            self.items[update.item_id] = _Item(place, -1)
+            return
+        row = known.row if known is not None and known.row >= 0 else self.rows
+        self.rows = max(self.rows, row + 1)
+        self.file.seek(4 * self.dimension * row)
+        self.file.write(embedding.astype("<f4").tobytes())
+        self.items[update.item_id] = _Item(place, row, update.title, update.weight, update.attributes)
+
+
+def export_catalogue(
+    settings: Settings,
+    directory: Path,
+    *,
+    dimension: int,
+    norms: tuple[float, ...] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Exported:
+    """Writes the catalogue folder ``directory``. ``dimension``: D of the embeddings; ``norms``: those that a bundle expects;
+    ``progress``: offsets read, of how many.
+
+    Raises:
+        SidstreamError: there is a catalogue already, or no item at all.
+        LogReadError: the broker does not answer.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise SidstreamError(f"{directory} is not empty: name a directory that is not there yet")
+    topic, now = settings.topics.item_updates, int(time.time() * 1000)
+    intake = UpdateIntake(UpdateLimits.of(settings.assigner, dimension, settings.attributes.rules()))
+    plausible = PlausibleNorms.of(norms)
+    refused: Counter[str] = Counter()
+    consumer = end_reader(settings, "catalogue")
+    with TemporaryFile() as file:
+        newest = _Newest(dimension, file)
+        try:
+            spans = whole_topics(consumer, [topic])
+            total, done = sum(map(len, spans.values())), 0
+            reached = {place: span.first for place, span in spans.items()}
+            for reading in read_spans(consumer, spans, size=_READ_AT_ONCE):
+                _take(newest, intake, plausible, reading.records, now, refused)
+                for place, offset in reading.positions.items():
+                    done += offset - reached[place]
+                    reached[place] = offset
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            consumer.close()
+        live = sorted(item_id for item_id, item in newest.items.items() if item.row >= 0)
+        if not live:
+            raise SidstreamError(f"{topic} holds no item that can be used: publish some first")
+        file.flush()
+        found = np.memmap(file, dtype="<f4", mode="r", shape=(newest.rows, dimension))
+        kept = [newest.items[item_id] for item_id in live]
+        Catalogue(
+            items=tuple(
+                CatalogueItem(
+                    id=item_id.decode(),
+                    title=item.title,
+                    weight=item.weight,
+                    attributes={} if item.attributes is None else _DECODE_ATTRIBUTES(item.attributes),
+                )
+                for item_id, item in zip(live, kept, strict=True)
+            ),
+            embeddings=np.asarray(found[[item.row for item in kept]], dtype=np.float32),
+        ).write(directory)
+    return Exported(len(live), refused)
+
+
+def _take(
+    newest: _Newest,
+    intake: UpdateIntake,
+    plausible: PlausibleNorms,
+    records: list[Message],
+    now: int,
+    refused: Counter[str],
+) -> None:
+    updates = []
+    for record in records:
+        try:
+            updates.append(intake.read(record, now))
+        except EventError as error:
+            refused[error.kind] += 1
+    upserts = [place for place, update in enumerate(updates) if update.embedding is not None]
+    embeddings = [updates[place].embedding or b"" for place in upserts]
+    matrix = matrix_of(embeddings, newest.dimension)
+    guessed = [row for row, place in enumerate(upserts) if updates[place].guessed]
+    faults = check_embeddings(matrix, embeddings, guessed, plausible).faults
+    for fault in faults.values():
+        refused[fault.kind] += 1
+    rows = {place: row for row, place in enumerate(upserts)}
+    for place, update in enumerate(updates):
+        row = rows.get(place)
+        if row not in faults:
+            newest.take(update, None if row is None else matrix[row])
+
+
+def _older(place: tuple[int, int, int], known: tuple[int, int, int]) -> bool:
+    """Whether an update counts less: in one partition the later offset counts, as for the assigner; across them the time."""
+    return place[2] < known[2] if place[1] == known[1] else place < known
