@@ -115,7 +115,9 @@ def require_streamable(paths: Sequence[Path], *, stream: bool, query_codes: bool
         raise SidstreamError("--stream is for files that may be larger than memory: name them with --examples")
     for asked, option in ((query_codes, "--query-codes"), (align, "--align")):
         if asked:
-            raise SidstreamError(f"{option} needs all training data in memory: leave out it or --stream")
+            raise SidstreamError(
+                f"{option} needs all training data in memory, and --stream keeps a part of them there: leave one of the two out"
+            )
 
 
 def streamed_training_data(

@@ -17,6 +17,7 @@ from models.sids.vocabulary import SidVocabulary
 
 Architecture = Literal["llama", "qwen", "baichuan"]
 ARCHITECTURES: Final[tuple[Architecture, ...]] = ("llama", "qwen", "baichuan")
+_ADAPTER_CONFIG: Final = "adapter_config.json"  # peft's
 
 
 def small_causal_lm(
@@ -84,11 +85,16 @@ def load_checkpoint(
     tokens.
 
     The new rows start at the mean of the old ones (transformers' default), so that they neither attract nor repel at
-    first.
+    first. Raises ``SidstreamError`` for a peft adapter alone, and what ``from_pretrained`` does.
     """
     import torch
 
     path = Path(directory)
+    if (path / _ADAPTER_CONFIG).is_file():  # transformers would read it unmerged, and could not read a bundle of it
+        raise SidstreamError(
+            f"{path} is a peft adapter, not a whole model: merge it into its base (PeftModel.from_pretrained(...) and "
+            "merge_and_unload), save that with its tokenizer, and give its directory as --checkpoint"
+        )
     tokenizer = TextTokenizer.from_checkpoint(path)
     # Small steps of the optimiser vanish in half precision, so training starts from float32.
     model = from_pretrained(path).to(torch.float32)

@@ -17,15 +17,23 @@ _ALL: Final = "all"
 _NONE: Final = "none"
 _TENSORBOARD: Final = "tensorboard"
 _DIRECTORY_VARIABLE: Final = "TENSORBOARD_LOGGING_DIR"  # transformers' own
-_PACKAGES: Final = {_TENSORBOARD: "sidstream[report]", "azure_ml": "azureml-mlflow", "dagshub": "dagshub mlflow"}
+_NEEDS: Final = {  # where it is not one package of the service's own name
+    _TENSORBOARD: "a package that is not installed: pip install 'sidstream[report]'",
+    "azure_ml": "azureml-core, and no mlflow beside it: pip install azureml-core, or name mlflow where that is installed",
+    "comet_ml": "comet_ml of a new version and its key: pip install -U comet_ml, and set COMET_API_KEY",
+    "dagshub": "packages that are not installed: pip install dagshub mlflow",
+    "flyte": "packages that are not installed: pip install flytekit flytekitplugins-deck-standard pandas",
+    "kubeflow": "a Kubeflow TrainJob around the training, which sets KUBEFLOW_TRAINER_SERVER_URL; there is none",
+}
 
 
 def checked_services(names: Sequence[str]) -> tuple[str, ...]:
     """Names of services, "all" for those that are installed and "none" for none, each once.
 
-    Raises ``SidstreamError`` for a name that transformers does not know, and for a service whose package is missing.
+    Raises ``SidstreamError`` for a name that transformers does not know, for a service whose package is missing, and for one that
+    cannot begin.
     """
-    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations import get_available_reporting_integrations, is_flytekit_available
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     if _NONE in names and len(names) > 1:
@@ -42,10 +50,10 @@ def checked_services(names: Sequence[str]) -> tuple[str, ...]:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise SidstreamError(f"transformers does not report to {name!r}: choose of {known}, all, none")
-        # Those that it never lists as installed say themselves what they need.
-        if name not in installed and name != "flyte":
-            package = _PACKAGES.get(name, name)
-            raise SidstreamError(f"reports to {name} need a package that is not installed: pip install '{package}'")
+        # transformers never lists Flyte as installed.
+        if name not in installed and not (name == "flyte" and is_flytekit_available()):
+            raise SidstreamError(f"reports to {name} need {_NEEDS.get(name, _own_package(name))}")
+        _begun(name)
     return wanted
 
 
@@ -58,10 +66,27 @@ def callbacks(services: Sequence[str], directory: Path | None) -> list[Any]:
     """transformers' callback of each service, begun anew; TensorBoard's writes below ``directory`` (if None, where transformers
     would), unless its own variable says where.
     """
-    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-
-    found = [service() for service in get_reporting_integration_callbacks(list(services))]
+    found = [_begun(name) for name in services]
     if _TENSORBOARD in services and directory is not None and _DIRECTORY_VARIABLE not in os.environ:
         began = datetime.now().astimezone().strftime("%Y-%m-%dT%H-%M-%S")
         found[list(services).index(_TENSORBOARD)].logging_dir = str(directory / began)
     return found
+
+
+def _begun(name: str) -> Any:
+    """A service's callback. Raises ``SidstreamError`` where it has no version, key or surroundings that it can work with: each
+    says so by an error of its own kind.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    try:
+        return INTEGRATION_TO_CALLBACK[name]()
+    except Exception as error:
+        raise SidstreamError(
+            f"reports to {name} cannot begin ({str(error).strip() or type(error).__name__}): mend that, or leave --report-to "
+            f"{name} out"
+        ) from error
+
+
+def _own_package(name: str) -> str:
+    return f"a package that is not installed: pip install {name}"

@@ -227,7 +227,7 @@ def train_model(
     table: TrainingTable | BlockedTable
     if isinstance(data, StreamedData):
         if alignment is not None:
-            raise SidstreamError("alignment tasks stand beside data in memory: train on them without --stream")
+            raise SidstreamError("alignment tasks need all training data in memory: leave --align or --stream out")
         shared = sees_branches(model)
         table, skipped, mentions = streamed_table(data, prompts, layout, item_rows, codes, titles, shared=shared)
     else:

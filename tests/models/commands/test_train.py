@@ -306,6 +306,7 @@ def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_an
         (["--neighbours", "5", "--embed", "towers", "--examples", "e.jsonl"], "give one of them"),
         (["--stream"], "name them with --examples"),
         (["--stream", "--examples", "e.jsonl", "--query-codes"], "--query-codes needs all training data in memory"),
+        (["--stream", "--examples", "e.jsonl", "--align", "title-to-sid"], "--align needs all training data in memory"),
         (["--resume", "--anew"], "--resume goes on with a training, and --anew begins from nothing: give one"),
         (["--logging-dir", "here"], "give --report-to tensorboard, or leave it out"),
         (["--report-to", "crystal-ball"], "transformers does not report to 'crystal-ball'"),

@@ -128,6 +128,13 @@ def test_training_by_lora_goes_on_after_a_stop_to_the_same_weights(tmp_path: Pat
             torch.testing.assert_close(weight.detach(), expected[name], atol=0, rtol=0)
 
 
+def test_adapter_alone_is_no_checkpoint_and_says_how_to_merge_it(tmp_path: Path) -> None:
+    model, _, _ = loaded(write_checkpoint("llama", tmp_path / "checkpoint"))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(SidstreamError, match="adapter is a peft adapter, not a whole model: merge it into its base"):
+        load_checkpoint(tmp_path / "adapter", user_buckets=0, layers=3, size=4)
+
+
 def test_lora_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     embeddings = np.random.default_rng(0).normal(size=(len(NAMES), 8)).astype(np.float32)
     fitted = fit_bundle(embeddings, tmp_path / "bundle", FitSettings(size=4, iterations=3))

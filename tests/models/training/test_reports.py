@@ -87,7 +87,11 @@ def test_tensorboards_file_has_the_curves(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (["crystal-ball"], "transformers does not report to 'crystal-ball': choose of azure_ml,"),
         (["tensorboard"], r"pip install 'sidstream\[report\]'"),
-        (["wandb"], "pip install 'wandb'"),
+        (["wandb"], "pip install wandb"),
+        (["flyte"], "reports to flyte need packages that are not installed: pip install flytekit"),
+        (["dagshub"], "pip install dagshub mlflow"),
+        (["comet_ml"], "set COMET_API_KEY"),
+        (["kubeflow"], "KUBEFLOW_TRAINER_SERVER_URL; there is none"),
         (["all"], "the package of none is installed"),
         (["none", "wandb"], "leave one of them out"),
     ],
@@ -100,7 +104,27 @@ def test_service_that_is_not_there_is_refused_with_what_to_install(
         checked_services(names)
 
 
+@pytest.mark.parametrize("name", sorted(transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK))
+def test_service_that_cannot_begin_is_refused_before_training_by_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one that transformers reports to: listed as installed, and then its own code does not find what it needs."""
+
+    def missing() -> None:
+        raise ImportError("No module named 'its_own'")
+
+    utils = transformers.integrations.integration_utils
+    monkeypatch.setitem(utils.INTEGRATION_TO_CALLBACK, name, missing)
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: [name])
+    monkeypatch.setattr("transformers.integrations.is_flytekit_available", lambda: True)
+    with pytest.raises(SidstreamError, match=f"reports to {name} cannot begin .*its_own.*leave --report-to {name} out"):
+        checked_services([name])
+
+
 def test_all_are_those_that_are_installed_and_none_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = transformers.integrations.integration_utils
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(utils.INTEGRATION_TO_CALLBACK, name, transformers.TrainerCallback)
     monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb", "mlflow"])
     assert checked_services(["all"]) == ("wandb", "mlflow")
     assert checked_services(["none"]) == checked_services([]) == ()
