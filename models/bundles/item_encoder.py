@@ -39,9 +39,13 @@ class ItemEncoder:
 
     def encode(self, embeddings: npt.NDArray[np.float32], ids: Sequence[bytes]) -> npt.NDArray[np.uint16]:
         """Codes uint16 (N, L) of items' embeddings float32 (N, D) and ids."""
-        if self._input is None:
-            return self._encoder.encode(embeddings)
-        return self._encoder.encode(self._input.rows(embeddings, id_hashes(ids)))
+        return self._encoder.encode(self.rows(embeddings, ids))
+
+    def rows(self, embeddings: npt.NDArray[np.float32], ids: Sequence[bytes]) -> npt.NDArray[np.float32]:
+        """What the codebook quantises of items' embeddings float32 (N, D) and ids: themselves, or (N, D + C) with what
+        histories said of the items.
+        """
+        return embeddings if self._input is None else self._input.rows(embeddings, id_hashes(ids))
 
     def encode_queries(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
         """Codes uint16 (N, L) of queries' embeddings float32 (N, D): those of a new item with that embedding."""
