@@ -194,7 +194,9 @@ class AssignBatch:
 
     def _reject(self, record: Message, kind: str, error: Exception) -> Outgoing:
         count_dead_letter(PROCESS, kind)
-        return dead_letter(self._dead_letter_topic, record, Rejection(PROCESS, kind, str(error)))
+        return dead_letter(
+            self._dead_letter_topic, record, Rejection(PROCESS, kind, str(error), self._encoder.codebook_id)
+        )
 
 
 def _last_of_each_item(updates: Sequence[Update], unusable: set[int]) -> list[int]:

@@ -13,6 +13,7 @@ from confluent_kafka import Message
 from models.bundles.bundle import Bundle
 from models.bundles.item_encoder import ItemEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
+from streamer.deployments.served import await_own_settings
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
 from streamer.kafka.admin import await_topics
@@ -35,10 +36,13 @@ def _remedy(settings: Settings) -> str:
     )
 
 
-def run_assigner(settings: Settings) -> None:
+def run_assigner(loaded: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
+        settings = await_own_settings(loaded, stop, health)
+        if settings is None:
+            return
         topics, own = settings.topics, settings.assigner
         bundle = Bundle.open(settings.bundle)
         encoder = ItemEncoder.of(bundle, threads=own.encoder_threads)
@@ -77,4 +81,4 @@ def run_assigner(settings: Settings) -> None:
         consuming = TransactionalLoop(loop, settings.kafka, transform, health)
         consuming.run(stop)
 
-    run_process(PROCESS, settings, work)
+    run_process(PROCESS, loaded, work)

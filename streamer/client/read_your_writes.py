@@ -28,6 +28,7 @@ from store.files.environment import writer_of
 from store.reading.reader import IndexReader
 from streamer.client.delivery import Delivery
 from streamer.client.refusals import Outcome, Refusals
+from streamer.deployments.served import served_settings
 from streamer.kafka.admin import require
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.errors import error_text, told
@@ -48,7 +49,8 @@ class NotIndexedError(SidstreamError):
 
 
 def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> Outcome:
-    """Return once each event of ``delivery`` is in the index of this machine or a dead letter, and say which.
+    """Return once each event of ``delivery`` is in the index of this machine from which queries are answered, or a dead letter,
+    and say which.
 
     Raises:
         NotIndexedError: not within ``seconds``; it says what stands where, and what was refused until then.
@@ -56,6 +58,7 @@ def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> 
     alone = delivery.attributes
     if not delivery.ends and (alone is None or not alone.ends):
         return Outcome(0)
+    settings = served_settings(settings)
     topics = settings.topics
     needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes] if delivery.ends else []
     needed += [topics.item_attributes, topics.item_attributes_dead_letters] if alone is not None else []

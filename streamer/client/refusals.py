@@ -1,7 +1,8 @@
 """The dead letters of what one producer has sent: how many events were refused, for what reason, and an example of each.
 
 The assigner's letters name the offset of the update that they refuse. An indexer's name the codes that it had no room for:
-they concern us if we have sent an update of that item, and the index of this machine does not have it.
+they concern us if we have sent an update of that item, and the index of this machine does not have it. What the processes of
+another codebook refuse concerns nobody who waits for this one.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Refusals:
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
         self._updates, self._codes = settings.topics.item_updates, settings.topics.item_codes
         self._delivery = delivery
+        self._codebook = settings.pipeline
         self._sent = {self._updates: delivery, settings.topics.item_attributes: delivery.attributes}
         self._of_events: dict[tuple[str, int, int], DeadLetter] = {}
         self._of_codes: dict[bytes, DeadLetter] = {}
@@ -56,7 +58,7 @@ class Refusals:
         for record in records:
             letter = DeadLetter.of(record)
             source = letter.source
-            if source is None:
+            if source is None or (self._codebook and letter.codebook not in ("", self._codebook)):
                 continue
             sent = self._sent.get(source.topic)
             if sent is not None and sent.has(source.partition, source.offset):

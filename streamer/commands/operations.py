@@ -15,6 +15,7 @@ from rich.text import Text
 
 from models.terminal import print_line, printable, shown
 from streamer.commands.terminal import ascii_json
+from streamer.deployments.served import served_on_this_machine, served_settings
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ def rebuild(
     from streamer.indexer.rebuild import require_room
     from streamer.process.run import collect_garbage_rarely
 
-    settings = load_settings()
+    loaded = load_settings()
+    require_room(
+        into if into is not None else served_on_this_machine(loaded).index
+    )  # before anything is asked of the broker
+    settings = served_settings(loaded)
     target = into if into is not None else settings.index
-    require_room(target)  # before anything is asked of the broker
     collect_garbage_rarely()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with Progress(
@@ -89,7 +93,7 @@ def verify(
     """Check the whole index of this machine: recount, orphans, digest. Exit status 1 on a fault or a difference."""
     from streamer.operations.verify import examine
 
-    found = examine(load_settings().index, against, examples=examples)
+    found = examine(served_on_this_machine(load_settings()).index, against, examples=examples)
     if json:
         _print_json(found)
     else:
@@ -105,7 +109,7 @@ def backup(
     """Copy the index while it is written, and check the copy."""
     from store.checks.backup import back_up
 
-    settings = load_settings()
+    settings = served_on_this_machine(load_settings())
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     started = time.monotonic()
     with console.status("copying and checking the index"):
@@ -130,7 +134,7 @@ def restore(
     from models.bundles.bundle import Bundle
     from store.checks.backup import restore as put_back
 
-    settings = load_settings()
+    settings = served_on_this_machine(load_settings())
     layout = Bundle.open(settings.bundle).layout
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -73,6 +73,7 @@ def publish(
     from models.catalogue import Catalogue, read_item_ids, read_items
     from streamer.client.publisher import publish_deletions, publish_items, publish_texts
     from streamer.client.read_your_writes import await_indexed
+    from streamer.deployments.served import served_settings
 
     if embeddings is not None and embed is not None:
         raise typer.BadParameter("--embeddings brings embeddings and --embed makes them: give one of the two")
@@ -110,6 +111,7 @@ def publish(
     )
     if not wait:
         return
+    settings = served_settings(settings)
     with console.status("waiting until they are indexed"):
         outcome = await_indexed(settings, delivered, seconds=timeout)
     if outcome.complete:

@@ -7,6 +7,9 @@ what the topic holds for its key since then is newer, be it an update or a delet
 * a letter is out of date if its partition holds a younger record of its key that was not refused itself;
 * older than tombstones stay, it may be out of date and nobody can tell.
 
+An event goes to the assigners of all codebooks, and each writes a letter of its own: it is sent again once, for all of them. It
+counts as refused where all of them have refused it; where one has used it, an older letter would put its item back.
+
 Letters of one key are replayed in their order: younger ones that are letters themselves put nothing out of date.
 """
 
@@ -27,12 +30,14 @@ from streamer.dead_letters.reading import (
     read_record,
     topics_of_items,
 )
+from streamer.deployments.served import find_serving
 from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS, Partition
 from streamer.kafka.read_to_end import Span, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
 
 _DAY_MS = 86_400_000
+_At = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,12 @@ class Letter(DeadLetter):
     """A dead letter without what makes it large: headers are ours alone, and there is no value."""
 
     age: int = -1
+
+    @property
+    def at(self) -> _At | None:
+        """Where the refused event lies; None if that is not known."""
+        source = self.source
+        return None if source is None else (source.topic, source.partition, source.offset)
 
     @classmethod
     def without_content(cls, letter: DeadLetter) -> Letter:
@@ -88,22 +99,55 @@ def make_plan(
     """Read the letters of ``spans``, and of their source topics what has come since, and decide."""
     plan = ReplayPlan()
     wanted: list[Letter] = []
-    refused: set[tuple[str, int, int]] = set()
+    serving = find_serving(settings)
+    codebooks = frozenset(one.codebook for one in serving.pipelines) if serving is not None else frozenset()
+    refusals: dict[_At, set[str]] = {}
+    done: set[tuple[_At, str]] = set()
     for reading in read_spans(consumer, spans, size=100):
         for record in reading.records:
             letter = Letter.without_content(DeadLetter.of(record))
-            if (source := letter.source) is not None:
-                refused.add((source.topic, source.partition, source.offset))
+            was_replayed = progress.was_replayed((letter.topic, letter.partition), letter.offset)
+            if (at := letter.at) is not None:
+                refusals.setdefault(at, set()).add(letter.codebook)
+                if was_replayed:
+                    done.add((at, letter.codebook))
             if not choice.wants(letter):
                 continue
-            if progress.was_replayed((letter.topic, letter.partition), letter.offset):
+            if was_replayed:
                 if not choice.again:
                     plan.done_before += 1
                     continue
                 plan.wanted_again.append(letter.place)
             wanted.append(letter)
-    _decide(settings, consumer, plan, wanted, refused, choice, now_ms)
+    refused = {at for at, by in refusals.items() if "" in by or codebooks <= by}
+    _decide(settings, consumer, plan, _of_each_event(plan, wanted, done, codebooks, choice), refused, choice, now_ms)
     return plan
+
+
+def _of_each_event(
+    plan: ReplayPlan,
+    wanted: Sequence[Letter],
+    done: Collection[tuple[_At, str]],
+    codebooks: frozenset[str],
+    choice: Choice,
+) -> list[Letter]:
+    """One letter of each event: not where another letter of it was replayed, and of no codebook that is gone."""
+    first: dict[_At, Letter] = {}
+    rest = []
+    for letter in wanted:
+        at = letter.at
+        if at is None:
+            rest.append(letter)
+        elif letter.codebook and codebooks and letter.codebook not in codebooks:
+            plan.skipped.append((letter, f"the codebook {letter.codebook}, whose process refused it, was retired"))
+        elif not choice.again and any((at, other) in done for other in codebooks - {letter.codebook}):
+            plan.done_before += 1
+        elif at in first and first[at].codebook != letter.codebook:
+            plan.skipped.append((letter, f"the same event as {first[at].place}, which is sent for all codebooks"))
+        else:
+            first.setdefault(at, letter)
+            rest.append(letter)
+    return rest
 
 
 def _decide(
@@ -123,7 +167,7 @@ def _decide(
         if source is None:
             why = letter.message or "no sidstream process wrote it"
             plan.skipped.append((letter, f"{why}: where it came from is not known"))
-        elif source.topic == settings.topics.item_codes:
+        elif source.topic.startswith(settings.topics.item_codes):  # of any codebook
             plan.skipped.append(
                 (
                     letter,

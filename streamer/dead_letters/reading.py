@@ -82,6 +82,8 @@ class DeadLetter:
     kind: str
     message: str
     omitted: str
+    codebook: str = ""
+    """Whose processes refused it; empty where an older sidstream did, or where no codebook has a say."""
 
     @classmethod
     def of(cls, record: Message) -> Self:
@@ -110,6 +112,7 @@ class DeadLetter:
             kind=errors.get("class", ""),
             message=errors.get("message", unreadable),
             omitted=errors.get("omitted", ""),
+            codebook=errors.get("codebook", ""),
         )
 
     @property

@@ -28,16 +28,32 @@ def index_of(settings: Settings, pipeline: Pipeline) -> Path:
     return settings.indexes / pipeline.codebook if pipeline.suffix else settings.index
 
 
-def settings_of(settings: Settings, pipeline: Pipeline) -> Settings:
+def codes_topic_of(settings: Settings, pipeline: Pipeline) -> str:
+    """The topic of the pipeline's codes."""
+    return _ended(settings.topics.item_codes, pipeline.suffix)
+
+
+def group_of(settings: Settings, pipeline: Pipeline) -> str:
+    """The consumer group of the pipeline's assigners."""
+    return settings.in_cluster(_ended(settings.assigner.group, pipeline.suffix))
+
+
+def _ended(name: str, suffix: str) -> str:
+    """Once, also where the settings are the pipeline's already."""
+    return name if name.endswith(suffix) else name + suffix
+
+
+def settings_of(settings: Settings, pipeline: Pipeline, *, bundle: Path | None = None) -> Settings:
     """The settings as the pipeline's processes see them: bundle of the store, codes topic, group and index of their own.
 
-    ``settings``: as they were loaded, of no pipeline.
+    ``settings``: as they were loaded, or of this pipeline; ``bundle``: another directory with a bundle of the codebook. Raises
+    ``BundleError`` if this machine does not have the pipeline's bundle.
     """
-    topics = settings.topics.model_copy(update={"item_codes": settings.topics.item_codes + pipeline.suffix})
-    assigner = settings.assigner.model_copy(update={"group": settings.assigner.group + pipeline.suffix})
+    topics = settings.topics.model_copy(update={"item_codes": codes_topic_of(settings, pipeline)})
+    assigner = settings.assigner.model_copy(update={"group": _ended(settings.assigner.group, pipeline.suffix)})
     return settings.model_copy(
         update={
-            "bundle": bundle_path(settings, pipeline.bundle),
+            "bundle": bundle or bundle_path(settings, pipeline.bundle),
             "index": index_of(settings, pipeline),
             "pipeline": pipeline.codebook,
             "topics": topics,

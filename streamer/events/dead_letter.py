@@ -20,11 +20,15 @@ _MESSAGE_CHARACTERS: Final = 1_000
 
 
 class Rejection(NamedTuple):
-    """Why an event cannot be used: the stage that refused it, the error's class and a sentence for a person."""
+    """Why an event cannot be used: the stage that refused it, the error's class and a sentence for a person.
+
+    ``codebook``: for which one, where each codebook's processes judge for themselves.
+    """
 
     stage: str
     kind: str
     message: str
+    codebook: str = ""
 
 
 def dead_letter(topic: str, record: Message, rejection: Rejection) -> Outgoing:
@@ -57,6 +61,8 @@ def dead_letter(topic: str, record: Message, rejection: Rejection) -> Outgoing:
         ("dlq.errors.class", rejection.kind.encode()),
         ("dlq.errors.message", rejection.message[:_MESSAGE_CHARACTERS].encode()),
     ]
+    if rejection.codebook:
+        headers.append(("dlq.errors.codebook", rejection.codebook.encode()))
     if omitted:
         headers.append(("dlq.errors.omitted", f"{', '.join(omitted)}: read them at the source offset".encode()))
     return Outgoing(topic, key, value, -1, headers)

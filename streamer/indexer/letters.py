@@ -24,9 +24,11 @@ _FLUSH_SECONDS: Final = 1.0
 class Letters:
     """Writes dead letters; for the writer's thread."""
 
-    def __init__(self, producer: Producer, health: Health) -> None:
+    def __init__(self, producer: Producer, health: Health, codebook: str) -> None:
+        """``codebook``: of the index that does not take them."""
         self._producer = producer
         self._health = health
+        self._codebook = codebook
 
     def send(self, topic: str, refused: Sequence[tuple[Message, Rejection]]) -> None:
         """Return once the broker has a letter for each record.
@@ -41,7 +43,7 @@ class Letters:
                 failures.append(error.str())
 
         for record, rejection in refused:
-            letter = dead_letter(topic, record, rejection)
+            letter = dead_letter(topic, record, rejection._replace(codebook=self._codebook))
             sent: dict[str, Any] = {"key": letter.key, "value": letter.value, "headers": letter.headers}
             produce(self._producer, letter.topic, **sent, on_delivery=delivered)
             count_dead_letter(STAGE, rejection.kind)

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.writing.writer import IndexWriter
+from streamer.deployments.served import await_own_settings
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.attributes import AttributesReader, attributes_batch
@@ -106,7 +107,7 @@ class Indexer:
             self._codebook.codebook_id,
             interval_seconds=settings.indexer.counts_interval_seconds,
         )
-        self._letters = Letters(producer, self._health)
+        self._letters = Letters(producer, self._health, self._codebook.codebook_id)
         self._limit = ItemLimit(settings, self._writer, self._letters)
         self._broker = BrokerProbe((consumer, producer), settings.kafka, self._health)
         try:
@@ -306,10 +307,13 @@ class Indexer:
         self._input.end_reached(place, end.offset())
 
 
-def run_indexer(settings: Settings) -> None:
+def run_indexer(loaded: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
+        settings = await_own_settings(loaded, stop, health)
+        if settings is None:
+            return
         bundle = Bundle.open(settings.bundle)
         layout = bundle.layout
         topics = settings.topics
@@ -335,4 +339,4 @@ def run_indexer(settings: Settings) -> None:
             collect_garbage_rarely()
             Indexer(settings, writer, layout, health).run(stop)
 
-    run_process(PROCESS, settings, work)
+    run_process(PROCESS, loaded, work)

@@ -29,6 +29,8 @@ from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
 from store.writing.failpoints import Failpoint, reach
 from streamer.assigner.assign_batch import AssignBatch
+from streamer.deployments.pipelines import codes_topic_of
+from streamer.deployments.served import find_serving, served_settings
 from streamer.events.headers import UnreadableHeadersError, headers_of
 from streamer.exactly_once.retrying import repeated_for_a_while
 from streamer.kafka.clients import producer_configuration
@@ -103,18 +105,23 @@ def repartition(
             f"{settings.indexer.order!r}: an item could go back to an older state. Add partitions by kafka-topics, "
             f"{topics.item_codes} first, and publish the whole catalogue again (docs/partitions.md)"
         )
-    names = [topics.item_codes, topics.item_updates, topics.results, topics.queries]
+    serving = find_serving(settings)
+    pipelines = () if serving is None else serving.pipelines
+    # The codes of every codebook, first: what comes of an update goes into the partition of the same number.
+    codes = [codes_topic_of(settings, pipeline) for pipeline in pipelines] or [topics.item_codes]
+    settings = served_settings(settings)
+    names = [*codes, topics.item_updates, topics.results, topics.queries]
     now = partitions_of_topics(kafka, names)
     wanted = now[topics.item_updates] if partitions is None else partitions
     outcome = RepartitionOutcome(wanted)
-    require_own_times(kafka, [topics.item_updates, topics.item_codes])
+    require_own_times(kafka, [topics.item_updates, *codes])
     if dry_run:
         run = _Run(settings, outcome, progress)
         for part in run.parts():
             run.look(1, part)
         return outcome
     # Without a number keys go home, and the topics stay as they are.
-    growing = [topics.item_codes, topics.item_updates] if partitions is None else names
+    growing = [*codes, topics.item_updates] if partitions is None else names
     outcome.grown = tuple(grow(kafka, growing, wanted))
     with kept_from_compaction(kafka, topics.item_updates):
         _Run(settings, outcome, progress).move_everything(patience_seconds)

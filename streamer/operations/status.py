@@ -14,6 +14,7 @@ from models.sids.census import measure_layer
 from store.errors import IndexMissingError, IndexNotUpgradedError
 from store.files.environment import writer_of
 from store.reading.reader import IndexReader
+from streamer.deployments.served import served_on_this_machine, served_settings
 from streamer.kafka.admin import TopicDescription, describe, require
 from streamer.kafka.groups import GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks
@@ -82,7 +83,25 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_status(settings: Settings) -> Status:
-    """Ask the broker and the index of this machine."""
+    """Ask the broker and the index of this machine, of the pipeline that answers."""
+    near = served_on_this_machine(settings)
+    index, positions = _index(near)  # a damaged one is said without a broker
+    settings = served_settings(settings)
+    if settings.index != near.index:
+        index, positions = _index(settings)
+    lags, unknown_fields = _lags(settings, positions)
+    return Status(
+        broker=settings.kafka.bootstrap_servers,
+        lags=lags,
+        unknown_fields=unknown_fields,
+        index=str(settings.index),
+        maximum_items=settings.indexer.maximum_items,
+        **index,  # type: ignore[arg-type]
+    )
+
+
+def _index(settings: Settings) -> tuple[dict[str, object], Mapping[tuple[str, int], int] | None]:
+    """What ``Status`` says of the index, and where that stands; None where there is none to read."""
     index: dict[str, object] = {}
     positions: Mapping[tuple[str, int], int] | None = None
     try:
@@ -116,15 +135,7 @@ def read_status(settings: Settings) -> Status:
         index = {"index_fault": str(error)}
     except IndexMissingError:
         pass
-    lags, unknown_fields = _lags(settings, positions)
-    return Status(
-        broker=settings.kafka.bootstrap_servers,
-        lags=lags,
-        unknown_fields=unknown_fields,
-        index=str(settings.index),
-        maximum_items=settings.indexer.maximum_items,
-        **index,  # type: ignore[arg-type]
-    )
+    return index, positions
 
 
 def _lags(
