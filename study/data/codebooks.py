@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.dense.codebook_input import fit_codebook_input
+from models.errors import SidstreamError
 from study.data.choices import CodebookChoice
 from study.data.datasets import Dataset, planted_codebook
 from study.data.synthetic import skewed_embeddings, uniform_embeddings
@@ -69,6 +70,10 @@ def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float3
         return uniform_embeddings(len(data.embeddings), seed=choice.seed)
     if choice.embeddings == "skewed":
         return skewed_embeddings(len(data.embeddings), seed=choice.seed)
+    if (choice.embeddings == "towers") != (data.space == "towers"):
+        raise SidstreamError(
+            f"the codebook {choice.key} is of {choice.embeddings} embeddings, the data are not: this is a fault"
+        )
     if choice.co_occurrence == 0:
         return data.embeddings
     ids = [str(row) for row in range(len(data.embeddings))]

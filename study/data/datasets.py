@@ -34,7 +34,7 @@ _PLANTED: Final[dict[DatasetName, tuple[int, int, int]]] = {  # items, M, users
     "planted": (12_000, 64, 24_000),
     "tiny": (1_500, 32, 1_200),
 }
-_QUERIES_AN_ITEM: Final = 4
+QUERIES_AN_ITEM: Final = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class TestCase:
 class Dataset:
     """Items as rows: ``embeddings`` float32 (N, D), ``titles``, ``histories`` and ``queries`` (text, item) to train on,
     ``cases`` to measure on; ``arrived``: bool (N,), items that came after training; ``popularity``: (N,) occurrences in
-    training; ``held_back``: what was held back, as ``load`` was told.
+    training; ``held_back``: what was held back, as ``load`` was told; ``space``: whose embeddings they are, those of the set's
+    files or of towers of our own.
     """
 
     name: DatasetName
@@ -68,6 +69,7 @@ class Dataset:
     popularity: npt.NDArray[np.int64]
     held_back: Literal["", "arrivals", "choosing"] = ""
     query_embeddings: npt.NDArray[np.float32] | None = field(default=None)
+    space: Literal["given", "towers"] = "given"
 
 
 def is_present(name: DatasetName) -> bool:
@@ -132,7 +134,7 @@ def _next_item(
 def _chorus() -> Dataset:
     catalogue = Catalogue.read(DATA / "chorus_icecat")
     rows = {item.id: row for row, item in enumerate(catalogue.items)}
-    examples = examples_from_catalogue(catalogue.items, per_item=_QUERIES_AN_ITEM, seed=0)
+    examples = examples_from_catalogue(catalogue.items, per_item=QUERIES_AN_ITEM, seed=0)
     judged = [
         TestCase(
             case=number,

@@ -65,7 +65,9 @@ class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One model: what it was trained on and how. ``exchanged``: layers 1 and 2 of the codes swapped (paper table 1);
     ``arrivals``: a tenth of the items came after training; ``choosing``: so did a further tenth, to choose by; ``part``: what
     is measured. ``align``: alignment tasks beside the examples, ``align_share`` of a pass; ``history_text``: first tokens of
-    titles behind SIDs; ``instruction``: whether prompts have words.
+    titles behind SIDs; ``instruction``: whether prompts have words. ``user_buckets``: tokens that users are hashed into;
+    ``made_queries``: whether half of the histories' items are asked for by a text made of their titles, and each item by some;
+    ``codebooks``: by how many codebooks, of seeds one after the other, everything is learnt.
     """
 
     codebook: CodebookChoice
@@ -91,6 +93,9 @@ class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     align_share: float = 0.2
     history_text: int = 0
     instruction: bool = False
+    user_buckets: int = 0
+    made_queries: bool = False
+    codebooks: int = 1
     seed: int = 0
     part: Part = "test"
     cases: int = 5_000
@@ -98,3 +103,6 @@ class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.exchanged and self.layout.heads != "none":
             raise SidstreamError("exchanged layers are measured with full SIDs: leave the layout at none")
+        others = self.layout.heads != "none" or self.exchanged or self.query_codes or self.align or self.history_text
+        if self.codebooks > 1 and others:
+            raise SidstreamError("several codebooks are measured with full SIDs alone: leave the other changes out")

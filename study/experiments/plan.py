@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -16,7 +16,17 @@ from models.language.instruction import AlignmentTask
 from study.data.choices import CodebookChoice
 from study.data.datasets import DatasetName
 from study.experiments.configuration import LayoutChoice, RunChoice
-from study.experiments.run import ARRIVALS, ARRIVALS_RULE, FIRST_GIVEN, FREE_BEAMS, LEGS, OWN, PER_ITEM, Measurement
+from study.experiments.run import (
+    ARRIVALS,
+    ARRIVALS_RULE,
+    FIRST_GIVEN,
+    FREE_BEAMS,
+    LEGS,
+    OWN,
+    PER_ITEM,
+    TOGETHER,
+    Measurement,
+)
 
 FULL: Final = LayoutChoice()
 WITHOUT: Final = LayoutChoice(heads="all")
@@ -38,6 +48,8 @@ TITLE_TO_SID: Final[tuple[AlignmentTask, ...]] = ("title-to-sid",)
 SID_TO_TITLE: Final[tuple[AlignmentTask, ...]] = ("sid-to-title",)
 ATTRIBUTES_TO_SID: Final[tuple[AlignmentTask, ...]] = ("attributes-to-sid",)
 HISTORY_TEXT: Final = 6  # tokens of a title
+USER_BUCKETS: Final = 2_048  # 25 users each on amazon_games
+CODEBOOKS: Final = 3
 ARRIVING: Final = "items that arrive"
 
 
@@ -175,15 +187,21 @@ def parameters(dataset: DatasetName) -> Iterator[Row]:
 
 
 def levers(dataset: DatasetName) -> Iterator[Row]:
-    """What may bring items closer to the references (section 6): one thing changed at a time, then all that helped."""
+    """What may bring items closer to the references (section 6): one thing changed at a time, then all that helped. Each set has
+    what it has: chorus_icecat queries alone, amazon_games users and histories, and queries where they are made of titles.
+    """
     base = scale(dataset).base
 
     def changed(label: str, codebook: Mapping[str, object] | None = None, **changes: object) -> Row:
-        choice = msgspec.structs.replace(base, codebook=msgspec.structs.replace(base.codebook, **(codebook or {})))
+        fit = msgspec.structs.replace(base.codebook, **(codebook or {}))
+        choice = msgspec.structs.replace(base, codebook=fit, **changes)
         measured = (OWN, LEGS) if label in TOGETHER_WITH_OTHER_LEGS else (OWN,)
-        return Row("levers", label, msgspec.structs.replace(choice, **changes), measured)
+        if choice.codebooks > 1:
+            measured = (OWN, TOGETHER)
+        return Row("levers", label, choice, measured)
 
     large = {"hidden_size": 96, "epochs": 8}
+    several: dict[str, Any] = {"codebooks": CODEBOOKS, "epochs": base.epochs / CODEBOOKS}
     if dataset == "amazon_games":
         together = {"co_occurrence": 1.0}
         yield changed("co-occurrence in the embedding", together)
@@ -196,6 +214,11 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("both beside it", together, align=TITLE_TO_SID + SID_TO_TITLE)
         yield changed("titles in the history", together, history_text=HISTORY_TEXT)
         yield changed("an instruction", together, instruction=True)
+        yield changed("users beside the histories", together, user_buckets=USER_BUCKETS)
+        yield changed("queries, users and histories together", together, user_buckets=USER_BUCKETS, made_queries=True)
+        yield changed("embeddings of our own towers", {"embeddings": "towers"})
+        yield changed("… and co-occurrence beside them", {**together, "embeddings": "towers"})
+        yield changed("three codebooks a history, as many steps", together, **several)
         longer = {**large, "epochs": 16, "dropout": 0.2}
         yield changed("… and dropout .2, 16 epochs", {**together, "size": 1024}, **longer)
     elif dataset == "chorus_icecat":
@@ -210,6 +233,9 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("attributes → SID beside the queries", align=ATTRIBUTES_TO_SID)
         yield changed("all three beside the queries", align=TITLE_TO_SID + SID_TO_TITLE + ATTRIBUTES_TO_SID)
         yield changed("an instruction", instruction=True)
+        yield changed("embeddings of our own towers", {"embeddings": "towers"})
+        yield changed("… and codes of the query in the prompt", {"embeddings": "towers"}, query_codes=True)
+        yield changed("three codebooks a query, as many steps", **several)
 
 
 def layout_changes(dataset: DatasetName) -> Iterator[Row]:

@@ -6,48 +6,49 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from models.examples.alignment import AlignmentSettings, alignment_examples
-from models.examples.query_codes import QueryCodes
-from models.examples.records import TrainingData, TrainingExample, TrainingHistory
-from models.language.instruction import DEFAULT_INSTRUCTION, parse_instruction, words_of
-from models.language.prompts import PromptBuilder, PromptSettings
-from models.sids.census import count_tokens
-from models.sids.layout import HEAD_LAYER_INDEX, Layout
-from models.sids.vocabulary import SidVocabulary
-from study.data.codebooks import FittedCodebook, fitted
-from study.data.datasets import Dataset, TestCase, described_items, load
-from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
+from models.sids.layout import Layout
+from study.data.datasets import TestCase, described_items, load
+from study.experiments.configuration import LayoutChoice, RunChoice
 from study.experiments.results import Results, RunResult
+from study.experiments.setting import Setting, setting, some_cases
 from study.measures.arrivals import choose_rule, measure_arrivals
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.evaluation import BEAMS, UNSEEN_WEIGHT, Outcome, bucket_sizes, evaluate
 from study.measures.item_search import Found, found_items
 from study.measures.legs import measure_legs
 from study.measures.per_item import measure_per_item
+from study.measures.together import recall_together
 
 if TYPE_CHECKING:
-    from models.language.tokenizer import TextTokenizer
     from models.training.train_model import Alignment
 
 Kind = Literal[
-    "own", "per item", "first token given", "free beams", "naive", "marginal", "legs", "arrivals", "rule for arrivals"
+    "own",
+    "per item",
+    "first token given",
+    "free beams",
+    "naive",
+    "marginal",
+    "legs",
+    "arrivals",
+    "rule for arrivals",
+    "codebooks together",
 ]
 Progress = Callable[[str, float], None]  # what is done, and which share of it
 
 FREE_BEAM_CASES: Final = 200
 VALID_CASES: Final = 4_000  # that the legs are put together by
-_TEXT_TOKENS: Final = 16
-_TOKENIZER_SIZE: Final = 3_000
 _REPORTS_AN_EPOCH: Final = 20
 
 
@@ -59,7 +60,8 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     invalid SIDs without the constraint; ``naive``: recall under another ``layout``, whose SIDs the model reads and writes as if
     it knew them; ``marginal``: the same with the left-out tokens summed over; ``legs``: recall of model, vectors and
     co-occurrence together; ``arrivals``: recall of items that came after training, with the dense leg; ``rule for arrivals``:
-    which rule validation chooses for them.
+    which rule validation chooses for them; ``codebooks together``: recall of a model that learnt with several codebooks, asked by
+    each of them.
     """
 
     kind: Kind
@@ -74,132 +76,11 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
 OWN: Final = Measurement("own")
 PER_ITEM: Final = Measurement("per item")
 LEGS: Final = Measurement("legs")
+TOGETHER: Final = Measurement("codebooks together")
 FIRST_GIVEN: Final = Measurement("first token given")
 FREE_BEAMS: Final = Measurement("free beams")
 ARRIVALS: Final = Measurement("arrivals")
 ARRIVALS_RULE: Final = Measurement("rule for arrivals")
-
-
-class _NoText:
-    """Stands for the tokenizer of a model that reads histories alone."""
-
-    size = 0
-    begin_id = None
-
-    def encode(self, text: str) -> list[int]:
-        return []
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        return [[] for _ in texts]
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """Everything of a run that exists before its model. ``codes``: uint16 (N, L), as the model reads them (layers
-    exchanged or not); ``layout``: the one that the model is trained for; ``is_head``: bool (N,), whether an item's layer-2
-    token is a head token.
-    """
-
-    choice: RunChoice
-    data: Dataset
-    codebook: FittedCodebook
-    codes: npt.NDArray[np.uint16]
-    layout: Layout
-    is_head: npt.NDArray[np.bool_]
-    prompts: PromptBuilder
-    scratch: Path
-
-    @property
-    def vocabulary(self) -> SidVocabulary:
-        """The model's token ids."""
-        return self.prompts.vocabulary
-
-    @cached_property
-    def reconstructed(self) -> npt.NDArray[np.float32]:
-        """What the codes say of the embeddings, (N, D)."""
-        return self.codebook.codebook.reconstruct(self.codebook.codes)
-
-    def census(self) -> npt.NDArray[np.int64]:
-        """Counts (L, M) of the items that were there when the model was trained."""
-        return count_tokens(self.codes[~self.data.arrived], self.choice.codebook.size)
-
-    def cases(self, most: int) -> list[TestCase]:
-        """The same ``most`` test cases for every run of a set."""
-        return some_cases(self.data, most)
-
-    def prompt(self, case: TestCase, layout: Layout) -> list[int]:
-        """The prompt of a case, its history read under ``layout``."""
-        read = self.codes[list(case.history[-self.choice.max_history :])]
-        if self.choice.query_codes:
-            assert self.data.query_embeddings is not None
-            read = self.codebook.codebook.encode(self.data.query_embeddings[[case.case]])
-        titles = [] if self.choice.query_codes else [self.data.titles[item] for item in case.history[-len(read) :]]
-        return self.prompts.build(case.query, layout.sid_tokens(read) if len(read) else (), None, titles)
-
-    def embed_training_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeddings (T, D) of training queries; those of the whole set are kept in the scratch directory."""
-        from study.data.sentence_model import embed
-
-        every = [query for query, _ in load(self.data.name).queries]
-        path = self.scratch / f"queries-{self.data.name}.npy"
-        if not path.is_file():
-            np.save(path, embed(every).astype(np.float16))
-        row = {query: number for number, query in enumerate(every)}
-        found: npt.NDArray[np.float32] = np.load(path)[[row[text] for text in texts]].astype(np.float32)
-        return found
-
-
-def some_cases(data: Dataset, most: int) -> list[TestCase]:
-    """At most so many test cases of a set, always the same ones."""
-    if len(data.cases) <= most:
-        return list(data.cases)
-    chosen = np.random.default_rng(0).choice(len(data.cases), size=most, replace=False)
-    return [data.cases[number] for number in np.sort(chosen)]
-
-
-def setting(choice: RunChoice, scratch: Path) -> Setting:
-    """Reads the data, fits or reads the codebook, chooses the layout and builds the prompts of a run."""
-    data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals, choosing=choice.choosing)
-    codebook = fitted(choice.codebook, data, scratch)
-    size, layers = choice.codebook.size, choice.codebook.layers
-    census = count_tokens(codebook.codes[~data.arrived], size)
-    head = LayoutChoice(heads="top-k", share=HEAD_SHARE).layout(codebook.codebook.id, census).is_head
-    codes = codebook.codes
-    if choice.exchanged:
-        codes = np.ascontiguousarray(codes[:, [1, 0, *range(2, layers)]])
-    instruction = parse_instruction(DEFAULT_INSTRUCTION) if choice.instruction else ()
-    tokenizer = _tokenizer(data, choice, words_of(instruction))
-    return Setting(
-        choice=choice,
-        data=data,
-        codebook=codebook,
-        codes=codes,
-        layout=choice.layout.layout(codebook.codebook.id, census),
-        is_head=head[codebook.codes[:, HEAD_LAYER_INDEX]],
-        prompts=PromptBuilder(
-            SidVocabulary(text_size=tokenizer.size, user_buckets=0, layers=layers, size=size),
-            tokenizer,
-            PromptSettings(
-                max_history=choice.max_history if data.histories else int(choice.query_codes),
-                max_text_tokens=_TEXT_TOKENS if data.queries or choice.align else 0,
-                history_text=choice.history_text,
-                instruction=instruction,
-            ),
-        ),
-        scratch=scratch,
-    )
-
-
-def _tokenizer(data: Dataset, choice: RunChoice, words: str) -> TextTokenizer:
-    """Trained on the queries, or on titles where only these are read, and on the ``words`` that each prompt has."""
-    texts = [query for query, _ in data.queries]
-    if not texts and (choice.align or choice.history_text):
-        texts = [title for title, arrived in zip(data.titles, data.arrived, strict=True) if not arrived]
-    if not texts and not words:
-        return cast("TextTokenizer", _NoText())
-    from models.language.tokenizer import train_tokenizer
-
-    return train_tokenizer([*texts, *[words] * max(100, len(texts)) * bool(words)], size=_TOKENIZER_SIZE)
 
 
 def _alignment(here: Setting) -> Alignment | None:
@@ -246,8 +127,8 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
     choice = here.choice
     weights = results.model_directory(choice)
     checkpoints = Checkpoints(results.checkpoints(choice), {"run": choice.key})
-    data, codes, rows = _data(here)
-    titles = dict(zip(map(str, range(len(here.codes))), here.data.titles, strict=True))
+    data, codes, rows = here.training_data()
+    titles = dict(zip(map(str, range(len(here.data.titles))), here.data.titles, strict=True))
     main = training_table(data, here.prompts, here.layout, rows, codes, titles=titles)
     alignment = _alignment(here)
     table = main if alignment is None else alignment.beside(main, here.prompts, here.layout, rows, codes)
@@ -303,23 +184,6 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
     ), model
 
 
-def _data(here: Setting) -> tuple[TrainingData, npt.NDArray[np.uint16], dict[str, int]]:
-    """What is learnt from, the codes (N, L) of its items, and their rows by name."""
-    data, codes = here.data, here.codes
-    rows = {str(row): row for row in range(len(codes))}
-    if data.histories:
-        histories = tuple(TrainingHistory(tuple(map(str, history))) for history in data.histories)
-        return TrainingData(histories=histories), codes, rows
-    examples = TrainingData(
-        examples=tuple(TrainingExample(query=query, item=str(item)) for query, item in data.queries)
-    )
-    if not here.choice.query_codes:
-        return examples, codes, rows
-    encode = here.codebook.codebook.encode
-    named = QueryCodes(list(rows), codes, encode, here.embed_training_queries, here.choice.max_history)
-    return named.write_into(examples), named.codes, {name: row for row, name in enumerate(named.item_ids)}
-
-
 def _load(weights: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -336,6 +200,8 @@ def measure(here: Setting, model: Any, measurement: Measurement, progress: Progr
         return _per_item(here, model)
     if measurement.kind == "legs":
         return _legs(here, model, progress)
+    if measurement.kind == "codebooks together":
+        return _codebooks_together(here, model, progress)
     if measurement.kind == "free beams":
         from study.measures.free_beams import invalid_shares
 
@@ -405,22 +271,26 @@ def _per_item(here: Setting, model: Any) -> dict[str, Any]:
 
 
 def _legs(here: Setting, model: Any, progress: Progress) -> dict[str, Any]:
-    trie = CatalogueTrie(here.codes, here.layout)
-
-    def search(cases: Sequence[TestCase]) -> list[Found]:
-        prompts = [here.prompt(case, here.layout) for case in cases]
-        return found_items(
-            model,
-            here.vocabulary,
-            prompts,
-            trie,
-            here.data.popularity,
-            smoothing=UNSEEN_WEIGHT,
-            progress=partial(progress, "legs"),
-        )
-
     valid = some_cases(load(here.data.name, "valid"), VALID_CASES)
+    search = partial(_found, here, model, progress=partial(progress, "legs"))
     return measure_legs(here.data, valid, here.cases(here.choice.cases), search)
+
+
+def _codebooks_together(here: Setting, model: Any, progress: Progress) -> dict[str, Any]:
+    cases = here.cases(here.choice.cases)
+    told = partial(progress, TOGETHER.name)
+    by_each = [_found(here, model, cases, view=view, progress=told) for view in range(len(here.views))]
+    return recall_together(by_each, cases)
+
+
+def _found(
+    here: Setting, model: Any, cases: Sequence[TestCase], *, view: int = 0, progress: Callable[[float], None]
+) -> list[Found]:
+    prompts = [here.prompt(case, here.layout, view) for case in cases]
+    trie = CatalogueTrie(here.views[view], here.layout)
+    return found_items(
+        model, here.vocabulary, prompts, trie, here.data.popularity, smoothing=UNSEEN_WEIGHT, progress=progress
+    )
 
 
 def _together(parts: Sequence[Outcome]) -> Outcome:

@@ -22,8 +22,8 @@ from study.data.codebooks import fitted
 from study.data.datasets import DatasetName, is_present, load
 from study.experiments.plan import Row, rows, scale
 from study.experiments.results import Results
-from study.experiments.run import some_cases
 from study.experiments.scheduler import run_all
+from study.experiments.setting import some_cases
 from study.measures.references import reference_record
 from study.measures.shape import measure_shape
 
@@ -153,7 +153,8 @@ def _read_as_codes(dataset: DatasetName, scratch: Path) -> dict[str, npt.NDArray
     data, found = load(dataset), {}
     if data.query_embeddings is None:
         return {}
-    choices = {row.choice.codebook for row in rows(dataset)} | {CodebookChoice(dataset=dataset, layers=4, size=1024)}
+    given = {row.choice.codebook for row in rows(dataset) if row.choice.codebook.embeddings == "own"}
+    choices = given | {CodebookChoice(dataset=dataset, layers=4, size=1024)}
     for choice in sorted(choices, key=lambda choice: (choice.layers, choice.size)):
         fit = fitted(choice, data, scratch)
         vectors = fit.codebook.reconstruct(fit.codes)

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 from models.language.language_model import small_causal_lm
 from study.data.datasets import load
 from study.experiments.plan import scale
-from study.experiments.run import Setting, setting
+from study.experiments.setting import Setting, setting
 from study.measures import arrivals
 from study.measures.arrivals import choose_rule, measure_arrivals, validation_cases
 

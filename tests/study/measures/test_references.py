@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from study.data.datasets import load
-from study.experiments.run import some_cases
+from study.experiments.setting import some_cases
 from study.measures.references import reference_record
 
 

@@ -1,0 +1,59 @@
+"""A set in the space of text towers of our own, trained on its training part alone (``sidstream towers``).
+
+What must hold: towers learn from training queries, or from what was taken next in training histories; test queries are embedded
+by them and never learnt from, nor are items that arrive after training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from models.bundles.manifest import MANIFEST_FILE
+from models.examples.records import TrainingExample
+from models.towers.text_encoder import Towers
+from study.data.datasets import Dataset, described_items
+
+
+def in_their_space(data: Dataset, seed: int, scratch: Path) -> Dataset:
+    """The set with the towers' embeddings of its items and test queries; the towers are trained, or read from ``scratch``."""
+    towers = _towers(data, seed, scratch)
+    queries = None
+    if data.query_embeddings is not None:
+        queries = np.zeros((len(data.query_embeddings), towers.dimension), dtype=np.float32)
+        queries[[case.case for case in data.cases]] = towers.query_encoder().encode([case.query for case in data.cases])
+    items = towers.item_encoder().encode_items(described_items(data.name))
+    return replace(data, embeddings=items, query_embeddings=queries, space="towers")
+
+
+def embed_queries(data: Dataset, seed: int, scratch: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Their embeddings (T, D) of texts."""
+    return _towers(data, seed, scratch).query_encoder().encode(texts)
+
+
+def pairs_of(data: Dataset) -> list[TrainingExample]:
+    """What the towers learn from: queries with their items, or an item's title with the item that was taken after it."""
+    if data.queries:
+        return [TrainingExample(query=query, item=str(item)) for query, item in data.queries]
+    return [
+        TrainingExample(query=data.titles[item], item=str(following))
+        for history in data.histories
+        for item, following in pairwise(history)
+    ]
+
+
+def _towers(data: Dataset, seed: int, scratch: Path) -> Towers:
+    directory = scratch / f"towers-{data.name}-{seed}{f'-{data.held_back}' if data.held_back else ''}"
+    if not (directory / MANIFEST_FILE).is_file():
+        from models.towers.dual_tower import TowerSettings, train_towers
+        from models.towers.tower_export import write_towers
+
+        items = [item for item in described_items(data.name) if not data.arrived[int(item.id)]]
+        tower, outcome = train_towers(items, pairs_of(data), TowerSettings(seed=seed))
+        write_towers(tower.weights(), directory, training=outcome.to_dict())
+    return Towers.open(directory)
