@@ -21,6 +21,7 @@ import retriever.commands
 import streamer.commands.broker
 import streamer.commands.dead_letters
 import streamer.commands.exports
+import streamer.commands.interactions
 import streamer.commands.monitor
 import streamer.commands.operations
 import streamer.commands.pipeline
@@ -77,6 +78,9 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
     "Feed and watch": [
         streamer.commands.pipeline.publish,
         streamer.commands.monitor.alerts,
+        streamer.commands.interactions.interactions,
+        streamer.commands.interactions.hit_rates,
+        streamer.commands.interactions.examples,
         streamer.commands.exports.catalogue,
     ],
     "On call": [

@@ -20,8 +20,8 @@ HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo"}
 ROOMS = {
     "models": "commands towers bundles training examples language dense codebooks sids catalogue data_files attributes progress "
     "terminal errors",
-    "streamer": "commands local operations client dead_letters assigner indexer monitor deployments exactly_once kafka process "
-    "events filters settings",
+    "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
+    "kafka process events filters settings",
     "store": "checks writing topology reading records files errors",
     "retriever": "commands explanation_tables evaluation client choosing_mixture answering dense device_search search "
     "eligibility",

@@ -129,7 +129,14 @@ class TrainingFile:
 _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "sequences": ("user", "items"),
     "interactions": ("user", "item", "time"),
-    "examples": ("query", "user", "history", "item", "embedding"),
+    "examples": (
+        "query",
+        "user",
+        "history",
+        "item",
+        "embedding",
+        "time",
+    ),  # the time says when; nothing is learnt from it
 }
 _OTHER_NAMES: Final = {"user_id": "user", "item_id": "item", "timestamp": "time"}
 _FORMS: Final = (

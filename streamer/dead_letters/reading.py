@@ -143,6 +143,7 @@ def dead_letter_topics(settings: Settings) -> dict[str, str]:
         topics.item_updates_dead_letters: topics.item_updates,
         topics.item_attributes_dead_letters: topics.item_attributes,
         topics.queries_dead_letters: topics.queries,
+        topics.interactions_dead_letters: topics.interactions,
     }
 
 

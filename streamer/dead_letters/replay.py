@@ -74,8 +74,8 @@ class Replay:
     @contextmanager
     def open(cls, settings: Settings, topics: Sequence[str]) -> Iterator[Replay]:
         """``topics``: the dead-letter topics whose letters are meant."""
-        own = settings.topics
-        require(settings.kafka, [*topics, *topics_of_items(settings), own.queries, own.replayed_dead_letters])
+        letters = dead_letter_topics(settings)
+        require(settings.kafka, [*letters, *letters.values(), settings.topics.replayed_dead_letters])
         reader = end_reader(settings, "dead-letters")
         try:
             yield cls(settings, topics, reader)

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from streamer.events.interactions import Interaction
 from streamer.events.records import (
     Alert,
     Answer,
@@ -40,6 +41,7 @@ RECORDS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "queries": Query,
     "results": Answer,
     "serving": Serving,
+    "interactions": Interaction,
 }
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
