@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from demo.shop.shop import Shop
-from models.bundles.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle
+from models.bundles.building import FitSettings, Fitted, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import fit_dense_part
+from models.bundles.first_model import ModelSettings
 from models.language.prompts import PromptSettings
 from models.training.settings import ProgressCallback, TrainingSettings
 

@@ -114,8 +114,9 @@ def tiny_model_bundle(
     tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_embeddings: NDArray[np.float32]
 ) -> Path:
     """The tiny bundle with a language model that was trained for a few steps, with layer-2 dropout."""
-    from models.bundles.building import ModelSettings, train_bundle
+    from models.bundles.building import train_bundle
     from models.bundles.bundle import Bundle
+    from models.bundles.first_model import ModelSettings
     from models.codebooks.codebook import Codebook
     from models.examples.records import TrainingExample
     from models.training.settings import TrainingSettings

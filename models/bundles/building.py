@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -18,13 +18,13 @@ import numpy.typing as npt
 import structlog
 
 from models.bundles.bundle import (
-    BaseCheckpoint,
     Bundle,
     add_language_model,
     create_bundle,
     require_free,
     staging_directory,
 )
+from models.bundles.first_model import ModelSettings, first_model
 from models.catalogue import CatalogueItem
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.collapse import CollapsedLayer, collapsed_layers, likely_cause
@@ -34,12 +34,10 @@ from models.errors import SidstreamError
 from models.examples.alignment import AlignmentSettings, alignment_examples
 from models.examples.records import TrainingData, TrainingExample
 from models.examples.streamed import StreamedData
-from models.language.instruction import framed, parse_instruction, words_of
-from models.language.prompts import PromptBuilder, PromptSettings
+from models.language.prompts import PromptSettings
 from models.sids.census import count_tokens
 from models.sids.head_tokens import all_tokens, no_tokens, top_k, top_p
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
-from models.sids.vocabulary import SidVocabulary
 from models.training import processes
 from models.training.checkpoints import Checkpoints
 from models.training.losses import checked_gamma
@@ -47,12 +45,10 @@ from models.training.settings import ProgressCallback, TrainingOutcome, Training
 from models.training.train_model import Alignment, train_model
 
 if TYPE_CHECKING:
-    from models.language.language_model import Architecture
+    pass
 
 FitMethod = Literal["k-means", "rq-vae"]
 HeadMethod = Literal["none", "top-k", "top-p", "all"]
-_LEAST_POSITIONS: Final = 256  # that a new model reads, however short its prompts are
-_FEWEST_WORDS: Final = 100  # how often a new tokenizer sees an instruction, which stands in every prompt: at least
 
 logger = structlog.get_logger(__name__)
 
@@ -101,34 +97,6 @@ class Fitted:
     census: npt.NDArray[np.int64]
     collapsed: tuple[CollapsedLayer, ...] = ()
     cause: str = ""
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The language model to train: ``checkpoint`` directory, or a small one of these sizes and this architecture from
-    scratch. ``instruction``: the words of its prompts (``models.language.instruction``), written into the checkpoint's chat
-    template if it has one; None for bare prompts.
-    """
-
-    checkpoint: Path | None = None
-    hidden_size: int = 128
-    model_layers: int = 3
-    heads: int = 4
-    tokenizer_size: int = 3000
-    user_buckets: int = 0
-    prompt: PromptSettings = field(default_factory=PromptSettings)
-    architecture: Architecture = "llama"
-    instruction: str | None = None
-
-    def described(self) -> str:
-        """In words, all that decides its weights before training, but the seed."""
-        users = f", {self.user_buckets} user tokens" if self.user_buckets else ""
-        if self.checkpoint is not None:
-            return f"the checkpoint {self.checkpoint}{users}"
-        return (
-            f"{self.architecture}, {self.hidden_size} wide, {self.model_layers} layers, {self.heads} heads, "
-            f"{self.tokenizer_size} text tokens{users}"
-        )
 
 
 def fit_bundle(
@@ -245,77 +213,35 @@ def train_bundle(
     Raises ``SidstreamError``, the bundle as it was, for a model that cannot read its prompts and for training that ends in
     numbers that are NaN or infinite.
     """
-    import torch
-
     began = time.monotonic()
-    if training.lora and model_settings.checkpoint is None:
+    if training.lora and model_settings.checkpoint is None and model_settings.origin is None:
         raise SidstreamError(
             "LoRA trains a checkpoint further, and a new model has nothing to keep: give --checkpoint, or no --lora"
         )
     from models.bundles.model_of_bundle import require_positions
     from models.language.finite import require_finite_scores
-    from models.language.language_model import load_checkpoint, save_language_model, small_causal_lm
-    from models.language.lora import add_lora, merged
-    from models.language.tokenizer import BYTES, train_tokenizer
+    from models.language.language_model import save_language_model
+    from models.language.lora import merged
 
     if len(item_ids) != len(codes):
         raise SidstreamError(f"{len(item_ids)} item ids but {len(codes)} rows of codes: they must belong together")
     manifest = bundle.manifest
     if not isinstance(data, StreamedData):
         data = TrainingData.of(data)
-    parts = () if model_settings.instruction is None else parse_instruction(model_settings.instruction)
-    tasks = _alignment(alignment, items, model_settings.prompt, training.seed)
-    titles = _titles(items, model_settings.prompt)
-    base = None
-    if model_settings.checkpoint is None:
-        asked = list(data.texts())
-        read = [*asked, *(example.text for example in tasks.examples)] if tasks else asked
-        # Words that nothing teaches the meaning of would only make each step's softmax larger.
-        learnt = [*read, *titles.values()]
-        tokenizer = train_tokenizer(
-            [*learnt, *(words_of(parts) for _ in range(max(_FEWEST_WORDS, len(learnt))) if parts)],
-            size=model_settings.tokenizer_size if learnt or parts else BYTES,
-        )
-        prompt = msgspec.structs.replace(model_settings.prompt, instruction=parts)
-        vocabulary = SidVocabulary(
-            text_size=tokenizer.size,
-            user_buckets=model_settings.user_buckets,
-            layers=manifest.layers,
-            size=manifest.size,
-        )
-        prompts = PromptBuilder(vocabulary, tokenizer, prompt)
-        model = small_causal_lm(
-            vocabulary,
-            hidden_size=model_settings.hidden_size,
-            layers=model_settings.model_layers,
-            heads=model_settings.heads,
-            seed=training.seed,
-            architecture=model_settings.architecture,
-            max_positions=max(
-                _LEAST_POSITIONS, prompts.width + manifest.layers, tasks.longest(prompts) if tasks else 0
-            ),
-        )
-        architecture = str(model_settings.architecture)
-    else:
-        model, tokenizer, vocabulary = load_checkpoint(
-            model_settings.checkpoint,
-            user_buckets=model_settings.user_buckets,
-            layers=manifest.layers,
-            size=manifest.size,
-        )
-        architecture = str(model.config.model_type)
-        base = BaseCheckpoint.of(model_settings.checkpoint, architecture)
-        if training.lora:
-            if training.precision == "bf16":  # of weights that training does not change
-                model = model.to(torch.bfloat16)
-            model = add_lora(model, training.lora, vocabulary, training.dropout or 0.0)
-        prompt = msgspec.structs.replace(
-            model_settings.prompt, instruction=framed(parts, tokenizer.chat_frame) if parts else ()
-        )
-        prompts = PromptBuilder(vocabulary, tokenizer, prompt)
+    tasks = _alignment(alignment, items, model_settings.read, training.seed)
+    titles = _titles(items, model_settings.read)
+    first = first_model(
+        model_settings,
+        training,
+        layers=manifest.layers,
+        size=manifest.size,
+        texts=data.texts(),
+        titles=titles.values(),
+        tasks=tasks,
+    )
+    model, prompts, base = first.model, first.prompts, first.base
     prompts.require_slots()
-    source = f"the checkpoint {model_settings.checkpoint}" if model_settings.checkpoint else "the new model"
-    require_positions(model, prompts, source, task=tasks.longest(prompts) if tasks else 0)
+    require_positions(model, prompts, model_settings.source, task=tasks.longest(prompts) if tasks else 0)
     rows = {item: row for row, item in enumerate(item_ids)}
     kept = None
     if checkpoints is not None:
@@ -359,15 +285,15 @@ def train_bundle(
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     with staging_directory(bundle) as staged:
-        save_language_model(model, tokenizer, staged)
+        save_language_model(model, prompts.tokenizer, staged)
         bundle = add_language_model(
             bundle,
             staged,
-            vocabulary=vocabulary,
+            vocabulary=prompts.vocabulary,
             prompt=prompts.settings,
             layer2_dropout=training.layer2_dropout,
             training={
-                "architecture": architecture,
+                "architecture": first.architecture,
                 "parameters": parameters,
                 "epochs": training.epochs,
                 "seed": training.seed,

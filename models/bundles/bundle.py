@@ -51,14 +51,17 @@ _TRAINING_SUFFIX: Final = ".training"
 _MAKE_AGAIN: Final = "fit and train it again with `sidstream fit` and `sidstream train`"
 
 
-class BaseCheckpoint(msgspec.Struct, frozen=True):
-    """What a model was fine-tuned from: the checkpoint's directory as it was ``given``, the ``id`` of its weights, made as that
-    of a model of ours, and its ``model_type`` by transformers' name.
+class BaseCheckpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model was fine-tuned from: the directory as it was ``given``, the ``id`` of its weights, made as that of a model of
+    ours, and its ``model_type`` by transformers' name. ``bundle``: id of the bundle whose model it was (a warm start), None for a
+    checkpoint; ``pretrained``: the checkpoint that this bundle's model came from at first, None if it began from random weights.
     """
 
     given: str
     id: str
     model_type: str
+    bundle: str | None = None
+    pretrained: str | None = None
 
     @classmethod
     def of(cls, directory: Path, model_type: str) -> BaseCheckpoint:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from models.commands.choices import one_of
+from models.commands.choices import alignment_of, architecture_of, instruction_of, loss_of, precision_of, rank_of
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.terminal import shown, terminal
 
-if TYPE_CHECKING:
-    from models.examples.alignment import AlignmentSettings
-    from models.language.language_model import Architecture
-    from models.training.losses import Loss
-    from models.training.settings import Precision
-
 
 def train(
+    context: typer.Context,
     catalogue: Annotated[Path, typer.Argument(help="Catalogue folder that the bundle was fitted on.")],
     bundle: Annotated[
         Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.")
@@ -107,6 +102,18 @@ def train(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Local directory of a causal LM to fine-tune.", show_default="a small new one")
     ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Go on from the language model of this bundle (a directory, or an id of the bundle store): what it has learnt "
+            "of words, users and SIDs is kept, also for another codebook of the same embeddings.",
+            show_default="nothing",
+        ),
+    ] = None,
+    bundles: Annotated[
+        Path, typer.Option(envvar="SIDSTREAM_BUNDLES", help="Directory of the bundle store, for ids of --from.")
+    ] = Path(".sidstream/bundles"),
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.")] = 6.0,
     minutes: Annotated[
         float | None,
@@ -128,7 +135,7 @@ def train(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Items to be generated in a step, about.")] = 128,
     learning_rate: Annotated[
-        float | None, typer.Option(show_default="0.003 for a new model, 0.0001 for a checkpoint")
+        float | None, typer.Option(show_default="0.003 for a new model, 0.001 for --from, 0.0001 for a checkpoint")
     ] = None,
     warm_up: Annotated[
         float,
@@ -175,6 +182,7 @@ def train(
             min=0,
             max=0.99,
             help="Share of SIDs written in their other form; above 0 the model may follow the live layout.",
+            show_default="0, that of --from",
         ),
     ] = 0.0,
     loss: Annotated[str, typer.Option(help="What to train on: cross-entropy, focal or mile.")] = "cross-entropy",
@@ -203,9 +211,11 @@ def train(
     """
     import torch
 
-    from models.bundles.building import ModelSettings, train_bundle
+    from models.bundles.building import train_bundle
     from models.bundles.bundle import Bundle, checkpoint_directory
+    from models.bundles.first_model import ModelSettings
     from models.bundles.item_encoder import ItemEncoder
+    from models.bundles.warm_start import Origin, find_tokens, is_half_way
     from models.commands.after_training import (
         AFTER_TRAINING,
         Trained,
@@ -229,12 +239,13 @@ def train(
         streamed_training_data,
         with_validation,
     )
+    from models.commands.warm_start import bundle_to_go_on_from, describe_origin, is_given, require_kept
     from models.examples.folding import folded
     from models.examples.query_codes import QueryCodes
     from models.examples.records import TrainingData
     from models.language.prompts import PromptSettings
     from models.training import processes
-    from models.training.checkpoints import begin_anew
+    from models.training.checkpoints import begin_anew, facts_of
     from models.training.reports import checked_services, default_directory
     from models.training.settings import TrainingSettings
 
@@ -245,29 +256,35 @@ def train(
     require_one_validation(validation or (), validation_share)
     require_resumable(checkpoint_directory(bundle), resume=resume, anew=anew)
     require_usable_neighbours(neighbours, embed, examples or ())
+    older = bundle_to_go_on_from(origin, checkpoint, bundles, console)
+    asked = PromptSettings(
+        max_history=max_history, max_text_tokens=max_text_tokens, query_codes=query_codes, history_text=history_text
+    )
+    if older is not None and (record := older.manifest.language_model) is not None:
+        require_kept(context, older)
+        checkpoint, asked, architecture = None, record.prompt, None
+        max_history, query_codes = asked.max_history, asked.query_codes
+        if not is_given(context, "layer2_dropout"):
+            layer2_dropout = record.layer2_dropout
     require_streamable(examples or (), stream=stream, query_codes=query_codes, align=bool(align))
     model_settings = ModelSettings(
         checkpoint=checkpoint,
         hidden_size=hidden_size,
         model_layers=model_layers,
         user_buckets=user_buckets,
-        prompt=PromptSettings(
-            max_history=max_history,
-            max_text_tokens=max_text_tokens,
-            query_codes=query_codes,
-            history_text=history_text,
-        ),
-        architecture=_architecture(architecture, checkpoint),
-        instruction=_instruction(prompt, instruction),
+        prompt=asked,
+        architecture=architecture_of(architecture, checkpoint),
+        instruction=None if older is not None else instruction_of(prompt, instruction),
+        origin=None if older is None else Origin(older, origin or str(older.directory)),
     )
-    alignment = _alignment(align or (), align_share)
+    alignment = alignment_of(align or (), align_share)
     settings = TrainingSettings(
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=(3e-3 if checkpoint is None else 1e-4) if learning_rate is None else learning_rate,
+        learning_rate=model_settings.learning_rate if learning_rate is None else learning_rate,
         seed=seed,
         layer2_dropout=layer2_dropout,
-        loss=_loss(loss),
+        loss=loss_of(loss),
         gamma=gamma,
         seconds=60 * minutes if minutes is not None else None,
         patience=patience,
@@ -275,8 +292,8 @@ def train(
         weight_decay=weight_decay,
         accumulate=accumulate,
         gradient_checkpointing=gradient_checkpointing,
-        precision=_precision(precision),
-        lora=_rank(lora),
+        precision=precision_of(precision),
+        lora=rank_of(lora),
         dropout=dropout,
         report_to=checked_services(report_to or ()),
         report_directory=logging_dir or default_directory(checkpoint_directory(bundle)),
@@ -330,6 +347,16 @@ def train(
     codes = encoder.encode(shop.embeddings, [item.encode() for item in item_ids])
     for part in (data, held_out, to_choose_by):
         require_embeddings_of(part or TrainingData(), opened.manifest.dimension)
+    if model_settings.origin is not None:
+        here = model_settings.origin.bundle
+        began_from = None if anew else facts_of(checkpoints).get("model")
+        whole = replace(
+            model_settings.origin,
+            tokens=find_tokens(here, opened, item_ids, shop.embeddings, codes),
+            half_way=here.id == opened.id and is_half_way(opened, began_from),
+        )
+        model_settings = replace(model_settings, origin=whole)
+        describe_origin(whole, opened.manifest.size, console, validated=bool(validation))
     embed_queries = None if towers is None else towers.query_encoder().encode
     named = QueryCodes(item_ids, codes, encoder.encode_queries, embed_queries, max_history)
     histories = rows_of_histories(data, item_ids)
@@ -381,50 +408,3 @@ def train(
     )
     for follow in AFTER_TRAINING:
         follow(trained)
-
-
-def _instruction(prompt: str, instruction: str | None) -> str | None:
-    from models.language.instruction import DEFAULT_INSTRUCTION, parse_instruction
-
-    if one_of("--prompt", prompt, ("bare", "instruction")) == "bare":
-        if instruction is not None:
-            raise SidstreamError("--instruction gives the words of --prompt instruction: give both, or neither")
-        return None
-    text = DEFAULT_INSTRUCTION if instruction is None else instruction
-    parse_instruction(text)  # refused before anything is read
-    return text
-
-
-def _alignment(tasks: Sequence[str], share: float) -> AlignmentSettings | None:
-    from models.examples.alignment import TASKS, AlignmentSettings
-
-    return AlignmentSettings(tuple(one_of("--align", task, TASKS) for task in tasks), share) if tasks else None
-
-
-def _loss(name: str) -> Loss:
-    from models.training.losses import LOSSES
-
-    return one_of("--loss", name, LOSSES)
-
-
-def _precision(name: str) -> Precision:
-    from models.training.settings import PRECISIONS
-
-    return one_of("--precision", name, PRECISIONS)
-
-
-def _rank(lora: str | None) -> int:
-    if lora is None:
-        return 0
-    number = lora.removeprefix("r=")
-    if not number.isdecimal() or int(number) < 1:
-        raise SidstreamError(f"--lora {lora!r} is no rank: give a number of 1 or more, such as --lora 16")
-    return int(number)
-
-
-def _architecture(name: str | None, checkpoint: Path | None) -> Architecture:
-    from models.language.language_model import ARCHITECTURES
-
-    if name is not None and checkpoint is not None:
-        raise SidstreamError("--architecture is for a new model, and --checkpoint brings its own: give one of the two")
-    return one_of("--architecture", name or "llama", ARCHITECTURES)

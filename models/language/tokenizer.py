@@ -78,6 +78,11 @@ class TextTokenizer:
             msgspec.json.encode(_TokenizerSettings(self.begin_id, self._chat_frame))
         )
 
+    @staticmethod
+    def is_ours(directory: Path) -> bool:
+        """Whether a directory holds what ``save`` wrote."""
+        return (directory / _SETTINGS_FILE).is_file()
+
     @classmethod
     def load(cls, directory: Path) -> TextTokenizer:
         """Reads what ``save`` wrote."""

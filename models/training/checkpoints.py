@@ -50,6 +50,12 @@ def is_under_way(directory: Path) -> bool:
     return any(directory.glob(f"{_PREFIX}*/{_MARK}"))
 
 
+def facts_of(directory: Path) -> dict[str, Any]:
+    """What the newest whole checkpoint of a directory is of; empty without one."""
+    marks = [mark for path in directory.glob(f"{_PREFIX}*") if (mark := _mark_of(path)) is not None]
+    return max(marks, key=lambda mark: mark.step).facts if marks else {}
+
+
 @dataclass
 class Checkpoints:
     """The checkpoints of one training in a directory of their own.

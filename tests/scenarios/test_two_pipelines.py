@@ -13,8 +13,9 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from numpy.typing import NDArray
 
-from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle
+from models.bundles.building import FitSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
+from models.bundles.first_model import ModelSettings
 from models.codebooks.codebook import Codebook
 from models.examples.records import TrainingExample
 from models.training.settings import TrainingSettings

@@ -24,7 +24,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
-from models.bundles.building import FitSettings, Fitted, ModelSettings, fit_bundle, train_bundle  # noqa: E402
+from models.bundles.building import FitSettings, Fitted, fit_bundle, train_bundle  # noqa: E402
+from models.bundles.first_model import ModelSettings  # noqa: E402
 from models.bundles.model_of_bundle import load_language_model  # noqa: E402
 from models.language.language_model import (  # noqa: E402
     ARCHITECTURES,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.bundles.building import ModelSettings, train_bundle
+from models.bundles.building import train_bundle
 from models.bundles.bundle import Bundle
+from models.bundles.first_model import ModelSettings
 from models.bundles.item_encoder import ItemEncoder
 from models.bundles.model_of_bundle import load_language_model
 from models.catalogue import CatalogueItem

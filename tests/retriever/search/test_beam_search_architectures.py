@@ -20,7 +20,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
-from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle  # noqa: E402
+from models.bundles.building import FitSettings, fit_bundle, train_bundle  # noqa: E402
+from models.bundles.first_model import ModelSettings  # noqa: E402
 from models.bundles.model_of_bundle import load_language_model  # noqa: E402
 from models.training.settings import TrainingSettings  # noqa: E402
 from retriever.search.beam_search import beam_search  # noqa: E402

@@ -13,8 +13,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
-from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle  # noqa: E402
+from models.bundles.building import FitSettings, fit_bundle, train_bundle  # noqa: E402
 from models.bundles.bundle import Bundle  # noqa: E402
+from models.bundles.first_model import ModelSettings  # noqa: E402
 from models.bundles.model_of_bundle import load_language_model  # noqa: E402
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory  # noqa: E402
 from models.language.prompts import PromptSettings  # noqa: E402
