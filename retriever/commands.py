@@ -25,7 +25,7 @@ BOUND_MISSED: Final = 3  # the exit status of an evaluation that misses a bound
 
 def retriever() -> None:
     """Run the retriever: queries → answers, by the bundle's language model under the prefix trie's constraint."""
-    from retriever.answering.worker import run_retriever
+    from retriever.serving.process import run_retriever
 
     run_retriever(load_settings())
 
@@ -147,10 +147,12 @@ def show_answer(console: Console, answer: Answer) -> None:
             f"[yellow]not in the index, left out of the history:[/] {shown(', '.join(answer.skipped_history))}"
         )
     spent = answer.milliseconds.get("decode")
+    of_bundle = f" of the bundle {answer.bundle}" if answer.bundle else ""
     took = f", decoded in {spent:.0f} ms" if spent is not None else ""
     console.print(
-        f"[dim]layout {shown(answer.layout)} ({shown(answer.layout_mode)}), model {shown(answer.model)}{shown(took)}, "
-        f"index at {sum(answer.position.values()):,} records[/]"
+        f"[dim]layout {shown(answer.layout)} ({shown(answer.layout_mode)}), model {shown(answer.model)}{shown(of_bundle)}"
+        f"{shown(took)}, index at {sum(answer.position.values()):,} records[/]",
+        soft_wrap=True,
     )
 
 

@@ -23,7 +23,7 @@ ROOMS = {
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
     "kafka process events filters settings",
     "store": "checks writing topology reading records files errors",
-    "retriever": "commands explanation_tables evaluation client choosing_mixture answering dense device_search search "
+    "retriever": "commands explanation_tables evaluation client choosing_mixture serving answering dense device_search search "
     "eligibility",
     "study": "commands quick report experiments measures data",
 }
@@ -141,7 +141,7 @@ def test_tests_mirror_the_tree() -> None:
         ),
         ("retriever.client", set()),
         ("sidstream", set()),
-        ("retriever.answering.worker", {"torch", "transformers"}),
+        ("retriever.serving.process", {"torch", "transformers"}),
     ],
 )
 def test_optional_weight_is_not_imported(modules: str, allowed: set[str]) -> None:

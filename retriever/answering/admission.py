@@ -33,18 +33,30 @@ _LONGEST_TIMEOUT_MS: Final = 1 << 62  # a longer one overflows a float
 class QueryRefused(Exception):
     """A well-formed query that is not worked on; ``kind`` goes into the answer's error."""
 
-    def __init__(self, kind: str, message: str, waited_ms: float) -> None:
+    def __init__(self, kind: str, message: str, waited_ms: float, who: str) -> None:
+        """``who``: as of a ``CheckedQuery``."""
         super().__init__(message)
         self.kind = kind
         self.waited_ms = waited_ms
+        self.who = who
+
+
+class BundleLimits(NamedTuple):
+    """What a bundle asks of its queries: ``dimension``, D of an embedding; ``layers``, L of SIDs."""
+
+    dimension: int
+    layers: int = MAXIMUM_LAYERS
 
 
 class CheckedQuery(NamedTuple):
-    """A query within its limits; ``filter``: its own, canonical, None if every item will do."""
+    """A query within its limits; ``filter``: its own, canonical, None if every item will do; ``who``: the user, or without one
+    the query's id, by which a bundle is found.
+    """
 
     query_id: str
     query: Query
     filter: Filter | None
+    who: str
 
 
 class UserRates:
@@ -85,25 +97,23 @@ class UserRates:
 class Admission:
     """Checks the records of ``queries``.
 
-    ``dimension``: D of an embedding; ``filterable``: the declared attributes and their types; ``layers``: L of SIDs; ``clock``
-    gives seconds since the epoch, ``monotonic`` seconds for the rates.
+    ``limits_of``: what the bundle asks that answers a user (or, without one, a query by its id); ``filterable``: the declared
+    attributes and their types; ``clock`` gives seconds since the epoch, ``monotonic`` seconds for the rates.
     """
 
     def __init__(
         self,
         settings: RetrieverSettings,
         *,
-        dimension: int,
+        limits_of: Callable[[str], BundleLimits],
         filterable: Mapping[str, AttributeType] | None = None,
-        layers: int = MAXIMUM_LAYERS,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._dimension = dimension
+        self._limits_of = limits_of
         self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._filterable = filterable or {}
-        self._layers = layers
         self._filter_limits = FilterLimits(
             settings.maximum_filter_clauses, settings.maximum_filter_depth, settings.maximum_filter_entries
         )
@@ -128,6 +138,7 @@ class Admission:
         settings = self._settings
         decoded = decode_event(QUERY, record, value, self._limits)
         query: Query = decoded.value
+        who = query.user or query_id
         if not query.text.strip() and not query.history and query.user is None and query.embedding is msgspec.UNSET:
             raise EventError("EmptyQuery", "the query is empty: send text, history, embedding, user or several of them")
         if not 1 <= query.limit <= settings.maximum_limit:
@@ -145,12 +156,12 @@ class Admission:
         if query.slate is not msgspec.UNSET:
             within(settings.maximum_slate_rules, len(query.slate), "slate", "rules")
             try:
-                check_slate(query.slate, self._filterable, layers=self._layers)
+                check_slate(query.slate, self._filterable, layers=self._limits_of(who).layers)
             except SlateError as error:
                 raise EventError("InvalidSlate", str(error)) from None
         if query.embedding is not msgspec.UNSET:
             try:
-                query_embedding(query.embedding, self._dimension)
+                query_embedding(query.embedding, self._limits_of(who).dimension)
             except EmbeddingError as error:
                 raise EventError(error.kind, str(error)) from None
         if query.user is not None:
@@ -158,7 +169,15 @@ class Admission:
         wanted = None
         if query.filter is not msgspec.UNSET:
             wanted = self._read_filter(query.filter, decoded.of_json)
-        return CheckedQuery(query_id, query, wanted)
+        return CheckedQuery(query_id, query, wanted, who)
+
+    def who(self, record: Message) -> str:
+        """Who asks in a record that is refused: the user, where one can be read, or else the query's id; empty without either."""
+        try:
+            user = decode_event(QUERY, record, record.value() or b"", self._limits).value.user
+        except EventError:
+            user = None
+        return user or (record.key() or b"").decode("utf-8", "replace")
 
     def _read_filter(self, raw: msgspec.Raw, of_json: bool) -> Filter:
         try:
@@ -194,6 +213,7 @@ class Admission:
                 f"the query had waited {waited:.0f} ms when its turn came, and its deadline is {deadline:.0f} ms: the "
                 "retrievers are behind; ask again, allow more time, or run more retrievers",
                 waited,
+                checked.who,
             )
         if self._rates is not None and query.user is not None and not self._rates.allow(query.user):
             settings = self._settings
@@ -202,6 +222,7 @@ class Admission:
                 f"this user asks more than {settings.user_queries_per_second:g} queries a second (bursts of "
                 f"{settings.user_query_burst}): ask again later",
                 waited,
+                checked.who,
             )
         if query.search == "exact" and self._settings.layout == "marginal":
             raise QueryRefused(
@@ -209,6 +230,7 @@ class Admission:
                 "this retriever sums over the model's own layout (retriever.layout is 'marginal'), and an exact search does "
                 "not: ask without search, or of a retriever whose layout is pinned or live",
                 waited,
+                checked.who,
             )
         return checked, waited
 

@@ -143,7 +143,7 @@ class Answerer:
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
             ]
         ended = time.perf_counter()
-        DECODE_SECONDS.observe(decoded - prepared)
+        DECODE_SECONDS.labels(self._bundle.id).observe(decoded - prepared)
         spent = {
             "prepare": round((prepared - started) * 1000, 2),
             "decode": round((decoded - prepared) * 1000, 2),
@@ -174,6 +174,7 @@ class Answerer:
             query_id=query_id,
             layout_mode=self._settings.layout,
             codebook=manifest.codebook_id,
+            bundle=self._bundle.id,
             model=manifest.model_id or "",
             answered_at=int(time.time() * 1000),
             **fields,

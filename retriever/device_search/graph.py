@@ -55,7 +55,8 @@ class Graph:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Another thread may load the next bundle onto the card meanwhile: its calls are no fault of this capture.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._outputs = self._run(*self._inputs)
         except RuntimeError as error:
             self._by_steps = True

@@ -163,10 +163,10 @@ def offline(settings: Settings, index: Path) -> Iterator[Ask]:
     """Answers by the bundle's model over an index, in this process, by the retriever's own path and settings."""
     from retriever.answering.answers import Answerer
     from retriever.answering.asked import Asked
-    from retriever.answering.worker import load_model, open_bundle
+    from retriever.serving.loaded_bundle import load_model, open_bundle
     from store.reading.reader import IndexReader
 
-    own, bundle = settings.retriever, open_bundle(settings)
+    own, bundle = settings.retriever, open_bundle(settings.bundle, settings.retriever)
     model, prompts = load_model(bundle, settings)
     with IndexReader(index) as reader:
         filterable = settings.attributes.filterable

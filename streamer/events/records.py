@@ -296,7 +296,8 @@ class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition.
+    """Topic ``results``, key = query id. Best item first; ``position``: the index's next offset a partition. ``bundle``: id of
+    the one that answered, errors too; ``codebook`` and ``model`` are its own.
 
     ``legs``: what answered, the language model, the dense leg (nearest vectors), or both as a mixture; ``note``: why not both,
     or why a slate is not full.
@@ -309,6 +310,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     layout: int | None = None
     layout_mode: Literal["pinned", "live", "marginal"] = "pinned"
     codebook: str = ""
+    bundle: str | UnsetType = UNSET
     model: str = ""
     position: dict[str, int] = {}
     skipped_history: tuple[str, ...] = ()

@@ -26,6 +26,8 @@ class Part(StrEnum):
     """It answered when it was last asked."""
     INDEX = "index"
     """The index that the indexer of this host makes is there."""
+    BUNDLE = "bundle"
+    """What is deployed to answer is what answers."""
     TOPICS = "topics"
     """They are still as the process needs them."""
     INPUT = "input"

@@ -19,12 +19,13 @@ from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from retriever.answering.asked import Found
-from retriever.answering.worker import AnswerBatch
+from retriever.serving.answer_batch import AnswerBatch
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER
 from streamer.settings import RetrieverSettings
+from support.answer_batches import answer_batch_of
 from support.fuzzing import Fuzzer
 
 INPUTS = 200  # an example
@@ -54,17 +55,15 @@ def answer_queries(
             attributes=[encode_attributes({"price": number, "tags": ["red"]}) if number % 2 else b"" for number in range(LIVE)],
         )  # fmt: skip
         writer.apply(items, {})
-        batch = AnswerBatch(
-            bundle=bundle,
-            model=model,
-            prompts=prompts,
-            reader=IndexReader(writer.path),
-            settings=RetrieverSettings(user_queries_per_second=1.0, maximum_wait_seconds=1e12),
-            results_topic="results",
-            dead_letter_topic="dlq",
+        batch, answerer = answer_batch_of(
+            bundle,
+            model,
+            prompts,
+            IndexReader(writer.path),
+            RetrieverSettings(user_queries_per_second=1.0, maximum_wait_seconds=1e12),
             filterable={"price": "number", "brand": "string", "in_stock": "boolean", "tags": "strings"},
         )
-        batch._answerer._search = lambda asked, tries: [Found() for _ in asked]  # type: ignore[method-assign]
+        answerer._search = lambda asked, tries: [Found() for _ in asked]  # type: ignore[method-assign]
         yield batch
 
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from retriever.answering.answers import Answerer
-from retriever.answering.worker import run_retriever
+from retriever.serving.process import run_retriever
 from streamer.settings import load_settings
 
 search = Answerer._search

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.attributes import AttributeType
-from retriever.answering.admission import Admission, QueryRefused, UserRates
+from retriever.answering.admission import Admission, BundleLimits, QueryRefused, UserRates
 from retriever.client import Client, ClientError
 from streamer.events.intake import EventError
 from streamer.events.records import QUERY, Query, excludes_history
@@ -34,7 +34,11 @@ def record(*, age_ms: float = 0, **fields: Any) -> Message:
 
 def admission(**settings: Any) -> Admission:
     return Admission(
-        RetrieverSettings(**settings), dimension=4, filterable=FILTERABLE, clock=lambda: NOW, monotonic=lambda: 0.0
+        RetrieverSettings(**settings),
+        limits_of=lambda who: BundleLimits(4),
+        filterable=FILTERABLE,
+        clock=lambda: NOW,
+        monotonic=lambda: 0.0,
     )
 
 

@@ -20,7 +20,7 @@ from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from models.dense.vectors import quantise
-from retriever.answering.admission import Admission
+from retriever.answering.admission import Admission, BundleLimits
 from retriever.answering.answers import Answerer
 from retriever.answering.asked import Asked
 from retriever.answering.slates import Group, greedy
@@ -212,7 +212,7 @@ def test_no_more_candidates_are_looked_at_than_the_settings_allow(bundle: Bundle
     ],
 )
 def test_slate_that_cannot_be_used_is_refused_by_name(slate: list[Any], kind: str, said: str) -> None:
-    admission = Admission(RetrieverSettings(), dimension=8, filterable=TYPES, layers=3)
+    admission = Admission(RetrieverSettings(), limits_of=lambda who: BundleLimits(8, 3), filterable=TYPES)
     value = msgspec.json.encode({"text": "x", "slate": slate})
     record = Message(topic="queries", partition=0, offset=0, key=b"q", value=value, timestamp=(1, 1))
     with pytest.raises(EventError, match=re.escape(said)) as caught:

@@ -21,7 +21,7 @@ from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from models.dense.vectors import quantise
 from models.sids.layout import Layout
-from retriever.answering.admission import Admission
+from retriever.answering.admission import Admission, BundleLimits
 from retriever.answering.answers import Answerer
 from retriever.answering.asked import Asked
 from store.reading.reader import IndexReader
@@ -258,7 +258,7 @@ def test_scores_that_are_not_finite_leave_an_answer_that_can_be_read(bundle: Bun
 
 
 def test_more_ids_than_the_settings_allow_are_refused() -> None:
-    admission = Admission(RetrieverSettings(maximum_why_not=2), dimension=8)
+    admission = Admission(RetrieverSettings(maximum_why_not=2), limits_of=lambda who: BundleLimits(8))
     value = json.dumps({"text": "x", "why_not": ["a", "b", "c"]}).encode()
     record = Message(topic="queries", partition=0, offset=0, key=b"q", value=value, timestamp=(1, 1))
     with pytest.raises(EventError, match="why_not has 3 items"):

@@ -19,7 +19,6 @@ from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from retriever.answering.metrics import QUERY_SECONDS
-from retriever.answering.worker import AnswerBatch
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
@@ -30,6 +29,7 @@ from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.process.health import Health
 from streamer.settings import Settings
+from support.answer_batches import answer_batch_of
 from support.patience import PATIENCE_SECONDS
 from support.processes import committed_records, wait_until
 
@@ -58,16 +58,16 @@ def slow_retriever(
         )
         model, prompts = load_language_model(bundle)
         with IndexReader(settings.index) as reader:
-            transform = AnswerBatch(
-                bundle=bundle,
-                model=model,
-                prompts=prompts,
-                reader=reader,
-                settings=settings.retriever.model_copy(update={"batch_size": BATCH, "maximum_wait_seconds": 600.0}),
+            transform, answerer = answer_batch_of(
+                bundle,
+                model,
+                prompts,
+                reader,
+                settings.retriever.model_copy(update={"batch_size": BATCH, "maximum_wait_seconds": 600.0}),
                 results_topic=settings.topics.results,
                 dead_letter_topic=settings.topics.queries_dead_letters,
             )
-            search, calls, batches = transform._answerer._search, list[int](), list[int]()
+            search, calls, batches = answerer._search, list[int](), list[int]()
 
             def slowly(asked: Any, trie: Any) -> Any:
                 calls.append(len(asked))
@@ -78,7 +78,7 @@ def slow_retriever(
                 batches.append(len(records))
                 return transform(records)
 
-            transform._answerer._search = slowly  # type: ignore[method-assign]
+            answerer._search = slowly  # type: ignore[method-assign]
             group = settings.topics.prefix + settings.retriever.group
             loop = LoopSettings("retriever", settings.topics.queries, group, "0", BATCH, 0, QUERY_SECONDS, 1_000)
             yield TransactionalLoop(loop, settings.kafka, counted, Health(), transform.next_batch), batches, calls

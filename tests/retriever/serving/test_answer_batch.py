@@ -24,10 +24,10 @@ from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
 from models.sids.layout import Layout
-from retriever.answering.answers import RetrieverError
-from retriever.answering.worker import AnswerBatch
+from retriever.answering.answers import Answerer, RetrieverError
 from retriever.commands import show_answer
 from retriever.search.marginal_search import marginal_beam_search
+from retriever.serving.answer_batch import AnswerBatch
 from store.errors import IndexMismatchError
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
@@ -35,6 +35,7 @@ from store.topology.layout_trie import SnapshotTrie
 from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER, QUERY, Answer, AnswerItem, Query
 from streamer.settings import RetrieverSettings
+from support.answer_batches import answer_batch_of
 
 LIVE = 300
 
@@ -69,17 +70,14 @@ def batch(ids: list[str], codes: NDArray[np.uint16], *, deleted: bool = False) -
     )
 
 
-def answer_batch(bundle: Bundle, writer: IndexWriter, **settings: Any) -> AnswerBatch:
+def batch_and_answerer(bundle: Bundle, writer: IndexWriter, **settings: Any) -> tuple[AnswerBatch, Answerer]:
     model, prompts = load_language_model(bundle)
-    return AnswerBatch(
-        bundle=bundle,
-        model=model,
-        prompts=prompts,
-        reader=IndexReader(writer.path),
-        settings=RetrieverSettings(**{"ranking": "weight_and_recency"} | settings),  # scores are then those of SIDs
-        results_topic="results",
-        dead_letter_topic="dlq",
-    )
+    own = RetrieverSettings(**{"ranking": "weight_and_recency"} | settings)  # scores are then those of SIDs
+    return answer_batch_of(bundle, model, prompts, IndexReader(writer.path), own)
+
+
+def answer_batch(bundle: Bundle, writer: IndexWriter, **settings: Any) -> AnswerBatch:
+    return batch_and_answerer(bundle, writer, **settings)[0]
 
 
 def test_items_are_ranked_by_their_own_probability_unless_the_settings_say_otherwise(
@@ -291,12 +289,12 @@ def test_query_whose_scores_are_not_finite_names_the_true_cause_and_the_others_a
     bundle: Bundle, writer: IndexWriter, layout: str
 ) -> None:
     with_short_sids(bundle, writer)
-    answer_queries = answer_batch(bundle, writer, layout=layout)
-    poison = answer_queries._answerer._prompts.tokenizer.encode("~")[-1]
+    answer_queries, answerer = batch_and_answerer(bundle, writer, layout=layout)
+    poison = answerer._prompts.tokenizer.encode("~")[-1]
     with torch.no_grad():
-        answer_queries._answerer._model.get_input_embeddings().weight[poison] = torch.nan
+        answerer._model.get_input_embeddings().weight[poison] = torch.nan
         # Tied to the output rows, whose sum is the scores' divisor.
-        head = answer_queries._answerer._model.get_output_embeddings()
+        head = answerer._model.get_output_embeddings()
         head.weight = torch.nn.Parameter(torch.nan_to_num(head.weight.detach().clone()))
     asked = [query(b"a", text="~"), query(b"b", text="thing"), query(b"c", text="~")]
     by_id = {answer.query_id: answer for answer in answers(answer_queries(asked))}
@@ -377,10 +375,10 @@ def test_outcomes_of_queries_and_the_time_of_decoding_are_counted(bundle: Bundle
 
     def counts() -> tuple[float, ...]:
         return (
-            value("sidstream_queries_total", outcome="answered"),
-            value("sidstream_queries_total", outcome="EmptyQuery"),
+            value("sidstream_queries_total", outcome="answered", bundle=bundle.id),
+            value("sidstream_queries_total", outcome="EmptyQuery", bundle=bundle.id),
             value("sidstream_dead_letters_total", **{"process": "retriever", "class": "EmptyQuery"}),
-            value("sidstream_decode_seconds_count"),
+            value("sidstream_decode_seconds_count", bundle=bundle.id),
         )
 
     answer = answer_batch(bundle, writer)
@@ -403,7 +401,7 @@ def test_fields_at_their_limits_are_answered(bundle: Bundle, writer: IndexWriter
 def test_late_query_gets_an_error_that_says_how_long_it_waited_and_costs_no_model_call(
     bundle: Bundle, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer_queries = answer_batch(bundle, writer)
+    answer_queries, answerer = batch_and_answerer(bundle, writer)
     now = int(time.time() * 1000)
     asked = [
         query(b"late", text="a", asked_at=now - 500, timeout_ms=100),
@@ -412,10 +410,8 @@ def test_late_query_gets_an_error_that_says_how_long_it_waited_and_costs_no_mode
         query(b"clock-ahead", text="a", asked_at=now + 3_600_000, timeout_ms=1),
     ]
     searched: list[int] = []
-    search = answer_queries._answerer._search
-    monkeypatch.setattr(
-        answer_queries._answerer, "_search", lambda asked, trie: searched.append(len(asked)) or search(asked, trie)
-    )
+    search = answerer._search
+    monkeypatch.setattr(answerer, "_search", lambda asked, trie: searched.append(len(asked)) or search(asked, trie))
     outgoing = answer_queries(asked)
     assert [out.topic for out in outgoing] == ["results"] * 4, "nothing is wrong with a late query: no dead letter"
     assert searched == [2]
@@ -467,7 +463,7 @@ def test_items_with_enormous_titles_are_answered_with_shortened_ones(bundle: Bun
 def test_answer_that_no_topic_would_take_becomes_an_error(
     bundle: Bundle, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retriever.answering.worker._ANSWER_MAXIMUM_BYTES", 500)
+    monkeypatch.setattr("retriever.serving.answer_batch._ANSWER_MAXIMUM_BYTES", 500)
     [answer] = answers(answer_batch(bundle, writer)([query(b"q", text="thing", limit=20)]))
     assert answer.items == ()
     assert answer.error is not None

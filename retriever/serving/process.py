@@ -1,0 +1,75 @@
+"""The retriever's process: queries in, answers out; one answer a query, results and offsets in one transaction.
+
+The record ``serving`` says what answers, and it changes between two batches; before anything was deployed that is the settings'
+bundle over the settings' index.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from retriever.answering.metrics import QUERY_SECONDS
+from retriever.serving.answer_batch import PROCESS, AnswerBatch
+from retriever.serving.bundles import BundlesOfRecord
+from streamer.deployments.follow import ServingFollower
+from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
+from streamer.kafka.admin import await_topics
+from streamer.kafka.read_to_end import LogReadError
+from streamer.process.health import Health, Part
+from streamer.process.run import run_process
+from streamer.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def run_retriever(settings: Settings) -> None:
+    """Run the process until it is told to stop."""
+
+    def work(stop: threading.Event, health: Health) -> None:
+        topics, own = settings.topics, settings.retriever
+        needed = [topics.queries, topics.queries_dead_letters, topics.results, topics.serving]
+        if not await_topics(settings, needed, stop, health):
+            return
+        follower = _follower(settings, stop, health)
+        if follower is None:
+            return
+        with follower:
+            bundles = BundlesOfRecord(settings, follower, health)
+            if not bundles.start(stop):
+                return
+            with bundles:
+                transform = AnswerBatch(
+                    bundles.current,
+                    settings=own,
+                    results_topic=topics.results,
+                    dead_letter_topic=topics.queries_dead_letters,
+                    filterable=settings.attributes.filterable,
+                )
+                loop = LoopSettings(
+                    process=PROCESS,
+                    source=topics.queries,
+                    group=settings.in_cluster(own.group),
+                    instance=own.instance,
+                    batch_size=own.batch_size,
+                    minimum_batch_interval_ms=0,
+                    event_seconds=QUERY_SECONDS,
+                    gather_size=own.gather_size,
+                )
+                TransactionalLoop(loop, settings.kafka, transform, health, transform.next_batch).run(stop)
+
+    run_process(PROCESS, settings, work)
+
+
+def _follower(settings: Settings, stop: threading.Event, health: Health) -> ServingFollower | None:
+    """Reads the record; a broker that goes away just then is waited for. None if ``stop`` was set first."""
+    while not stop.is_set():
+        health.progress()
+        try:
+            return ServingFollower(settings, PROCESS)
+        except LogReadError as error:
+            log.warning("waiting_for_broker", reason=str(error))
+            health.set_unready(Part.BROKER, str(error))
+            stop.wait(1.0)
+    return None
