@@ -1,6 +1,6 @@
 """What every table of the report is made of: Markdown, figures with their spread, and the runs that a row is of.
 
-What must hold: what was not run or not measured is a dash, never a figure of something else.
+What must hold: what was not run or not measured says so, and is neither left out nor a figure of something else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from study.experiments.results import Results
 from study.experiments.run import Measurement
 from study.measures.evaluation import SID, SID_WITHOUT_HISTORY
 
-NOT_YET: Final = "not run yet"
+NOT_YET: Final = "not run yet"  # of a section
+NOT_MEASURED: Final = "not measured"  # of a row that is planned
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -81,7 +82,21 @@ def sid_level(results: Results, choices: Sequence[RunChoice], measurement: Measu
 
 def cells_of(found: Sequence[Mapping[str, float]], cutoffs: Sequence[int]) -> list[str]:
     """A cell a cutoff, with the spread of several seeds."""
-    return [spread([recall[str(k)] for recall in found if str(k) in recall]) for k in cutoffs]
+    return (
+        absent(len(cutoffs))
+        if not found
+        else [spread([recall[str(k)] for recall in found if str(k) in recall]) for k in cutoffs]
+    )
+
+
+def absent(cells: int) -> list[str]:
+    """So many cells of a row without figures, which say so."""
+    return [NOT_MEASURED, *["–"] * (cells - 1)]
+
+
+def of_seeds(measured: int, planned: int) -> str:
+    """How many of a row's seeds are in it, where that is not all."""
+    return str(measured) if measured == planned else f"{measured} of {planned}"
 
 
 def key_of(choice: RunChoice) -> str:

@@ -51,7 +51,10 @@ def training_figures(results: Results, dataset: DatasetName, output: Path) -> li
     if shares := tables.invalid(results, dataset):
         series = {label: [(float(k), share) for k, share in points.items()] for label, points in shares.items()}
         pictures.lines(series, folder / "invalid.png", x="k, beams", y="SIDs of no item", percent=True)
-        parts += [_picture("Share of invalid SIDs (figure 5).", f"{dataset}/invalid.png"), tables.invalid_table(shares)]
+        parts += [
+            _picture("Share of invalid SIDs (figure 5).", f"{dataset}/invalid.png"),
+            tables.invalid_table(shares, dataset),
+        ]
     if bars := tables.recall_at_10(results, dataset):
         pictures.recall_bars(bars, folder / "recall.png", y="recall@10")
         parts.append(_picture("Recall@10 by method; bars: ± standard deviation over seeds.", f"{dataset}/recall.png"))

@@ -14,6 +14,7 @@ from study.data.datasets import DatasetName
 from study.experiments.plan import ARRIVING, Row, rows
 from study.experiments.results import Results
 from study.experiments.run import ARRIVALS, ARRIVALS_RULE
+from study.report.cells import NOT_MEASURED, key_of
 
 RULES: Final = ("the model alone", "the dense leg alone", "mixture")
 _GROUPS: Final = ("all", "old", "new")
@@ -67,11 +68,19 @@ def _dataset(results: Results, dataset: DatasetName) -> Iterator[str]:
         if len(measured) > 1:
             means = [f"**{mean(found[rule][group]['recall@10'] for _, found in measured):.3f}**" for group in _GROUPS]
             lines.append([f"**{rule}**", "mean", *means, "", ""])
+    done = {row.choice.key for row, _ in every}
+    lines += [
+        [row.label, str(row.choice.seed), NOT_MEASURED, "–", "–", "", key_of(row.choice)]
+        for row in ours
+        if ARRIVALS in row.measurements and row.choice.key not in done
+    ]
     yield _table(["rule", "seed", *_GROUPS, "chosen", "run"], lines)
     groups = measured[0][1][RULES[0]]
     counts = ", ".join(f"{group} {groups[group]['cases']:,}" for group in _GROUPS)
     yield f"Cases: {counts}.\n"
     for row in ours:
+        if ARRIVALS_RULE in row.measurements and _measured(results, row, ARRIVALS_RULE.name) is None:
+            yield f"Which rule is for new items ({key_of(row.choice)}): {NOT_MEASURED}.\n"
         if (found := _measured(results, row, ARRIVALS_RULE.name)) is not None:
             yield (
                 "Which rule is for new items, on validation cases alone: a further tenth of the items is held back from the "

@@ -1,4 +1,5 @@
-"""The references beside the models, and what model, vectors and co-occurrence find together: tables of section 6.
+"""The references beside the models, what model, vectors and co-occurrence find together, and what several codebooks do: tables of
+section 6.
 
 What must hold: every row names its run; intervals are 95 %, and say how they came about where it matters.
 """
@@ -14,9 +15,19 @@ from study.data.datasets import DatasetName
 from study.experiments.configuration import RunChoice
 from study.experiments.plan import rows
 from study.experiments.results import Results
-from study.experiments.run import LEGS, OWN
+from study.experiments.run import LEGS, OWN, TOGETHER
 from study.measures.evaluation import CUTOFFS
-from study.report.cells import NOT_YET, cells_of, is_item_level, key_of, markdown, methods, recalls
+from study.report.cells import (
+    NOT_MEASURED,
+    NOT_YET,
+    absent,
+    cells_of,
+    is_item_level,
+    key_of,
+    markdown,
+    methods,
+    recalls,
+)
 
 
 def references(results: Results, dataset: DatasetName, record: Mapping[str, Any] | None) -> str:
@@ -29,7 +40,9 @@ def references(results: Results, dataset: DatasetName, record: Mapping[str, Any]
     own += [(f"lever: {row.label}", [row.choice]) for row in rows(dataset) if row.section == "levers"]
     for label, choices in own:
         ranking = _ranking_of(results, choices)
-        if ranking is not None:
+        if ranking is None:
+            lines.append([f"**{label}**", *absent(len(CUTOFFS)), "–", "–", "–", key_of(choices[0])])
+        else:
             found = recalls(results, choices, OWN, "all", ranking)
             name = f"**{label}**, {ranking.removeprefix('item, ')}"
             lines.append([name, *cells_of(found, CUTOFFS), *_interval_cells(found), key_of(choices[0])])
@@ -101,8 +114,11 @@ def legs(results: Results, dataset: DatasetName) -> list[str]:
     """What model, vectors and co-occurrence find together, for the runs where that was measured."""
     parts = []
     for row in rows(dataset):
+        if LEGS not in row.measurements:
+            continue
         result = results.run(row.choice)
-        if LEGS not in row.measurements or result is None or LEGS.name not in result.measured:
+        if result is None or LEGS.name not in result.measured:
+            parts.append(f"**Legs together** ({row.label}, {key_of(row.choice)}): {NOT_MEASURED}.\n")
             continue
         found = result.measured[LEGS.name]
         mixture = found["mixture"]
@@ -118,5 +134,25 @@ def legs(results: Results, dataset: DatasetName) -> list[str]:
             "co-occurrence's share, of greatest likelihood on those cases. The wanted item is among the candidates of all "
             f"three in {found['reached']:.1%} of the cases.\n",
             markdown(["legs", *(f"@{k}" for k in CUTOFFS)], lines),
+        ]
+    return parts
+
+
+def codebooks(results: Results, dataset: DatasetName) -> list[str]:
+    """Models that learnt with several codebooks, asked by each and by all."""
+    parts = []
+    for row in rows(dataset):
+        if TOGETHER not in row.measurements:
+            continue
+        title = f"**Several codebooks** ({row.label}, {key_of(row.choice)}): "
+        result = results.run(row.choice)
+        if result is None or TOGETHER.name not in result.measured:
+            parts.append(f"{title}{NOT_MEASURED}.\n")
+            continue
+        recalls = result.measured[TOGETHER.name]["recalls"]
+        lines = [[name, *(_with_ends(recall, k) for k in CUTOFFS)] for name, recall in recalls.items()]
+        parts += [
+            f"{title}the model asked by one codebook or by all, an item having the mean of its probabilities.\n",
+            markdown(["asked by", *(f"@{k}" for k in CUTOFFS)], lines),
         ]
     return parts

@@ -50,7 +50,7 @@ _METHOD: Final = """\
   items are a tenth of the catalogue that arrived after training.
 - **Models** are small (the tables say how small), from scratch, on two CPU cores: methods are compared with each other
   under equal means, not with the paper's 0.8 and 7 billion parameters.
-- `±` is the standard deviation over seeds; a row without it is seed 0 alone. A dash: not run.
+- `±` is the standard deviation over seeds; a row without it is seed 0 alone. "Not measured": planned, and not run yet.
 - *The best ranking* is the one with the highest recall@10 under top@10 %, on the same cases that the tables show.
 - **Again:** every row ends with the key of its run. `sidstream study --only KEY --again` trains and measures that run
   anew, `sidstream study --only "table 2"` all of a kind, `sidstream study --report` rebuilds this page and its figures
@@ -127,6 +127,7 @@ def _dataset(results: Results, dataset: DatasetName, output: Path) -> list[str]:
                 reference_tables.references(results, dataset, record),
                 *reference_tables.references_on_every_case(record),
                 *reference_tables.legs(results, dataset),
+                *reference_tables.codebooks(results, dataset),
             ],
         ),
         ("Runs", "", lambda: [tables.runs(results, dataset)]),

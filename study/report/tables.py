@@ -1,4 +1,4 @@
-"""The study's tables as Markdown, from results alone: a row that was not run yet says so.
+"""The study's tables as Markdown, from results alone: every row of the plan is there, and one that was not run says so.
 
 What must hold: every row names its run; recall is given with its spread where there are several seeds.
 """
@@ -16,18 +16,21 @@ from study.data.datasets import DatasetName
 from study.experiments.configuration import RunChoice
 from study.experiments.plan import BEST_TOP_K, FULL, Row, rows, scale
 from study.experiments.results import Results, RunResult
-from study.experiments.run import FIRST_GIVEN, OWN, PER_ITEM, Measurement
+from study.experiments.run import FIRST_GIVEN, FREE_BEAMS, OWN, PER_ITEM, Measurement
 from study.measures.evaluation import CUTOFFS, RANKINGS, SID, SID_WITHOUT_HISTORY
 from study.measures.per_item import BUDGETS
 from study.measures.shape import Shape
 from study.report.cells import (
+    NOT_MEASURED,
     NOT_YET,
+    absent,
     cells_of,
     is_item_level,
     key_of,
     markdown,
     methods,
     number,
+    of_seeds,
     recalls,
     sid_level,
     spread,
@@ -73,8 +76,9 @@ def table_2(results: Results, dataset: DatasetName) -> str:
         for level in (sid_level(results, choices, OWN), ranking):
             found = recalls(results, choices, OWN, "all", level)
             keys = " ".join(key_of(choice) for choice in choices if results.run(choice) or choice == choices[0])
-            lines.append([label, _level_words(level, dataset), *cells_of(found, CUTOFFS), keys])
-    return markdown(["method", "level", *(f"@{k}" for k in CUTOFFS), "runs"], lines)
+            seeds = of_seeds(len(found), len(choices))
+            lines.append([label, _level_words(level, dataset), *cells_of(found, CUTOFFS), seeds, keys])
+    return markdown(["method", "level", *(f"@{k}" for k in CUTOFFS), "seeds", "runs"], lines)
 
 
 def per_item(results: Results, dataset: DatasetName) -> str:
@@ -82,14 +86,15 @@ def per_item(results: Results, dataset: DatasetName) -> str:
     lines = []
     for label, choices in methods(dataset):
         found = _per_item(results, choices)
-        if found:
-            lines.append([label, *_per_item_cells(found), str(len(found))])
-    return markdown([*_PER_ITEM_HEADER, "seeds"], lines) if lines else f"{NOT_YET}\n"
+        lines.append([label, *_per_item_cells(found), of_seeds(len(found), len(choices))])
+    return markdown([*_PER_ITEM_HEADER, "seeds"], lines)
 
 
 def parameters(results: Results, dataset: DatasetName) -> str:
     """Methods over codebooks of other depths and sizes: recall@10 of SIDs and of items, and by the item."""
     chosen = [row for row in rows(dataset) if row.section == "parameters"]
+    if not chosen:
+        return "not planned for this set\n"
     codebook = scale(dataset).base.codebook
     for layout in dict.fromkeys(row.choice.layout for row in chosen):
         label = f"{codebook.layers} × {codebook.size}, {layout.label}"
@@ -99,11 +104,10 @@ def parameters(results: Results, dataset: DatasetName) -> str:
     for row in sorted(chosen, key=lambda row: (row.choice.codebook.layers, row.choice.codebook.size)):
         of_sids = sid_level(results, [row.choice], OWN)
         levels = [recalls(results, [row.choice], OWN, "all", level) for level in (of_sids, ranking)]
-        cells = [spread([recall["10"] for recall in found]) for found in levels]
-        if any(levels):
-            lines.append([row.label, *cells, *_per_item_cells(_per_item(results, [row.choice])), key_of(row.choice)])
+        cells = [spread([recall["10"] for recall in found]) if found else NOT_MEASURED for found in levels]
+        lines.append([row.label, *cells, *_per_item_cells(_per_item(results, [row.choice])), key_of(row.choice)])
     header = ["codebook and layout", "SIDs @10", "items @10", *_PER_ITEM_HEADER[1:], "run"]
-    return markdown(header, lines) if lines else f"{NOT_YET}\n"
+    return markdown(header, lines)
 
 
 def _per_item(results: Results, choices: Sequence[RunChoice]) -> list[dict[str, dict[str, float]]]:
@@ -114,6 +118,8 @@ def _per_item(results: Results, choices: Sequence[RunChoice]) -> list[dict[str, 
 
 
 def _per_item_cells(found: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
+    if not found:
+        return absent(len(BUDGETS) + 2)
     cells = [spread([figures["items listed"][str(budget)] for figures in found]) for budget in BUDGETS]
     cells.append(spread([figures["nats"]["mean"] for figures in found], 2))
     return [*cells, spread([figures["processor"]["ms"] for figures in found], 1)]
@@ -123,9 +129,11 @@ def rankings(results: Results, dataset: DatasetName) -> str:
     """Rankings inside a SID against each other: item-level recall of each method."""
     lines = []
     for label, choices in methods(dataset):
-        if not (found := [result for choice in choices if (result := results.run(choice))]):
+        measured = [result.measured for choice in choices if (result := results.run(choice)) is not None]
+        if not (found := [one[OWN.name] for one in measured if OWN.name in one]):
+            lines.append([label, "–", *absent(len(CUTOFFS))])
             continue
-        levels = found[0].measured[OWN.name]["all"]
+        levels = found[0]["all"]
         for level in levels:
             if is_item_level(level):
                 values = recalls(results, choices, OWN, "all", level)
@@ -135,15 +143,17 @@ def rankings(results: Results, dataset: DatasetName) -> str:
 
 def buckets(results: Results, dataset: DatasetName) -> str:
     """What shortening does to the buckets."""
-    lines = []
+    lines: list[list[str]] = []
+    header: list[str] = []
     for label, choices in methods(dataset):
-        result = results.run(choices[0])
-        if result is None or OWN.name not in result.measured or label in ("focal loss", "MiLe loss"):
+        if label in ("focal loss", "MiLe loss"):  # the base's layout
             continue
-        sizes = result.measured[OWN.name]["buckets"]
+        result = results.run(choices[0])
+        sizes = {} if result is None else result.measured.get(OWN.name, {}).get("buckets", {})
+        header = header or ["layout", *sizes] if sizes else header
         lines.append([label, *(f"{value:,.10g}" for value in sizes.values())])
-        header = ["layout", *sizes]
-    return markdown(header, lines) if lines else f"{NOT_YET}\n"
+    filled = [line if len(line) > 1 else [*line, *absent(len(header) - 1)] for line in lines]
+    return markdown(header, filled) if header else f"{NOT_YET}\n"
 
 
 def layout_change(results: Results, dataset: DatasetName) -> str:
@@ -158,7 +168,9 @@ def layout_change(results: Results, dataset: DatasetName) -> str:
                 cells = []
                 for group in ("all", "head", "tail", "new"):
                     found = recalls(results, [row.choice], measurement, group, level)
-                    cells.append(spread([recall["10"] for recall in found if "10" in recall]))
+                    cells.append(
+                        spread([recall["10"] for recall in found if "10" in recall]) if found else NOT_MEASURED
+                    )
                 words = _level_words(level, dataset)
                 lines.append([row.label, _reading(row, measurement), words, *cells, key_of(row.choice)])
     return markdown(["model", "layout when asked", "level", "all", "head", "tail", "new", "run"], lines)
@@ -183,10 +195,15 @@ def invalid(results: Results, dataset: DatasetName) -> dict[str, dict[int, float
     return lines
 
 
-def invalid_table(shares: Mapping[str, Mapping[int, float]]) -> str:
-    """Figure 5 in numbers."""
+def invalid_table(shares: Mapping[str, Mapping[int, float]], dataset: DatasetName) -> str:
+    """Figure 5 in numbers, a row each method that it is planned for."""
     counts = list(next(iter(shares.values())))
-    lines = [[label, *(f"{points[k]:.2%}" for k in counts)] for label, points in shares.items()]
+    planned = {row.label for row in rows(dataset) if row.section == "table 2" and FREE_BEAMS in row.measurements}
+    lines = [
+        [label, *(f"{shares[label][k]:.2%}" for k in counts)] if label in shares else [label, *absent(len(counts))]
+        for label, _ in methods(dataset)
+        if label in planned | shares.keys()
+    ]
     return markdown(["method", *(f"k = {k}" for k in counts)], lines)
 
 
