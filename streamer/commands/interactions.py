@@ -129,6 +129,7 @@ def _kinds(text: str, option: str) -> tuple[str, ...]:
 
 def _show_made(console: Console, made: MadeExamples) -> None:
     from streamer.interactions.moments import written_moment
+    from streamer.interactions.point_in_time import MOST_OF_A_USER
 
     console.print(
         f"[green]✓[/] {made.examples:,} examples of {made.users:,} users are in {shown(made.output)}", soft_wrap=True
@@ -150,6 +151,11 @@ def _show_made(console: Console, made: MadeExamples) -> None:
     ):
         if count:
             print_line(console, f"  left out: {count:,} {why}")
+    if made.crowded:
+        print_line(
+            console,
+            f"  of {made.crowded:,} users the newest {MOST_OF_A_USER:,} interactions alone count: are they guests under one id?",
+        )
     if made.refused:
         print_line(console, f"  {made.refused:,} records cannot be used: sidstream dlq list --topic interactions")
 

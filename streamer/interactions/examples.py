@@ -1,7 +1,7 @@
 """The stream's interactions → a file of training examples, point-in-time correct (``point_in_time``), whatever their number.
 
 What must hold: the same records give the same bytes, in whichever partitions and order they lie, and however often each was sent;
-the file is whole or not there; memory is bounded by a part of ``spool``, some 100 MB, and what one user did.
+the file is whole or not there; memory is bounded by a portion of ``spool`` and the newest interactions of one user.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from streamer.interactions.point_in_time import (
     JoinedInteraction,
     Left,
     MomentExample,
+    NewestInteractions,
     Window,
     best_query,
     examples_of_user,
 )
 from streamer.interactions.reading import InteractionReader, records_in, records_of
-from streamer.interactions.spool import Spool, parts_for, place_of
+from streamer.interactions.spool import Spool, parts_for, place_of, read_together
 from streamer.settings import Settings
 
 _LINE: Final = msgspec.json.Encoder().encode
@@ -47,7 +48,8 @@ class MadeExamples(msgspec.Struct, frozen=True, kw_only=True):
 
     ``interactions``: that can be used, of all times; ``refused``: those that cannot, ``letters`` of them new dead letters;
     ``named``: those of the window that name a query, ``joined``: to one that is still on its topic. ``repeated``, ``twice``,
-    ``nothing``: interactions that gave no example, as in ``Left``.
+    ``nothing``: interactions that gave no example, as in ``Left``; ``crowded``: users of whom the newest ``MOST_OF_A_USER``
+    interactions alone were looked at.
     """
 
     output: str
@@ -63,6 +65,7 @@ class MadeExamples(msgspec.Struct, frozen=True, kw_only=True):
     repeated: int
     twice: int
     nothing: int
+    crowded: int
 
 
 def make_examples(
@@ -93,6 +96,7 @@ class _Counts:
     users: int = 0
     named: int = 0
     joined: int = 0
+    crowded: int = 0
 
 
 class _Making:
@@ -145,30 +149,32 @@ class _Making:
             repeated=self._left.repeated,
             twice=self._left.twice,
             nothing=self._left.nothing,
+            crowded=self._counts.crowded,
         )
 
     def _join(self, asking: Spool[CheckedInteraction], of_users: Spool[JoinedInteraction], named: bytearray) -> None:
         queries = Spool(self._directory / "queries", AskedQuery, asking.parts)
         for query in _asked_queries(self._settings, named):
             queries.add(query.query_id, query)
-        for part in range(asking.parts):
+        for asked, saying in read_together(queries, asking):
             of_ids: dict[str, list[AskedQuery]] = {}
-            for query in queries.part(part):
+            for query in asked:
                 of_ids.setdefault(query.query_id, []).append(query)
-            for said in asking.part(part):
+            for said in saying:
                 found = best_query(said, of_ids.get(said.query, ()))
                 self._counts.joined += found is not None
                 of_users.add(said.user, JoinedInteraction(said, found))
 
     def _examples(self, of_users: Spool[JoinedInteraction]) -> Iterator[MomentExample]:
-        for part in range(of_users.parts):
-            users: dict[str, list[JoinedInteraction]] = {}
-            for one in of_users.part(part):
-                users.setdefault(one.said.user, []).append(one)
+        for (portion,) in read_together(of_users):
+            users: dict[str, NewestInteractions] = {}
+            for one in portion:
+                users.setdefault(one.said.user, NewestInteractions()).add(one)
             for user in sorted(users, key=lambda user: (place_of(user), user)):
                 made = self._counts.examples
-                yield from examples_of_user(users[user], self._window, self._left)
+                yield from examples_of_user(users[user].kept, self._window, self._left)
                 self._counts.users += self._counts.examples > made
+                self._counts.crowded += users[user].cut
 
     def _why_none(self, reader: InteractionReader, usable: int) -> str:
         window, left = self._window, self._left

@@ -1,7 +1,7 @@
 """How often what a bundle answered was chosen: interactions joined with the answers that they name, bundle by bundle.
 
 What must hold: a query counts once, however many interactions and retries it has; the same records give the same figures, in
-whatever order they came; memory is bounded by a part of ``spool``.
+whatever order they came; memory is bounded by a portion of ``spool``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ from streamer.events.interactions import KINDS, CheckedInteraction
 from streamer.events.records import AnswerError, Codec, Version1
 from streamer.interactions.letters import check_interactions
 from streamer.interactions.reading import InteractionReader, records_in, records_of
-from streamer.interactions.spool import Spool, parts_for
+from streamer.interactions.spool import Spool, parts_for, read_together
 from streamer.settings import Settings
 
 RANKS: Final = (1, 5, 10)
@@ -37,7 +37,7 @@ class _Told(msgspec.Struct, frozen=True, kw_only=True):
 
     query_id: str
     items: tuple[_Item, ...] = ()
-    bundle: str = ""
+    bundle: str | None = None
     error: AnswerError | None = None
     record_version: Version1 = msgspec.UNSET
 
@@ -129,15 +129,15 @@ def hit_rates(settings: Settings, since: int, until: int | None = None, *, at: S
             if answer.error is None and since <= heard < until:
                 order = (heard, record.partition(), record.offset())
                 items = tuple(item.item_id for item in answer.items[: max(at)])
-                answers.add(answer.query_id, _Answered(answer.query_id, answer.bundle, items, order))
+                answers.add(answer.query_id, _Answered(answer.query_id, answer.bundle or "", items, order))
         interactions = 0
         for said in InteractionReader(settings).interactions(since):
             if said.query:
                 interactions += 1
                 naming.add(said.query, said)
         count = _Count(at)
-        for part in range(parts):
-            count.add(list(answers.part(part)), list(naming.part(part)))
+        for some, of_them in read_together(answers, naming):
+            count.add(some, of_them)
     return count.result(since, until, interactions)
 
 
@@ -149,7 +149,7 @@ class _Count:
         self._hits: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: _no_hits(at))
         self._unmatched = 0
 
-    def add(self, answers: Sequence[_Answered], interactions: Sequence[CheckedInteraction]) -> None:
+    def add(self, answers: Iterable[_Answered], interactions: Iterable[CheckedInteraction]) -> None:
         """All of some queries."""
         of_queries: dict[str, _Answered] = {}
         for answer in answers:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from models.errors import SidstreamError
+from store.writing.failpoints import Failpoint, reach
 from streamer.dead_letters.reading import DeadLetter
 from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.events.intake import EventError
@@ -154,12 +155,16 @@ class _Look:
         offsets = [TopicPartition(*at, offset) for at, offset in positions.items()]
         try:
             self._called(producer.begin_transaction)
+            reach(Failpoint.TRANSACTION_BEGUN)
             self._called(
                 producer.send_offsets_to_transaction, offsets, self._group.consumer_group_metadata(), _CALL_SECONDS
             )
+            reach(Failpoint.OFFSETS_SENT)
             for topic, key, value, _, headers, _ in letters:
                 produce(producer, topic, key=key, value=value, headers=headers)
+            reach(Failpoint.OUTPUTS_SENT, producer.flush)
             self._called(producer.commit_transaction, _CALL_SECONDS)
+            reach(Failpoint.TRANSACTION_COMMITTED)
         except KafkaException as error:  # to be aborted, which the next look does
             raise self._refusal(error, Meaning.FENCED if took_our_place(error.args[0]) else Meaning.PASSING) from error
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Final
 
 import msgspec
 
@@ -58,6 +59,33 @@ class Window:
     def makes(self, said: CheckedInteraction) -> bool:
         """Whether an interaction may give an example."""
         return self.since <= said.at < self.until and said.kind in self.kinds
+
+
+MOST_OF_A_USER: Final = 100_000
+"""Who has more is no person: all guests under one name, or a machine."""
+
+
+@dataclass
+class NewestInteractions:
+    """The newest ``most`` different interactions of one user, whatever the order in which they come; ``cut``: there were more."""
+
+    most: int = MOST_OF_A_USER
+    cut: bool = False
+    _some: list[JoinedInteraction] = field(default_factory=list)
+
+    def add(self, one: JoinedInteraction) -> None:
+        self._some.append(one)
+        if len(self._some) >= 2 * self.most:
+            self._some = self.kept
+
+    @property
+    def kept(self) -> list[JoinedInteraction]:
+        """Those that count so far."""
+        if len(self._some) <= self.most:
+            return self._some
+        different = sorted({_order(one): one for one in self._some}.values(), key=_order)
+        self.cut |= len(different) > self.most
+        return different[-self.most :]
 
 
 @dataclass

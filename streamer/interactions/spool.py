@@ -1,7 +1,8 @@
-"""Records on the disk in parts, so that more of them than memory holds are grouped by a key: one part at a time is read.
+"""Records on the disk in parts, so that more of them than memory holds are grouped by a key: one portion at a time is read.
 
-What must hold: all records of a key lie in one part, and parts follow one another by a hash of the key: what is written part by
-part, and by that hash within a part, has one order, however many parts there are.
+What must hold: all records of a key lie in one portion, and portions follow one another by a hash of the key: what is written
+portion by portion, and by that hash within one, has one order, however many there are. A portion takes so many bytes, unless one
+key alone has more.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import msgspec
 
 RECORDS_A_PART: Final = 50_000
 """So many that their Python objects take some 50 MB."""
+BYTES_A_PORTION: Final = 16 * 1024 * 1024
+"""Of a part whose records are larger than they usually are, so much is read at once."""
 _MOST_PARTS: Final = 4_096
 _BYTES_BUFFERED: Final = 16 * 1024
+_PLACE_BYTES: Final = 8
 _LENGTH_BYTES: Final = 4
 Record = TypeVar("Record")
 
 
 def place_of(key: str) -> int:
     """Where a key stands among all: 64 bits, the same everywhere."""
-    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=_PLACE_BYTES).digest())
 
 
 def parts_for(records: int) -> int:
@@ -32,8 +36,8 @@ def parts_for(records: int) -> int:
 
 
 class Spool(Generic[Record]):
-    """Takes records and gives them back part by part; ``kind``: their type; ``parts``: as of another spool whose
-    keys are these, or as ``parts_for`` says.
+    """Takes records and gives them back part by part. ``kind``: their type; ``parts``: as ``parts_for`` says, or as another spool
+    has that is read together with this one.
     """
 
     def __init__(self, directory: Path, kind: type[Record], parts: int) -> None:
@@ -41,28 +45,38 @@ class Spool(Generic[Record]):
         self._directory = directory
         self.parts = parts
         self._buffers: dict[int, bytearray] = {}
+        self._sizes: dict[int, int] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind).decode
 
     def add(self, key: str, record: Record) -> None:
         """Into the part of its key."""
-        part = place_of(key) * self.parts >> 64
+        place = place_of(key)
+        part = place * self.parts >> 64
         encoded: bytes = self._encode(record)
         buffer = self._buffers.setdefault(part, bytearray())
-        buffer += len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
+        buffer += len(encoded).to_bytes(_LENGTH_BYTES, "little") + place.to_bytes(_PLACE_BYTES, "little") + encoded
+        self._sizes[part] = self._sizes.get(part, 0) + len(encoded)
         if len(buffer) >= _BYTES_BUFFERED:
             self._flush(part)
 
-    def part(self, number: int) -> Iterator[Record]:
-        """The records of a part, in the order in which they came."""
-        self._flush(number)
-        path = self._path(number)
+    def portions(self, part: int) -> int:
+        """In how many portions a part is to be read."""
+        return max(1, -(-self._sizes.get(part, 0) // BYTES_A_PORTION))
+
+    def read(self, part: int, portion: int = 0, portions: int = 1) -> Iterator[Record]:
+        """The records of a portion of a part, in the order in which they came."""
+        self._flush(part)
+        path = self._path(part)
         if not path.exists():
             return
+        finer, wanted = self.parts * portions, part * portions + portion
         with path.open("rb") as file:
-            while length := file.read(_LENGTH_BYTES):
-                record: Any = self._decode(file.read(int.from_bytes(length, "little")))
-                yield record
+            while head := file.read(_LENGTH_BYTES + _PLACE_BYTES):
+                encoded = file.read(int.from_bytes(head[:_LENGTH_BYTES], "little"))
+                if int.from_bytes(head[_LENGTH_BYTES:], "little") * finer >> 64 == wanted:
+                    record: Any = self._decode(encoded)
+                    yield record
 
     def _flush(self, part: int) -> None:
         buffer = self._buffers.pop(part, None)
@@ -72,3 +86,11 @@ class Spool(Generic[Record]):
 
     def _path(self, part: int) -> Path:
         return self._directory / f"part-{part:04}"
+
+
+def read_together(*spools: Spool[Any]) -> Iterator[tuple[Iterator[Any], ...]]:
+    """The portions of spools that have as many parts, side by side: what has the same key comes together."""
+    for part in range(spools[0].parts):
+        portions = max(spool.portions(part) for spool in spools)
+        for portion in range(portions):
+            yield tuple(spool.read(part, portion, portions) for spool in spools)

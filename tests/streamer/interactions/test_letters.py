@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
+from store.writing.failpoints import FAILPOINT_VARIABLE, Failpoint
 from streamer.client.interactions import InteractionPublisher
 from streamer.client.publisher import PublishError
 from streamer.dead_letters.plan import Choice
@@ -20,7 +23,9 @@ from streamer.interactions import letters as looking
 from streamer.interactions.letters import check_interactions
 from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.settings import Settings
-from support.processes import committed_records
+from support.processes import SidstreamProcess, committed_records
+
+ROOT = Path(__file__).parents[3]
 
 
 def send(settings: Settings, *records: tuple[bytes | None, Any], partition: int = -1) -> None:
@@ -80,6 +85,28 @@ def test_offsets_of_a_look_that_have_expired_bring_no_second_letter(pipeline_set
     again = check_interactions(settings)
     assert (again.records, again.refused) == (3, Counter(UndecodableEvent=1))
     assert sorted(one.key or b"" for one in letters_of(settings)) == [b"ada", b"bob"]
+
+
+def test_look_that_is_killed_anywhere_goes_on_and_writes_each_letter_once(
+    pipeline_settings: Settings, tmp_path: Path
+) -> None:
+    settings = pipeline_settings
+    deaths = (
+        Failpoint.TRANSACTION_BEGUN, Failpoint.OFFSETS_SENT, Failpoint.OUTPUTS_SENT, Failpoint.TRANSACTION_COMMITTED
+    )  # fmt: skip
+    program = tmp_path / "look.py"
+    program.write_text(
+        "from streamer.interactions.letters import check_interactions\n"
+        "from streamer.settings import load_settings\n"
+        "check_interactions(load_settings())\n"
+    )
+    look = SidstreamProcess(settings, "look", tmp_path, program=program, environment={"PYTHONPATH": str(ROOT)})
+    for number, failpoint in enumerate(deaths):
+        send(settings, (b"user-%d" % number, b"bad"), (b"user-%d" % number, {"item": "a", "kind": "click"}))
+        look.start({FAILPOINT_VARIABLE: f"{failpoint}=1"})
+        assert look.wait() == -signal.SIGKILL, look.log()
+    assert check_interactions(settings).refused == Counter()
+    assert sorted(one.key or b"" for one in letters_of(settings)) == [b"user-%d" % number for number in range(4)]
 
 
 def test_look_that_another_one_fences_leaves_the_rest_to_it(

@@ -14,6 +14,7 @@ from streamer.interactions.point_in_time import (
     JoinedInteraction,
     Left,
     MomentExample,
+    NewestInteractions,
     Window,
     best_query,
     examples_of_user,
@@ -96,6 +97,22 @@ def test_query_of_another_user_or_of_later_is_not_joined() -> None:
     )
     assert best_query(click, [late, theirs, nobody, mine]) == mine
     assert best_query(click, [late, theirs]) is None
+
+
+def test_newest_interactions_of_a_user_are_kept_whatever_the_order_and_the_repetitions() -> None:
+    every = [said(f"i{at}", at) for at in range(50)]
+    for seed in range(5):
+        arriving = every * 3
+        random.Random(seed).shuffle(arriving)
+        newest = NewestInteractions(most=7)
+        for one in arriving:
+            newest.add(one)
+        assert newest.kept == every[-7:]
+        assert newest.cut
+    few = NewestInteractions(most=7)
+    for one in every[:3] * 4:
+        few.add(one)
+    assert (sorted(few.kept, key=lambda one: one.said.at), few.cut) == (every[:3], False)
 
 
 # An item's name is its moment, so that an item of the future shows.
