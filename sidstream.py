@@ -20,6 +20,7 @@ import models.commands.train
 import retriever.commands
 import streamer.commands.broker
 import streamer.commands.dead_letters
+import streamer.commands.deployments
 import streamer.commands.exports
 import streamer.commands.interactions
 import streamer.commands.monitor
@@ -82,6 +83,13 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         streamer.commands.interactions.hit_rates,
         streamer.commands.interactions.examples,
         streamer.commands.exports.catalogue,
+    ],
+    "Generations": [
+        streamer.commands.deployments.deploy,
+        streamer.commands.deployments.promote,
+        streamer.commands.deployments.rollback,
+        streamer.commands.deployments.retire,
+        streamer.commands.deployments.deployments,
     ],
     "On call": [
         streamer.commands.operations.verify,

@@ -342,9 +342,14 @@ class Settings(BaseSettings):
     bundle: Path = Field(
         Path(".sidstream/bundle"), description="what fit and train make; it answers until another one is deployed"
     )
-    bundles: Path = Field(Path(".sidstream/bundles"), description="the bundle store: what is deployed, by its id")
+    bundles: Path = Field(
+        Path(".sidstream/bundles"),
+        description="the bundle store: what is deployed, by its id; absent: beside the bundle",
+    )
     index: Path = Field(Path(".sidstream/index"), description="of the first codebook")
-    indexes: Path = Field(Path(".sidstream/indexes"), description="those of the codebooks after it, by their id")
+    indexes: Path = Field(
+        Path(".sidstream/indexes"), description="those of the codebooks after it, by their id; absent: beside the first"
+    )
     pipeline: str = Field(
         "",
         description="which codebook an assigner or indexer works for, by its id; absent: the one that the settings' bundle has",
@@ -362,6 +367,15 @@ class Settings(BaseSettings):
     retriever: RetrieverSettings = RetrieverSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stay_together(cls, data: Any) -> Any:
+        """Stores that are not named lie on the disk of what they are the stores of."""
+        if not isinstance(data, dict):
+            return data
+        beside = {"bundles": data.get("bundle"), "indexes": data.get("index")}
+        return {name: Path(at).parent / name for name, at in beside.items() if isinstance(at, str | Path)} | data
 
     def in_cluster(self, name: str) -> str:
         """What a group, a transactional id or a Faust app of ours is called: two pipelines share a cluster, never a name."""

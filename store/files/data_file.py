@@ -247,3 +247,10 @@ def oldest_reader_of(environment: Any) -> OldestReader | None:
     began = min(open_)[0]
     last = int(environment.info()["last_txnid"])
     return OldestReader(began, last - began, tuple(sorted({process for at, process in open_ if at == began})))
+
+
+def readers_of(environment: Any) -> tuple[int, ...]:
+    """Processes that have read from an open ``lmdb.Environment`` and have not closed it; those that died are taken out."""
+    environment.reader_check()
+    rows = [line.split() for line in environment.readers().splitlines()[1:]]
+    return tuple(sorted({int(row[0]) for row in rows if len(row) == 3 and row[0].isdigit()}))

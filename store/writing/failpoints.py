@@ -39,6 +39,13 @@ class Failpoint(StrEnum):
     LAYOUT_COMMITTED = "layout-committed"  # live for readers, and the indexer does not know yet
     JOURNAL_SENT = "journal-sent"  # monitor: layout, alerts and drift lie in the log, uncommitted
     JOURNAL_COMMITTED = "journal-committed"  # visible, and the monitor does not remember yet
+    BUNDLE_STORED = "bundle-stored"  # `deploy`, `up`: the bundle is in the store, and the record does not name it
+    CODES_TOPIC_CREATED = (
+        "codes-topic-created"  # `deploy`: there is a topic for the codes, and the record has no pipeline
+    )
+    GROUP_DELETED = "group-deleted"  # `retire`: the record has no pipeline any more, its topic and index are there
+    CODES_TOPIC_DELETED = "codes-topic-deleted"  # its index is there
+    INDEX_DELETED = "index-deleted"  # its bundle is there
     SERVING_SENT = "serving-sent"  # a command: what answers is changed in the log, uncommitted
     SERVING_COMMITTED = "serving-committed"  # it is visible, and the command does not know yet
     CHANGELOG_WRITTEN = (

@@ -158,24 +158,20 @@ def up(
 ) -> None:
     """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. A second Ctrl-C ends at once."""
     from models.bundles.bundle import Bundle
-    from models.bundles.manifest import BundleError
+    from models.bundles.store import BundleStore
     from streamer.local.broker_process import STOP_SECONDS
     from streamer.local.supervisor import KILL_MARGIN_SECONDS
-    from streamer.local.up import Pipeline
+    from streamer.local.up import Pipeline, require_answering
     from streamer.process.logs import configure_logging, speaks_json
     from streamer.process.shutdown import Shutdown
 
     settings = load_settings()
-    # What every process would refuse after its start is refused here, once, before there is a broker.
-    opened = Bundle.open(settings.bundle)
-    answers = opened.manifest.language_model is not None or (
-        opened.manifest.dense is not None and settings.retriever.dense
-    )
-    if retrievers and not answers:
-        raise BundleError(
-            f"the bundle {settings.bundle} has no language model yet, and no dense part that would answer meanwhile: run "
-            "`sidstream train` on it, or start without a retriever with `--retrievers 0`"
-        )
+    # What every process would refuse after its start is refused here, once, before there is a broker; unless something is
+    # deployed, and answers whatever lies in the settings' bundle.
+    if not BundleStore(settings.bundles).ids():
+        own = Bundle.open(settings.bundle)
+        if retrievers:
+            require_answering(own, settings)
     configure_logging(settings.logging, process="up")
     console = terminal(stderr=True)
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set

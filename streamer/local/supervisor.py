@@ -1,11 +1,12 @@
 """Runs several processes on one machine as one: starts them, restarts what dies, ends all of them together.
 
 A child that dies is started again after a pause that doubles up to half a minute; one that keeps dying soon after its start
-is given up, and with it everything. The children share our process group's terminal but not its Ctrl-C: we pass it on
-as SIGTERM, in the reverse order of starting: retriever, monitor, indexer, assigner. Whoever is down the stream hears it first,
-so that none begins another batch of what its predecessor commits while it ends; the retriever, whose batch takes longest
-and whose askers wait, has the whole time. Nobody needs anybody else to end well, as what is left over waits in the topics:
-so all end at once within one deadline instead of one after the other. All of them need the broker to commit: it goes last.
+is given up, and with it everything, unless it is not vital: then it is tried on. The children share our process group's
+terminal but not its Ctrl-C: we pass it on as SIGTERM, in the reverse order of starting: retriever, monitor, indexer, assigner.
+Whoever is down the stream hears it first, so that none begins another batch of what its predecessor commits while it ends; the
+retriever, whose batch takes longest and whose askers wait, has the whole time. Nobody needs anybody else to end well, as what
+is left over waits in the topics: so all end at once within one deadline instead of one after the other. All of them need the
+broker to commit: it goes last.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class _Child:
     started_at: float = 0.0
     restart_at: float = 0.0
     early_deaths: int = 0
+    vital: bool = True
+    kill_at: float | None = None
+    """It was asked to end: when to insist."""
 
 
 @dataclass
@@ -65,11 +69,37 @@ class Supervisor:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: bool = False
 
-    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Start a process and keep it running; ``environment`` adds to that of all."""
+    def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        vital: bool = True,
+    ) -> None:
+        """Start a process and keep it running; ``environment`` adds to that of all. ``vital``: that it keeps dying ends all."""
         with self._lock:
-            child = self._children[name] = _Child(name, arguments, environment or {})
+            child = self._children[name] = _Child(name, arguments, environment or {}, vital=vital)
             self._spawn(child)
+
+    def end(self, name: str) -> None:
+        """Ask one process to end, which is not started again; ``check`` insists when its deadline has passed."""
+        with self._lock:
+            child = self._children[name]
+            if child.kill_at is not None:
+                return
+            child.kill_at = time.monotonic() + self.shutdown_seconds + KILL_MARGIN_SECONDS
+            if child.process is not None and child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the processes that are kept running, or are about to end."""
+        return tuple(self._children)
+
+    def is_ending(self, name: str) -> bool:
+        """Whether it was asked to end, and is still there."""
+        return self._children[name].kill_at is not None
 
     def pid(self, name: str) -> int | None:
         """The process id of a child that runs."""
@@ -84,11 +114,14 @@ class Supervisor:
         """
         with self._lock:
             now = time.monotonic()
-            for child in self._children.values():
+            for child in list(self._children.values()):
+                if child.kill_at is not None:
+                    self._see_to_the_end(child, now)
+                    continue
                 if child.process is not None and (code := child.process.poll()) is not None:
                     child.process = None
                     child.early_deaths = child.early_deaths + 1 if now - child.started_at < _SETTLED_SECONDS else 0
-                    if child.early_deaths >= _MAXIMUM_EARLY_DEATHS:
+                    if child.early_deaths >= _MAXIMUM_EARLY_DEATHS and child.vital:
                         raise SupervisorError(
                             f"{child.name} died {child.early_deaths} times soon after its start (exit status {code})"
                             f"{self._where(child.name)}"
@@ -98,6 +131,14 @@ class Supervisor:
                     log.warning("process_died", name=child.name, exit_status=code, restart_in_s=round(pause, 1))
                 if child.process is None and now >= child.restart_at:
                     self._spawn(child)
+
+    def _see_to_the_end(self, child: _Child, now: float) -> None:
+        assert child.kill_at is not None
+        if child.process is None or child.process.poll() is not None:
+            del self._children[child.name]
+        elif now > child.kill_at:
+            log.warning("process_killed", name=child.name)
+            child.process.kill()
 
     def stop(self) -> None:
         """SIGTERM in reverse order of starting, then wait; SIGKILL for what outlives its deadline."""

@@ -1,4 +1,7 @@
-"""The whole pipeline on one machine: an embedded broker unless one is given, the topics, and every process supervised."""
+"""The whole pipeline on one machine: an embedded broker unless one is given, the topics, and every process supervised.
+
+Which assigners and indexers run is what the record ``serving`` says: it is written at the first start, and followed.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,35 @@ from typing import Any, Final, Self
 
 import structlog
 
+from models.bundles.bundle import Bundle
+from models.bundles.manifest import BundleError
+from models.bundles.store import BundleStore
+from streamer.deployments.follow import ServingFollower
+from streamer.deployments.served import find_serving
+from streamer.events.serving import Pipeline as ServedPipeline
+from streamer.events.serving import Serving
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.local.kafka_distribution import FetchProgress
 from streamer.local.supervisor import Supervisor
+from streamer.operations.generations.adopt import adopt
 from streamer.process.ports import require_free_port
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
-_PROCESSES: Final = ("assigner", "indexer", "monitor")  # and then the retrievers
+_OF_A_CODEBOOK: Final = ("assigner", "indexer")
+_PROCESSES: Final = (*_OF_A_CODEBOOK, "monitor")  # and then the retrievers
+
+
+def require_answering(bundle: Bundle, settings: Settings) -> None:
+    """What every retriever would refuse after its start. Raises ``BundleError`` for a bundle with nothing that answers."""
+    manifest = bundle.manifest
+    if manifest.language_model is None and (manifest.dense is None or not settings.retriever.dense):
+        raise BundleError(
+            f"the bundle {bundle.directory} has no language model yet, and no dense part that would answer meanwhile: run "
+            "`sidstream train` on it, or start without a retriever with `--retrievers 0`"
+        )
 
 
 class Pipeline:
@@ -41,7 +63,8 @@ class Pipeline:
         self._fetch_progress = fetch_progress
         self._stack = ExitStack()
         self._broker: LocalBroker | None = None
-        self._started = 0
+        self._ports: dict[str, int] = {}
+        self._follower: ServingFollower | None = None
         self.supervisor = Supervisor({}, log_directory)
 
     def __enter__(self) -> Self:
@@ -49,23 +72,76 @@ class Pipeline:
         with ExitStack() as stack:
             if self._embedded_broker:
                 self._start_broker(stack)
-            create(self.settings.kafka, topic_specs(self.settings))
+            serving = self._prepare()
             environment = {"SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": self.settings.kafka.bootstrap_servers}
             self.supervisor = Supervisor(environment, self._log_directory, self.settings.shutdown_seconds)
             stack.callback(lambda: self.supervisor.stop())
-            for name in _PROCESSES:
-                self._start(name, name, {})
+            first, *more = serving.pipelines
+            self._start_pipeline(first, vital=True)
+            self._start("monitor", "monitor", {})
             for number in range(self._retrievers):
                 instance = {"SIDSTREAM_RETRIEVER__INSTANCE": str(number)} if number else {}
                 self._start(f"retriever-{number}" if number else "retriever", "retriever", instance)
+            for pipeline in more:
+                self._start_pipeline(pipeline)
+            self._follower = stack.enter_context(ServingFollower(self.settings, "up"))
             self._stack = stack.pop_all()
         return self
 
-    def _start(self, name: str, command: str, environment: dict[str, str]) -> None:
+    def _prepare(self) -> Serving:
+        """Topics, and what answers written down: by the settings' bundle, as long as nobody has deployed another one.
+
+        Raises:
+            BundleError: what is to answer cannot.
+        """
+        settings = self.settings
+        before = find_serving(settings)
+        # The first pipeline's topic, if that was not retired.
+        others = before is not None and all(pipeline.suffix for pipeline in before.pipelines)
+        create(
+            settings.kafka,
+            [spec for spec in topic_specs(settings) if not (others and spec.name == settings.topics.item_codes)],
+        )
+        serving = adopt(settings, again=True)
+        store = BundleStore(settings.bundles)
+        if self._retrievers:
+            require_answering(store.open(serving.bundle), settings)
+        if (settings.bundle / "manifest.json").is_file():
+            own = Bundle.open(settings.bundle)
+            if serving.pipeline_of(own.id) is None:
+                log.warning(
+                    "bundle_not_deployed",
+                    bundle=str(settings.bundle),
+                    answers=serving.bundle,
+                    next=f"what was deployed goes on answering; `sidstream deploy {settings.bundle}` puts this one beside it",
+                )
+        return serving
+
+    def _start_pipeline(self, pipeline: ServedPipeline, *, vital: bool = False) -> None:
+        for command in _OF_A_CODEBOOK:
+            self._start(command + pipeline.suffix, command, {"SIDSTREAM_PIPELINE": pipeline.codebook}, vital=vital)
+
+    def _follow(self, serving: Serving) -> None:
+        """Start and end the processes of pipelines that have come and gone."""
+        wanted = {command + one.suffix for one in serving.pipelines for command in _OF_A_CODEBOOK}
+        there = self.supervisor.names
+        for name in there:
+            if name.split("-")[0] in _OF_A_CODEBOOK and name not in wanted and not self.supervisor.is_ending(name):
+                log.info("pipeline_ends", name=name)
+                self.supervisor.end(name)
+                self._ports.pop(name, None)
+        for pipeline in serving.pipelines:
+            # One that is about to end, and is wanted again, is started once it has.
+            if not any(command + pipeline.suffix in there for command in _OF_A_CODEBOOK):
+                log.info("pipeline_starts", codebook=pipeline.codebook)
+                self._start_pipeline(pipeline)
+
+    def _start(self, name: str, command: str, environment: dict[str, str], *, vital: bool = True) -> None:
         if port := self.settings.metrics.port:
-            environment = {**environment, "SIDSTREAM_METRICS__PORT": str(port + self._started)}
-        self._started += 1
-        self.supervisor.start(name, [command], environment)
+            taken = self._ports.values()
+            self._ports[name] = next(number for number in range(len(taken) + 1) if number not in taken)
+            environment = {**environment, "SIDSTREAM_METRICS__PORT": str(port + self._ports[name])}
+        self.supervisor.start(name, [command], environment, vital=vital)
 
     def _require_free_ports(self) -> None:
         """Before anything runs: what another pipeline of this machine serves on is told once, not by every process in turn."""
@@ -100,6 +176,8 @@ class Pipeline:
             if self._broker is not None and not self._broker.running:
                 log.warning("process_died", name="broker", log=str(self._broker.log_file))
                 self._broker.start()  # on the same port; the others wait for it
+            if self._follower is not None and self._follower.current is not None:
+                self._follow(self._follower.current)
             self.supervisor.check()
 
     def kill(self) -> None:

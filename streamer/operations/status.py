@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -16,7 +16,7 @@ from store.files.environment import writer_of
 from store.reading.reader import IndexReader
 from streamer.deployments.served import served_on_this_machine, served_settings
 from streamer.kafka.admin import TopicDescription, describe, require
-from streamer.kafka.groups import GroupReader, GroupStartingError
+from streamer.kafka.groups import Committed, GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks
 from streamer.settings import Settings
 
@@ -89,6 +89,10 @@ def read_status(settings: Settings) -> Status:
     settings = served_settings(settings)
     if settings.index != near.index:
         index, positions = _index(settings)
+    return _status(settings, index, positions)
+
+
+def _status(settings: Settings, index: Mapping[str, object], positions: Mapping[tuple[str, int], int] | None) -> Status:
     lags, unknown_fields = _lags(settings, positions)
     return Status(
         broker=settings.kafka.bootstrap_servers,
@@ -98,6 +102,11 @@ def read_status(settings: Settings) -> Status:
         maximum_items=settings.indexer.maximum_items,
         **index,  # type: ignore[arg-type]
     )
+
+
+def status_of(settings: Settings) -> Status:
+    """Of one pipeline. ``settings``: its own (``streamer.deployments.pipelines.settings_of``)."""
+    return _status(settings, *_index(settings))
 
 
 def _index(settings: Settings) -> tuple[dict[str, object], Mapping[tuple[str, int], int] | None]:
@@ -153,9 +162,7 @@ def _lags(
             ("monitor", topics.token_counts, settings.monitor_app_id),
             ("retriever", topics.queries, settings.in_cluster(settings.retriever.group)),
         ):
-            with GroupReader(settings.kafka, group) as reader:
-                committed = _patient(partial(reader.committed, topic, range(descriptions[topic].partitions)))
-                running = _patient(reader.members)
+            committed, running = group_now(settings, group, topic, descriptions[topic].partitions)
             # A process that has just started reads from the beginning.
             positions = {partition: at.offset for partition, at in committed.items()} if committed or running else None
             lags.append(_lag(consumer, process, descriptions[topic], positions, running))
@@ -168,6 +175,12 @@ def _lags(
         return tuple(lags), unknown_fields
     finally:
         consumer.close()
+
+
+def group_now(settings: Settings, group: str, topic: str, partitions: int) -> tuple[dict[int, Committed], int]:
+    """What a group has committed of a topic, by partition, and how many processes are in it."""
+    with GroupReader(settings.kafka, group) as reader:
+        return _patient(partial(reader.committed, topic, range(partitions))), _patient(reader.members)
 
 
 def _of_topic(positions: Mapping[tuple[str, int], int] | None, topic: str) -> dict[int, int] | None:
@@ -209,18 +222,28 @@ def _lag(
 ) -> Lag:
     if positions is None:
         return Lag(process, topic.name, None, running=running)
+    records, held_back = records_left(consumer, topic.name, topic.offsets, positions)
+    never_read = not any(positions.values())
+    return Lag(process, topic.name, records, held_back, running, waits=bool(running) and never_read and not records)
+
+
+def records_left(
+    consumer: Consumer, topic: str, offsets: Sequence[tuple[int, int]], positions: Mapping[int, int]
+) -> tuple[int, int]:
+    """Records of a topic from ``positions`` on, and how many of them are held back by an open transaction.
+
+    ``offsets``: first and end of each partition, with what is not committed yet.
+    """
     records, held_back, near = 0, 0, {}
-    for partition, (low, end) in enumerate(topic.offsets):
+    for partition, (low, end) in enumerate(offsets):
         position = max(positions.get(partition, low), low)
         if position >= end:
             continue
-        stable = min(end, max(position, watermarks(consumer, topic.name, partition)[1]))
+        stable = min(end, max(position, watermarks(consumer, topic, partition)[1]))
         held_back += end - stable
         if stable - position > _COUNTED_GAP:
             records += stable - position
         else:
-            near[topic.name, partition] = Span(position, stable)
+            near[topic, partition] = Span(position, stable)
     records += sum(len(reading.records) for reading in read_spans(consumer, near))
-    records += held_back
-    never_read = not any(positions.values())
-    return Lag(process, topic.name, records, held_back, running, waits=bool(running) and never_read and not records)
+    return records + held_back, held_back

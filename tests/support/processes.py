@@ -56,7 +56,7 @@ class SidstreamProcess:
         program: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """``program``: a Python file to run instead, which gets the command as its argument."""
+        """``command``: with its options; ``program``: a Python file to run instead, which gets the command as its argument."""
         self._command = command
         self._program = ["-m", "sidstream"] if program is None else [str(program)]
         self._log = directory / f"{name or command}.log"
@@ -77,7 +77,7 @@ class SidstreamProcess:
         """``environment``: for this start alone."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *self._program, self._command],
+                [sys.executable, *self._program, *self._command.split()],
                 env={**self._environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

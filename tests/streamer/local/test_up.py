@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import pytest
 
+from streamer.events.serving import Deployed, Serving
+from streamer.events.serving import Pipeline as ServedPipeline
 from streamer.local.broker import BrokerError
-from streamer.local.supervisor import Supervisor
+from streamer.local.supervisor import Supervisor, _Child
 from streamer.local.up import Pipeline
 from streamer.process.ports import PortInUseError
 from streamer.settings import load_settings
@@ -42,16 +45,45 @@ class DyingBroker:
         self.running = False
 
 
+SERVING = Serving(
+    bundle="1" * 16,
+    deployed=(Deployed(bundle="1" * 16, codebook="c", since=1),),
+    pipelines=(ServedPipeline(codebook="c", bundle="1" * 16, since=1),),
+)
+
+
+class QuietFollower:
+    """Nothing changes."""
+
+    current = SERVING
+
+    def __init__(self, *_arguments: Any) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None: ...
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mapping[str, str]]:
     """Environment of each process that would have been started."""
     environments: dict[str, Mapping[str, str]] = {}
 
-    def start(_self: Supervisor, name: str, _arguments: Sequence[str], environment: Mapping[str, str] | None) -> None:
+    def start(
+        self: Supervisor,
+        name: str,
+        _arguments: Sequence[str],
+        environment: Mapping[str, str] | None,
+        **_more: Any,
+    ) -> None:
         environments[name] = environment or {}
+        self._children[name] = _Child(name, (), {})
 
     monkeypatch.setattr(Supervisor, "start", start)
-    monkeypatch.setattr("streamer.local.up.create", lambda _kafka, _specs: None)
+    monkeypatch.setattr(Pipeline, "_prepare", lambda _self: SERVING)
+    monkeypatch.setattr("streamer.local.up.ServingFollower", QuietFollower)
+    monkeypatch.setattr(Supervisor, "check", lambda _self: None)
     monkeypatch.setattr("streamer.local.up.LocalBroker", DyingBroker)
     monkeypatch.setattr(DyingBroker, "starts", 0)
     return environments
@@ -115,3 +147,20 @@ def test_embedded_broker_that_dies_is_started_again_and_one_that_cannot_ends_the
         broker.running = False
         with pytest.raises(BrokerError, match="does not come back"):
             pipeline.watch(threading.Event())
+
+
+def test_pipelines_that_come_and_go_have_their_processes_started_and_ended(
+    started: dict[str, Mapping[str, str]],
+) -> None:
+    candidate = ServedPipeline(codebook="d", bundle="2" * 16, suffix="-d", since=2)
+    deployed = (*SERVING.deployed, Deployed(bundle="2" * 16, codebook="d", since=2))
+    both = msgspec.structs.replace(SERVING, deployed=deployed, pipelines=(*SERVING.pipelines, candidate))
+    with Pipeline(load_settings(metrics={"port": 9100}), embedded_broker=False, retrievers=0) as pipeline:
+        pipeline._follow(both)
+        assert started["assigner-d"] == {"SIDSTREAM_PIPELINE": "d", "SIDSTREAM_METRICS__PORT": "9103"}
+        assert started["indexer-d"] == {"SIDSTREAM_PIPELINE": "d", "SIDSTREAM_METRICS__PORT": "9104"}
+        assert started["assigner"]["SIDSTREAM_PIPELINE"] == "c"
+        pipeline._follow(SERVING)
+        ending = [name for name in pipeline.supervisor.names if pipeline.supervisor.is_ending(name)]
+        assert ending == ["assigner-d", "indexer-d"]
+        pipeline.supervisor._children.clear()
