@@ -136,7 +136,7 @@ def deployments(
         table.add_row(
             shown(one.bundle),
             shown(one.codebook),
-            one.role,
+            shown(one.role),
             f"{one.share:.1%}" if one.share else "",
             "" if one.items is None else f"{one.items:,}",
             "" if one.lag is None else f"{one.lag:,}",
@@ -169,10 +169,9 @@ def _need(need: Need) -> str:
 
 
 def _tell(console: Console, serving: Serving) -> None:
-    canary = ""
+    console.print(f"[green]✓[/] {shown(serving.bundle)} answers")
     if serving.canary is not None:
-        canary = f", and {shown(serving.canary)} {serving.share:.1%} of the users"
-    console.print(f"[green]✓[/] {shown(serving.bundle)} answers{canary}")
+        console.print(f"  and {shown(serving.canary)} {shown(f'{serving.share:.1%}')} of the users")
 
 
 def _date(milliseconds: int) -> str:
