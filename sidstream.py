@@ -18,6 +18,7 @@ import models.commands.fit
 import models.commands.towers
 import models.commands.train
 import retriever.commands
+import retriever.refreshing.command
 import streamer.commands.broker
 import streamer.commands.dead_letters
 import streamer.commands.deployments
@@ -75,6 +76,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         models.commands.fit.fit,
         models.commands.train.train,
         retriever.commands.evaluate,
+        retriever.refreshing.command.refresh,
     ],
     "Feed and watch": [
         streamer.commands.pipeline.publish,

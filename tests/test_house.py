@@ -23,8 +23,8 @@ ROOMS = {
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
     "kafka process events filters settings",
     "store": "checks writing topology reading records files errors",
-    "retriever": "commands explanation_tables evaluation client choosing_mixture serving answering dense device_search search "
-    "eligibility",
+    "retriever": "commands explanation_tables refreshing evaluation client choosing_mixture serving answering dense "
+    "device_search search eligibility",
     "study": "commands quick report experiments measures data",
 }
 MOST_FILES = 13  # on one floor, __init__ included

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import dense_space_of
@@ -27,7 +28,7 @@ _ROWS_AT_ONCE: Final = 65_536
 class CodebookDrift(msgspec.Struct, frozen=True, kw_only=True):
     """``items`` of the catalogue, ``new_items`` that training did not know. ``error``: mean of ‖x − x̂‖² / ‖x‖² of known items,
     ``error_of_new`` that of new ones, 0 where there are none. ``gini`` of layer 2 now, ``gini_then`` of the items that the
-    codebook was fitted on.
+    codebook was fitted on, of as many of them as there are now: fewer items lie less evenly on as many tokens.
     """
 
     items: int
@@ -82,5 +83,12 @@ def measure_drift(bundle: Bundle, catalogue: Catalogue) -> CodebookDrift:
         error=float(errors[~new].mean()) if (~new).any() else 0.0,
         error_of_new=float(errors[new].mean()) if new.any() else 0.0,
         gini=gini(counts[HEAD_LAYER_INDEX]),
-        gini_then=gini(np.array(bundle.manifest.census[HEAD_LAYER_INDEX], dtype=np.int64)),
+        gini_then=gini(_drawn(np.array(bundle.manifest.census[HEAD_LAYER_INDEX], dtype=np.int64), len(ids))),
     )
+
+
+def _drawn(counts: npt.NDArray[np.int64], items: int) -> npt.NDArray[np.int64]:
+    """Counts (M,) of so many of the items that ``counts`` has, drawn at random and always alike; all, if they are no more."""
+    if items >= counts.sum():
+        return counts
+    return np.random.default_rng(0).multivariate_hypergeometric(counts, items, method="marginals")

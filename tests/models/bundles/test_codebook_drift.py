@@ -39,6 +39,15 @@ def test_catalogue_that_stays_as_it_was_fitted_has_not_drifted(
     assert not found.past(DriftBounds())
 
 
+def test_catalogue_that_has_lost_items_at_random_is_not_more_crowded(
+    bundle: Bundle, tiny_embeddings: NDArray[np.float32]
+) -> None:
+    chosen = np.random.default_rng(3).choice(600, size=80, replace=False)
+    found = measure_drift(bundle, shop(tiny_embeddings[chosen], first=0))
+    assert found.gini > measure_drift(bundle, shop(tiny_embeddings)).gini + 0.05
+    assert not [why for why in found.past(DriftBounds()) if "crowded" in why]
+
+
 def test_new_items_that_no_codeword_is_near_are_a_reason_to_fit(
     bundle: Bundle, tiny_embeddings: NDArray[np.float32]
 ) -> None:
