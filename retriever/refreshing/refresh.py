@@ -35,7 +35,7 @@ from streamer.settings import Settings
 MISSED: Final = 3  # the exit status of `sidstream evaluate` where a bound is missed
 DEFAULT_BOUNDS: Final = ("recall@10-against:low>=-0.02",)
 Command = Callable[[Sequence[str | Path]], int]
-Say = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Refresh:
     """One refresh over ``folder``; ``run`` may be called again and again until it says how it ended."""
 
     def __init__(
-        self, settings: Settings, wanted: Wanted, folder: RefreshFolder, say: Say, command: Command = run_command
+        self, settings: Settings, wanted: Wanted, folder: RefreshFolder, tell: Tell, command: Command = run_command
     ) -> None:
         self._settings = settings
         self._wanted = wanted
         self._folder = folder
-        self._say = say
+        self._tell = tell
         self._command = command
 
     def run(self) -> Outcome | None:
@@ -111,7 +111,7 @@ class Refresh:
                 self._require_same_serving(state)
             state = work(state)
             self._folder.save(state)
-            self._say(f"{step}: {state.done[step]}")
+            self._tell(f"{step}: {state.done[step]}")
         if state.outcome is None:
             state = self._conclude(state)
         if state.outcome is not None:
@@ -251,7 +251,7 @@ class Refresh:
         seconds = time.time() - state.deployed_at / 1000
         verdict, why = judge(rates.of(state.candidate), rates.of(state.serving), seconds, self._wanted.canary)
         if verdict == "wait":
-            self._say(f"canary: {why}; call again")
+            self._tell(f"canary: {why}; call again")
             return state
         if verdict == "promote":
             self._do("promote", state.candidate)
@@ -260,7 +260,7 @@ class Refresh:
         return self._ended(state, "rolled back", why)
 
     def _ended(self, state: RefreshState, outcome: Outcome, why: str) -> RefreshState:
-        self._say(f"canary: {why}")
+        self._tell(f"canary: {why}")
         return msgspec.structs.replace(state, outcome=outcome).with_done("canary", why)
 
     def _shop(self) -> Path:
