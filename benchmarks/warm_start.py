@@ -37,7 +37,7 @@ from models.bundles.bundle import Bundle
 from models.bundles.first_model import ModelSettings
 from models.bundles.item_encoder import ItemEncoder
 from models.bundles.model_of_bundle import load_language_model
-from models.bundles.warm_start import Origin, find_tokens
+from models.bundles.warm_start import Items, Origin, find_tokens
 from models.catalogue import Catalogue
 from models.codebooks.codebook import Codebook
 from models.codebooks.correspondence import Correspondence, by_codewords
@@ -53,8 +53,6 @@ OLD_SHARE: Final = 0.8
 EPOCHS: Final = 4
 BATCH: Final = 128
 CASES, VALIDATION = 1_000, 2_000
-RATE: Final = 3e-3  # of a new model
-WARM_RATE: Final = 1e-3
 MODEL: Final = ModelSettings(hidden_size=64, model_layers=2, prompt=PromptSettings(max_history=0, max_text_tokens=16))
 MAPPINGS: Final = ("mean", "codewords", "most", "items")
 
@@ -108,7 +106,7 @@ class Shop:
         return path
 
     def trained(
-        self, name: str, codebook: str, data: TrainingData, model: ModelSettings, steps: int, rate: float
+        self, name: str, codebook: str, data: TrainingData, model: ModelSettings, steps: int, rate: float | None
     ) -> Bundle:
         """A bundle with a model of ``steps`` steps."""
         path = self.scratch / name.replace(" ", "-")
@@ -116,7 +114,9 @@ class Shop:
             return Bundle.open(path)
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(self.fitted(codebook), path)
-        settings = TrainingSettings(max_steps=steps, batch_size=BATCH, learning_rate=rate, patience=10_000)
+        settings = TrainingSettings(
+            max_steps=steps, batch_size=BATCH, learning_rate=rate or model.learning_rate, patience=10_000
+        )
         bundle = Bundle.open(path)
         codes = self.codes(bundle)
         return train_bundle(bundle, data, self.ids, codes, model, settings, validation=self.validation)[0]
@@ -128,11 +128,11 @@ class Shop:
     def older(self) -> Bundle:
         """The bundle whose model knows the old items."""
         known = tuple(example for example in self.queries.examples if self.old[self.rows[example.item]])
-        return self.trained("older", "same", TrainingData(examples=known), MODEL, self.steps, RATE)
+        return self.trained("older", "same", TrainingData(examples=known), MODEL, self.steps, None)
 
     def tokens(self, new: Bundle, mapping: str) -> Correspondence | None:
         """What the new codebook's tokens begin at."""
-        found = find_tokens(self.older, new, self.ids, self.items.embeddings, self.codes(new))
+        found = find_tokens(self.older, new, Items(self.ids, self.items.embeddings), self.codes(new))
         if found is None or mapping == "items":
             return found
         match mapping:
@@ -158,9 +158,8 @@ class Shop:
         if run.start != "cold":
             tokens = self.tokens(Bundle.open(self.fitted(run.codebook)), run.start)
             model = ModelSettings(origin=Origin(self.older, "older", tokens))
-        default = RATE if run.start == "cold" else WARM_RATE
         steps = max(1, round(run.share * self.steps))
-        bundle = self.trained(name, run.codebook, self.queries, model, steps, rate or default)
+        bundle = self.trained(name, run.codebook, self.queries, model, steps, rate)
         figures = self.recall(bundle)
         record = bundle.manifest.language_model
         assert record is not None

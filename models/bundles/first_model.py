@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _NEW_RATE: Final = 3e-3
 _CHECKPOINT_RATE: Final = 1e-4
-_WARM_RATE: Final = 1e-3  # python -m benchmarks.warm_start
 _LEAST_POSITIONS: Final = 256  # that a new model reads, however short its prompts are
 _FEWEST_WORDS: Final = 100  # how often a new tokenizer sees an instruction, which stands in every prompt: at least
 
@@ -68,10 +67,11 @@ class ModelSettings:
 
     @property
     def learning_rate(self) -> float:
-        """The usual one: of weights that know nothing yet, of a small model that goes on, of a pretrained checkpoint."""
-        if self.checkpoint is not None or (self.origin is not None and self.origin.pretrained is not None):
-            return _CHECKPOINT_RATE
-        return _NEW_RATE if self.origin is None else _WARM_RATE
+        """The usual one: of a checkpoint, or a model that was one at first, and of any other: a small model that goes on learns
+        best at the rate that it began with (``python -m benchmarks.warm_start``).
+        """
+        pretrained = self.checkpoint is not None or (self.origin is not None and self.origin.pretrained is not None)
+        return _CHECKPOINT_RATE if pretrained else _NEW_RATE
 
     @property
     def read(self) -> PromptSettings:

@@ -85,42 +85,74 @@ def is_half_way(bundle: Bundle, began_from: str | None) -> bool:
     return began_from == _described(bundle, record.base.id)
 
 
-def find_tokens(
-    old: Bundle,
-    new: Bundle,
-    ids: Sequence[str],
-    embeddings: npt.NDArray[np.float32],
-    codes: npt.NDArray[np.uint16],
-) -> Correspondence | None:
-    """What the tokens of ``new``'s codebook stand for among those of ``old``'s, by items with these ids, embeddings (N, D) and
-    codes (N, L) in ``new``; None for one and the same codebook. A token without an item stands for the nearest codeword's where
-    the codewords of both lie among the embeddings themselves.
+@dataclass(frozen=True, eq=False)
+class Items:
+    """``ids`` of items and their ``embeddings``, float32 (N, D)."""
 
-    Raises ``SidstreamError`` if the two are of different embedding spaces.
+    ids: Sequence[str]
+    embeddings: npt.NDArray[np.float32]
+
+
+def find_tokens(
+    old: Bundle, new: Bundle, items: Items, codes: npt.NDArray[np.uint16], older: Items | None = None
+) -> Correspondence | None:
+    """What the tokens of ``new``'s codebook stand for among those of ``old``'s, by ``items`` and their codes (N, L) in ``new``;
+    None for one and the same codebook. A token without an item stands for the nearest codeword's where the codewords of both lie
+    among the embeddings themselves. ``older``: items with the embeddings that ``old`` takes, where those of ``items`` are of
+    another model; such as both have are read.
+
+    Raises ``SidstreamError`` if the two take other embeddings and there is no ``older``, and if no item is in both.
     """
     if old.manifest.codebook_id == new.manifest.codebook_id:
         return None
-    require_same_space(old, new)
-    old_codes = ItemEncoder.of(old).encode(embeddings, [item.encode() for item in ids])
+    different = _different_embeddings(old, new)
+    if different and older is None:
+        raise SidstreamError(
+            f"{different}: its SID tokens say nothing of the new ones by themselves. Give --from-catalogue with the items' older "
+            "embeddings, --from a bundle that was fitted on the same embeddings, or neither"
+        )
+    if older is not None:
+        items, codes = _in_both(items, codes, older, old)
+    old_codes = ItemEncoder.of(old).encode(items.embeddings, [item.encode() for item in items.ids])
     found = by_items(codes, old_codes, new_size=new.manifest.size, old_size=old.manifest.size)
-    if old.manifest.codebook_input is not None or new.manifest.codebook_input is not None:
-        return found  # each has co-occurrence vectors of its own
+    if different or old.manifest.codebook_input is not None or new.manifest.codebook_input is not None:
+        return found  # codewords have co-occurrence vectors of their own beside them
     one, other = Codebook.load(new.codebook_path), Codebook.load(old.codebook_path)
     if one.encoder is not None or other.encoder is not None:
         return found  # each has a latent space of its own
     return found.or_else(by_codewords(one, other))
 
 
-def require_same_space(old: Bundle, new: Bundle) -> None:
-    """Raises ``SidstreamError`` for bundles whose embeddings are of different models: codes of one say nothing of the other's."""
-    facts = [(f"{bundle.manifest.dimension} dimensions", bundle.manifest.towers or "") for bundle in (old, new)]
-    for was, now, what in zip(*facts, ("have", "are of the text towers"), strict=True):
+def _in_both(
+    items: Items, codes: npt.NDArray[np.uint16], older: Items, old: Bundle
+) -> tuple[Items, npt.NDArray[np.uint16]]:
+    """The items that ``older`` has too, with its embeddings, and their codes."""
+    if older.embeddings.shape[1] != old.manifest.dimension:
+        raise SidstreamError(
+            f"the embeddings of --from-catalogue have {older.embeddings.shape[1]} dimensions, the bundle {old.directory} takes "
+            f"{old.manifest.dimension}: give the catalogue that it was fitted on"
+        )
+    row = {item: number for number, item in enumerate(items.ids)}
+    both = [number for number, item in enumerate(older.ids) if item in row]
+    if not both:
+        raise SidstreamError("--from-catalogue has no item of the catalogue: the ids of both must be the same items'")
+    ids = [older.ids[number] for number in both]
+    return Items(ids, older.embeddings[both]), codes[[row[item] for item in ids]]
+
+
+def _different_embeddings(old: Bundle, new: Bundle) -> str:
+    """How the embeddings that two bundles take differ, in words; empty where they are of one model, as far as is known."""
+    one, other = old.manifest, new.manifest
+    for what, was, now in (
+        ("{} dimensions", one.dimension, other.dimension),
+        ("the text towers {}", one.towers, other.towers),
+    ):
         if was != now:
-            raise SidstreamError(
-                f"the embeddings of the bundle {old.directory} {what} {was or 'none'}, those of {new.directory} {now or 'none'}: "
-                "its SID tokens say nothing of the new ones. Give --from a bundle that was fitted on the same embeddings, or "
-                "train without it"
+            return (
+                f"the embeddings of the bundle {old.directory} are of {what.format(was or 'none')}, those of {new.directory} of "
+                f"{what.format(now or 'none')}"
             )
+    return ""
 
 
 def bundle_of_checkpoint(directory: Path) -> Path | None:
@@ -194,15 +226,28 @@ def _parts(model: Any) -> list[torch.Tensor]:
 def _mixed(rows: torch.Tensor, tokens: Correspondence, old: SidVocabulary) -> torch.Tensor:
     """Rows of the old SID tokens, (L · M, …) → of the new ones: the mean of those that a token stands for, by their shares; that
     of its layer (or of all, for a layer that is new) where nothing is known.
+
+    What tells tokens of a layer apart would shrink in a mean: it is kept as long as in the old rows. On chorus_icecat, for a
+    codebook of another seed, the validation loss before the first step is 3.8 by that and 4.6 without.
     """
     import torch
 
     found = rows.new_zeros((tokens.layers * tokens.size, *rows.shape[1:]))
-    share = torch.from_numpy(tokens.share).reshape(-1, *[1] * (rows.dim() - 1))
-    found.index_add_(0, torch.from_numpy(tokens.new), share * rows[torch.from_numpy(tokens.old)])
-    known = torch.from_numpy(tokens.known())
     for layer_index in range(tokens.layers):
-        ours = torch.arange(layer_index * tokens.size, (layer_index + 1) * tokens.size)
-        theirs = rows[layer_index * old.size : (layer_index + 1) * old.size] if layer_index < old.layers else rows
-        found[ours[~known[ours]]] = theirs.mean(0)
+        ours = slice(layer_index * tokens.size, (layer_index + 1) * tokens.size)
+        first = layer_index * old.size
+        theirs = rows[first : first + old.size] if layer_index < old.layers else rows
+        centre = theirs.mean(0)
+        found[ours] = centre
+        of_layer = tokens.new // tokens.size == layer_index
+        if not of_layer.any():
+            continue
+        new = torch.from_numpy(tokens.new[of_layer] - layer_index * tokens.size)
+        apart = (theirs - centre)[torch.from_numpy(tokens.old[of_layer] - first)].reshape(len(new), -1)
+        share = torch.from_numpy(tokens.share[of_layer])[:, None]
+        mixed = apart.new_zeros(tokens.size, apart.shape[1]).index_add_(0, new, share * apart)
+        if rows.dim() > 1:  # one number has no direction
+            length = apart.new_zeros(tokens.size, 1).index_add_(0, new, share * apart.norm(dim=1, keepdim=True))
+            mixed *= length / mixed.norm(dim=1, keepdim=True).clamp(min=torch.finfo(mixed.dtype).tiny)
+        found[ours] += mixed.reshape(found[ours].shape)
     return found

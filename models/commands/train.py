@@ -111,6 +111,14 @@ def train(
             show_default="nothing",
         ),
     ] = None,
+    from_catalogue: Annotated[
+        Path | None,
+        typer.Option(
+            help="Catalogue folder with the embeddings that the bundle of --from takes, where those of CATALOGUE are of another "
+            "embedding model: items that both have carry its SID tokens over.",
+            show_default="CATALOGUE",
+        ),
+    ] = None,
     bundles: Annotated[
         Path, typer.Option(envvar="SIDSTREAM_BUNDLES", help="Directory of the bundle store, for ids of --from.")
     ] = Path(".sidstream/bundles"),
@@ -135,7 +143,10 @@ def train(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Items to be generated in a step, about.")] = 128,
     learning_rate: Annotated[
-        float | None, typer.Option(show_default="0.003 for a new model, 0.001 for --from, 0.0001 for a checkpoint")
+        float | None,
+        typer.Option(
+            show_default="0.003 for a new model, 0.0001 for a checkpoint, with --from that of what it was at first"
+        ),
     ] = None,
     warm_up: Annotated[
         float,
@@ -215,7 +226,7 @@ def train(
     from models.bundles.bundle import Bundle, checkpoint_directory
     from models.bundles.first_model import ModelSettings
     from models.bundles.item_encoder import ItemEncoder
-    from models.bundles.warm_start import Origin, find_tokens, is_half_way
+    from models.bundles.warm_start import Items, Origin, find_tokens, is_half_way
     from models.commands.after_training import (
         AFTER_TRAINING,
         Trained,
@@ -239,7 +250,7 @@ def train(
         streamed_training_data,
         with_validation,
     )
-    from models.commands.warm_start import bundle_to_go_on_from, describe_origin, is_given, require_kept
+    from models.commands.warm_start import bundle_to_go_on_from, describe_origin, is_given, items_of, require_kept
     from models.examples.folding import folded
     from models.examples.query_codes import QueryCodes
     from models.examples.records import TrainingData
@@ -257,6 +268,8 @@ def train(
     require_resumable(checkpoint_directory(bundle), resume=resume, anew=anew)
     require_usable_neighbours(neighbours, embed, examples or ())
     older = bundle_to_go_on_from(origin, checkpoint, bundles, console)
+    if from_catalogue is not None and older is None:
+        raise SidstreamError("--from-catalogue has the items that the bundle of --from knows: give --from, too")
     asked = PromptSettings(
         max_history=max_history, max_text_tokens=max_text_tokens, query_codes=query_codes, history_text=history_text
     )
@@ -352,7 +365,7 @@ def train(
         began_from = None if anew else facts_of(checkpoints).get("model")
         whole = replace(
             model_settings.origin,
-            tokens=find_tokens(here, opened, item_ids, shop.embeddings, codes),
+            tokens=find_tokens(here, opened, Items(item_ids, shop.embeddings), codes, items_of(from_catalogue)),
             half_way=here.id == opened.id and is_half_way(opened, began_from),
         )
         model_settings = replace(model_settings, origin=whole)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from models.bundles.bundle import Bundle
-    from models.bundles.warm_start import Origin
+    from models.bundles.warm_start import Items, Origin
 
 
 def bundle_to_go_on_from(named: str | None, checkpoint: Path | None, store: Path, console: Console) -> Bundle | None:
@@ -40,6 +40,17 @@ def bundle_to_go_on_from(named: str | None, checkpoint: Path | None, store: Path
         soft_wrap=True,
     )
     return Bundle.open(directory, need_model=True)
+
+
+def items_of(catalogue: Path | None) -> Items | None:
+    """The items of ``--from-catalogue``, if that is given."""
+    if catalogue is None:
+        return None
+    from models.bundles.warm_start import Items
+    from models.catalogue import Catalogue
+
+    read = Catalogue.read(catalogue)
+    return Items([item.id for item in read.items], read.embeddings)
 
 
 def is_given(context: typer.Context, name: str) -> bool:

@@ -340,8 +340,7 @@ class _Run:
         gamma = f" or a γ smaller than {self.settings.gamma:g}" if self.settings.gamma else ""
         return TrainingFailedError(
             f"training failed: {what}. Nothing was kept of this model; train again with a learning rate smaller than "
-            f"{self.settings.learning_rate:g} (usual are 0.003 for a new model, 0.001 for a warm start, 0.0001 for a "
-            f"checkpoint){gamma}"
+            f"{self.settings.learning_rate:g} (usual are 0.003 for a new model, 0.0001 for a checkpoint){gamma}"
         )
 
 

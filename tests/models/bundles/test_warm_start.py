@@ -29,7 +29,7 @@ pytest.importorskip("onnx")
 from models.bundles.building import FitSettings, fit_bundle, train_bundle  # noqa: E402
 from models.bundles.first_model import ModelSettings, first_model  # noqa: E402
 from models.bundles.model_of_bundle import load_language_model  # noqa: E402
-from models.bundles.warm_start import Origin, bundle_of_checkpoint, find_tokens  # noqa: E402
+from models.bundles.warm_start import Items, Origin, bundle_of_checkpoint, find_tokens  # noqa: E402
 from models.language.language_model import ARCHITECTURES, Architecture  # noqa: E402
 from models.training.settings import TrainingSettings  # noqa: E402
 
@@ -60,11 +60,11 @@ def codes_of(bundle: Bundle) -> npt.NDArray[np.uint16]:
 
 
 def origin_of(old: Bundle, new: Bundle) -> Origin:
-    return Origin(old, "older", find_tokens(old, new, IDS, EMBEDDINGS, codes_of(new)))
+    return Origin(old, "older", find_tokens(old, new, Items(IDS, EMBEDDINGS), codes_of(new)))
 
 
-def with_codebook(directory: Path, codebook: Codebook) -> Bundle:
-    codes = codebook.encode(EMBEDDINGS)
+def with_codebook(directory: Path, codebook: Codebook, embeddings: npt.NDArray[np.float32] = EMBEDDINGS) -> Bundle:
+    codes = codebook.encode(embeddings)
     layout = Layout(1, codebook.id, codebook.layers, codebook.size)
     return create_bundle(directory, codebook, layout, census=count_tokens(codes, codebook.size))
 
@@ -158,8 +158,10 @@ def test_codebook_of_another_shape_keeps_words_users_and_body_and_learns(
             torch.testing.assert_close(rows, before[base:].mean(0).expand(size, -1))
         else:
             theirs = before[base + layer * SIZE : base + (layer + 1) * SIZE]
-            assert (rows <= theirs.max(0).values + 1e-5).all()
-            assert (rows >= theirs.min(0).values - 1e-5).all()
+            centre = theirs.mean(0)
+            lengths, most = (rows - centre).norm(dim=1), (theirs - centre).norm(dim=1)
+            assert (lengths <= most.max() + 1e-5).all(), "as far from one another as before"
+            assert (lengths >= most.min() - 1e-5).sum() >= len(rows) / 2, "tokens with items"
             assert len(torch.unique(rows, dim=0)) > 1
     bundle = go_on(new, ModelSettings(origin=origin), LEARNING)
     record = bundle.manifest.language_model
@@ -209,19 +211,45 @@ def test_lora_trains_a_bundles_model_further(tmp_path: Path) -> None:
     assert record.training["lora"] == 4
 
 
-@pytest.mark.parametrize("changes", [{"dimension": 6}, {"towers": "other-towers"}])
-def test_bundle_of_other_embeddings_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_embeddings_of_another_model_carry_tokens_over_by_the_items_that_both_catalogues_have(tmp_path: Path) -> None:
+    """The other model's embeddings are the old ones, turned into ten dimensions; so are its codewords, in another order."""
     old = trained(tmp_path / "old")
-    new = fit_bundle(
-        EMBEDDINGS[:, : changes.get("dimension", 8)],
-        tmp_path / "new",
-        FitSettings(size=SIZE, iterations=2, seed=1),
-        towers=changes.get("towers"),
-    ).bundle
-    with pytest.raises(
-        SidstreamError, match=r"train without it|Give --from a bundle that was fitted on the same embeddings"
+    codebook = Codebook.load(old.codebook_path)
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(10, 8)))[0].T.astype(np.float32)
+    orders = np.array([np.random.default_rng(layer).permutation(SIZE) for layer in range(3)])
+    words = np.stack([codebook.codewords[layer][orders[layer]] for layer in range(3)]) @ turn
+    items = Items(IDS, EMBEDDINGS @ turn)
+    new = with_codebook(tmp_path / "new", Codebook(words.astype(np.float32)), items.embeddings)
+    codes = ItemEncoder.of(new).encode(items.embeddings, [item.encode() for item in IDS])
+    with pytest.raises(SidstreamError, match=r"are of 8 dimensions.* of 10 dimensions.*--from-catalogue"):
+        find_tokens(old, new, items, codes)
+    for ids, embeddings, says in (
+        (IDS, EMBEDDINGS[:, :6], "have 6 dimensions, the bundle .* takes 8"),
+        (["gone"], EMBEDDINGS[:1], "has no item of the catalogue"),
     ):
-        find_tokens(old, new, IDS, EMBEDDINGS, codes_of(old))
+        with pytest.raises(SidstreamError, match=says):
+            find_tokens(old, new, items, codes, Items(ids, embeddings))
+    backwards = Items(["gone", *IDS[150::-1]], np.concatenate((EMBEDDINGS[-1:], EMBEDDINGS[150::-1])))
+    found = find_tokens(old, new, items, codes, backwards)
+    assert found is not None
+    assert found.known().all()
+    was, prompts = load_language_model(old)
+    first = begun(Origin(old, "older", found), new)
+    moved = torch.from_numpy((orders + SIZE * np.arange(3)[:, None]).ravel())
+    expected = sid_scores(was, prompts, old.layout, codes_of(old), 77)[:, moved]
+    torch.testing.assert_close(
+        sid_scores(first.model, first.prompts, new.layout, codes, 77), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_bundle_of_other_towers_is_refused_without_their_embeddings(tmp_path: Path) -> None:
+    old = trained(tmp_path / "old")
+    settings = FitSettings(size=SIZE, iterations=2, seed=1)
+    new = fit_bundle(EMBEDDINGS, tmp_path / "new", settings, towers="others").bundle
+    items = Items(IDS, EMBEDDINGS)
+    with pytest.raises(SidstreamError, match=r"of the text towers none, those of .* of the text towers others"):
+        find_tokens(old, new, items, codes_of(new))
+    assert find_tokens(old, new, items, codes_of(new), items) is not None
 
 
 def test_directories_of_our_own_bundles_are_known_and_others_are_not(tmp_path: Path) -> None:

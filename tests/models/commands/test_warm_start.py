@@ -159,6 +159,20 @@ def test_bundle_that_is_not_there_or_has_no_model_is_refused(shop: Path) -> None
         train(shop, "bundle", "--from", shop / "empty")
 
 
+def test_bundle_of_another_embedding_model_goes_on_by_the_older_catalogue(shop: Path) -> None:
+    read = Catalogue.read(shop / "catalogue")
+    shutil.copytree(shop / "catalogue", shop / "older")
+    shutil.rmtree(shop / "catalogue")
+    Catalogue(items=read.items, embeddings=np.ascontiguousarray(read.embeddings[:, :6])).write(shop / "catalogue")
+    fit(shop, "next", "--size", 8)
+    with pytest.raises(SidstreamError, match="--from-catalogue with the items' older embeddings"):
+        train(shop, "next", "--from", shop / "bundle")
+    with pytest.raises(SidstreamError, match="give --from, too"):
+        train(shop, "next", "--from-catalogue", shop / "older")
+    train(shop, "next", "--from", shop / "bundle", "--from-catalogue", shop / "older", "--epochs", 1)
+    assert record_of(shop / "next").vocabulary == record_of(shop / "bundle").vocabulary
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_warm_start_whose_time_was_up_goes_on_when_it_is_asked_again(shop: Path, in_place: bool) -> None:
     old = record_of(shop / "bundle")
