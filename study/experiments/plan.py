@@ -35,7 +35,7 @@ FEW_TOP_K: Final = tuple(LayoutChoice(heads="top-k", share=share) for share in (
 TOP_P: Final = LayoutChoice(heads="top-p", p=0.85)
 BEST_TOP_K: Final = TOP_K[1]
 SEEDS: Final = (0, 1, 2)
-TOGETHER_WITH_OTHER_LEGS: Final = ("… and a larger model, 8 epochs", "… and dropout .2, 16 epochs")
+TOGETHER_WITH_OTHER_LEGS: Final = ("… and a larger model, 8 epochs", "the larger model with dropout .2, 16 epochs")
 RANDOM_SHARES: Final = (0.1, 0.3)
 # M of the codebook whose full SIDs come nearest to the number that 3 × 256 has left, by what is left out (found by bisection; the
 # table of SIDs under table 2 shows both).
@@ -220,7 +220,7 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("… and co-occurrence beside them", {**together, "embeddings": "towers"})
         yield changed("three codebooks a history, as many steps", together, **several)
         longer = {**large, "epochs": 16, "dropout": 0.2}
-        yield changed("… and dropout .2, 16 epochs", {**together, "size": 1024}, **longer)
+        yield changed("the larger model with dropout .2, 16 epochs", {**together, "size": 1024}, **longer)
     elif dataset == "chorus_icecat":
         yield changed("codes of the query in the prompt", query_codes=True)
         yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
 from models.errors import SidstreamError
@@ -20,11 +19,12 @@ from models.terminal import shown
 from study.data.choices import CodebookChoice
 from study.data.codebooks import fitted
 from study.data.datasets import DatasetName, is_present, load
+from study.data.own_towers import in_their_space
 from study.experiments.plan import Row, rows, scale
 from study.experiments.results import Results
 from study.experiments.scheduler import run_all
 from study.experiments.setting import some_cases
-from study.measures.references import reference_record
+from study.measures.references import Embedded, reference_record
 from study.measures.shape import measure_shape
 
 DATASETS: Final[tuple[DatasetName, ...]] = ("amazon_games", "chorus_icecat", "planted")
@@ -144,20 +144,24 @@ def references(dataset: DatasetName, scratch: Path) -> dict[str, Any]:
     """Recall of the references, with intervals: on the cases that the runs are measured on, and on every case of the set."""
     base, data = scale(dataset).base, load(dataset)
     valid = load(dataset, "valid") if data.histories else None
-    record = reference_record(data, valid, some_cases(data, base.cases), _read_as_codes(dataset, scratch))
+    record = reference_record(data, valid, some_cases(data, base.cases), _other_embeddings(dataset, scratch))
     return {"choice": base.said(), **record}
 
 
-def _read_as_codes(dataset: DatasetName, scratch: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """What the codebooks of the runs, and the finest one, keep of the items, unit rows (N, D) by the shape of the codes."""
-    data, found = load(dataset), {}
-    if data.query_embeddings is None:
+def _other_embeddings(dataset: DatasetName, scratch: Path) -> dict[str, Embedded]:
+    """What our own towers make of the items, and what the codebooks of the runs and the finest one keep of them, by name; of
+    sets whose queries have embeddings.
+    """
+    given = load(dataset)
+    if given.query_embeddings is None:
         return {}
-    given = {row.choice.codebook for row in rows(dataset) if row.choice.codebook.embeddings == "own"}
-    choices = given | {CodebookChoice(dataset=dataset, layers=4, size=1024)}
-    for choice in sorted(choices, key=lambda choice: (choice.layers, choice.size)):
+    ours = in_their_space(given, 0, scratch)
+    found = {"our own towers embed them": Embedded(ours.embeddings, ours.query_embeddings)}
+    choices = {row.choice.codebook for row in rows(dataset)} | {CodebookChoice(dataset=dataset, layers=4, size=1024)}
+    for choice in sorted(choices, key=lambda choice: (choice.layers, choice.size, choice.embeddings)):
+        data, whose = (ours, ", of our own towers") if choice.embeddings == "towers" else (given, "")
         fit = fitted(choice, data, scratch)
         vectors = fit.codebook.reconstruct(fit.codes)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        found[f"their codes, {choice.layers} × {choice.size:,}"] = vectors
+        found[f"their codes, {choice.layers} × {choice.size:,}{whose}"] = Embedded(vectors, data.query_embeddings)
     return found

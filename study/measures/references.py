@@ -7,6 +7,7 @@ the models are measured on are among all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,17 +24,24 @@ from study.measures.evaluation import CUTOFFS, Recall, recall
 _COMPARED: Final = (("co-occurrence and neighbours", "co-occurrence"),)
 
 
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """``items`` float32 (N, D) of length 1, and the ``queries`` (Q, D) in their space, None for sets without."""
+
+    items: npt.NDArray[np.float32]
+    queries: npt.NDArray[np.float32] | None
+
+
 def reference_record(
     data: Dataset,
     valid: Dataset | None,
     cases: Sequence[TestCase],
-    read_as: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    read_as: Mapping[str, Embedded] | None = None,
 ) -> dict[str, Any]:
     """Recall by reference on ``cases`` (``recalls``) and on every case of the set (``every case``), the ``settings`` that were
     chosen on ``valid`` (None: there are none to choose), and ``differences`` between references on every case.
 
-    ``read_as``: name → what is left of the items' embeddings (N, D) of length 1, for how much of a query's neighbourhood codes
-    can keep.
+    ``read_as``: name → other embeddings, for how much of a query's neighbourhood codes can keep, or towers of our own find.
     """
     every = [_asked(data, case) for case in data.cases]
     tuning = [_asked(valid, case) for case in valid.cases] if valid is not None else []
@@ -57,11 +65,12 @@ def reference_record(
     }
 
 
-def _data(data: Dataset, read_as: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, ReferenceData]:
+def _data(data: Dataset, read_as: Mapping[str, Embedded]) -> dict[str, ReferenceData]:
     """What references know, by what stands after their name."""
     training = TrainingData.of_sequences(data.histories, len(data.embeddings), "training histories")
-    found = {"": data.embeddings} | {f", items as {name}": vectors for name, vectors in read_as.items()}
-    return {name: ReferenceData(training, vectors, data.query_embeddings) for name, vectors in found.items()}
+    found = {"": Embedded(data.embeddings, data.query_embeddings)}
+    found |= {f", items as {name}": embedded for name, embedded in read_as.items()}
+    return {name: ReferenceData(training, embedded.items, embedded.queries) for name, embedded in found.items()}
 
 
 def _asked(data: Dataset, case: TestCase) -> EvaluationCase:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from study.data.datasets import load
+from study.data.datasets import TestCase, load
 from study.experiments.setting import some_cases
-from study.measures.references import reference_record
+from study.measures.references import Embedded, reference_record
 
 
 def test_record_has_the_models_cases_and_every_case_with_intervals_and_settings() -> None:
@@ -25,3 +28,21 @@ def test_record_has_the_models_cases_and_every_case_with_intervals_and_settings(
     [difference] = record["differences"].values()
     together, alone = (record["every case"][name]["10"] for name in ("co-occurrence and neighbours", "co-occurrence"))
     assert difference["10"] == pytest.approx(together - alone, abs=2e-5)
+
+
+def test_other_embeddings_are_asked_by_queries_of_their_own_space() -> None:
+    random = np.random.default_rng(0)
+    queries, items = (random.normal(size=(60, 8)).astype(np.float32) for _ in range(2))
+    data = replace(
+        load("tiny"),
+        embeddings=items,
+        histories=(),
+        cases=tuple(TestCase(case=row, relevant=(row,), query="asked") for row in range(60)),
+        query_embeddings=queries,
+        popularity=np.ones(60, dtype=np.int64),
+    )
+    other = random.normal(size=(60, 5)).astype(np.float32)
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    record = reference_record(data, None, data.cases, {"others embed them": Embedded(other, other)})
+    assert record["recalls"]["neighbours, items as others embed them"]["1"] == 1
+    assert record["recalls"]["neighbours"]["1"] < 0.5
