@@ -77,7 +77,9 @@ def _empty(directory: Path) -> None:
 _CONFIGURATION: Final = """\
 # Written by `sidstream demo`. Windows of seconds instead of minutes, so that a story of minutes has a beginning and an end.
 bundle = "{directory}/bundle"
+bundles = "{directory}/bundles"
 index = "{directory}/index"
+indexes = "{directory}/indexes"
 
 [broker]
 directory = "{directory}/broker"

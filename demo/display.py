@@ -191,3 +191,9 @@ def _summary_rows(figures: Figures) -> Iterator[tuple[str, str]]:
         yield f"{figures.reshortened_after_seconds:.0f} s", "from the fad's first product to shorter SIDs"
         yield f"{figures.reshortened_items:,}", "items re-shortened, none rewritten"
     yield f"{figures.alerts_fired:,}", f"alerts fired, {figures.alerts_resolved:,} resolved"
+    yield f"{figures.refresh_seconds:.0f} s", f"from what was bought to a new bundle: {shown(figures.refresh_outcome)}"
+    yield f"{figures.learnt_after:.0%}", f"of what is new found by the model alone, {figures.learnt_before:.0%} before"
+    yield (
+        f"{figures.refresh_queries:,}",
+        f"queries answered meanwhile, {figures.refresh_unanswered:,} not; {figures.refresh_invalid:,} named no product",
+    )

@@ -35,3 +35,10 @@ class Figures:
     found_late: float = 0.0  # share among the first ten, asked by their own words
     found_known: float = 0.0
     sold_out_in_answers: int = 0
+    refresh_seconds: float = 0.0
+    refresh_outcome: str = ""
+    learnt_before: float = 0.0  # share of new products among the first ten by the model alone
+    learnt_after: float = 0.0
+    refresh_queries: int = 0
+    refresh_unanswered: int = 0
+    refresh_invalid: int = 0

@@ -17,6 +17,7 @@ from demo.display import alert_text, census_table, fad_panel, progress_bar, shor
 from demo.figures import Figures
 from demo.filters import show_filters
 from demo.found import show_found
+from demo.learning import show_learning
 from demo.live_queries import LiveQueries
 from demo.preparation import TRAINING_SECONDS, Trained, fit, head_size, train
 from demo.shop.shop import Fad, choose_fad
@@ -64,7 +65,7 @@ class Story(Stage):
                 self._ask()
                 self._change_and_delete()
                 show_filters(self)
-                self._fad(trained)
+                show_learning(self, self._fad(trained))
         return self.figures
 
     # --- before anything streams -------------------------------------------------------------------------------------
@@ -208,7 +209,8 @@ class Story(Stage):
 
     # --- the fad -----------------------------------------------------------------------------------------------------
 
-    def _fad(self, trained: Trained) -> None:
+    def _fad(self, trained: Trained) -> Fad:
+        """The fad that came and went."""
         encoder = OnnxEncoder(trained.bundle.encoder_path)
         with self.reader.snapshot() as snapshot:
             live = snapshot.live_layout() or trained.bundle.layout
@@ -243,6 +245,7 @@ class Story(Stage):
         self.say(
             f"“{shown(short(fad.query, 60))}” has {len(answer.items)} answers now; {returned:,} of them are of the fad."
         )
+        return fad
 
     def _flood(self, fad: Fad, token: int, before: Layout, queries: LiveQueries, alerts: AlertWatch) -> float | None:
         """Publish the fad and watch; seconds until the layout changed, or ``None``."""

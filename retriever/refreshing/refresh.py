@@ -27,8 +27,8 @@ from retriever.refreshing.judging import CanaryBounds, judge
 from retriever.refreshing.state import Outcome, RefreshError, RefreshFolder, RefreshState
 from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
-from streamer.deployments.log import read_serving
 from streamer.deployments.pipelines import bundle_path, index_of
+from streamer.deployments.served import find_serving
 from streamer.interactions.hit_rates import hit_rates
 from streamer.settings import Settings
 
@@ -119,7 +119,7 @@ class Refresh:
         return state.outcome
 
     def _begun(self) -> RefreshState:
-        serving = read_serving(self._settings)
+        serving = find_serving(self._settings)
         bundle = Bundle.open(self._settings.bundle).id if serving is None else serving.bundle
         if serving is not None and serving.canary is not None:
             raise RefreshError(f"the bundle {serving.canary} is a canary already: promote it or roll it back first")
@@ -132,7 +132,7 @@ class Refresh:
         return state
 
     def _require_same_serving(self, state: RefreshState) -> None:
-        serving = read_serving(self._settings)
+        serving = find_serving(self._settings)
         if serving is not None and serving.bundle != state.serving:
             raise RefreshError(
                 f"the bundle {serving.bundle} answers now, and this refresh began from {state.serving}: begin anew with --anew"
@@ -190,7 +190,7 @@ class Refresh:
 
     def _live_layout(self, state: RefreshState) -> Layout | None:
         """Of the index of what serves on this machine; None without an index here."""
-        serving = read_serving(self._settings)
+        serving = find_serving(self._settings)
         pipeline = None if serving is None else serving.pipeline_of(state.serving)
         try:
             with (
@@ -242,7 +242,7 @@ class Refresh:
     def _conclude(self, state: RefreshState) -> RefreshState:
         assert state.candidate is not None
         assert state.deployed_at is not None
-        serving = read_serving(self._settings)
+        serving = find_serving(self._settings)
         if serving is not None and serving.bundle == state.candidate:  # promoted, by us before we died, or by a person
             return self._ended(state, "promoted", "it answers everybody already")
         if serving is None or serving.canary != state.candidate:

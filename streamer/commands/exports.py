@@ -9,6 +9,7 @@ import typer
 
 from models.progress import WorkProgress
 from models.terminal import print_line, shown, terminal
+from streamer.deployments.served import served_settings
 from streamer.settings import load_settings
 
 
@@ -22,7 +23,7 @@ def catalogue(
     from models.bundles.bundle import Bundle
     from streamer.operations.catalogue_export import export_catalogue
 
-    settings, console = load_settings(), terminal(stderr=True)
+    settings, console = served_settings(load_settings()), terminal(stderr=True)
     manifest = Bundle.open(settings.bundle).manifest
     with WorkProgress(console) as work:
         task = work.task("reading item updates", unit="records")

@@ -173,12 +173,16 @@ class Pipeline:
             BrokerError: the broker died and cannot be started again.
         """
         while not stop.wait(0.2):
-            if self._broker is not None and not self._broker.running:
-                log.warning("process_died", name="broker", log=str(self._broker.log_file))
-                self._broker.start()  # on the same port; the others wait for it
-            if self._follower is not None and self._follower.current is not None:
-                self._follow(self._follower.current)
-            self.supervisor.check()
+            self.attend()
+
+    def attend(self) -> None:
+        """One look of ``watch``, for whoever has a loop of its own; raises the same."""
+        if self._broker is not None and not self._broker.running:
+            log.warning("process_died", name="broker", log=str(self._broker.log_file))
+            self._broker.start()  # on the same port; the others wait for it
+        if self._follower is not None and self._follower.current is not None:
+            self._follow(self._follower.current)
+        self.supervisor.check()
 
     def kill(self) -> None:
         """End every process and the embedded broker with SIGKILL, from any thread: a second signal asks for it."""

@@ -124,7 +124,7 @@ def world(
     made = World(record, tiny_model_bundle, tiny_embeddings)
     new = Bundle.open(tiny_model_bundle).id
     made.hits = {serving.id: (300, 1_000), new: (30, 100)}
-    monkeypatch.setattr(module, "read_serving", lambda _: made.serving)
+    monkeypatch.setattr(module, "find_serving", lambda _: made.serving)
     monkeypatch.setattr(module, "hit_rates", made.rates)
     return made
 
