@@ -188,6 +188,15 @@ class IndexerSettings(Section):
     )
 
 
+class GenerationSettings(Section):
+    """A codebook's pipeline beside the one that answers, while it catches up; on a machine of its own, share 1."""
+
+    catching_up_share: float = Field(
+        0.33, gt=0, le=1, description="part of the time that its assigner and its indexer work; they rest in between"
+    )
+    catching_up_batch: int = Field(2_000, ge=1, description="records that they take at once")
+
+
 class MonitorSettings(Section):
     """Counts → layouts, alerts, drift. A share is of all live items, 0 to 1."""
 
@@ -363,6 +372,7 @@ class Settings(BaseSettings):
     attributes: AttributeSettings = AttributeSettings()
     assigner: AssignerSettings = AssignerSettings()
     indexer: IndexerSettings = IndexerSettings()
+    generations: GenerationSettings = GenerationSettings()
     monitor: MonitorSettings = MonitorSettings()
     retriever: RetrieverSettings = RetrieverSettings()
     logging: LoggingSettings = LoggingSettings()

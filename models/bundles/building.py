@@ -108,14 +108,15 @@ def fit_bundle(
     towers: str | None = None,
     ids: Sequence[str] = (),
     histories: Sequence[Sequence[int]] = (),
+    embedding_model: str | None = None,
     replace: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Fitted:
     """Codebooks fitted on embeddings (N, D), the first layout, and a bundle without a language model.
 
     ``ids`` of the items and ``histories`` of rows: for co-occurrence. ``towers``: id of the text towers that made the
-    embeddings. ``progress``: layer_index, iteration and mean squared error; RQ-VAE learns all layers at once, so that its epochs
-    are reported as iterations of layer_index 0.
+    embeddings; ``embedding_model``: the name that updates give to what made theirs. ``progress``: layer_index, iteration and mean
+    squared error; RQ-VAE learns all layers at once, so that its epochs are reported as iterations of layer_index 0.
     """
     require_free(directory, replace=replace)
     if settings.head_method == "top-k" and settings.k > settings.size:
@@ -145,6 +146,7 @@ def fit_bundle(
         embedding=embedding,
         towers=towers,
         embedding_norms=norm_quantiles(embeddings),
+        embedding_model=embedding_model,
         codebook_input=codebook_input,
         replace=replace,
     )

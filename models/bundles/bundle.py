@@ -95,7 +95,8 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     measured against. ``towers``: id of the text towers whose embeddings it was fitted on, None for other embeddings.
     ``embedding_norms``: their norms at 0, 1, 50, 99 and 100 % of the items; ``dense``: what the dense leg needs; both None in
     a bundle of an older sidstream. ``codebook_input``: what the codebook was fitted on, None for the embeddings alone.
-    ``dimension``: D of the embeddings.
+    ``dimension``: D of the embeddings. ``embedding_model``: the name of what makes them: only updates of that name are for
+    this codebook; None: those without one.
     """
 
     format: int
@@ -113,6 +114,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     language_model: LanguageModelRecord | None = None
     dense: DenseRecord | None = None
     codebook_input: CodebookInputRecord | None = None
+    embedding_model: str | None = None
 
     @property
     def layer2_dropout(self) -> float:
@@ -209,13 +211,15 @@ def create_bundle(
     towers: str | None = None,
     embedding_norms: tuple[float, float, float, float, float] | None = None,
     codebook_input: CodebookInput | None = None,
+    embedding_model: str | None = None,
     replace: bool = False,
 ) -> Bundle:
     """Writes codebook, ONNX encoder and manifest; no language model yet.
 
     ``census``: (L, M) counts of the items that the codebook was fitted on; ``embedding``: a sentence on how
     embeddings are made; ``towers``: id of the text towers that make them; ``embedding_norms``: see
-    ``BundleManifest``; ``codebook_input``: what the codebook was fitted on, if that is more than the embeddings;
+    ``BundleManifest``, and ``embedding_model`` too; ``codebook_input``: what the codebook was fitted on, if that is more than the
+    embeddings;
     ``replace``: a bundle that is there already is removed first, model included.
     """
     from models.codebooks.onnx_export import export_onnx
@@ -242,7 +246,7 @@ def create_bundle(
         input_record = CodebookInputRecord(**facts, weight=codebook_input.weight)
         files.append(CODEBOOK_INPUT_FILE)
     manifest = BundleManifest(
-        format=_format(input_record, None),
+        format=_format(input_record, None, embedding_model),
         codebook_id=codebook.id,
         layers=codebook.layers,
         size=codebook.size,
@@ -255,6 +259,7 @@ def create_bundle(
         embedding_norms=embedding_norms,
         files={name: record_file(root, name) for name in files},
         codebook_input=input_record,
+        embedding_model=embedding_model,
     )
     write_manifest(root, manifest)
     return Bundle.open(root)
@@ -310,7 +315,7 @@ def add_language_model(
     files |= {f"{target}/{name}": record for name, record in records.items()}
     manifest = msgspec.structs.replace(
         bundle.manifest,
-        format=_format(bundle.manifest.codebook_input, prompt),
+        format=_format(bundle.manifest.codebook_input, prompt, bundle.manifest.embedding_model),
         files=files,
         language_model=LanguageModelRecord(
             id=model_id,
@@ -332,11 +337,13 @@ def _weights_id(digests: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 
-def _format(codebook_input: CodebookInputRecord | None, prompt: PromptSettings | None) -> int:
+def _format(
+    codebook_input: CodebookInputRecord | None, prompt: PromptSettings | None, embedding_model: str | None
+) -> int:
     """The oldest that says all that a reader must know."""
     if prompt is not None and (prompt.history_text or prompt.instruction):
         return FORMAT_VERSION
-    plain = codebook_input is None and (prompt is None or not prompt.query_codes)
+    plain = codebook_input is None and embedding_model is None and (prompt is None or not prompt.query_codes)
     return _PLAIN_FORMAT if plain else _CODES_FORMAT
 
 

@@ -70,6 +70,12 @@ def fit(
     embed: EmbedOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
     embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
+    embedding_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Take only updates whose embedding_model has this name.", show_default="those without a name"
+        ),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
 ) -> None:
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
@@ -124,6 +130,7 @@ def fit(
             towers=towers.id if towers else None,
             ids=ids,
             histories=counted,
+            embedding_model=embedding_model or None,
             replace=replace,
             progress=show,
         )

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from models.attributes import AttributeRules
 from models.dense.vectors import quantise
-from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, UNKNOWN_FIELDS
+from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, OTHER_MODEL, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
-from streamer.events.intake import EventError, Update, UpdateIntake, UpdateLimits
+from streamer.events.intake import EventError, OtherModelError, Update, UpdateIntake, UpdateLimits
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes, ItemUpdate
 from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
@@ -55,7 +55,8 @@ class AssignBatch:
 
     The last usable event of an item in a partition and a batch wins; the others of that item are not sent on.
     ``attributes``: what those of an update may be, by default the defaults; ``norms``: the norms of the bundle's fit at 0, 1,
-    50, 99 and 100 % of its items; ``clock``: milliseconds since the epoch.
+    50, 99 and 100 % of its items; ``embedding_model``: the bundle's: updates of another one are passed over; ``clock``:
+    milliseconds since the epoch.
     """
 
     def __init__(
@@ -67,13 +68,17 @@ class AssignBatch:
         limits: AssignerSettings,
         attributes: AttributeRules | None = None,
         norms: Sequence[float] | None = None,
+        embedding_model: str | None = None,
         clock: Callable[[], int] = _now_ms,
     ) -> None:
         self._encoder = encoder
         self._vectors = limits.vectors
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
-        self._intake = UpdateIntake(UpdateLimits.of(limits, encoder.dimension, attributes), strict=limits.strict)
+        wanted = UpdateLimits.of(limits, encoder.dimension, attributes, embedding_model)
+        self._intake = UpdateIntake(wanted, strict=limits.strict)
+        self._model = embedding_model
+        self._passed_over = 0
         self._plausible = PlausibleNorms.of(norms)
         self._clock = clock
         self._fields_told: dict[str, int] = {}
@@ -84,11 +89,15 @@ class AssignBatch:
         updates: list[Update] = []
         rejected: list[Outgoing] = []
         read = self._intake.read
+        others = 0
         for record in records:
             try:
                 updates.append(read(record, now))
             except EventError as error:
                 rejected.append(self._reject(record, error.kind, error))
+            except OtherModelError:
+                others += 1
+        self._tell_others(others)
         self._tell_unknown_fields()
 
         upserts = [place for place, update in enumerate(updates) if update.embedding is not None]
@@ -176,6 +185,18 @@ class AssignBatch:
             timestamp = at if 0 < at < now else 0
             outgoing.append(Outgoing(topic, update.item_id, value, record.partition(), None, timestamp))
         return outgoing
+
+    def _tell_others(self, count: int) -> None:
+        """Metrics of the updates that are for another codebook; the first ones are logged."""
+        OTHER_MODEL.inc(count)
+        if count and not self._passed_over:
+            log.info(
+                "other_embedding_model",
+                updates=count,
+                takes=self._model,
+                next="they are for a codebook that was fitted on embeddings of that name (docs/deployments.md)",
+            )
+        self._passed_over += count
 
     def _tell_unknown_fields(self) -> None:
         """Metrics of the unknown fields of a batch; each name is logged once."""

@@ -11,6 +11,10 @@ UNKNOWN_FIELDS: Final = Counter(
     "Item updates that had a field which no update has; names beyond sixteen are (other)",
     ["field"],
 )
+OTHER_MODEL: Final = Counter(
+    "sidstream_other_embedding_model",
+    "Item updates that were passed over, as their embedding_model is not the one that the bundle was fitted on",
+)
 IMPLAUSIBLE_NORMS: Final = Counter(
     "sidstream_implausible_norms",
     "Item updates that were taken although their embedding's norm is far outside those of the bundle's fit",

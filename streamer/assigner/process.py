@@ -13,7 +13,7 @@ from confluent_kafka import Message
 from models.bundles.bundle import Bundle
 from models.bundles.item_encoder import ItemEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
-from streamer.deployments.served import await_own_settings
+from streamer.deployments.served import await_own
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
 from streamer.kafka.admin import await_topics
@@ -40,10 +40,11 @@ def run_assigner(loaded: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        settings = await_own_settings(loaded, stop, health)
-        if settings is None:
+        found = await_own(loaded, stop, health)
+        if found is None:
             return
-        topics, own = settings.topics, settings.assigner
+        settings, beside = found
+        topics, own, share = settings.topics, settings.assigner, settings.generations.catching_up_share
         bundle = Bundle.open(settings.bundle)
         encoder = ItemEncoder.of(bundle, threads=own.encoder_threads)
         needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes]
@@ -57,6 +58,7 @@ def run_assigner(loaded: Settings) -> None:
             limits=own,
             attributes=settings.attributes.rules(),
             norms=bundle.manifest.embedding_norms,
+            embedding_model=bundle.manifest.embedding_model,
         )
         loop = LoopSettings(
             process=PROCESS,
@@ -71,6 +73,7 @@ def run_assigner(loaded: Settings) -> None:
             remedy=_remedy(settings),
             accept_missed=own.accept_missed_updates,
             commit_note=assign.commit_note,
+            yields=(share, settings.generations.catching_up_batch) if beside else None,
         )
         collect_garbage_rarely()
 

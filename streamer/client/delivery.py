@@ -22,11 +22,13 @@ class Delivery:
     letters_from: partition of the dead-letter topic → where that ended before anything was sent; a partition that is
     not named is searched from its start.
     attributes: the same of ``item-attributes``, None if nothing was sent there.
+    models: the names of the models that made the embeddings, None among them for updates without one.
     """
 
     ranges: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     letters_from: Mapping[int, int] = field(default_factory=dict)
     attributes: Delivery | None = None
+    models: frozenset[str | None] = frozenset()
 
     @property
     def ends(self) -> dict[int, int]:

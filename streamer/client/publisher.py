@@ -8,6 +8,7 @@ another client of librdkafka sets ``partitioner=murmur2_random``, whose own defa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -63,12 +64,15 @@ class ItemPublisher:
         self._failures: list[str] = []
         self._delivered = DeliveryLog(ends_of_letters(settings, settings.topics.item_updates_dead_letters))
         self._attributes_delivered: DeliveryLog | None = None
+        self._models: set[str | None] = set()
 
     @property
     def delivered(self) -> Delivery:
         """What the broker has of this publisher, for ``read_your_writes.await_indexed``."""
         alone = self._attributes_delivered
-        return self._delivered.delivery(None if alone is None else alone.delivery())
+        return replace(
+            self._delivered.delivery(None if alone is None else alone.delivery()), models=frozenset(self._models)
+        )
 
     def update(
         self,
@@ -79,8 +83,10 @@ class ItemPublisher:
         weight: float = 1.0,
         updated_at: int | None = None,
         attributes: Mapping[str, AttributeValue] | None = None,
+        embedding_model: str | None = None,
     ) -> None:
-        """One item's full state. ``embedding``: (D,) float32 or float16; ``updated_at``: milliseconds since the epoch.
+        """One item's full state. ``embedding``: (D,) float32 or float16; ``updated_at``: milliseconds since the epoch;
+        ``embedding_model``: the name of what made the embedding, where codebooks of several models live side by side.
 
         ``attributes``: all that this update says of them; those of ``update_attributes`` stay, and of a field that both have the
         later one counts.
@@ -100,7 +106,9 @@ class ItemPublisher:
             updated_at=updated_at,
             dtype=dtype,
             attributes=msgspec.UNSET if attributes is None else self._checked(item_id, attributes),
+            embedding_model=msgspec.UNSET if embedding_model is None else embedding_model,
         )
+        self._models.add(embedding_model)
         self._send(self._topic, item_id, ITEM_UPDATE.encode(update))
 
     def update_attributes(self, item_id: str, attributes: Mapping[str, AttributeValue] | None) -> None:
@@ -196,9 +204,11 @@ def publish_items(
     items: Sequence[CatalogueItem],
     embeddings: NDArray[np.float32],
     *,
+    embedding_model: str | None = None,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> Delivery:
     """Publish a catalogue's items, row i of ``embeddings`` (N, D) with ``items[i]``; ``advance`` hears of each thousand.
+    ``embedding_model``: see ``ItemPublisher.update``.
 
     What was delivered, as ``ItemPublisher.delivered`` says it.
     """
@@ -210,6 +220,7 @@ def publish_items(
                 title=item.title,
                 weight=item.weight,
                 attributes=item.attributes or None,
+                embedding_model=embedding_model,
             )
             if (row + 1) % _POLL_EVERY == 0:
                 advance(_POLL_EVERY)

@@ -22,6 +22,8 @@ from typing import Final
 from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from models.bundles.bundle import Bundle
+from models.bundles.manifest import MANIFEST_FILE
 from models.errors import SidstreamError
 from store.errors import IndexMissingError
 from store.files.environment import writer_of
@@ -59,6 +61,7 @@ def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> 
     if not delivery.ends and (alone is None or not alone.ends):
         return Outcome(0)
     settings = served_settings(settings)
+    _require_own_model(settings, delivery)
     topics = settings.topics
     needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes] if delivery.ends else []
     needed += [topics.item_attributes, topics.item_attributes_dead_letters] if alone is not None else []
@@ -81,6 +84,19 @@ def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> 
             classes = ", ".join(f"{one.events:,} {one.kind}" for one in refused)
             raise NotIndexedError(f"{error}. Of the {delivery.events:,} events these were refused: {classes}") from None
         return wait.outcome(refusals)
+
+
+def _require_own_model(settings: Settings, delivery: Delivery) -> None:
+    """Updates that the assigner passes over would never come; where this machine has the bundle, that is known before."""
+    if not (settings.bundle / MANIFEST_FILE).is_file() or not delivery.models:
+        return
+    takes = Bundle.open(settings.bundle).manifest.embedding_model
+    others = sorted(str(name or "none") for name in delivery.models - {takes})
+    if others:
+        raise NotIndexedError(
+            f"what answers takes updates with the embedding_model {takes or 'none'}, and these have {', '.join(others)}: they "
+            "are for another codebook, and are passed over here"
+        )
 
 
 class _Wait:

@@ -59,6 +59,10 @@ def publish(
         Path | None, typer.Option(help="The .npy with one row an item; only with a JSON-lines file.")
     ] = None,
     embed: EmbedOption = None,
+    embedding_model: Annotated[
+        str | None,
+        typer.Option(help="The name of what made the embeddings, as of fit.", show_default="none"),
+    ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Send tombstones for these items instead.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     wait: Annotated[
@@ -77,6 +81,8 @@ def publish(
 
     if embeddings is not None and embed is not None:
         raise typer.BadParameter("--embeddings brings embeddings and --embed makes them: give one of the two")
+    if embedding_model is not None and (embed is not None or delete):
+        raise typer.BadParameter("--embedding-model goes with embeddings of your own: leave it out")
     settings = load_settings()
     items: Sequence[object]
     send: Callable[..., Delivery]
@@ -93,7 +99,7 @@ def publish(
             )
         catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
         items = rows = catalogue.items[:limit]
-        send = partial(publish_items, settings, rows, catalogue.embeddings)
+        send = partial(publish_items, settings, rows, catalogue.embeddings, embedding_model=embedding_model)
     console = terminal(stderr=True)
     with WorkProgress(console) as work:
         task = work.task("deleting" if delete else "publishing", unit="items", total=len(items))

@@ -6,6 +6,7 @@ What must hold: where nothing was ever deployed, the settings count as they are,
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 from models.bundles.bundle import Bundle
 from models.bundles.manifest import BundleError
@@ -55,14 +56,25 @@ def own_settings(settings: Settings, serving: Serving | None) -> Settings:
         return settings_of(settings, pipeline, bundle=own.directory)
 
 
-def await_own_settings(settings: Settings, stop: threading.Event, health: Health) -> Settings | None:
+class Own(NamedTuple):
+    """What an assigner or indexer works with, and whether queries are answered from another pipeline than its own."""
+
+    settings: Settings
+    beside: bool
+
+
+def await_own(settings: Settings, stop: threading.Event, health: Health) -> Own | None:
     """``own_settings`` for a process: a cluster that is away is waited for; None when ``stop`` was set first."""
     if not settings.pipeline:
         Bundle.open(settings.bundle)  # said before there is a broker
-    found: list[Settings] = []
-    if not await_answer(lambda: found.append(own_settings(settings, find_serving(settings))), stop, health):
-        return None
-    return found[0]
+    found: list[Own] = []
+
+    def ask() -> None:
+        serving = find_serving(settings)
+        own = own_settings(settings, serving)
+        found.append(Own(own, serving is not None and serving_pipeline(serving).codebook != own.pipeline))
+
+    return found[0] if await_answer(ask, stop, health) else None
 
 
 def served_settings(settings: Settings) -> Settings:

@@ -228,23 +228,33 @@ def _missing_field(codec: Codec, value: bytes, field: str, said: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UpdateLimits:
-    """What an item update may have; ``dimension``: numbers of its embedding."""
+    """What an item update may have; ``dimension``: numbers of its embedding; ``embedding_model``: what made it, None for updates
+    that do not say.
+    """
 
     event: EventLimits
     title_characters: int
     weight: float
     dimension: int
     attributes: AttributeRules = field(default_factory=lambda: AttributeSettings().rules())
+    embedding_model: str | None = None
 
     @classmethod
-    def of(cls, settings: AssignerSettings, dimension: int, attributes: AttributeRules | None = None) -> UpdateLimits:
+    def of(
+        cls,
+        settings: AssignerSettings,
+        dimension: int,
+        attributes: AttributeRules | None = None,
+        embedding_model: str | None = None,
+    ) -> UpdateLimits:
         """As the assigner's settings, its codebook and the settings of attributes (by default the defaults) have them."""
         return cls(
             EventLimits.of(settings.maximum_event_bytes, settings),
             settings.maximum_title_characters,
             settings.maximum_weight,
             dimension,
-            *(() if attributes is None else (attributes,)),
+            AttributeSettings().rules() if attributes is None else attributes,
+            embedding_model,
         )
 
 
@@ -317,6 +327,10 @@ def _of_attributes(error: EventError) -> str:
     return f'{said}; fields go inside, as {{"attributes": {{"price": 30}}}}' if error.kind == "UnknownField" else said
 
 
+class OtherModelError(Exception):
+    """The update's embedding is of a model that this codebook was not fitted on: it is for another one, and no fault."""
+
+
 class UpdateIntake:
     """Reads the records of ``item-updates``.
 
@@ -331,6 +345,7 @@ class UpdateIntake:
         self._dimension = limits.dimension
         self._float32_bytes = 4 * limits.dimension
         self._attributes = limits.attributes
+        self._model = UNSET if limits.embedding_model is None else limits.embedding_model
         self._counting = CountingCodec(ItemUpdate)
         self._codec = Codec(ItemUpdate, strict=True) if strict else self._counting
 
@@ -344,6 +359,7 @@ class UpdateIntake:
 
         Raises:
             EventError: why it cannot be used.
+            OtherModelError: it is for another codebook; it is not checked any further.
         """
         item_id = checked_item_id(record.key())
         value = record.value()
@@ -351,6 +367,8 @@ class UpdateIntake:
             return Update(record, item_id, None)
         decoded = decode_event(self._codec, record, value, self._event)
         update, headers = decoded.value, decoded.headers
+        if update.embedding_model != self._model:
+            raise OtherModelError
         if update.id is not UNSET or update.item_id is not UNSET:
             _require_same_id(update, item_id)
         if not 0 <= update.weight <= self._weight:  # also refuses NaN

@@ -53,7 +53,8 @@ class ItemUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``embedding``: D numbers, or the bytes of D little-endian float32 or float16 (MessagePack ``bin``; base64 in JSON).
     ``dtype`` says which of the two; bytes without it are float32, or float16 where half as many are there and their norm is
     plausible. ``updated_at``: without it the record's CloudEvents or Kafka time. ``attributes``: what queries filter on; absent
-    says that the update has none. ``id`` or ``item_id``, if given, repeats the key.
+    says that the update has none. ``embedding_model``: the name of the model that made the embedding, for the codebooks that were
+    fitted on embeddings of that name; absent: for those without one. ``id`` or ``item_id``, if given, repeats the key.
     """
 
     embedding: bytes | list[float]
@@ -64,6 +65,7 @@ class ItemUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     id: Annotated[Any, Meta(description="the key again")] = UNSET
     item_id: Annotated[Any, Meta(description="the key again")] = UNSET
     attributes: RawAttributes | UnsetType = UNSET
+    embedding_model: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 

@@ -41,6 +41,7 @@ from streamer.kafka.read_to_end import has_records
 from streamer.process.batch_log import BatchSummary
 from streamer.process.health import Health, Part
 from streamer.process.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, TRANSACTION_ABORTS, observe_ages
+from streamer.process.yielding import Yielding
 from streamer.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
@@ -64,7 +65,8 @@ class LoopSettings:
     ``gather_size``: records to select a batch from; without it, ``batch_size``. ``outputs`` to ``accept_missed``:
     see ``Input``. ``commit_note``: fields for the note that is committed with each offset (JSON, a few hundred bytes at
     most), asked once a batch. ``life_sign_seconds``: how often an idle loop commits where it stands, so that the time in
-    the note says when somebody read last.
+    the note says when somebody read last. ``yields``: share of the time, and records at once, until it has caught up; None takes
+    all there is.
     """
 
     process: str
@@ -81,6 +83,7 @@ class LoopSettings:
     accept_missed: bool = False
     commit_note: Callable[[], Mapping[str, Any]] | None = None
     life_sign_seconds: float = 3_600.0
+    yields: tuple[float, int] | None = None
 
     @property
     def reads(self) -> Input:
@@ -111,6 +114,8 @@ class TransactionalLoop:
         self._waiting: list[Message] = []
         self._summary = BatchSummary()
         self._input = InputProgress(settings.process, health, f"waiting for partitions of {settings.source}")
+        share, batch = settings.yields or (1.0, settings.batch_size)
+        self._yielding = Yielding(share, batch, lambda: self._input.caught_up)
         # Next offsets, known to be committed, of every partition that is read.
         self._committed: dict[int, int] = {}
         self._life_sign_at = float("-inf")
@@ -254,14 +259,17 @@ class TransactionalLoop:
         EVENTS.labels(settings.process).inc(len(records))
         BATCH_SECONDS.labels(settings.process).observe(seconds)
         self._summary.add(len(records), seconds)
-        rest = settings.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
+        rest = max(
+            settings.minimum_batch_interval_ms / 1000 - (time.monotonic() - started), self._yielding.rest(seconds)
+        )
         if rest > 0:
             time.sleep(rest)
 
     def _gather(self) -> list[Message]:
         """What has waited here, and what has come since; looks at the consumer each time, for a rebalance happens in there."""
         waiting, self._waiting = self._waiting, []
-        wanted = (self._settings.gather_size or self._settings.batch_size) - len(waiting)
+        size = self._settings.gather_size or self._settings.batch_size
+        wanted = self._yielding.batch_size(size) - len(waiting)
         if wanted < 1 or sum(map(len, waiting)) > _GATHERED_BYTES:
             wanted = 1
         # With a commit under way, wait for more records only as long as it takes.

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.writing.writer import IndexWriter
-from streamer.deployments.served import await_own_settings
+from streamer.deployments.served import await_own
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.attributes import AttributesReader, attributes_batch
@@ -47,6 +47,7 @@ from streamer.process.metrics import (
     observe_ages,
 )
 from streamer.process.run import collect_garbage_rarely, run_process
+from streamer.process.yielding import Yielding
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -59,8 +60,12 @@ class Indexer:
     """Reads ``item-codes``, ``item-attributes`` and ``layouts`` from the offsets that the index holds, and applies them batch by
     batch."""
 
-    def __init__(self, settings: Settings, writer: IndexWriter, layout: Layout, health: Health) -> None:
-        """``layout``: any layout of the index's codebook, for its id, layers and size."""
+    def __init__(
+        self, settings: Settings, writer: IndexWriter, layout: Layout, health: Health, *, beside: bool = False
+    ) -> None:
+        """``layout``: any layout of the index's codebook, for its id, layers and size; ``beside``: queries are answered from
+        another index, and this one yields until it has caught up.
+        """
         self._settings = settings
         self._writer = writer
         self._codebook = layout
@@ -72,6 +77,10 @@ class Indexer:
         self._attributes = AttributesReader(settings.attributes)
         self._token_counts_topic = settings.topics.token_counts
         self._input = InputProgress(PROCESS, health, f"the ends of {self._codes_topic} are not read yet")
+        generations = settings.generations
+        share = generations.catching_up_share if beside else 1.0
+        batch = generations.catching_up_batch if beside else settings.indexer.batch_size
+        self._yielding = Yielding(share, batch, lambda: self._input.caught_up)
         self._storage = StorageMetrics(writer)
         self._summary = BatchSummary()
         # How far a partition is known to hold no record that was not applied: markers of transactions take offsets, too.
@@ -226,7 +235,7 @@ class Indexer:
         BATCH_EVENTS.labels(PROCESS).observe(len(records))
         BATCH_SECONDS.labels(PROCESS).observe(seconds)
         self._summary.add(len(records), seconds)
-        rest = own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started)
+        rest = max(own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started), self._yielding.rest(seconds))
         if rest > 0:
             time.sleep(rest)
 
@@ -245,7 +254,8 @@ class Indexer:
 
     def _gather(self, consumer: Consumer) -> list[Message]:
         try:
-            return drain(consumer, self._settings.indexer.batch_size, _IDLE_WAIT_SECONDS, self._on_end)
+            batch_size = self._yielding.batch_size(self._settings.indexer.batch_size)
+            return drain(consumer, batch_size, _IDLE_WAIT_SECONDS, self._on_end)
         except ConsumerBrokenError:
             raise
         except FatalKafkaError as error:
@@ -311,9 +321,10 @@ def run_indexer(loaded: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        settings = await_own_settings(loaded, stop, health)
-        if settings is None:
+        found = await_own(loaded, stop, health)
+        if found is None:
             return
+        settings, beside = found
         bundle = Bundle.open(settings.bundle)
         layout = bundle.layout
         topics = settings.topics
@@ -337,6 +348,6 @@ def run_indexer(loaded: Settings) -> None:
         ) as writer:
             writer.put_layout(layout, {})
             collect_garbage_rarely()
-            Indexer(settings, writer, layout, health).run(stop)
+            Indexer(settings, writer, layout, health, beside=beside).run(stop)
 
     run_process(PROCESS, loaded, work)

@@ -2,6 +2,9 @@
 
 What must hold: an event changes the table or nothing, however often it comes; the timer publishes before it remembers; only
 the monitor that holds the partition and the journal publishes. Consequently ``kill -9`` at any point loses nothing.
+
+It judges the codebook from which queries are answered. When that becomes another one, it begins anew with the other's layout and
+census; the table holds the counts of all codebooks already.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +22,13 @@ import structlog
 from numpy.typing import NDArray
 
 from models.bundles.bundle import Bundle
+from models.errors import SidstreamError
 from models.sids.layout import Layout
+from streamer.deployments.follow import ServingFollower
+from streamer.deployments.served import find_serving, own_settings, serving_pipeline
+from streamer.events.serving import Serving
 from streamer.events.topics import monitor_changelog
-from streamer.kafka.admin import await_topics
+from streamer.kafka.admin import MissingTopicsError, await_answer, await_topics
 from streamer.monitor import dashboard
 from streamer.monitor.agent import PROCESS, Monitor
 from streamer.monitor.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
@@ -59,7 +68,11 @@ def build_app(
 
 
 async def _run(
-    settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
+    settings: Settings,
+    layout: Layout,
+    baseline: NDArray[np.int64],
+    over: Callable[[], bool],
+    health: Health,
 ) -> None:
     await check_login(settings.kafka)
     with tempfile.TemporaryDirectory(prefix="sidstream-monitor-") as folder:
@@ -67,7 +80,7 @@ async def _run(
         health.set_unready(Part.INPUT, "the table of counts is being recovered")
         starting = asyncio.ensure_future(app.start())
         try:
-            while not stop.is_set() and not app.should_stop and app.crash_reason is None:
+            while not over() and not app.should_stop and app.crash_reason is None:
                 if starting.done():
                     starting.result()
                 if monitor.looks:
@@ -84,9 +97,14 @@ async def _run(
 
 
 def monitor_until_stopped(
-    settings: Settings, layout: Layout, baseline: NDArray[np.int64], stop: threading.Event, health: Health
+    settings: Settings,
+    layout: Layout,
+    baseline: NDArray[np.int64],
+    stop: threading.Event,
+    health: Health,
+    other_serves: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run monitors one after the other until ``stop`` is set: a broker that goes away is waited for.
+    """Run monitors one after the other until ``stop`` is set, or ``other_serves``: a broker that goes away is waited for.
 
     Raises:
         MissingTopicsError: a topic is not there.
@@ -99,9 +117,13 @@ def monitor_until_stopped(
             settings.monitor.web_host, port, setting="monitor.web_port", purpose="the monitor's dashboard"
         )
     health.set_ready(Part.START)
-    while await_topics(settings, _topics(settings), stop, health):
+
+    def over() -> bool:
+        return stop.is_set() or other_serves()
+
+    while not other_serves() and await_topics(settings, _topics(settings), stop, health):
         try:
-            asyncio.run(_run(settings, layout, baseline, stop, health))
+            asyncio.run(_run(settings, layout, baseline, over, health))
         except PASSING_ERRORS as error:
             # Whatever was not acknowledged comes again: a new app starts from the topics.
             log.warning("monitor_starts_again", reason=f"{type(error).__name__}: {error}")
@@ -113,11 +135,66 @@ def run_monitor(settings: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        bundle = Bundle.open(settings.bundle)
-        baseline = np.array(bundle.manifest.census, dtype=np.int64)
-        monitor_until_stopped(settings, bundle.layout, baseline, stop, health)
+        served: list[Settings] = []
+        if not await_answer(lambda: served.append(_judged(settings, find_serving(settings))), stop, health):
+            return
+        [judged] = served
+        with _following(settings) as current:
+            while not stop.is_set():
+                bundle = Bundle.open(judged.bundle)
+                other = _Other(settings, bundle.layout.codebook_id, current)
+                baseline = np.array(bundle.manifest.census, dtype=np.int64)
+                monitor_until_stopped(settings, bundle.layout, baseline, stop, health, other.serves)
+                judged = other.judged or judged
 
     run_process(PROCESS, settings, work)
+
+
+class _Other:
+    """Tells when queries are answered from another codebook than the one that is judged, and this machine has its bundle."""
+
+    def __init__(self, settings: Settings, codebook: str, current: Callable[[], Serving | None]) -> None:
+        self._settings = settings
+        self._codebook = codebook
+        self._current = current
+        self._asked: int | None = None  # the number of the record that was looked at last
+        self.judged: Settings | None = None
+
+    def serves(self) -> bool:
+        serving = self._current()
+        if self.judged is not None or serving is None or serving.number == self._asked:
+            return self.judged is not None
+        self._asked = serving.number
+        codebook = serving.codebook_of(serving.bundle)
+        if codebook == self._codebook:
+            return False
+        try:
+            self.judged = _judged(self._settings, serving)
+        except SidstreamError as error:
+            log.error(
+                "codebook_not_followed", codebook=codebook, reason=str(error), next="the one of before is judged on"
+            )
+            return False
+        log.info("codebook_judged", codebook=codebook, before=self._codebook)
+        return True
+
+
+def _judged(settings: Settings, serving: Serving | None) -> Settings:
+    """Of the pipeline that answers. Raises ``BundleError`` if its bundle is not on this machine."""
+    codebook = "" if serving is None else serving_pipeline(serving).codebook
+    return own_settings(settings.model_copy(update={"pipeline": codebook}), serving)
+
+
+@contextmanager
+def _following(settings: Settings) -> Iterator[Callable[[], Serving | None]]:
+    """What answers now; nothing, where the topic that says so is not there."""
+    try:
+        follower = ServingFollower(settings, PROCESS)
+    except MissingTopicsError:
+        yield lambda: None
+        return
+    with follower:
+        yield lambda: follower.current
 
 
 def _topics(settings: Settings) -> list[str]:

@@ -137,12 +137,14 @@ class _Run:
         self._outcome = outcome
         self._progress = progress
         self._kept: set[bytes] = set()
+        manifest = Bundle.open(settings.bundle).manifest
         self._assign = AssignBatch(
-            _AnyCodes(Bundle.open(settings.bundle).manifest.dimension),
+            _AnyCodes(manifest.dimension),
             codes_topic=settings.topics.item_codes,
             dead_letter_topic=settings.topics.item_updates_dead_letters,
             limits=settings.assigner,
             attributes=settings.attributes.rules(),
+            embedding_model=manifest.embedding_model,
         )
 
     def parts(self) -> list[tuple[int, int]]:

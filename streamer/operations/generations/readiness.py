@@ -135,7 +135,6 @@ def require_ready(
     evaluation: Path | None,
     force: bool,
     tell: Callable[[str], None],
-    seconds: float = _READY_SECONDS,
 ) -> None:
     """Return if a deployed bundle may answer. ``tell`` hears what was checked, and what was passed over.
 
@@ -154,7 +153,7 @@ def require_ready(
         if force:
             tell("not asked, by --force: whether its index has caught up and is sound")
         else:
-            await_caught_up(own, seconds=seconds)
+            await_caught_up(own, seconds=_READY_SECONDS)
             found = examine(own.index)
             if found.faults:
                 raise DeploymentError(

@@ -100,6 +100,24 @@ def test_vector_is_that_of_the_update_that_wins_and_a_deletion_has_none(assign: 
     np.testing.assert_allclose(QuantisedVectors.decode([vector], DIMENSION).unit()[0], [0, 0.8, 0, -0.6], atol=0.01)
 
 
+@pytest.mark.parametrize(("takes", "taken"), [(None, b"unnamed"), ("model-b", b"named"), ("model-c", None)])
+def test_updates_of_another_embedding_model_are_passed_over_and_deletions_are_for_all(
+    takes: str | None, taken: bytes | None
+) -> None:
+    assign = AssignBatch(
+        SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=LIMITS, embedding_model=takes
+    )
+    outgoing = assign(
+        [
+            record(b"unnamed", update(1, 2, 3, 0)),
+            record(b"named", update(1, 2, 3, 0, 9, 9, 9, embedding_model="model-b") if takes != "model-b" else
+                   update(1, 2, 3, 0, embedding_model="model-b")),
+            record(b"gone", None),
+        ]
+    )  # fmt: skip
+    assert {(out.topic, out.key) for out in outgoing} == {("codes", key) for key in (taken, b"gone") if key}
+
+
 def test_vectors_are_left_out_where_the_settings_say_so() -> None:
     without = LIMITS.model_copy(update={"vectors": False})
     [out] = AssignBatch(SignEncoder(), codes_topic="codes", dead_letter_topic="dlq", limits=without)(

@@ -20,6 +20,7 @@ from streamer.client.read_your_writes import await_indexed
 from streamer.deployments.log import read_serving
 from streamer.deployments.pipelines import settings_of
 from streamer.deployments.served import served_settings
+from streamer.events.records import DRIFT
 from streamer.events.serving import Serving
 from streamer.indexer.rebuild import rebuild
 from streamer.kafka.admin import describe
@@ -31,7 +32,7 @@ from streamer.operations.generations.table import read_deployments
 from streamer.operations.verify import examine
 from streamer.settings import Settings
 from support.patience import PATIENCE_SECONDS
-from support.processes import SidstreamProcess
+from support.processes import SidstreamProcess, committed_records, wait_until
 
 ITEMS = 300
 
@@ -74,6 +75,12 @@ def items(settings: Settings) -> int:
         return snapshot.item_count
 
 
+def judged(settings: Settings) -> str | None:
+    """The codebook of the newest drift record."""
+    drift = committed_records(settings, settings.topics.drift)
+    return DRIFT.decode(drift[-1].value()).codebook if drift else None
+
+
 def of(settings: Settings, serving: Serving, bundle: str) -> Settings:
     pipeline = serving.pipeline_of(bundle)
     assert pipeline is not None
@@ -84,6 +91,10 @@ def test_second_codebook_is_deployed_promoted_rolled_back_and_the_first_retired_
     settings: Settings, other_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
 ) -> None:
     first, second = Bundle.open(settings.bundle), Bundle.open(other_bundle)
+    judging = settings.monitor.model_copy(
+        update={"minimum_items": 50, "baseline_fill": 0.0, "drift_interval_seconds": 0.5}
+    )
+    settings = settings.model_copy(update={"monitor": judging})
     with SidstreamProcess(settings, "up --no-broker --retrievers 0", tmp_path, name="up"):
         assert indexed(settings, tiny_embeddings).complete
         adopted = read_serving(settings)
@@ -106,6 +117,8 @@ def test_second_codebook_is_deployed_promoted_rolled_back_and_the_first_retired_
         for one in (own, of(settings, serving, first.id)):
             fresh = rebuild(one, tmp_path / f"fresh-{one.pipeline}")
             assert (fresh.digest, fresh.items) == (examine(one.index).digest, ITEMS)
+
+        wait_until(lambda: judged(settings) == second.layout.codebook_id, what="the monitor judges what answers")
 
         assert rollback(settings).bundle == first.id
         assert rollback(settings).bundle == first.id, "what was done is not done again"
