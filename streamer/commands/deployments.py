@@ -97,7 +97,11 @@ def rollback() -> None:
     """End the canary; without one, go back to the bundle that answered before."""
     from streamer.operations.generations.changes import rollback as run
 
-    _tell(terminal(stderr=True), run(load_settings()))
+    console = terminal(stderr=True)
+    serving = run(load_settings())
+    _tell(console, serving)
+    if serving.previous is not None:
+        console.print(f"  further back: sidstream promote {shown(serving.previous)}")
 
 
 def retire(

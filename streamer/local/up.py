@@ -73,6 +73,7 @@ class Pipeline:
             if self._embedded_broker:
                 self._start_broker(stack)
             serving = self._prepare()
+            self._follower = stack.enter_context(ServingFollower(self.settings, "up"))
             environment = {"SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": self.settings.kafka.bootstrap_servers}
             self.supervisor = Supervisor(environment, self._log_directory, self.settings.shutdown_seconds)
             stack.callback(lambda: self.supervisor.stop())
@@ -84,7 +85,6 @@ class Pipeline:
                 self._start(f"retriever-{number}" if number else "retriever", "retriever", instance)
             for pipeline in more:
                 self._start_pipeline(pipeline)
-            self._follower = stack.enter_context(ServingFollower(self.settings, "up"))
             self._stack = stack.pop_all()
         return self
 
