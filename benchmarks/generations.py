@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import threading
 import time
@@ -53,11 +54,14 @@ def _run(items: int, rate: int, share: float) -> dict[str, Any]:
         directory = Path(folder)
         for name, seed in (("bundle", 0), ("other", 1)):
             fit_bundle(embeddings[:8_192], directory / name, FitSettings(iterations=3, seed=seed))
+        # By the environment, so that the processes have them too.
+        os.environ["SIDSTREAM_BUNDLE"] = str(directory / "bundle")
+        os.environ["SIDSTREAM_INDEX"] = str(directory / "index")
+        os.environ["SIDSTREAM_GENERATIONS__CATCHING_UP_SHARE"] = str(share)
         settings = load_settings(
-            bundle=directory / "bundle",
-            index=directory / "index",
+            bundles=directory / "bundles",
+            indexes=directory / "indexes",
             broker={"directory": directory / "broker", "port": 0},
-            generations={"catching_up_share": share},
         )
         running = Pipeline(settings, embedded_broker=True, retrievers=0, log_directory=directory / "logs")
         with running, _watched(running):
