@@ -18,7 +18,7 @@ from models.catalogue import CatalogueItem
 from models.examples.made_queries import examples_from_catalogue
 from models.terminal import shown
 from retriever.refreshing.judging import CanaryBounds
-from retriever.refreshing.refresh import Refresh, Wanted
+from retriever.refreshing.refresh import DEFAULT_BOUNDS, Refresh, Wanted
 from retriever.refreshing.state import RefreshFolder
 from streamer.client.interactions import InteractionPublisher
 from streamer.deployments.log import read_serving
@@ -30,8 +30,9 @@ _QUERIES_OF_KNOWN: Final = 5_000
 _SAMPLE: Final = 60
 _FIRST: Final = 10
 _PERIOD_MS: Final = 10 * 60 * 1000  # in which all of it was done
-_TRAIN: Final = ("--epochs", "3", "--minutes", "0.75", "--threads", "2")
-_EVALUATE: Final = ("--cases", "200", "--at", "10")
+TRAIN: Final = ("--epochs", "3", "--minutes", "0.75", "--threads", "2")
+EVALUATE: Final = ("--cases", "200", "--at", "10")
+BOUNDS: Final = DEFAULT_BOUNDS
 
 
 def show_learning(stage: Stage, fad: Fad) -> None:
@@ -112,8 +113,9 @@ def _refresh(stage: Stage) -> str | None:
         until=now,
         newest=0.05,
         fit="never",
-        train=_TRAIN,
-        evaluate=_EVALUATE,
+        train=TRAIN,
+        evaluate=EVALUATE,
+        bounds=BOUNDS,
         share=0.5,
         canary=CanaryBounds(seconds=0, queries=0),  # a story has no hour to wait
     )

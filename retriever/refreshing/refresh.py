@@ -27,9 +27,10 @@ from retriever.refreshing.judging import CanaryBounds, judge
 from retriever.refreshing.state import Outcome, RefreshError, RefreshFolder, RefreshState
 from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
-from streamer.deployments.pipelines import bundle_path, index_of
+from streamer.deployments.pipelines import DeploymentError, bundle_path, index_of
 from streamer.deployments.served import find_serving
 from streamer.interactions.hit_rates import hit_rates
+from streamer.operations.generations.readiness import compared
 from streamer.settings import Settings
 
 MISSED: Final = 3  # the exit status of `sidstream evaluate` where a bound is missed
@@ -231,10 +232,16 @@ class Refresh:
             return msgspec.structs.replace(state, outcome="kept").with_done("evaluate", said)
         if status:
             raise RefreshError(_failed(arguments, status))
-        return state.with_done("evaluate", f"all bounds are kept ({' '.join(wanted.bounds)})")
+        serving, candidate = Bundle.open(self._serving_directory(state)), Bundle.open(folder.bundle)
+        try:
+            said = compared(folder.evaluation, candidate.manifest, serving.manifest, force=False)
+        except DeploymentError as error:  # as `deploy` would say
+            return msgspec.structs.replace(state, outcome="kept").with_done("evaluate", str(error))
+        return state.with_done("evaluate", f"all bounds are kept ({' '.join(wanted.bounds)}); {said}")
 
     def _deploy(self, state: RefreshState) -> RefreshState:
-        self._do("deploy", self._folder.bundle, "--share", f"{self._wanted.share:.4%}")
+        share = ("--share", f"{self._wanted.share:.4%}")
+        self._do("deploy", self._folder.bundle, *share, "--evaluation", self._folder.evaluation)
         now = time.time_ns() // 1_000_000
         said = f"the bundle {state.candidate} answers {self._wanted.share:.1%} of the users"
         return msgspec.structs.replace(state, deployed_at=now).with_done("deploy", said)
@@ -254,7 +261,7 @@ class Refresh:
             self._tell(f"canary: {why}; call again")
             return state
         if verdict == "promote":
-            self._do("promote", state.candidate)
+            self._do("promote", state.candidate, "--evaluation", self._folder.evaluation)
             return self._ended(state, "promoted", why)
         self._do("rollback")
         return self._ended(state, "rolled back", why)

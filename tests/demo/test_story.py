@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import demo.learning
 from demo.commands import demo_settings
 from demo.display import show_summary
 from demo.preparation import head_size
@@ -31,6 +32,10 @@ def test_story_streams_answers_changes_deletes_and_reshortens_live_while_every_q
     monkeypatch.setenv("SIDSTREAM_MONITOR__DRIFT_INTERVAL_SECONDS", "1.0")
     monkeypatch.setenv("SIDSTREAM_MONITOR__MINIMUM_INTERVAL_SECONDS", "2.0")
     monkeypatch.setenv("SIDSTREAM_MONITOR__RESHORTENED_SECONDS", "5.0")
+    monkeypatch.setattr(demo.learning, "TRAIN", ("--epochs", "2", "--threads", "1"))
+    monkeypatch.setattr(demo.learning, "EVALUATE", ("--cases", "40", "--at", "10", "--resamples", "100"))
+    # So few cases prove no gain, and need not: whatever is not worse beyond chance takes over.
+    monkeypatch.setattr(demo.learning, "BOUNDS", ("recall@10-against:low>=-1",))
     settings = demo_settings(tmp_path, head_size(shop))
     output = io.StringIO()
     console = Console(file=output, width=120)
@@ -53,4 +58,8 @@ def test_story_streams_answers_changes_deletes_and_reshortens_live_while_every_q
     assert figures.alerts_fired >= 1
     assert figures.alerts_resolved == figures.alerts_fired, text
     assert "its SID was" in text
+    assert figures.refresh_outcome == "promoted", text
+    assert figures.refresh_queries > 0
+    assert figures.refresh_unanswered == 0, text
+    assert figures.refresh_invalid == 0, text
     assert "What happened" in text

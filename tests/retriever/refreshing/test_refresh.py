@@ -18,6 +18,7 @@ from models.catalogue import Catalogue, CatalogueItem
 from retriever.refreshing.judging import CanaryBounds
 from retriever.refreshing.refresh import MISSED, Refresh, Wanted
 from retriever.refreshing.state import RefreshError, RefreshFolder
+from streamer.deployments.pipelines import DeploymentError
 from streamer.events.serving import Deployed, Pipeline, Serving
 from streamer.interactions.hit_rates import BundleHitRates, HitRates
 from streamer.settings import Settings, load_settings
@@ -43,6 +44,7 @@ class World:
     killed_after: int | None = None
     statuses: dict[str, int] = field(default_factory=dict)
     hits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    worse: bool = False
 
     def command(self, arguments: Sequence[str | Path]) -> int:
         number = len(self.asked)
@@ -97,6 +99,11 @@ class World:
             self.seen.append(f"{changed.bundle[:4]} {changed.canary and changed.canary[:4]}")
         self.serving = changed
 
+    def compared(self, *_: object, **__: object) -> str:
+        if self.worse:
+            raise DeploymentError("worse beyond chance")
+        return "no worse"
+
     def rates(self, *_: object) -> HitRates:
         def of(bundle: str) -> BundleHitRates:
             hits, answered = self.hits.get(bundle, (0, 0))
@@ -126,6 +133,7 @@ def world(
     made.hits = {serving.id: (300, 1_000), new: (30, 100)}
     monkeypatch.setattr(module, "find_serving", lambda _: made.serving)
     monkeypatch.setattr(module, "hit_rates", made.rates)
+    monkeypatch.setattr(module, "compared", made.compared)
     return made
 
 
@@ -171,6 +179,14 @@ def test_missed_bound_of_the_evaluation_leaves_what_serves_as_it_is(
     settings: Settings, world: World, tmp_path: Path
 ) -> None:
     world.statuses["evaluate"] = MISSED
+    assert refresh(settings, world, tmp_path / "work").run() == "kept"
+    assert not world.seen
+
+
+def test_bundle_that_is_worse_beyond_chance_is_not_deployed_whatever_the_bounds_allow(
+    settings: Settings, world: World, tmp_path: Path
+) -> None:
+    world.worse = True
     assert refresh(settings, world, tmp_path / "work").run() == "kept"
     assert not world.seen
 
