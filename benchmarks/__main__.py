@@ -26,6 +26,7 @@ BENCHMARKS: Final = {
     "training": "whole histories, against one example a target",
     "training-data": "examples larger than memory: peak memory of dividing, tables and first steps",
     "training-memory": "memory and time of training 0.1 billion parameters: bf16, accumulation, checkpointing, LoRA",
+    "warm-start": "recall by training steps, from nothing and from an older bundle's model; an hour, and left out of all",
     "decode": "constrained beam search, against transformers' generate",
     "gpu": "serving on a card, against the floor of its memory, bare passes and generate; left out of all where there is no card",
     "scale": "queries at 20 thousand, 1 million and 10 million items, with updates and without; ten minutes and more",
@@ -43,7 +44,9 @@ def main() -> int:
     asked, own = sys.argv[1:], []
     if len(asked) > 1 and asked[0] in BENCHMARKS and asked[1].startswith("-"):
         asked, own = asked[:1], asked[1:]
-    names = parser.parse_args(asked).names or [name for name in BENCHMARKS if name != "gpu" or _has_card()]
+    names = parser.parse_args(asked).names or [
+        name for name in BENCHMARKS if name != "warm-start" and (name != "gpu" or _has_card())
+    ]
     if unknown := [name for name in names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {', '.join(unknown)}: choose of {', '.join(BENCHMARKS)}")
     console = Console()

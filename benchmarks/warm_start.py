@@ -2,13 +2,14 @@
 
     python -m benchmarks.warm_start [--json PATH] [--scratch DIR] [--catalogue DIR] [--only NAME …] [--learning-rate RATE]
 
-The catalogue is a shop's whose items say when they were released (chorus_icecat). The older bundle was fitted and trained on
-the four fifths that were released first, with as many steps as the cold training. Then all items are there: with the old
-codebook, and with a new one that was fitted on all of them from another seed, whose tokens begin at the old ones by several
-mappings. Training queries are made of the items' texts, four an item; recall@10 is of items, by their own probability, on 1,000
-queries made from another seed, of all items and of new ones; the validation loss (-log P a token) is of 2,000 more. Each run's
-learning rate is that of `sidstream train`, unless one is given. What was measured is kept in the scratch directory and not
-measured again, so that runs may be divided among processes by their names (``--list``).
+The older bundle was fitted and trained on what was there first, with as many steps as the cold training. Then all is there: with
+the old codebook, and with a new one that was fitted on all items from another seed, whose tokens begin at the old ones by several
+mappings. Of a catalogue whose items say when they were released (chorus_icecat), the first four fifths of the items come first;
+queries are made of their texts, four an item to train on, and asked are 1,000 made from another seed. Of one with sequences
+(amazon_games), the first four fifths of each user's history come first; asked is what comes next. recall@10 is of items, by their
+own probability, of all and of new ones; the validation loss (-log P a token) is of 2,000 further cases. Each run's learning rate
+is that of `sidstream train`, unless one is given. What was measured is kept in the scratch directory and not measured again, so
+that runs may be divided among processes by their names (``--list``); use one a catalogue.
 """
 
 # ruff: noqa: E402 (threads are set before the first import that reads them)
@@ -22,6 +23,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import gzip
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,11 +40,11 @@ from models.bundles.first_model import ModelSettings
 from models.bundles.item_encoder import ItemEncoder
 from models.bundles.model_of_bundle import load_language_model
 from models.bundles.warm_start import Items, Origin, find_tokens
-from models.catalogue import Catalogue
+from models.catalogue import Catalogue, CatalogueItem
 from models.codebooks.codebook import Codebook
 from models.codebooks.correspondence import Correspondence, by_codewords
 from models.examples.made_queries import examples_from_catalogue
-from models.examples.records import TrainingData
+from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 from models.language.prompts import PromptSettings
 from models.training.settings import TrainingSettings
 from study.measures.catalogue_trie import CatalogueTrie
@@ -53,7 +55,9 @@ OLD_SHARE: Final = 0.8
 EPOCHS: Final = 4
 BATCH: Final = 128
 CASES, VALIDATION = 1_000, 2_000
-MODEL: Final = ModelSettings(hidden_size=64, model_layers=2, prompt=PromptSettings(max_history=0, max_text_tokens=16))
+COULD_NOT_RUN: Final = 2
+QUERIES: Final = PromptSettings(max_history=0, max_text_tokens=16)
+HISTORIES: Final = PromptSettings(max_history=20, max_text_tokens=0)
 MAPPINGS: Final = ("mean", "codewords", "most", "items")
 
 
@@ -77,25 +81,56 @@ RUNS: Final = tuple(
 )
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is learnt from, first ``older`` and then ``all``; ``asked``: cases to measure and validate on; ``prompt``."""
+
+    older: TrainingData
+    all: TrainingData
+    asked: Sequence[TrainingExample]
+    prompt: PromptSettings
+
+
+def of_queries(catalogue: Path, items: Sequence[CatalogueItem]) -> Told:
+    """Made queries; first those for the items that were released first."""
+    with gzip.open(catalogue / "items.jsonl.gz", "rt", encoding="utf-8") as lines:
+        released = [json.loads(line)["released"] or "" for line in lines]
+    first = np.argsort(np.array(released), kind="stable")[: round(OLD_SHARE * len(items))]
+    old = {items[row].id for row in first.tolist()}
+    made = examples_from_catalogue(items, per_item=4, seed=0)
+    asked = examples_from_catalogue(items, per_item=1, seed=1)
+    known = tuple(example for example in made if example.item in old)
+    return Told(TrainingData(examples=known), TrainingData(examples=tuple(made)), asked, QUERIES)
+
+
+def of_histories(sequences: Iterable[Sequence[str]], users: int) -> Told:
+    """Histories of so many users; first four fifths of each, then all but the last two items, of which the first is asked for."""
+    chosen = [tuple(items) for items in sequences if len(items) >= 4][:users]
+    older = tuple(TrainingHistory(items[: max(2, round(OLD_SHARE * (len(items) - 2)))]) for items in chosen)
+    every = tuple(TrainingHistory(items[:-2]) for items in chosen)
+    asked = [TrainingExample(item=items[-2], history=items[:-2]) for items in chosen]
+    return Told(TrainingData(histories=older), TrainingData(histories=every), asked, HISTORIES)
+
+
 class Shop:
     """The catalogue, its bundles and what is asked of them, made once in ``scratch``."""
 
-    def __init__(self, catalogue: Path, scratch: Path) -> None:
+    def __init__(self, catalogue: Path, scratch: Path, users: int) -> None:
         self.scratch = scratch
         self.items = Catalogue.read(catalogue)
-        with gzip.open(catalogue / "items.jsonl.gz", "rt", encoding="utf-8") as lines:
-            released = [json.loads(line)["released"] or "" for line in lines]
         self.ids = [item.id for item in self.items.items]
-        self.old = np.zeros(len(self.ids), dtype=bool)
-        self.old[np.argsort(np.array(released), kind="stable")[: round(OLD_SHARE * len(self.ids))]] = True
         self.rows = {item: row for row, item in enumerate(self.ids)}
-        made = examples_from_catalogue(self.items.items, per_item=4, seed=0)
-        self.queries = TrainingData(examples=tuple(made))
-        fresh = list(examples_from_catalogue(self.items.items, per_item=1, seed=1))
-        order = np.random.default_rng(0).permutation(len(fresh))
-        self.cases = [fresh[at] for at in order[:CASES]]
-        self.validation = TrainingData(examples=tuple(fresh[at] for at in order[CASES : CASES + VALIDATION]))
-        self.steps = round(EPOCHS * self.queries.targets / BATCH)
+        sequences = self.items.sequences.values()
+        self.told = of_histories(sequences, users) if sequences else of_queries(catalogue, self.items.items)
+        known = {example.item for example in self.told.older.examples}
+        known |= {item for history in self.told.older.histories for item in history.items}
+        self.old = np.array([item in known for item in self.ids])
+        order = np.random.default_rng(0).permutation(len(self.told.asked))
+        cases = min(CASES, len(order) // 3)
+        self.cases = [self.told.asked[at] for at in order[:cases]]
+        self.validation = TrainingData(examples=tuple(self.told.asked[at] for at in order[cases : cases + VALIDATION]))
+        self.steps = round(EPOCHS * self.told.all.targets / BATCH)
+        self.model = ModelSettings(hidden_size=64, model_layers=2, prompt=self.told.prompt)
 
     def fitted(self, codebook: str) -> Path:
         """A bundle without a model: the "same" codebook, of the old items, or the "new" one of all of them."""
@@ -127,8 +162,7 @@ class Shop:
     @cached_property
     def older(self) -> Bundle:
         """The bundle whose model knows the old items."""
-        known = tuple(example for example in self.queries.examples if self.old[self.rows[example.item]])
-        return self.trained("older", "same", TrainingData(examples=known), MODEL, self.steps, None)
+        return self.trained("older", "same", self.told.older, self.model, self.steps, None)
 
     def tokens(self, new: Bundle, mapping: str) -> Correspondence | None:
         """What the new codebook's tokens begin at."""
@@ -154,12 +188,12 @@ class Shop:
         if kept.is_file():
             found: dict[str, Any] = json.loads(kept.read_text())
             return found
-        model = MODEL
+        model = self.model
         if run.start != "cold":
             tokens = self.tokens(Bundle.open(self.fitted(run.codebook)), run.start)
             model = ModelSettings(origin=Origin(self.older, "older", tokens))
         steps = max(1, round(run.share * self.steps))
-        bundle = self.trained(name, run.codebook, self.queries, model, steps, rate)
+        bundle = self.trained(name, run.codebook, self.told.all, model, steps, rate)
         figures = self.recall(bundle)
         record = bundle.manifest.language_model
         assert record is not None
@@ -174,21 +208,33 @@ class Shop:
     def recall(self, bundle: Bundle) -> dict[str, Any]:
         """recall@10 on the cases, of all items and of the new ones."""
         model, prompts = load_language_model(bundle)
-        trie = CatalogueTrie(self.codes(bundle), bundle.layout)
-        built = [prompts.build(case.query) for case in self.cases]
+        codes = self.codes(bundle)
+        trie = CatalogueTrie(codes, bundle.layout)
+        before = [[self.rows[item] for item in case.history] for case in self.cases]
+        sids = [bundle.layout.sid_tokens(codes[rows]) if rows else () for rows in before]
+        built = [prompts.build(case.query, history) for case, history in zip(self.cases, sids, strict=True)]
         answers = found_items(model, prompts.vocabulary, built, trie, np.ones(len(self.ids), np.int64))
         hits = []
-        for (rows, scores), case in zip(answers, self.cases, strict=True):
-            best = rows[np.argsort(-scores, kind="stable")[:10]]
-            hits.append(self.rows[case.item] in best)
+        for (rows, scores), case, history in zip(answers, self.cases, before, strict=True):
+            best = rows[np.argsort(-scores, kind="stable")]
+            hits.append(self.rows[case.item] in best[~np.isin(best, history)][:10])
         new = ~self.old[[self.rows[case.item] for case in self.cases]]
-        return {"recall": float(np.mean(hits)), "recall of new": float(np.mean(np.array(hits)[new])), "hits": hits}
+        return {
+            "recall": float(np.mean(hits)),
+            "recall of new": float(np.array(hits)[new].sum() / max(1, new.sum())),
+            "hits": hits,
+        }
 
 
 def main() -> int:
     parser = benchmark_arguments(__doc__)
     parser.add_argument("--scratch", type=Path, default=Path(".sidstream/warm-start"), help="where runs are kept")
-    parser.add_argument("--catalogue", type=Path, default=CATALOGUE, help="of items that say when they were released")
+    parser.add_argument(
+        "--catalogue", type=Path, default=CATALOGUE, help="of items with a time of release, or with sequences"
+    )
+    parser.add_argument(
+        "--users", type=int, default=12_500, help="whose histories are learnt, of a catalogue with sequences"
+    )
     parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="these runs alone")
     parser.add_argument("--learning-rate", type=float, default=None, help="of the runs, instead of the command's own")
     parser.add_argument("--list", action="store_true", help="print the names of the runs")
@@ -196,9 +242,12 @@ def main() -> int:
     if arguments.list:
         print(*(run.name for run in RUNS), sep="\n")
         return 0
+    if not arguments.catalogue.is_dir():
+        print(f"no catalogue {arguments.catalogue}: name one with --catalogue")
+        return COULD_NOT_RUN
     torch.set_num_threads(1)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    shop = Shop(arguments.catalogue, arguments.scratch)
+    shop = Shop(arguments.catalogue, arguments.scratch, arguments.users)
     results = []
     for run in RUNS:
         if arguments.only is not None and run.name not in arguments.only:

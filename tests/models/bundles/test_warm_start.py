@@ -138,11 +138,13 @@ def test_scores_move_with_the_codewords_where_the_new_codebook_is_a_permutation_
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("layers", "size"), [(4, 16), (3, 4), (3, 12)])
+@pytest.mark.parametrize(
+    ("layers", "size", "architecture"), [(4, 16, "llama"), (3, 4, "baichuan"), (3, 12, "qwen"), (4, 12, "baichuan")]
+)
 def test_codebook_of_another_shape_keeps_words_users_and_body_and_learns(
-    tmp_path: Path, layers: int, size: int
+    tmp_path: Path, layers: int, size: int, architecture: Architecture
 ) -> None:
-    old = trained(tmp_path / "old")
+    old = trained(tmp_path / "old", architecture)
     new = fit_bundle(EMBEDDINGS, tmp_path / "new", FitSettings(layers=layers, size=size, iterations=3, seed=1)).bundle
     origin = origin_of(old, new)
     was, prompts = load_language_model(old)
@@ -151,7 +153,13 @@ def test_codebook_of_another_shape_keeps_words_users_and_body_and_learns(
     base = prompts.vocabulary.sid_base
     assert after.shape[0] == first.prompts.vocabulary.total == base + layers * size
     assert torch.equal(after[:base], before[:base])
-    assert first.model.get_output_embeddings().weight is after
+    head = first.model.get_output_embeddings().weight
+    if architecture == "baichuan":
+        assert head.shape == after.shape
+        torch.testing.assert_close(head[:base], was.get_output_embeddings().weight[:base])
+        torch.testing.assert_close(head.norm(dim=1), torch.ones(len(head)))
+    else:
+        assert head is after
     for layer in range(layers):
         rows = after[base + layer * size : base + (layer + 1) * size]
         if layer >= 3:  # a layer that is new begins at the mean

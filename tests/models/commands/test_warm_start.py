@@ -136,6 +136,17 @@ def test_options_that_say_what_is_kept_are_taken(shop: Path) -> None:
     assert after.base.id == before.id
 
 
+def test_validation_ends_a_warm_start_early(shop: Path) -> None:
+    other = [
+        {"user": "x", "items": [f"item-{(7 * user + 11 * step) % ITEMS}" for step in range(5)]} for user in range(9)
+    ]
+    (shop / "held.jsonl").write_text("".join(json.dumps(walk) + "\n" for walk in other))
+    held = ["--validation", shop / "held.jsonl", "--early-stop", 2]
+    printed = train(shop, "bundle", "--from", shop / "bundle", "--epochs", 300, "--learning-rate", 0.01, *held)
+    assert record_of(shop / "bundle").training["validation"]["stopped_early"]
+    assert "without --validation" not in printed
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_checkpoint_that_is_a_bundle_of_ours_is_gone_on_from_without_a_second_range_of_tokens(
     shop: Path, whole: bool
