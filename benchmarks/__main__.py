@@ -29,6 +29,7 @@ BENCHMARKS: Final = {
     "warm-start": "recall by training steps, from nothing and from an older bundle's model; an hour, and left out of all",
     "decode": "constrained beam search, against transformers' generate",
     "gpu": "serving on a card, against the floor of its memory, bare passes and generate; left out of all where there is no card",
+    "deploying": "queries while another bundle is loaded beside the one that answers, against queries alone",
     "scale": "queries at 20 thousand, 1 million and 10 million items, with updates and without; ten minutes and more",
     "dense": "a query against the vectors of a catalogue, screened by the leading directions, against a scan of all",
     "filters": "filters and attributes at a million items, against queries without",

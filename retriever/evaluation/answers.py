@@ -163,7 +163,7 @@ def offline(settings: Settings, index: Path) -> Iterator[Ask]:
     """Answers by the bundle's model over an index, in this process, by the retriever's own path and settings."""
     from retriever.answering.answers import Answerer
     from retriever.answering.asked import Asked
-    from retriever.serving.loaded_bundle import load_model, open_bundle
+    from retriever.serving.loading import load_model, open_bundle
     from store.reading.reader import IndexReader
 
     own, bundle = settings.retriever, open_bundle(settings.bundle, settings.retriever)

@@ -47,11 +47,17 @@ class CurrentAnswering:
         self._condition = threading.Condition()
         self._now = first
         self._held: list[Answering] = []
+        self.batches = 0  # that were begun
 
     @property
     def now(self) -> Answering:
         """What the next batch is answered by."""
         return self._now
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a batch is in hand."""
+        return bool(self._held)
 
     @contextmanager
     def held(self) -> Iterator[Answering]:
@@ -59,6 +65,7 @@ class CurrentAnswering:
         with self._condition:
             taken = self._now
             self._held.append(taken)
+            self.batches += 1
         try:
             yield taken
         finally:

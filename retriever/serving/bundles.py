@@ -7,8 +7,6 @@ loaded (and main's, while the canary is not).
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +21,9 @@ from models.errors import SidstreamError
 from retriever.answering.metrics import LOAD_FAILURES, show_bundles
 from retriever.serving.answering import Answering, CurrentAnswering
 from retriever.serving.index_progress import IndexGoal
-from retriever.serving.loaded_bundle import LoadedBundle, load_bundle
+from retriever.serving.loaded_bundle import LoadedBundle
+from retriever.serving.loading import load_bundle
+from retriever.serving.pace import Pace
 from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
 from streamer.deployments.follow import ServingFollower
@@ -38,7 +38,6 @@ _LOOK_SECONDS: Final = 0.1
 _START_RETRY_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 1.0  # doubled with each attempt that fails
 _LONGEST_RETRY_SECONDS: Final = 15.0
-_NICENESS: Final = 10  # of the thread that loads: what answers goes first
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ class BundlesOfRecord:
         stop.wait(_START_RETRY_SECONDS)
 
     def _run(self) -> None:
-        _give_way()
         while not self._stop.wait(_LOOK_SECONDS):
             serving = self._follower.current
             if serving is None:
@@ -150,7 +148,8 @@ class BundlesOfRecord:
             try:
                 loaded = self._load(serving, bundle)
             except Exception as error:
-                self._failed(bundle, error)
+                if not self._stop.is_set():
+                    self._failed(bundle, error)
                 return False
             self._failures.pop(bundle, None)
             if (before := self._loaded.get(bundle)) is not None:  # over another index
@@ -175,7 +174,8 @@ class BundlesOfRecord:
         index = index_of(self._settings, pipeline)
         if self._current is not None and all(one.index != index for one in self._current.now.bundles):
             self._require_caught_up(index, codes_topic_of(self._settings, pipeline), bundle)
-        return load_bundle(bundle_path(self._settings, bundle), index, self._settings, wanted=bundle)
+        pace = None if self._current is None else Pace(self._current, self._stop)
+        return load_bundle(bundle_path(self._settings, bundle), index, self._settings, wanted=bundle, pace=pace)
 
     def _require_caught_up(self, index: Path, topic: str, bundle: str) -> None:
         with IndexReader(index) as reader:
@@ -268,10 +268,3 @@ def _named(serving: Serving) -> Iterator[str]:
     yield serving.bundle
     if serving.canary is not None:
         yield serving.canary
-
-
-def _give_way() -> None:
-    """On Linux a thread has a priority of its own."""
-    if hasattr(os, "setpriority"):
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -11,7 +11,6 @@ import fcntl
 import itertools
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +70,7 @@ class Environment:
         self._file: tuple[int, int] | None = None
         self._condition = threading.Condition(threading.RLock())
         self._snapshots: list[int] = []  # thread of each open snapshot
+        self._awaiting = 0  # threads that wait for all of these to end
 
     @property
     def lmdb(self) -> Any:
@@ -215,19 +215,26 @@ class Environment:
             self._environment, self.databases = None, {}
             self.open(write=True, map_size=map_size)
 
+    @property
+    def snapshots_are_awaited(self) -> bool:
+        """Whether a thread of this process can go on only once its snapshots have ended."""
+        return self._awaiting > 0
+
     def _await_no_snapshots(self) -> None:
         if threading.get_ident() in self._snapshots:
             raise IndexUsageError(
                 f"The map of the index {self.path} must change while this thread holds a snapshot of it: "
                 "close the snapshot before writing or before opening another one."
             )
-        deadline = time.monotonic() + _SNAPSHOT_WAIT_SECONDS
-        while self._snapshots:
-            if not self._condition.wait(max(0.0, deadline - time.monotonic())):
+        self._awaiting += 1
+        try:
+            if not self._condition.wait_for(lambda: not self._snapshots, _SNAPSHOT_WAIT_SECONDS):
                 raise IndexUsageError(
                     f"A snapshot of the index {self.path} has been open for more than {_SNAPSHOT_WAIT_SECONDS:.0f} s "
                     "while its map must change: hold snapshots for one batch at most."
                 )
+        finally:
+            self._awaiting -= 1
 
     def _reopen(self) -> None:
         """The directory was deleted and rebuilt, as our own messages advise: leave the old file, open the new one."""

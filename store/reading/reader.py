@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,9 @@ from store.records.item_attributes import decode_fields
 from store.records.split_keys import decode_marker, decode_records
 
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
+_SMALLER_CHUNK: Final = 2_000  # where something is to happen between two
+# Told whether a thread of this process waits for its snapshots to end, as it does when the index has grown.
+BetweenBlocks = Callable[[bool], None]
 _OF_ATTRIBUTES: Final = 1 << 31  # marks their length in the digest: no value is as long
 
 
@@ -59,10 +62,19 @@ class ItemVectors(NamedTuple):
 class Snapshot:
     """One committed state of the index. Arrays and items returned are copies and outlive it."""
 
-    def __init__(self, transaction: Any, databases: dict[str, Any], path: Path, opening: int = 0) -> None:
-        """``opening``: which opening of the files by this process this is (``Environment.opening``)."""
+    def __init__(
+        self,
+        transaction: Any,
+        databases: dict[str, Any],
+        path: Path,
+        opening: int = 0,
+        between_blocks: Callable[[], None] | None = None,
+    ) -> None:
+        """``opening``: which opening of the files by this process this is (``Environment.opening``); ``between_blocks``: called
+        between two blocks of what is read whole, which are smaller then."""
         self._transaction = transaction
         self._opening = opening
+        self._between_blocks = between_blocks
         self._databases = databases
         self._path = path
         self.facts = read_facts(transaction, databases, path)
@@ -74,10 +86,11 @@ class Snapshot:
 
     @classmethod
     @contextmanager
-    def of(cls, shared: environment.Environment) -> Iterator[Snapshot]:
-        """A snapshot of an environment; it ends with the ``with`` block."""
+    def of(cls, shared: environment.Environment, between_blocks: BetweenBlocks | None = None) -> Iterator[Snapshot]:
+        """A snapshot of an environment; it ends with the ``with`` block. ``between_blocks``: see ``IndexReader``."""
+        paused = None if between_blocks is None else lambda: between_blocks(shared.snapshots_are_awaited)
         with shared.read() as transaction:
-            snapshot = cls(transaction, shared.databases, shared.path, shared.opening)
+            snapshot = cls(transaction, shared.databases, shared.path, shared.opening, paused)
             try:
                 yield snapshot
             finally:
@@ -199,7 +212,9 @@ class Snapshot:
 
     def all_path_records(self) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.float32]]]:
         """As ``all_paths``, and the weights float32 (R,) that stand beside the numbers."""
-        return all_paths(self._cursor("paths"), self._cursor("paths"), self._paths)
+        for block in all_paths(self._cursor("paths"), self._cursor("paths"), self._paths):
+            yield block
+            self._pause()
 
     @property
     def commit(self) -> int:
@@ -275,8 +290,9 @@ class Snapshot:
     def all_vectors(self) -> Iterator[ItemVectors]:
         """The vectors of all items that have one, in blocks, in the order of item numbers."""
         records = self._cursor("items").iternext()
-        while block := list(islice(records, _DIGEST_CHUNK)):
+        while block := list(islice(records, self._chunk)):
             yield self._with_vectors(block)
+            self._pause()
 
     def _with_vectors(self, records: Sequence[tuple[bytes, bytes]]) -> ItemVectors:
         of = self._items.vector_of
@@ -327,9 +343,10 @@ class Snapshot:
     def all_attributes(self) -> Iterator[tuple[NDArray[np.uint32], list[Attributes | None]]]:
         """Item numbers uint32 (N,) and attributes of all items, in blocks, rising; those without any have ``{}``."""
         numbers = self._cursor("items").iternext(values=False)
-        while keys := list(islice(numbers, _DIGEST_CHUNK)):
+        while keys := list(islice(numbers, self._chunk)):
             found = dict(self._cursor("attributes").getmulti(keys)) if self.attribute_count else {}
             yield encoding.numbers_of(keys), [decode_fields(found.get(key, b"")) for key in keys]
+            self._pause()
 
     @property
     def attribute_count(self) -> int:
@@ -389,6 +406,14 @@ class Snapshot:
         return counts
 
     @property
+    def _chunk(self) -> int:
+        return _DIGEST_CHUNK if self._between_blocks is None else _SMALLER_CHUNK
+
+    def _pause(self) -> None:
+        if self._between_blocks is not None:
+            self._between_blocks()
+
+    @property
     def _read(self) -> Any:
         if self._transaction is None:
             raise IndexUsageError(f"A snapshot of the index {self._path} was used after its 'with' block ended.")
@@ -405,10 +430,14 @@ class IndexReader:
     ...     snapshot.item_count
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises ``IndexMissingError`` if there is no index yet, ``IndexNotUpgradedError`` (one of those) if an older sidstream
+    def __init__(self, path: str | os.PathLike[str], *, between_blocks: BetweenBlocks | None = None) -> None:
+        """``between_blocks``: called between two blocks of what its snapshots read whole (paths, vectors, attributes); it may
+        rest there, or raise.
+
+        Raises ``IndexMissingError`` if there is no index yet, ``IndexNotUpgradedError`` (one of those) if an older sidstream
         made it, ``IndexFormatError`` if it is newer than this code."""
         self.path = Path(path)
+        self._between_blocks = between_blocks
         self._environment: environment.Environment | None = environment.acquire(self.path, write=False)
         try:
             with self.snapshot():
@@ -421,7 +450,7 @@ class IndexReader:
         """What is committed now: ``with reader.snapshot() as snapshot``."""
         if self._environment is None:
             raise IndexUsageError(f"The reader of the index {self.path} was used after it was closed: open it again.")
-        return Snapshot.of(self._environment)
+        return Snapshot.of(self._environment, self._between_blocks)
 
     def close(self) -> None:
         """Releases the files; closing again does nothing."""

@@ -61,7 +61,6 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_START_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(module, "_LONGEST_RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(module, "_give_way", lambda: None)  # a test's thread has its processor to itself
 
 
 class Served:
