@@ -40,6 +40,7 @@ from models.bundles.dense_part import fit_dense_part
 from models.catalogue import CatalogueItem
 from models.examples.records import TrainingExample
 from models.training.settings import TrainingSettings
+from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher, publish_items
@@ -328,10 +329,12 @@ def main() -> int:
 def _await_items(index: Path, count: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        if (index / "data.mdb").exists():
+        try:
             with IndexReader(index) as reader, reader.snapshot() as snapshot:
                 if snapshot.item_count >= count:
                     return
+        except IndexMissingError:
+            pass
         time.sleep(0.1)
     raise SystemExit("the items did not arrive")
 
