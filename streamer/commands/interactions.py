@@ -193,6 +193,8 @@ def _show_rates(console: Console, found: HitRates) -> None:
     if not found.bundles:
         console.print("no query was answered in that time")
         return
+    if found.first_answer is not None:
+        print_line(console, f"  the first of them that is still on its topic: {written_moment(found.first_answer)}")
     ranks = tuple(next(iter(found.bundles[0].hits.values())))
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("bundle", "kind"):

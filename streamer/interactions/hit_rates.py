@@ -84,11 +84,13 @@ class BundleHitRates(msgspec.Struct, frozen=True, kw_only=True):
 class HitRates(msgspec.Struct, frozen=True, kw_only=True):
     """Of answers from ``since`` to before ``until`` (milliseconds since the epoch), bundles with the most answers first.
 
-    ``interactions``: that can be used and name a query; ``unmatched``: those whose query has no answer of that time.
+    ``first_answer``: when the first of them was given; where that is long after ``since``, the topic may not have kept those
+    before it. ``interactions``: that can be used and name a query; ``unmatched``: those whose query has no answer of that time.
     """
 
     since: int
     until: int
+    first_answer: int | None = None
     bundles: tuple[BundleHitRates, ...]
     interactions: int
     unmatched: int
@@ -120,6 +122,7 @@ def hit_rates(settings: Settings, since: int, until: int | None = None, *, at: S
     with tempfile.TemporaryDirectory(prefix="sidstream-hit-rates-") as directory:
         answers = Spool(Path(directory) / "answers", _Answered, parts)
         naming = Spool(Path(directory) / "interactions", CheckedInteraction, parts)
+        first: int | None = None
         for record in records_of(settings, topics.results, since):
             try:
                 answer: _Told = _TOLD.decode(record.value() or b"")
@@ -127,6 +130,7 @@ def hit_rates(settings: Settings, since: int, until: int | None = None, *, at: S
                 continue  # of another program
             heard = record.timestamp()[1]
             if answer.error is None and since <= heard < until:
+                first = heard if first is None else min(first, heard)
                 order = (heard, record.partition(), record.offset())
                 items = tuple(item.item_id for item in answer.items[: max(at)])
                 answers.add(answer.query_id, _Answered(answer.query_id, answer.bundle or "", items, order))
@@ -138,7 +142,7 @@ def hit_rates(settings: Settings, since: int, until: int | None = None, *, at: S
         count = _Count(at)
         for some, of_them in read_together(answers, naming):
             count.add(some, of_them)
-    return count.result(since, until, interactions)
+    return count.result(since, until, first, interactions)
 
 
 class _Count:
@@ -174,14 +178,14 @@ class _Count:
                 for k in self._at:
                     self._hits[bundle][kind][k] += rank <= k
 
-    def result(self, since: int, until: int, interactions: int) -> HitRates:
+    def result(self, since: int, until: int, first: int | None, interactions: int) -> HitRates:
         bundles = tuple(
             BundleHitRates(
                 bundle=bundle, answered=answered, interacted=self._interacted[bundle], hits=self._hits[bundle]
             )
             for bundle, answered in sorted(self._answered.items(), key=lambda one: (-one[1], one[0]))
         )
-        return HitRates(since=since, until=until, bundles=bundles, interactions=interactions, unmatched=self._unmatched)
+        return HitRates(since=since, until=until, first_answer=first, bundles=bundles, interactions=interactions, unmatched=self._unmatched)
 
 
 def _no_hits(at: Sequence[int]) -> dict[str, dict[int, int]]:

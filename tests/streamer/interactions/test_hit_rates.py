@@ -74,6 +74,8 @@ def test_hits_are_counted_once_a_query_bundle_by_bundle(
     }  # fmt: skip
     assert (new.hits["any"], new.hits["purchase"]) == ({1: 2, 5: 3, 10: 3}, {1: 0, 5: 1, 10: 1})
     assert (found.interactions, found.unmatched) == (22, 6)
+    assert found.first_answer is not None
+    assert since <= found.first_answer <= int(time.time() * 1000)
     assert (new.rate(1), new.rate(5, "purchase")) == (0.5, 0.25)
     assert found.of(NEW) == new
     assert found.of("c" * 16).answered == 0
