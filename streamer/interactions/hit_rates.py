@@ -185,7 +185,14 @@ class _Count:
             )
             for bundle, answered in sorted(self._answered.items(), key=lambda one: (-one[1], one[0]))
         )
-        return HitRates(since=since, until=until, first_answer=first, bundles=bundles, interactions=interactions, unmatched=self._unmatched)
+        return HitRates(
+            since=since,
+            until=until,
+            first_answer=first,
+            bundles=bundles,
+            interactions=interactions,
+            unmatched=self._unmatched,
+        )
 
 
 def _no_hits(at: Sequence[int]) -> dict[str, dict[int, int]]:

@@ -109,25 +109,26 @@ class _Look:
 
     def _unseen(self) -> dict[Partition, Span]:
         spans = whole_topics(self._reader, [self._settings.topics.interactions])
-        try:
-            committed = self._group.committed([TopicPartition(*at) for at in spans], timeout=_CALL_SECONDS)
-        except KafkaException as error:
-            raise InteractionCheckError(
-                f"how far interactions were looked at cannot be read: {error_text(error)}"
-            ) from error
+        committed = self._called(self._committed, [TopicPartition(*at) for at in spans])
         if any(state.offset < 0 for state in committed):
             self._written = (
                 self._origins()
             )  # the group is new, or its offsets have expired: Kafka keeps them for a week
         unseen = {}
         for state in committed:
-            if state.error is not None:
-                raise InteractionCheckError(f"how far {state.topic} was looked at cannot be read: {state.error.str()}")
             span = spans[state.topic, state.partition]
             # Beyond the end: the topic was made anew.
             first = state.offset if span.first <= state.offset <= span.end else span.first
             unseen[state.topic, state.partition] = Span(first, span.end)
         return unseen
+
+    def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Up to where was looked, by partition; a negative offset for nowhere. Raises ``KafkaException``."""
+        found: list[TopicPartition] = self._group.committed(partitions, timeout=_CALL_SECONDS)
+        for state in found:
+            if state.error is not None:
+                raise KafkaException(state.error)
+        return found
 
     def _origins(self) -> set[_Origin]:
         """Where the interactions lie that have a letter."""
@@ -168,13 +169,13 @@ class _Look:
         except KafkaException as error:  # to be aborted, which the next look does
             raise self._refusal(error, Meaning.FENCED if took_our_place(error.args[0]) else Meaning.PASSING) from error
 
-    def _called(self, call: Callable[..., Any], *arguments: Any) -> None:
-        repeated_for_a_while(call, *arguments, refusal=self._refusal)
+    def _called(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return repeated_for_a_while(call, *arguments, refusal=self._refusal)
 
     @staticmethod
     def _refusal(error: KafkaException, means: Meaning) -> Exception:
         if means is Meaning.FENCED:
             return _TakenOver()
         return InteractionCheckError(
-            f"the dead letters of interactions cannot be written: {error_text(error)}. Try again"
+            f"interactions cannot be looked at, or their dead letters not written: {error_text(error)}. Try again"
         )

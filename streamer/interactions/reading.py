@@ -6,7 +6,7 @@ What must hold: a record that cannot be used is passed over and counted here; it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,8 +14,9 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from streamer.events.intake import EventError
 from streamer.events.interactions import CheckedInteraction, InteractionIntake
+from streamer.exactly_once.retrying import repeated_for_a_while
 from streamer.kafka.admin import require_usable
-from streamer.kafka.errors import error_text
+from streamer.kafka.errors import Meaning, error_text
 from streamer.kafka.read_to_end import LogReadError, Span, end_reader, read_spans, whole_topics
 from streamer.settings import Settings
 
@@ -45,12 +46,19 @@ def records_of(settings: Settings, topic: str, since: int | None = None) -> Iter
 
 
 def _spans_since(consumer: Consumer, spans: dict[tuple[str, int], Span], since: int) -> dict[tuple[str, int], Span]:
-    asked: Sequence[TopicPartition] = [TopicPartition(*at, max(0, since)) for at in spans]
-    try:
-        found = consumer.offsets_for_times(asked, timeout=_BROKER_SECONDS) if asked else []
-    except KafkaException as error:
-        raise LogReadError(f"cannot look for the records since a time: {error_text(error)}") from error
-    first = {(one.topic, one.partition): one.offset for one in found if one.error is None and one.offset >= 0}
+    def look() -> list[TopicPartition]:
+        asked = [TopicPartition(*at, max(0, since)) for at in spans]
+        found: list[TopicPartition] = consumer.offsets_for_times(asked, timeout=_BROKER_SECONDS) if asked else []
+        for one in found:
+            if one.error is not None:
+                raise KafkaException(one.error)
+        return found
+
+    def refusal(error: KafkaException, _: Meaning) -> LogReadError:
+        return LogReadError(f"cannot look for the records since a time: {error_text(error)}")
+
+    found = repeated_for_a_while(look, refusal=refusal)
+    first = {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
     # Without an offset there is no record since then.
     return {at: Span(max(span.first, first.get(at, span.end)), span.end) for at, span in spans.items()}
 

@@ -7,7 +7,6 @@ import random
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 import tomli_w
 from confluent_kafka import Producer
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 from sidstream import app
 from streamer.client.interactions import InteractionPublisher
 from streamer.events.interactions import KINDS, Kind
-from streamer.events.records import Answer, AnswerError, AnswerItem
+from streamer.events.records import ANSWER, Answer, AnswerError, AnswerItem
 from streamer.interactions.hit_rates import BundleHitRates, hit_rates
 from streamer.kafka.clients import producer_configuration
 from streamer.settings import Settings
@@ -24,15 +23,15 @@ from streamer.settings import Settings
 OLD, NEW = "a" * 16, "b" * 16
 
 
-def answer(query: str, bundle: str | None, *, items: int = 10, fails: bool = False) -> tuple[str, bytes]:
-    """The answer item-0, item-1 …; of a bundle that it names, as records of later versions do."""
+def answer(query: str, bundle: str, *, items: int = 10, fails: bool = False) -> tuple[str, bytes]:
+    """The answer item-0, item-1 … of a bundle."""
     found = Answer(
         query_id=query,
         items=() if fails else tuple(AnswerItem(item_id=f"item-{n}", title="", sid="", score=-n) for n in range(items)),
         error=AnswerError(kind="DeadlinePassed", message="late") if fails else None,
+        bundle=bundle,
     )
-    fields = msgspec.to_builtins(found)
-    return query, msgspec.json.encode(fields if bundle is None else {**fields, "bundle": bundle})
+    return query, ANSWER.encode(found)
 
 
 def send(settings: Settings, *answers: tuple[str, bytes]) -> None:
