@@ -33,7 +33,8 @@ from streamer.operations.generations.retire import retire
 from streamer.settings import Settings, load_settings
 
 _DIMENSION: Final = 64
-_SECONDS: Final = 20.0
+_SECONDS: Final = 30.0
+_SETTLE_SECONDS: Final = 10.0
 _PATIENCE: Final = 600.0
 
 
@@ -73,6 +74,7 @@ def _measured(settings: Settings, other: Path, embeddings: NDArray[np.float32], 
         for number, embedding in enumerate(embeddings):
             publisher.update(f"item-{number}", embedding, title=f"thing {number}")
     await_indexed(settings, publisher.delivered, seconds=_PATIENCE)
+    time.sleep(_SETTLE_SECONDS)
     with IndexReader(settings.index) as reader:
         with _updates(settings, reader, embeddings, rate) as before:
             time.sleep(_SECONDS)
