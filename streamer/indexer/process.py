@@ -80,7 +80,7 @@ class Indexer:
         generations = settings.generations
         share = generations.catching_up_share if beside else 1.0
         batch = generations.catching_up_batch if beside else settings.indexer.batch_size
-        self._yielding = Yielding(share, batch, lambda: self._input.caught_up)
+        self._yielding = Yielding(share, batch, lambda: self._input.has_caught_up)
         self._storage = StorageMetrics(writer)
         self._summary = BatchSummary()
         # How far a partition is known to hold no record that was not applied: markers of transactions take offsets, too.

@@ -62,6 +62,11 @@ class InputProgress:
         """Whether every end of the start was reached."""
         return not self._behind
 
+    @property
+    def has_caught_up(self) -> bool:
+        """Whether it was given something to read, and every end of the start was reached."""
+        return self._assigned_at < float("inf") and self.caught_up
+
     def assign(self, ends: Mapping[Partition, int], next_offsets: Mapping[Partition, int] | None = None) -> None:
         """These partitions, and no others, are ours now. ``ends``: their high watermarks as they are now."""
         known = dict(next_offsets or {})

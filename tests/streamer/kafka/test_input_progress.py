@@ -34,7 +34,9 @@ def progress(health: Health) -> InputProgress:
 
 def test_nothing_assigned_is_not_ready_and_no_partition_at_all_is(health: Health, progress: InputProgress) -> None:
     assert health.reason == "waiting for partitions of codes"
+    assert not progress.has_caught_up
     progress.assign({})
+    assert progress.has_caught_up
     assert health.ready, "every partition belongs to another member of the group"
 
 
