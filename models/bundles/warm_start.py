@@ -146,6 +146,7 @@ def _different_embeddings(old: Bundle, new: Bundle) -> str:
     for what, was, now in (
         ("{} dimensions", one.dimension, other.dimension),
         ("the text towers {}", one.towers, other.towers),
+        ("the embedding model {}", one.embedding_model, other.embedding_model),
     ):
         if was != now:
             return (

@@ -250,12 +250,15 @@ def test_embeddings_of_another_model_carry_tokens_over_by_the_items_that_both_ca
     )
 
 
-def test_bundle_of_other_towers_is_refused_without_their_embeddings(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("field", "says"), [("towers", "text towers"), ("embedding_model", "embedding model")])
+def test_bundle_of_other_embeddings_by_their_names_is_refused_without_them(
+    tmp_path: Path, field: str, says: str
+) -> None:
     old = trained(tmp_path / "old")
     settings = FitSettings(size=SIZE, iterations=2, seed=1)
-    new = fit_bundle(EMBEDDINGS, tmp_path / "new", settings, towers="others").bundle
+    new = fit_bundle(EMBEDDINGS, tmp_path / "new", settings, **{field: "others"}).bundle
     items = Items(IDS, EMBEDDINGS)
-    with pytest.raises(SidstreamError, match=r"of the text towers none, those of .* of the text towers others"):
+    with pytest.raises(SidstreamError, match=rf"of the {says} none, those of .* of the {says} others"):
         find_tokens(old, new, items, codes_of(new))
     assert find_tokens(old, new, items, codes_of(new), items) is not None
 
