@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from models.bundles.store import BundleStore
+from models.errors import SidstreamError
 from store.checks.usage import remove_index, users_of
+from store.reading.reader import IndexReader
 from store.writing.failpoints import Failpoint, reach
 from streamer.deployments.log import change_serving
 from streamer.deployments.pipelines import DeploymentError, codes_topic_of, group_of, index_of, suffix_of
@@ -101,8 +104,9 @@ def _names(serving: Serving, codebook: str) -> list[Pipeline]:
 
 def _remove_pipeline(settings: Settings, pipeline: Pipeline, seconds: float, tell: Callable[[str], None]) -> None:
     index = index_of(settings, pipeline)
+    own = _codebook_in(index) in (None, pipeline.codebook)  # the settings may name another one's by now
     give_up = time.monotonic() + seconds
-    while users := [*_members(settings, pipeline), *users_of(index)]:
+    while users := [*_members(settings, pipeline), *(users_of(index) if own else ())]:
         if time.monotonic() > give_up:
             raise DeploymentError(
                 f"the pipeline of the codebook {pipeline.codebook} is still used by {', '.join(users)}: end them (`sidstream "
@@ -111,9 +115,18 @@ def _remove_pipeline(settings: Settings, pipeline: Pipeline, seconds: float, tel
         time.sleep(_LOOK_SECONDS)
     for what in remove_topic_and_group(settings, pipeline):
         tell(f"{what} is deleted")
-    if remove_index(index):
+    if own and remove_index(index):
         tell(f"the index {index} is deleted")
     reach(Failpoint.INDEX_DELETED)
+
+
+def _codebook_in(index: Path) -> str | None:
+    """None where there is no index that can be read."""
+    try:
+        with IndexReader(index) as reader, reader.snapshot() as snapshot:
+            return snapshot.codebook_id
+    except SidstreamError:
+        return None
 
 
 def _members(settings: Settings, pipeline: Pipeline) -> list[str]:

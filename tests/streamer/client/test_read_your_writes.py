@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
+from models.bundles.building import FitSettings, fit_bundle
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.reading.reader import IndexReader
@@ -66,6 +67,18 @@ def transaction(settings: Settings, name: str) -> Producer:
     producer.produce(settings.topics.item_codes, key=b"a", value=b"never decoded", partition=0)
     assert producer.flush(PATIENCE_SECONDS) == 0
     return producer
+
+
+def test_updates_that_what_answers_passes_over_are_not_waited_for(
+    pipeline_settings: Settings, tiny_embeddings: NDArray[Any], tmp_path: Path
+) -> None:
+    fit_bundle(tiny_embeddings, tmp_path / "named", FitSettings(size=8, iterations=1), embedding_model="model-b")
+    settings = pipeline_settings.model_copy(update={"bundle": tmp_path / "named"})
+    with ItemPublisher(settings) as publisher:
+        publisher.update("item-0", tiny_embeddings[0])
+        publisher.update("item-1", tiny_embeddings[1], embedding_model="model-b")
+    with pytest.raises(NotIndexedError, match="takes updates with the embedding_model model-b, and these have none"):
+        await_indexed(settings, publisher.delivered, seconds=0)
 
 
 def test_what_was_waited_for_is_in_the_index_every_time(

@@ -58,9 +58,10 @@ def test_every_command_is_killed_at_every_failpoint_and_run_again(
             process = SidstreamProcess(settings, command, tmp_path, name="command").start({FAILPOINT_VARIABLE: point})
             assert process.wait() == -9, (command, point, process.log())
 
-    def done(command: str) -> None:
-        process = SidstreamProcess(settings, command, tmp_path, name="command").start()
+    def done(command: str, name: str = "command") -> str:
+        process = SidstreamProcess(settings, command, tmp_path, name=name).start()
         assert process.wait() == 0, process.log()
+        return process.log()
 
     written = (Failpoint.SERVING_SENT, Failpoint.SERVING_COMMITTED)
     removal = (Failpoint.GROUP_DELETED, Failpoint.CODES_TOPIC_DELETED)
@@ -82,6 +83,13 @@ def test_every_command_is_killed_at_every_failpoint_and_run_again(
     killed(f"promote {second.id[:6]} --force", *written)
     done(f"promote {second.id[:6]} --force")
     assert (recorded(settings).bundle, recorded(settings).previous) == (second.id, first.id)
+    table = done("deployments", "table")
+    assert all(word in table for word in (first.id, second.id, "serving", "previous", "100.0%", "Last change"))
+    found = json.loads(done("deployments --json", "json"))
+    assert [(one["bundle"], one["role"], one["items"]) for one in found["generations"]] == [
+        (first.id, "previous", None),
+        (second.id, "serving", 0),
+    ]
     killed("rollback", *written)
     done("rollback")
     assert recorded(settings).bundle == first.id, "the rollback that was killed was not undone by the next one"
