@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
+import structlog
 from confluent_kafka import KafkaException, Message, Producer
 
 from models.errors import SidstreamError
@@ -26,8 +27,10 @@ from streamer.kafka.gather import produce
 from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
 from streamer.settings import Settings
 
+log = structlog.get_logger(__name__)
 _BROKER_SECONDS: Final = 10.0
 _TAKE_OVER_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 0.05
 _SOMEBODY_ELSE: Final = (
     "somebody else changes what is deployed at this moment: look with `sidstream deployments`, then try again"
 )
@@ -99,7 +102,19 @@ def change_serving(settings: Settings, change: Change, *, cause: str) -> Serving
     reach(Failpoint.SERVING_SENT, producer.flush)
     _called(producer.commit_transaction, _BROKER_SECONDS)
     reach(Failpoint.SERVING_COMMITTED)
+    _await_visible(settings, wanted)
     return wanted
+
+
+def _await_visible(settings: Settings, written: Serving) -> None:
+    """A commit is acknowledged a moment before its marker is in the log: whoever reads next must find the change."""
+    give_up = time.monotonic() + _BROKER_SECONDS
+    while time.monotonic() < give_up:
+        found = read_serving(settings)
+        if found is not None and found.number >= written.number:
+            return
+        time.sleep(_LOOK_SECONDS)
+    log.warning("serving_not_visible_yet", number=written.number, next="it is committed, and read in a moment")
 
 
 def _require_whole(serving: Serving) -> None:
