@@ -202,23 +202,22 @@ class BundlesOfRecord:
 
     def _exchange(self, serving: Serving) -> None:
         """To the record, as far as its bundles are loaded; what nobody needs any more is closed."""
-        main = self._loaded.get(serving.bundle) if self._is_loaded(serving, serving.bundle) else None
-        if main is None:
-            return
-        canary = None
-        if serving.canary is not None and serving.canary != main.id and self._is_loaded(serving, serving.canary):
-            canary = self._loaded[serving.canary]
-        now = self.current.now
-        if (now.main, now.canary, now.serving) != (main, canary, serving):
-            self.current.exchange(Answering(main, canary, serving))
-            log.info(
-                "answers_by",
-                bundle=main.id,
-                canary=None if canary is None else canary.id,
-                share=None if canary is None else serving.share,
-                number=serving.number,
-            )
-        for bundle in self._loaded.keys() - set(_named(serving)):
+        if self._is_loaded(serving, serving.bundle):
+            main, canary = self._loaded[serving.bundle], None
+            if serving.canary is not None and serving.canary != main.id and self._is_loaded(serving, serving.canary):
+                canary = self._loaded[serving.canary]
+            now = self.current.now
+            if (now.main, now.canary, now.serving) != (main, canary, serving):
+                self.current.exchange(Answering(main, canary, serving))
+                log.info(
+                    "answers_by",
+                    bundle=main.id,
+                    canary=None if canary is None else canary.id,
+                    share=None if canary is None else serving.share,
+                    number=serving.number,
+                )
+        needed = {*_named(serving), *(one.id for one in self.current.now.bundles)}
+        for bundle in self._loaded.keys() - needed:
             self._loaded.pop(bundle).close()
             log.info("bundle_closed", bundle=bundle)
 
