@@ -114,7 +114,7 @@ class TransactionalLoop:
         self._waiting: list[Message] = []
         self._summary = BatchSummary()
         self._input = InputProgress(settings.process, health, f"waiting for partitions of {settings.source}")
-        share, batch = settings.yields or (1.0, settings.batch_size)
+        share, batch = settings.yields or (1.0, settings.gather_size or settings.batch_size)
         self._yielding = Yielding(share, batch, lambda: self._input.has_caught_up)
         # Next offsets, known to be committed, of every partition that is read.
         self._committed: dict[int, int] = {}
