@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import hypothesis
 import numpy as np
@@ -31,6 +33,18 @@ hypothesis.settings.register_profile("events alone", deadline=None)  # a slow ma
 hypothesis.settings.load_profile("events alone")
 
 _SHARED_DATA = Path(os.environ.get("SIDSTREAM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+# A Kafka client that is collected in a thread of its own ends the process (librdkafka joins that thread), and a test that keeps an
+# exception keeps the clients of its frames in a cycle: so cycles are collected between two tests, in this thread.
+gc.disable()
+_GARBAGE: Final = 100_000  # objects made and not freed since
+
+
+def pytest_runtest_logfinish() -> None:
+    """After each test."""
+    if gc.get_count()[0] > _GARBAGE:
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
