@@ -35,8 +35,8 @@ hypothesis.settings.load_profile("events alone")
 _SHARED_DATA = Path(os.environ.get("SIDSTREAM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-# A Kafka client that is collected in a thread of its own ends the process (librdkafka joins that thread), and a test that keeps an
-# exception keeps the clients of its frames in a cycle: so cycles are collected between two tests, in this thread.
+# A Kafka client that is collected in a thread of its own ends the process (librdkafka joins that thread), and a test that keeps
+# an exception keeps the clients of its frames in a cycle: so cycles are collected between two tests, in this thread.
 gc.disable()
 _GARBAGE: Final = 100_000  # objects made and not freed since
 
