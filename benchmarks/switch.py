@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -226,12 +227,8 @@ def _take_what_is_left() -> None:
     """An operator's command runs on a machine of its own, as a rule: here it takes what the others leave."""
     os.setsid()
     os.nice(19)
-    try:
-        Path("/proc/self/autogroup").write_text(
-            "19"
-        )  # Linux weighs sessions against each other, and nice inside of one
-    except OSError:
-        pass
+    with suppress(OSError):  # Linux weighs sessions against each other, and nice inside of one
+        Path("/proc/self/autogroup").write_text("19")
 
 
 def made_bundle(directory: Path, embeddings: Any, *, codebook_seed: int, model_seed: int) -> Bundle:
