@@ -172,6 +172,7 @@ def test_up_refuses_a_bundle_that_no_process_could_use_before_anything_starts(
 ) -> None:
     bundle = tiny_bundle if options else tmp_path / "none"
     environment = {"SIDSTREAM_BUNDLE": str(bundle), "SIDSTREAM_CONFIG": ""}
+    environment["SIDSTREAM_BUNDLES"] = str(tmp_path / "bundles")  # nothing was ever deployed
     done = command("up", "--broker", *options, environment=environment, cwd=tmp_path)
     assert done.returncode == 1
     assert words in done.stderr

@@ -52,7 +52,7 @@ def test_steps_that_cannot_be_captured_run_one_by_one(
         def __exit__(self, *_: object) -> None:
             pass
 
-    def refused(_: object) -> Any:
+    def refused(_: object, **_settings: object) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     cuda = graphs.torch.cuda

@@ -43,7 +43,14 @@ def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None
     settings = load_settings(topics={"prefix": "shop-", "partitions": 7, "replication_factor": 3})
     specs = {spec.name: spec for spec in topic_specs(settings)}
     assert {spec.replication for spec in specs.values()} == {3}
-    seven = ("shop-item-updates", "shop-item-codes", "shop-item-attributes", "shop-queries", "shop-results")
+    seven = (
+        "shop-item-updates",
+        "shop-item-codes",
+        "shop-item-attributes",
+        "shop-queries",
+        "shop-results",
+        "shop-interactions",
+    )
     assert {name: spec.partitions for name, spec in specs.items()} == {
         name: 7 if name in seven else 1 for name in specs
     }

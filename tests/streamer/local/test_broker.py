@@ -346,7 +346,7 @@ def test_topics_commands_create_then_describe(broker_settings: Settings, monkeyp
     created = runner.invoke(broker_commands.topics, ["create"])
     after = runner.invoke(broker_commands.topics, ["describe"])
     assert [result.exception for result in (before, created, after)] == [None, None, None]
-    assert before.output.count("missing │") == created.output.count("created │") == 14
+    assert before.output.count("missing │") == created.output.count("created │") == 17
     assert "create the missing ones with: sidstream topics create" in before.output
     assert "missing" not in after.output
     assert broker_settings.topics.item_updates_dead_letters in after.output
