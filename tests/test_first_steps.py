@@ -204,7 +204,9 @@ def test_help_shows_the_first_commands_first() -> None:
     assert {"lint", "bench", "chaos", "audit", "lock", "clean"} < set(commands)
 
 
-def test_half_of_the_tests_that_runs_beside_the_other_is_of_folders_that_there_are() -> None:
-    [folders] = re.findall(r"^half=\((.*)\)$", (ROOT / ".ci" / "test").read_text(), re.MULTILINE)
-    assert len(folders.split()) > 1
-    assert all((ROOT / folder).is_dir() for folder in folders.split())
+def test_parts_of_the_tests_that_run_side_by_side_are_of_folders_that_there_are_each_in_one() -> None:
+    parts = re.findall(r"^(?:first|second)=\((.*)\)$", (ROOT / ".ci" / "test").read_text(), re.MULTILINE)
+    folders = " ".join(parts).split()
+    assert len(parts) == 2
+    assert len(folders) == len(set(folders)) > 2
+    assert all((ROOT / folder).is_dir() for folder in folders)

@@ -115,7 +115,8 @@ def test_log_whose_beginning_moved_past_the_index_is_refused(settings: Settings,
                 answer.result()
         except KafkaException as error:
             # A broker acknowledges another policy a moment before it goes by it.
-            assert error.args[0].code() == KafkaError.POLICY_VIOLATION
+            if error.args[0].code() != KafkaError.POLICY_VIOLATION:
+                raise
             return False
         return True
 
