@@ -62,6 +62,7 @@ def test_specs_follow_names_partitions_and_replication_of_the_settings() -> None
         "shop-token-counts",
         "shop-layouts",
         "shop-alerts",
+        "shop-serving",
         "shop-sidstream-monitor-token_counts-changelog",
     }
 
