@@ -28,9 +28,16 @@ def catalogue(
     with WorkProgress(console) as work:
         task = work.task("reading item updates", unit="records")
         found = export_catalogue(
-            settings, directory, dimension=manifest.dimension, norms=manifest.embedding_norms, progress=task.update
+            settings,
+            directory,
+            dimension=manifest.dimension,
+            norms=manifest.embedding_norms,
+            embedding_model=manifest.embedding_model,
+            progress=task.update,
         )
         task.end()
     console.print(f"[green]✓[/] {found.items:,} items are in {shown(directory)}", soft_wrap=True)
+    if found.other_models:
+        print_line(console, f"  {found.other_models:,} updates are passed over: another model made their embeddings")
     for kind, count in found.refused.most_common():
         print_line(console, f"  {count:,} updates could not be used: {kind} (`sidstream dlq list` has them)")

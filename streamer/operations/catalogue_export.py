@@ -23,7 +23,7 @@ from confluent_kafka import Message
 from models.attributes import Attributes
 from models.catalogue import Catalogue, CatalogueItem
 from models.errors import SidstreamError
-from streamer.events.intake import EventError, Update, UpdateIntake, UpdateLimits
+from streamer.events.intake import EventError, OtherModelError, Update, UpdateIntake, UpdateLimits
 from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
 from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
 from streamer.settings import Settings
@@ -34,10 +34,13 @@ _DECODE_ATTRIBUTES: Final = msgspec.msgpack.Decoder(Attributes).decode
 
 @dataclass(frozen=True)
 class Exported:
-    """``items`` that were written; ``refused``: why → how many updates could not be used."""
+    """``items`` that were written; ``refused``: why → how many updates could not be used; ``other_models``: updates with the
+    embedding of another model, which are passed over.
+    """
 
     items: int
     refused: Counter[str]
+    other_models: int = 0
 
 
 @dataclass(slots=True)
@@ -82,10 +85,11 @@ def export_catalogue(
     *,
     dimension: int,
     norms: tuple[float, ...] | None = None,
+    embedding_model: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
     """Writes the catalogue folder ``directory``. ``dimension``: D of the embeddings; ``norms``: those that a bundle expects;
-    ``progress``: offsets read, of how many.
+    ``embedding_model``: the bundle's; ``progress``: offsets read, of how many.
 
     Raises:
         SidstreamError: there is a catalogue already, or no item at all.
@@ -94,9 +98,11 @@ def export_catalogue(
     if directory.exists() and any(directory.iterdir()):
         raise SidstreamError(f"{directory} is not empty: name a directory that is not there yet")
     topic, now = settings.topics.item_updates, int(time.time() * 1000)
-    intake = UpdateIntake(UpdateLimits.of(settings.assigner, dimension, settings.attributes.rules()))
+    limits = UpdateLimits.of(settings.assigner, dimension, settings.attributes.rules(), embedding_model)
+    intake = UpdateIntake(limits)
     plausible = PlausibleNorms.of(norms)
     refused: Counter[str] = Counter()
+    others = 0
     consumer = end_reader(settings, "catalogue")
     with TemporaryFile() as file:
         newest = _Newest(dimension, file)
@@ -105,7 +111,7 @@ def export_catalogue(
             total, done = sum(map(len, spans.values())), 0
             reached = {place: span.first for place, span in spans.items()}
             for reading in read_spans(consumer, spans, size=_READ_AT_ONCE):
-                _take(newest, intake, plausible, reading.records, now, refused)
+                others += _take(newest, intake, plausible, reading.records, now, refused)
                 for place, offset in reading.positions.items():
                     done += offset - reached[place]
                     reached[place] = offset
@@ -131,7 +137,7 @@ def export_catalogue(
             ),
             embeddings=np.asarray(found[[item.row for item in kept]], dtype=np.float32),
         ).write(directory)
-    return Exported(len(live), refused)
+    return Exported(len(live), refused, others)
 
 
 def _take(
@@ -141,13 +147,16 @@ def _take(
     records: list[Message],
     now: int,
     refused: Counter[str],
-) -> None:
-    updates = []
+) -> int:
+    """Takes what can be used; how many were passed over."""
+    updates, others = [], 0
     for record in records:
         try:
             updates.append(intake.read(record, now))
         except EventError as error:
             refused[error.kind] += 1
+        except OtherModelError:
+            others += 1
     upserts = [place for place, update in enumerate(updates) if update.embedding is not None]
     embeddings = [updates[place].embedding or b"" for place in upserts]
     matrix = matrix_of(embeddings, newest.dimension)
@@ -160,6 +169,7 @@ def _take(
         row = rows.get(place)
         if row not in faults:
             newest.take(update, None if row is None else matrix[row])
+    return others
 
 
 def _older(place: tuple[int, int, int], known: tuple[int, int, int]) -> bool:

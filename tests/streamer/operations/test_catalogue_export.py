@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,20 @@ def test_catalogue_has_each_live_item_as_its_newest_usable_update_has_it(
     assert again.items == found.items == 41
     for name in ("items.jsonl.gz", "items.f32.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "shop" / name).read_bytes()
+
+
+def test_updates_of_another_embedding_model_are_passed_over_and_counted(
+    pipeline_settings: Settings, tiny_embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    producer = Producer(producer_configuration(pipeline_settings.kafka))
+    for number, model in enumerate((None, "small", "small", "large")):
+        update = {"embedding": tiny_embeddings[number].tolist()} | ({} if model is None else {"embedding_model": model})
+        producer.produce(pipeline_settings.topics.item_updates, key=f"item-{number}", value=json.dumps(update))
+    producer.flush()
+    for model, items, others in ((None, 1, 3), ("small", 2, 2), ("large", 1, 3)):
+        directory = tmp_path / str(model)
+        found = export_catalogue(pipeline_settings, directory, dimension=8, embedding_model=model)
+        assert (found.items, found.other_models, found.refused.total()) == (items, others, 0)
 
 
 def test_directory_that_holds_something_is_refused_and_so_is_a_topic_without_items(
