@@ -63,7 +63,7 @@ def refresh(
     """Learn from what was done: train from the bundle that serves, measure, deploy as a canary, promote or roll back.
 
     Call it again and again, as from cron: it goes on where it was, and waits for its canary between two calls. Exit status 0:
-    promoted, waiting for the canary, or nothing to learn; 3: the bundle that serves stays; 1: a step has failed.
+    promoted, or waiting for the canary; 3: the bundle that serves stays; 1: a step has failed, or there is nothing to learn.
     """
     from models.bundles.codebook_drift import DriftBounds
     from retriever.refreshing.judging import CanaryBounds

@@ -27,8 +27,8 @@ from retriever.refreshing.judging import CanaryBounds, judge
 from retriever.refreshing.state import Outcome, RefreshError, RefreshFolder, RefreshState
 from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
-from streamer.deployments.pipelines import DeploymentError, bundle_path, index_of
-from streamer.deployments.served import find_serving
+from streamer.deployments.pipelines import DeploymentError, bundle_path
+from streamer.deployments.served import find_serving, served_settings
 from streamer.interactions.hit_rates import hit_rates
 from streamer.operations.generations.readiness import compared
 from streamer.settings import Settings
@@ -179,7 +179,7 @@ class Refresh:
             self._do("fit", self._shop(), "--bundle", folder.bundle, *_like(serving), "--histories", folder.train)
             return state.with_done("codebook", f"fitted again: {'; '.join(reasons)}")
         shutil.copytree(serving.directory, folder.bundle)
-        layout = self._live_layout(state)
+        layout = self._live_layout()
         if layout is None or layout.head_tokens == serving.layout.head_tokens:
             return state.with_done(
                 "codebook", f"{serving.manifest.codebook_id} stays, layout {serving.layout.generation}"
@@ -189,15 +189,10 @@ class Refresh:
             "codebook", f"{serving.manifest.codebook_id} stays, the model learns layout {layout.generation}"
         )
 
-    def _live_layout(self, state: RefreshState) -> Layout | None:
+    def _live_layout(self) -> Layout | None:
         """Of the index of what serves on this machine; None without an index here."""
-        serving = find_serving(self._settings)
-        pipeline = None if serving is None else serving.pipeline_of(state.serving)
         try:
-            with (
-                IndexReader(self._settings.index if pipeline is None else index_of(self._settings, pipeline)) as reader,
-                reader.snapshot() as snapshot,
-            ):
+            with IndexReader(served_settings(self._settings).index) as reader, reader.snapshot() as snapshot:
                 return snapshot.live_layout()
         except IndexMissingError:
             return None
@@ -296,6 +291,8 @@ def _like(bundle: Bundle) -> list[str]:
     """Options of ``fit`` that make a codebook of the same shape, and a layout with as many head tokens."""
     manifest, heads = bundle.manifest, len(bundle.layout.head_tokens)
     options = ["--layers", str(manifest.layers), "--size", str(manifest.size)]
+    if manifest.embedding_model is not None:
+        options += ["--embedding-model", manifest.embedding_model]
     if manifest.embedding:
         options += ["--embedding", manifest.embedding]
     if heads == manifest.size:

@@ -102,11 +102,3 @@ class RefreshFolder:
         ]:
             shutil.rmtree(old)
         return target
-
-    def last_until(self) -> int | None:
-        """Up to when the last refresh that has ended has read; None if there was none."""
-        ended = (
-            [path for path in self.work.glob(f"*/{_STATE}") if path.parent != self.root] if self.work.is_dir() else []
-        )
-        states = [msgspec.json.decode(path.read_bytes(), type=RefreshState) for path in ended]
-        return max((state.until for state in states), default=None)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from models.bundles.bundle import Bundle
+from models.bundles.manifest import MANIFEST_FILE
 from models.bundles.store import BundleStore
 from models.errors import SidstreamError
 from streamer.events.serving import Pipeline, Serving
@@ -65,7 +66,7 @@ def settings_of(settings: Settings, pipeline: Pipeline, *, bundle: Path | None =
 def bundle_path(settings: Settings, bundle_id: str) -> Path:
     """Where this machine has a bundle: in its store, or as the settings' own. Raises ``BundleError`` if it has it nowhere."""
     store = BundleStore(settings.bundles)
-    if bundle_id not in store and (settings.bundle / "manifest.json").is_file():
+    if bundle_id not in store and (settings.bundle / MANIFEST_FILE).is_file():
         own = Bundle.open(settings.bundle)
         if own.id == bundle_id:
             return settings.bundle

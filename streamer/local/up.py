@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import structlog
 
 from models.bundles.bundle import Bundle
-from models.bundles.manifest import BundleError
+from models.bundles.manifest import MANIFEST_FILE, BundleError
 from models.bundles.store import BundleStore
 from streamer.deployments.follow import ServingFollower
 from streamer.deployments.served import find_serving
@@ -106,7 +106,7 @@ class Pipeline:
         store = BundleStore(settings.bundles)
         if self._retrievers:
             require_answering(store.open(serving.bundle), settings)
-        if (settings.bundle / "manifest.json").is_file():
+        if (settings.bundle / MANIFEST_FILE).is_file():
             own = Bundle.open(settings.bundle)
             if serving.pipeline_of(own.id) is None:
                 log.warning(

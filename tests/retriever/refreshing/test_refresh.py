@@ -17,7 +17,7 @@ from models.bundles.bundle import Bundle
 from models.catalogue import Catalogue, CatalogueItem
 from retriever.refreshing.judging import CanaryBounds
 from retriever.refreshing.refresh import MISSED, Refresh, Wanted
-from retriever.refreshing.state import RefreshError, RefreshFolder
+from retriever.refreshing.state import RefreshError, RefreshFolder, RefreshState
 from streamer.deployments.pipelines import DeploymentError
 from streamer.events.serving import Deployed, Pipeline, Serving
 from streamer.interactions.hit_rates import BundleHitRates, HitRates
@@ -132,6 +132,7 @@ def world(
     new = Bundle.open(tiny_model_bundle).id
     made.hits = {serving.id: (300, 1_000), new: (30, 100)}
     monkeypatch.setattr(module, "find_serving", lambda _: made.serving)
+    monkeypatch.setattr(module, "served_settings", lambda own: own)
     monkeypatch.setattr(module, "hit_rates", made.rates)
     monkeypatch.setattr(module, "compared", made.compared)
     return made
@@ -158,7 +159,8 @@ def test_refresh_trains_measures_deploys_and_promotes_a_bundle_that_is_no_worse(
     [ended] = (tmp_path / "work").iterdir()
     assert ended.name == "1970-01-01T00-00-11"
     assert not (ended / "catalogue").exists()
-    assert RefreshFolder(tmp_path / "work").last_until() == 11_000
+    kept = msgspec.json.decode((ended / "state.json").read_bytes(), type=RefreshState)
+    assert kept.until == 11_000
 
 
 @pytest.mark.parametrize("place", range(len(STEPS) + 1))
