@@ -20,11 +20,7 @@ import pytest
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 
-from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
-from models.codebooks.codebook import Codebook
-from models.examples.records import TrainingExample
-from models.training.settings import TrainingSettings
 from retriever.client import Client
 from streamer.client.publisher import ItemPublisher
 from streamer.client.read_your_writes import await_indexed
@@ -38,27 +34,12 @@ from streamer.operations.generations.deploy import DeployOptions, deploy
 from streamer.operations.generations.retire import retire
 from streamer.operations.verify import examine
 from streamer.settings import Settings
+from support.other_codebook import other_codebook
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records
 
 ITEMS = 500
 SECONDS_BETWEEN_KILLS = 12.0
-
-
-def other_codebook(directory: Path, embeddings: NDArray[np.float32]) -> Bundle:
-    """A bundle with a model, of another codebook than the tiny ones."""
-    fit_bundle(embeddings, directory, FitSettings(size=12, iterations=5, seed=3))
-    bundle = Bundle.open(directory)
-    names = [f"item-{number}" for number in range(len(embeddings))]
-    train_bundle(
-        bundle,
-        [TrainingExample(query=f"thing number {number}", item=name) for number, name in enumerate(names)],
-        names,
-        Codebook.load(bundle.codebook_path).encode(embeddings),
-        ModelSettings(hidden_size=32, model_layers=1, heads=2, tokenizer_size=300),
-        TrainingSettings(max_steps=2, batch_size=64),
-    )
-    return Bundle.open(directory)
 
 
 @contextmanager
