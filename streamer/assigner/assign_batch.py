@@ -24,7 +24,8 @@ from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.events.intake import EventError, OtherModelError, Update, UpdateIntake, UpdateLimits
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes, ItemUpdate
-from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
+from streamer.events.update_embeddings import checked_embeddings
+from streamer.events.values.embeddings import PlausibleNorms
 from streamer.events.values.unknown_fields import OTHER, nearest, note_of
 from streamer.process.metrics import count_dead_letter
 from streamer.settings import AssignerSettings
@@ -100,8 +101,7 @@ class AssignBatch:
         self._tell_others(others)
         self._tell_unknown_fields()
 
-        upserts = [place for place, update in enumerate(updates) if update.embedding is not None]
-        matrix, unusable = self._checked_matrix(updates, upserts, rejected, now)
+        upserts, matrix, unusable = self._checked_matrix(updates, rejected, now)
         last = _last_of_each_item(updates, unusable)
         kept = set(last)
         rows = [row for row, place in enumerate(upserts) if place in kept]
@@ -127,16 +127,13 @@ class AssignBatch:
         return {"unknown_fields": note_of(self._intake.unknown_fields)}
 
     def _checked_matrix(
-        self, updates: Sequence[Update], upserts: Sequence[int], rejected: list[Outgoing], now: int
-    ) -> tuple[NDArray[np.float32], set[int]]:
-        """Embeddings float32 (N, D) of the updates at the places ``upserts``, and the places of those that cannot be used.
+        self, updates: Sequence[Update], rejected: list[Outgoing], now: int
+    ) -> tuple[list[int], NDArray[np.float32], set[int]]:
+        """Places of the updates that have an embedding, float32 (N, D) of these, and the places of those that cannot be used.
 
         Their dead letters join ``rejected``.
         """
-        embeddings = [updates[place].embedding or b"" for place in upserts]
-        matrix = matrix_of(embeddings, self._encoder.dimension)
-        guessed = [row for row, place in enumerate(upserts) if updates[place].guessed]
-        checked = check_embeddings(matrix, embeddings, guessed, self._plausible)
+        upserts, matrix, checked = checked_embeddings(updates, self._encoder.dimension, self._plausible)
         for row, fault in sorted(checked.faults.items()):
             rejected.append(self._reject(updates[upserts[row]].record, fault.kind, fault))
         if len(checked.strange):
@@ -152,7 +149,7 @@ class AssignBatch:
                     expected=f"{self._plausible.minimum:.3g} to {self._plausible.maximum:.3g}",
                     advice="do they come from the model that the bundle was fitted with? scale them alike, or fit again",
                 )
-        return matrix, {upserts[row] for row in checked.faults}
+        return upserts, matrix, {upserts[row] for row in checked.faults}
 
     def _outgoing(
         self,

@@ -24,7 +24,8 @@ from models.attributes import Attributes
 from models.catalogue import Catalogue, CatalogueItem
 from models.errors import SidstreamError
 from streamer.events.intake import EventError, OtherModelError, Update, UpdateIntake, UpdateLimits
-from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
+from streamer.events.update_embeddings import checked_embeddings
+from streamer.events.values.embeddings import PlausibleNorms
 from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
 from streamer.settings import Settings
 
@@ -157,11 +158,8 @@ def _take(
             refused[error.kind] += 1
         except OtherModelError:
             others += 1
-    upserts = [place for place, update in enumerate(updates) if update.embedding is not None]
-    embeddings = [updates[place].embedding or b"" for place in upserts]
-    matrix = matrix_of(embeddings, newest.dimension)
-    guessed = [row for row, place in enumerate(upserts) if updates[place].guessed]
-    faults = check_embeddings(matrix, embeddings, guessed, plausible).faults
+    upserts, matrix, checked = checked_embeddings(updates, newest.dimension, plausible)
+    faults = checked.faults
     for fault in faults.values():
         refused[fault.kind] += 1
     rows = {place: row for row, place in enumerate(upserts)}
