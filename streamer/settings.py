@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from models.attributes import NAME_RULE, AttributeRules, AttributeType, is_name
 from models.errors import SidstreamError
+from streamer.shards.partitions import EVERY, numbers_of, text_of
 
 CONFIGURATION_FILE: Final = "sidstream.toml"
 CONFIGURATION_VARIABLE: Final = "SIDSTREAM_CONFIG"
@@ -169,6 +170,11 @@ class AssignerSettings(IntakeSettings):
 class IndexerSettings(Section):
     """Codes → LMDB, and the census' counts → monitor."""
 
+    partitions: str = Field(
+        EVERY,
+        description="of item-codes and item-attributes that this host's index holds, as 0-3,6 or a list: a shard; absent: all "
+        "(docs/scale.md)",
+    )
     batch_size: int = Field(10_000, ge=1, description="records an LMDB transaction at the most")
     map_bytes: int = Field(
         1 << 30, ge=1 << 16, description="address space that a new index begins with; doubled whenever it is full"
@@ -186,6 +192,15 @@ class IndexerSettings(Section):
         "keeps it; updated_at: the one with the greater updated_at. Compaction knows offsets alone: once it has removed "
         "the newer update, a rebuild has the older one, which came later",
     )
+
+    @field_validator("partitions", mode="before")
+    @classmethod
+    def _one_text(cls, given: Any) -> Any:
+        if isinstance(given, int) and not isinstance(given, bool):
+            given = [given]
+        if isinstance(given, list | tuple):
+            given = ",".join(map(str, given))
+        return text_of(numbers_of(given.strip())) if isinstance(given, str) else given
 
 
 class GenerationSettings(Section):
@@ -390,6 +405,12 @@ class Settings(BaseSettings):
     def in_cluster(self, name: str) -> str:
         """What a group, a transactional id or a Faust app of ours is called: two pipelines share a cluster, never a name."""
         return self.topics.prefix + name
+
+    @property
+    def retriever_group(self) -> str:
+        """The consumer group of this host's retrievers: those of each shard see every query."""
+        held = self.indexer.partitions
+        return self.in_cluster(self.retriever.group) + (f"-partitions-{held.replace(',', '_')}" if held else "")
 
     @property
     def monitor_app_id(self) -> str:

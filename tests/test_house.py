@@ -21,7 +21,7 @@ ROOMS = {
     "models": "commands towers bundles training examples language dense codebooks sids catalogue data_files attributes progress "
     "terminal errors",
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
-    "kafka process events filters settings",
+    "kafka process events filters settings shards",
     "store": "checks writing topology reading records files errors",
     "retriever": "commands explanation_tables refreshing evaluation client choosing_mixture serving answering dense "
     "device_search search eligibility",

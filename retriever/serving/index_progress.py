@@ -13,6 +13,7 @@ from store.reading.reader import IndexReader
 from streamer.events.topics import Partition
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topics
 from streamer.settings import Settings
+from streamer.shards.partitions import holds
 
 
 class IndexBehindError(SidstreamError):
@@ -38,11 +39,11 @@ class IndexGoal:
     def require(self, settings: Settings, reader: IndexReader) -> None:
         """Raises ``IndexBehindError`` if the index lacks a record before these ends, ``LogReadError`` if that cannot be known."""
         with reader.snapshot() as snapshot:
-            position = snapshot.position
+            position, held = snapshot.position, snapshot.partitions
         left = {
             at: Span(max(span.first, position.get(at, 0)), span.end)
             for at, span in self.ends.items()
-            if position.get(at, 0) < span.end
+            if holds(held, at[1]) and position.get(at, 0) < span.end
         }
         if not left:
             return

@@ -50,7 +50,7 @@ def run_retriever(settings: Settings) -> None:
                 loop = LoopSettings(
                     process=PROCESS,
                     source=topics.queries,
-                    group=settings.in_cluster(own.group),
+                    group=settings.retriever_group,
                     instance=own.instance,
                     batch_size=own.batch_size,
                     minimum_batch_interval_ms=0,

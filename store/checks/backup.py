@@ -51,6 +51,8 @@ class IndexCopy(msgspec.Struct, frozen=True, kw_only=True):
     last_commit_at: int
     bytes: int
     log_ids: dict[str, str] = {}
+    partitions: str = ""
+    """Those of the topic of codes that it holds; empty: all."""
 
 
 def has_index(directory: Path) -> bool:
@@ -189,6 +191,7 @@ def _inspected(directory: Path) -> IndexCopy:
             last_commit_at=snapshot.last_commit_at,
             bytes=(directory / environment.DATA_FILE).stat().st_size,
             log_ids=snapshot.log_ids,
+            partitions=snapshot.partitions,
         )
 
 

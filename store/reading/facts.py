@@ -12,19 +12,23 @@ from typing import Any, Final
 import msgspec
 
 from store.errors import REBUILD_ADVICE, IndexFormatError, IndexMissingError, IndexNotUpgradedError
-from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS
+from store.records.encoding import FORMAT_VERSION, OF_SOME_PARTITIONS, UPGRADED_FORMATS
 
 _LINEAGE_KEY: Final = b"lineage"  # in ``meta``
 
 
 class IndexFacts(msgspec.Struct, frozen=True):
-    """What never changes while an index lives; ``created_at`` in milliseconds since the epoch."""
+    """What never changes while an index lives; ``created_at`` in milliseconds since the epoch.
+
+    ``partitions``: those of the topic of codes that it holds, as its writer named them; empty: all.
+    """
 
     format_version: int
     codebook_id: str
     layers: int
     size: int
     created_at: int
+    partitions: str = ""
 
 
 class IndexState(msgspec.Struct, frozen=True):
@@ -59,12 +63,21 @@ def read_facts_of_any_format(transaction: Any, databases: dict[str, Any], path: 
         raise IndexMissingError(f"{path} holds no index yet: wait until the indexer has created it.")
     # Only the version is read first: a newer format may have other fields.
     version = msgspec.json.decode(value).get("format_version")
+    if isinstance(version, int) and version > OF_SOME_PARTITIONS:
+        version -= OF_SOME_PARTITIONS
     if version != FORMAT_VERSION and version not in UPGRADED_FORMATS:
         raise IndexFormatError(
             f"The index {path} has format {version}, this sidstream reads {FORMAT_VERSION}: update sidstream. "
             f"Or: {REBUILD_ADVICE}"
         )
-    return msgspec.json.decode(value, type=IndexFacts)
+    return msgspec.structs.replace(msgspec.json.decode(value, type=IndexFacts), format_version=version)
+
+
+def write_facts(transaction: Any, databases: dict[str, Any], facts: IndexFacts) -> None:
+    """Stores the facts of a new or upgraded index."""
+    if facts.partitions:
+        facts = msgspec.structs.replace(facts, format_version=facts.format_version + OF_SOME_PARTITIONS)
+    transaction.put(b"index", msgspec.json.encode(facts), db=databases["meta"])
 
 
 def read_state(transaction: Any, databases: dict[str, Any]) -> IndexState:

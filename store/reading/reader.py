@@ -126,6 +126,26 @@ class Snapshot:
         return {} if value is None else msgspec.json.decode(value, type=dict[str, str])
 
     @property
+    def partitions(self) -> str:
+        """The partitions of the topic of codes that the index holds, as its writer named them; empty: all."""
+        return self.facts.partitions
+
+    @property
+    def partition_count(self) -> int:
+        """How many partitions the topic of codes had when its indexer looked last; 0 if that was not noted."""
+        return int.from_bytes(self._read.get(b"partition_count", b"", db=self._databases["meta"]), "big")
+
+    def items_by_partition(self) -> dict[int, int]:
+        """Partition of ``item-codes`` → live items that came from it. Reads every item: for checks."""
+        counts: dict[int, int] = {}
+        values = self._cursor("items").iternext(keys=False)
+        while chunk := list(islice(values, _DIGEST_CHUNK)):
+            partitions, items = np.unique(self._items.headers_of(chunk)["partition"], return_counts=True)
+            for partition, count in zip(partitions.tolist(), items.tolist(), strict=True):
+                counts[partition] = counts.get(partition, 0) + count
+        return counts
+
+    @property
     def item_count(self) -> int:
         """Live items."""
         return int(self._read.stat(self._databases["items"])["entries"])

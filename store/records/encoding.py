@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 FORMAT_VERSION: Final = 3
 # A writer upgrades them in place (``store.writing.upgrade``); nobody else reads them.
 UPGRADED_FORMATS: Final = frozenset({1, 2})
+# Added to the format of an index of some partitions alone: an older sidstream, which would read all others into it, refuses it.
+OF_SOME_PARTITIONS: Final = 100
 NO_PARTITION: Final = -1  # of an item that format 1 wrote
 _MOST_KEYS: Final = 1 << 18  # of ``paths``: at a million items a key then has four records or more
 _TAIL: Final = np.dtype([("layer2", ">u2"), ("number", ">u4"), ("weight", "<f4")])

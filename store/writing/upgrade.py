@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from store.errors import REBUILD_ADVICE, IndexAccessError
 from store.files.environment import Environment
-from store.reading.facts import IndexFacts, renew_lineage
+from store.reading.facts import IndexFacts, renew_lineage, write_facts
 from store.records.encoding import FORMAT_VERSION, UPGRADED_FORMATS, ItemEncoding, PathEncoding, number_keys
 from store.writing.failpoints import Failpoint, reach
 from store.writing.transactions import in_transaction
@@ -155,7 +155,7 @@ class _Move:
         transaction.delete(_PROGRESS_KEY, b"", meta)
         renew_lineage(transaction, self._databases)
         upgraded = msgspec.structs.replace(self._facts, format_version=FORMAT_VERSION)
-        transaction.put(b"index", msgspec.json.encode(upgraded), db=meta)
+        write_facts(transaction, self._databases, upgraded)
         reach(Failpoint.UPGRADE_WRITTEN)
         return upgraded
 

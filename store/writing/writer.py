@@ -23,7 +23,6 @@ from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS, Lay
 from store.errors import (
     REBUILD_ADVICE,
     IndexAccessError,
-    IndexFormatError,
     IndexFullError,
     IndexMismatchError,
     IndexUsageError,
@@ -31,7 +30,11 @@ from store.errors import (
 from store.files import environment
 from store.files.data_file import IndexStorage, OldestReader, oldest_reader_of, storage_of
 from store.files.environment import lock_directory, unlock
-from store.reading.facts import IndexFacts, IndexState, read_facts_of_any_format, read_state, renew_lineage
+from store.reading.facts import (
+    IndexFacts,
+    IndexState,
+    read_state,
+)
 from store.reading.reader import Snapshot
 from store.records import encoding
 from store.records.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
@@ -40,6 +43,7 @@ from store.records.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, 
 from store.records.item_attributes import AttributesBatch
 from store.records.split_keys import SplitKeys
 from store.writing.attribute_writer import AttributeWriter
+from store.writing.creation import create_or_check
 from store.writing.failpoints import Failpoint, reach
 from store.writing.log_writer import LogWriter
 from store.writing.transactions import in_transaction
@@ -89,15 +93,17 @@ class IndexWriter:
         map_size: int = DEFAULT_MAP_SIZE,
         clock: Callable[[], float] = time.time,
         order: Order = "arrival",
+        partitions: str = "",
         on_progress: Callable[[], None] = lambda: None,
     ) -> IndexWriter:
         """Opens the directory for writing, creating it where it is missing.
 
         An index of an older format is upgraded in place (half a minute for ten million items); ``on_progress`` is called
         every second or so of it. ``map_size``: bytes of address space to begin with. ``order``: which of two updates of a key
-        counts, the later one or the one with the greater ``updated_at``.
+        counts, the later one or the one with the greater ``updated_at``. ``partitions``: of the topic of codes
+        that it is to hold, in the one way to write them; empty: all.
 
-        Raises ``IndexLockedError`` (another writer), ``IndexMismatchError`` (other codebook, layers or size),
+        Raises ``IndexLockedError`` (another writer), ``IndexMismatchError`` (other codebook, layers, size or partitions),
         ``IndexFormatError`` (newer format).
         """
         if not MINIMUM_LAYERS <= layers <= MAXIMUM_LAYERS or not 1 <= size <= MAXIMUM_SIZE:
@@ -116,8 +122,8 @@ class IndexWriter:
         try:
             shared = environment.acquire(directory, write=True, map_size=map_size)
             try:
-                wanted = IndexFacts(FORMAT_VERSION, codebook_id, layers, size, int(clock() * 1000))
-                facts = upgrade(shared, _create_or_check(shared, directory, wanted), on_progress=on_progress)
+                wanted = IndexFacts(FORMAT_VERSION, codebook_id, layers, size, int(clock() * 1000), partitions)
+                facts = upgrade(shared, create_or_check(shared, directory, wanted), on_progress=on_progress)
                 return cls(shared, lock, facts, clock, order)
             except BaseException:
                 environment.release(shared)
@@ -359,6 +365,14 @@ class IndexWriter:
 
         self._write(write)
 
+    def remember_partition_count(self, count: int) -> None:
+        """Stores how many partitions the topic of codes has: this index may hold some of them."""
+        self._write(
+            lambda transaction: transaction.put(
+                b"partition_count", count.to_bytes(4, "big"), db=self._environment.databases["meta"]
+            )
+        )
+
     def offsets(self) -> dict[tuple[str, int], int]:
         """The next offset to read per (topic, partition), as of the last commit."""
         with self.snapshot() as snapshot:
@@ -415,29 +429,3 @@ class IndexWriter:
 
     def _damaged(self, what: str) -> IndexAccessError:
         return IndexAccessError(f"The index {self.path} is damaged: {what}. Nothing was written. {REBUILD_ADVICE}")
-
-
-def _create_or_check(shared: environment.Environment, directory: Path, wanted: IndexFacts) -> IndexFacts:
-    """Writes the facts of a new index, or holds those of an existing one against what is wanted."""
-    if not shared.open_databases(create=False):
-        if shared.lmdb.stat()["entries"]:
-            raise IndexFormatError(f"{directory} holds an LMDB environment that is not sidstream's: use another path.")
-        shared.open_databases(create=True)
-    with shared.lmdb.begin(write=True) as transaction:
-        meta = shared.databases["meta"]
-        if transaction.get(b"index", db=meta) is None:
-            transaction.put(b"index", msgspec.json.encode(wanted), db=meta)
-            renew_lineage(transaction, shared.databases)
-            return wanted
-        found = read_facts_of_any_format(transaction, shared.databases, directory)
-    if found.codebook_id != wanted.codebook_id:
-        raise IndexMismatchError(
-            f"The index {directory} was built with codebook {found.codebook_id}, this process has "
-            f"{wanted.codebook_id}. {REBUILD_ADVICE}"
-        )
-    if (found.layers, found.size) != (wanted.layers, wanted.size):
-        raise IndexMismatchError(
-            f"The index {directory} has {found.layers} layers × {found.size} codewords, this process "
-            f"{wanted.layers} × {wanted.size}. {REBUILD_ADVICE}"
-        )
-    return found

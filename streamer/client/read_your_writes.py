@@ -38,6 +38,7 @@ from streamer.kafka.gather import drain
 from streamer.kafka.groups import GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import LogReadError, Span, end_reader, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
+from streamer.shards.partitions import holds, text_of
 
 _POLL_SECONDS: Final = 0.02
 _REQUEST_SECONDS: Final = 10.0
@@ -62,6 +63,7 @@ def await_indexed(settings: Settings, delivery: Delivery, *, seconds: float) -> 
         return Outcome(0)
     settings = served_settings(settings)
     _require_own_model(settings, delivery)
+    _require_own_shard(settings, delivery)
     topics = settings.topics
     needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes] if delivery.ends else []
     needed += [topics.item_attributes, topics.item_attributes_dead_letters] if alone is not None else []
@@ -96,6 +98,18 @@ def _require_own_model(settings: Settings, delivery: Delivery) -> None:
         raise NotIndexedError(
             f"what answers takes updates with the embedding_model {takes or 'none'}, and these have {', '.join(others)}: they "
             "are for another codebook, and are passed over here"
+        )
+
+
+def _require_own_shard(settings: Settings, delivery: Delivery) -> None:
+    """What lies in the partitions of other shards never comes to the index of this machine."""
+    held = settings.indexer.partitions
+    sent = {*delivery.ends, *(delivery.attributes.ends if delivery.attributes is not None else ())}
+    if others := [partition for partition in sent if not holds(held, partition)]:
+        raise NotIndexedError(
+            f"what was sent is safe in Kafka, but whether it is indexed cannot be seen here: this machine's index holds the "
+            f"partitions {held} (indexer.partitions), and events went to {text_of(others)} too. Ask a query for them, or "
+            "`sidstream status` on the machines of the other shards"
         )
 
 

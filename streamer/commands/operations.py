@@ -161,6 +161,12 @@ def _refuse_other_codebook(settings: Settings, copied: IndexCopy, wanted: tuple[
             f"{settings.bundle} of {wanted[0]} ({wanted[1]} × {wanted[2]}); nothing was changed. Name the bundle that "
             "belongs to the backup (--bundle), or use a backup of this codebook"
         )
+    if copied.partitions != settings.indexer.partitions:
+        raise IndexMismatchError(
+            f"the backup holds {copied.partitions or 'all'} partitions of item-codes, this host is to hold "
+            f"{settings.indexer.partitions or 'all'} (indexer.partitions); nothing was changed. Use a backup of this "
+            "shard, or set indexer.partitions to what it holds"
+        )
 
 
 def _refuse_stale(copied: IndexCopy, directory: Path) -> None:
@@ -206,7 +212,7 @@ def _show_examination(console: Console, found: Examination) -> None:
     written = _date(found.last_write)
     console.print(f"[bold]{found.items:,} items[/] in {shown(found.index)}, last written {shown(written)}")
     console.print(
-        f"  codebook {shown(found.codebook)}, layout {shown(found.generation)}\n"
+        f"  codebook {shown(found.codebook)}, layout {shown(found.generation)}{shown(_shard(found.partitions))}\n"
         f"  position {shown(_position(found.position))}\n"
         f"  digest   {shown(found.digest or 'none: the index is damaged')}",
     )
@@ -237,6 +243,10 @@ def _show_examination(console: Console, found: Examination) -> None:
         console.print(
             f"  It stands at {shown(_position(other.position))}: differences are to be expected until both have read as far.",
         )
+
+
+def _shard(partitions: str) -> str:
+    return f", a shard: partitions {partitions}" if partitions else ""
 
 
 def _show_copy(console: Console, copied: IndexCopy) -> None:

@@ -269,6 +269,8 @@ def _show_status(console: Console, found: Status) -> None:
         f"[bold]{found.items:,}{shown(most)} items[/], last written {shown(written)}, codebook {shown(found.codebook)}, in"
     )
     print_line(console, f"  {found.index}")
+    if found.partitions:
+        console.print(f"A shard: the partitions {shown(found.partitions)} of item-codes (docs/scale.md)")
     if found.split_keys:
         console.print(
             f"[yellow]{found.split_keys:,} item ids have records in more than one partition[/] (docs/partitions.md)"

@@ -19,6 +19,7 @@ JSON_FIRST_BYTES: Final = frozenset({b"{", b" ", b"\t", b"\r", b"\n"})
 
 # A record whose meaning changes gets a field of a type with a higher maximum; its readers still take the version before.
 Version1 = Annotated[int, Meta(ge=1, le=1, description="version of the record; without it, 1")] | UnsetType
+Version2 = Annotated[int, Meta(ge=1, le=2, description="version of the record; without it, 1")] | UnsetType
 _VERSION_FIELD: Final = "record_version"
 # Undecoded, so that a name that is there twice can be refused (``models.attributes`` reads it).
 RawAttributes = Annotated[
@@ -99,6 +100,8 @@ class TokenCount(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``token-counts``, key = ``codebook:layer:token``. An absolute census count; the newest ``as_of`` wins.
 
     ``layer`` is 1-based like the paper's. ``as_of`` is the number of ``item-codes`` records that the count includes.
+    ``partitions``: those of ``item-codes`` that it is of, as ``0-3,6``, which then also end the key: such counts add up, and the
+    record is of version 2. Absent: all partitions.
     """
 
     codebook: str
@@ -106,7 +109,8 @@ class TokenCount(msgspec.Struct, frozen=True, kw_only=True):
     token: int
     n: int
     as_of: int
-    record_version: Version1 = UNSET
+    partitions: str | UnsetType = UNSET
+    record_version: Version2 = UNSET
 
 
 class LayoutRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -388,9 +392,15 @@ QUERY: Final = Codec(Query, json=True, strict=True)  # a field that is not under
 ANSWER: Final = Codec(Answer, json=True)
 
 
-def token_count_key(codebook: str, layer: int, token: int) -> bytes:
-    """Key of a ``token-counts`` record; ``layer`` is 1-based."""
-    return f"{codebook}:{layer}:{token}".encode()
+def token_count_key(codebook: str, layer: int, token: int, partitions: str = "") -> bytes:
+    """Key of a ``token-counts`` record; ``layer`` is 1-based; ``partitions``: of a shard."""
+    return f"{codebook}:{layer}:{token}{':' if partitions else ''}{partitions}".encode()
+
+
+def token_count(codebook: str, layer: int, token: int, n: int, as_of: int, *, partitions: str = "") -> TokenCount:
+    """A count of all partitions, or of a shard's: of a version then that a monitor refuses which would not add it to others."""
+    count = TokenCount(codebook=codebook, layer=layer, token=token, n=n, as_of=as_of)
+    return msgspec.structs.replace(count, partitions=partitions, record_version=2) if partitions else count
 
 
 def layout_key(codebook: str, generation: int) -> bytes:

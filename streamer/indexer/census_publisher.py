@@ -12,8 +12,9 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from store.writing.failpoints import Failpoint, reach
 from store.writing.writer import IndexWriter
-from streamer.events.records import TOKEN_COUNT, TokenCount, token_count_key
+from streamer.events.records import TOKEN_COUNT, token_count, token_count_key
 from streamer.kafka.gather import produce
+from streamer.shards.partitions import EVERY
 
 log = structlog.get_logger(__name__)
 
@@ -28,13 +29,22 @@ class CensusPublisher:
     """
 
     def __init__(
-        self, producer: Producer, topic: str, writer: IndexWriter, codebook_id: str, *, interval_seconds: float
+        self,
+        producer: Producer,
+        topic: str,
+        writer: IndexWriter,
+        codebook_id: str,
+        *,
+        interval_seconds: float,
+        partitions: str = EVERY,
     ) -> None:
+        """``partitions``: those that the index holds; counts of several shards add up."""
         self._producer = producer
         self._topic = topic
         self._codebook_id = codebook_id
         self._writer = writer
         self._interval_seconds = interval_seconds
+        self._partitions = partitions
         self._changed: dict[tuple[int, int], int] = {}
         self._published_at = float("-inf")
         self._everything = True
@@ -66,11 +76,11 @@ class CensusPublisher:
             return
         codebook = self._codebook_id
         for (layer_index, token), n in self._changed.items():
-            count = TokenCount(codebook=codebook, layer=layer_index + 1, token=token, n=n, as_of=as_of)
+            count = token_count(codebook, layer_index + 1, token, n, as_of, partitions=self._partitions)
             produce(
                 self._producer,
                 self._topic,
-                key=token_count_key(codebook, layer_index + 1, token),
+                key=token_count_key(codebook, layer_index + 1, token, self._partitions),
                 value=TOKEN_COUNT.encode(count),
                 on_delivery=self._on_delivery,
             )

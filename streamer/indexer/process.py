@@ -1,9 +1,9 @@
 """The indexer: codes, attributes and layouts into LMDB, exactly once, and the census' absolute counts out to the monitor.
 
-Every partition is assigned, not subscribed: each host holds the whole index. The next offsets lie in the LMDB
-transaction of the data, so a ``kill -9`` loses nothing and repeats nothing. Counts are absolute and carry how many
-records they include (``as_of``): publishing one again changes nothing, so the whole census is published after a start, and
-again once the ends of the start are reached (``census_publisher`` says why).
+Every partition that this host holds is assigned, not subscribed: all of them, or a shard (``indexer.partitions``). The next
+offsets lie in the LMDB transaction of the data, so a ``kill -9`` loses nothing and repeats nothing. Counts are absolute and carry
+how many records they include (``as_of``): publishing one again changes nothing, so the whole census is published after a start,
+and again once the ends of the start are reached (``census_publisher`` says why).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -25,6 +26,7 @@ from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.attributes import AttributesReader, attributes_batch
 from streamer.indexer.census_publisher import CensusPublisher
 from streamer.indexer.codes import IndexerError, codes_batch, layout_record, next_offsets
+from streamer.indexer.held import held_of_added, held_places
 from streamer.indexer.item_limit import ItemLimit
 from streamer.indexer.letters import Letters
 from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_reachable
@@ -115,6 +117,7 @@ class Indexer:
             self._writer,
             self._codebook.codebook_id,
             interval_seconds=settings.indexer.counts_interval_seconds,
+            partitions=settings.indexer.partitions,
         )
         self._letters = Letters(producer, self._health, self._codebook.codebook_id)
         self._limit = ItemLimit(settings, self._writer, self._letters)
@@ -153,11 +156,8 @@ class Indexer:
                 f"older than {TOMBSTONE_RETENTION_MS // 86_400_000} days are compacted away and would be missed. "
                 f"Delete {self._settings.index} (it is a cache) and start again"
             )
-        places = [
-            (topic, partition)
-            for topic in (self._codes_topic, self._attributes_topic, self._layouts_topic)
-            for partition in partitions_of(consumer, topic)
-        ]
+        places = held_places(self._settings, partial(partitions_of, consumer))
+        self._note_partitions(consumer)
         assignment, ends = self._starts(consumer, places)
         consumer.assign(assignment)
         self._input.assign(ends, self._positions)
@@ -167,10 +167,15 @@ class Indexer:
         """Partitions that a topic got while we run are read from their beginning; the others go on where they are."""
         for topic in {topic for topic, _ in added}:
             partitions_of(consumer, topic)  # the client hears of them, too
-        assignment, ends = self._starts(consumer, [place for place in added if place not in self._positions])
+        self._note_partitions(consumer)
+        held = held_of_added(self._settings, added)
+        assignment, ends = self._starts(consumer, [place for place in held if place not in self._positions])
         consumer.incremental_assign(assignment)
         self._input.add(ends)
         self._announced = False
+
+    def _note_partitions(self, consumer: Consumer) -> None:
+        self._writer.remember_partition_count(len(partitions_of(consumer, self._codes_topic)))
 
     def _starts(
         self, consumer: Consumer, places: Iterable[tuple[str, int]]
@@ -344,6 +349,7 @@ def run_indexer(loaded: Settings) -> None:
             size=layout.size,
             map_size=settings.indexer.map_bytes,
             order=settings.indexer.order,
+            partitions=settings.indexer.partitions,
             on_progress=health.progress,  # of an upgrade
         ) as writer:
             writer.put_layout(layout, {})

@@ -1,4 +1,5 @@
-"""A fresh index out of the topics: all of ``item-codes``, ``item-attributes`` and ``layouts`` up to their ends at the start.
+"""A fresh index out of the topics: the partitions of ``item-codes``, ``item-attributes`` and ``layouts`` that this host holds, up
+to their ends at the start.
 
 What must hold: it is what the indexer would have made, offsets included, so that an indexer goes on from it; a rebuild that
 does not come to its end leaves nothing behind.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +26,11 @@ from store.writing.writer import IndexWriter
 from streamer.events.layouts import layout_of
 from streamer.indexer.attributes import AttributesReader, attributes_batch
 from streamer.indexer.codes import codes_batch, layout_record
+from streamer.indexer.held import held_places
 from streamer.indexer.log_watch import require_same_logs, watched_topics
 from streamer.kafka.admin import require_usable
 from streamer.kafka.partition_watch import topic_states
-from streamer.kafka.read_to_end import Reading, Span, end_reader, read_spans, whole_topics
+from streamer.kafka.read_to_end import Reading, Span, end_reader, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
 
 # Larger batches gain little more, and hold some hundred bytes a record in memory.
@@ -89,16 +92,19 @@ def rebuild(
     made = not into.exists()
     try:
         before = _log_ids(settings)
-        spans = whole_topics(consumer, topics)
+        places = held_places(settings, partial(partitions_of, consumer))
+        spans = {place: Span(*watermarks(consumer, *place)) for place in places}
         with IndexWriter.open(
             into,
             codebook_id=layout.codebook_id,
             layers=layout.layers,
             size=layout.size,
             order=settings.indexer.order,
+            partitions=settings.indexer.partitions,
         ) as writer:
             try:
                 writer.remember_log_ids(before)
+                writer.remember_partition_count(len(partitions_of(consumer, settings.topics.item_codes)))
                 records = _fill(settings, writer, layout, consumer, spans, progress)
                 require_same_logs(settings, before, _log_ids(settings), f"the fresh index {into}")
                 with writer.snapshot() as snapshot:

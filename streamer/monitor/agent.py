@@ -31,10 +31,19 @@ from streamer.monitor.metrics import (
     HEAD_TOKENS,
     LOOK_SECONDS,
 )
-from streamer.monitor.token_state import LiveCensus, TokenState, WindowShape, apply_count, decode_state, encode_state
+from streamer.monitor.token_state import (
+    LiveCensus,
+    TokenState,
+    WindowShape,
+    apply_count,
+    decode_state,
+    divided_anew,
+    encode_state,
+)
 from streamer.process.health import Health, Part
 from streamer.process.metrics import EVENTS, LAG_RECORDS, LAYOUT_GENERATION
 from streamer.settings import Settings
+from streamer.shards.partitions import EVERY, numbers_of
 
 log = structlog.get_logger(__name__)
 PROCESS: Final = "monitor"
@@ -65,6 +74,7 @@ class Monitor:
         self._counts_end: int | None = None
         self._position = 0
         self._handled = self._handled_before = self._bad = 0
+        self._divided_anew: set[tuple[str, str]] = set()  # told once each
         self._looked_at: float | None = None
         self._table: Any = app.Table(
             MONITOR_TABLE,
@@ -85,18 +95,33 @@ class Monitor:
             if count is None:
                 self._bad += 1  # told once a look, not once an event
                 continue
+            # Without its shard: a recovery addresses every token by its number.
             key = token_count_key(count.codebook, count.layer, count.token)
-            known, seconds = self._table.get(key), event.message.timestamp
+            found, seconds = self._table.get(key), event.message.timestamp
+            known = None if found is None else decode_state(found)
             state = apply_count(
-                None if known is None else decode_state(known),
+                known,
                 count,
                 None if seconds is None else round(seconds * 1000),
                 self.shape,
                 now=int(time.time() * 1000),
             )
             if state is not None:
+                self._tell_of_shards(known, count)
                 self._table[key] = encode_state(state)
                 self._show(count, state)
+
+    def _tell_of_shards(self, known: TokenState | None, count: TokenCount) -> None:
+        for before in divided_anew(known, count):
+            change = before, count.partitions or EVERY
+            if change not in self._divided_anew:
+                self._divided_anew.add(change)
+                log.warning(
+                    "partitions_divided_anew",
+                    counts_of=change[1] or "all partitions",
+                    in_the_place_of=before or "all partitions",
+                    next="the indexers that counted those before must not run any more: both would take turns",
+                )
 
     def _show(self, count: TokenCount, state: TokenState) -> None:
         # Counts of other codebooks stay in the table: they may be the bundle's after the next restart, and their events
@@ -265,7 +290,8 @@ def checked_count(value: bytes | None) -> TokenCount | None:
     """The count in a record's value; ``None`` if there is none that the census and the table can hold."""
     try:
         count: TokenCount = TOKEN_COUNT.decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        numbers_of(count.partitions or EVERY)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         return None
     # The census is an array of int64: a larger count would end the app, and again after every recovery.
     usable = 0 <= count.n < 1 << 62 and 0 <= count.as_of < 1 << 62

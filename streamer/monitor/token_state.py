@@ -3,6 +3,9 @@
 Nothing is incremented on an event: a count replaces an older one, and the difference goes into the window's bucket of the
 event's own time. The same event again, or an older one, changes nothing, so redelivery is harmless. No bucket lies in the
 future: one that did would push those of the present out of the window.
+
+Counts of several shards add up. One that counts a partition which others count too takes the place of theirs: the catalogue is
+divided anew.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from models.sids.layout import HEAD_LAYER_INDEX
 from streamer.events.records import TokenCount
+from streamer.shards.partitions import EVERY, overlap
 
 Bucket = tuple[int, int]  # start in milliseconds since the epoch, net change of the count
 
@@ -41,12 +45,23 @@ class WindowShape:
         return now - now % self.bucket_ms - (self.buckets - 1) * self.bucket_ms
 
 
-class TokenState(msgspec.Struct, frozen=True):
-    """A value of the table ``token_counts``: count ``n``, the ``as_of`` that it is of, and the buckets, oldest first."""
+class ShardCount(msgspec.Struct, frozen=True, array_like=True):
+    """What a token's count is in some partitions, and the ``as_of`` that it is of."""
+
+    n: int
+    as_of: int
+
+
+class TokenState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value of the table ``token_counts``: count ``n``, the ``as_of`` that it is of, and the buckets, oldest first.
+
+    ``shards``: partitions → what ``n`` is the sum of, ``as_of`` being the last one's; empty where one index holds all.
+    """
 
     n: int
     as_of: int
     window: tuple[Bucket, ...] = ()
+    shards: dict[str, ShardCount] = {}
 
 
 _DECODER: Final = msgspec.json.Decoder(TokenState)
@@ -66,9 +81,25 @@ def apply_count(
         at = now
     if state is None:
         state = TokenState(n=0, as_of=-1)
-    if count.as_of <= state.as_of:
+    partitions = count.partitions or EVERY
+    counts = state.shards or {EVERY: ShardCount(state.n, state.as_of)}
+    known = counts.get(partitions)
+    if known is not None and count.as_of <= known.as_of:
         return None
-    return TokenState(count.n, count.as_of, _add(state.window, count.n - state.n, at, shape, now))
+    counts = {other: of_other for other, of_other in counts.items() if not overlap(other, partitions)}
+    counts[partitions] = ShardCount(count.n, count.as_of)
+    n = sum(of_shard.n for of_shard in counts.values())
+    window = _add(state.window, n - state.n, at, shape, now)
+    return TokenState(n, count.as_of, window, {} if partitions == EVERY else counts)
+
+
+def divided_anew(state: TokenState | None, count: TokenCount) -> list[str]:
+    """The partitions whose counts in ``state`` a newer one takes the place of, though it counts other partitions than they."""
+    if state is None:
+        return []
+    partitions = count.partitions or EVERY
+    known = list(state.shards) or [EVERY]
+    return [other for other in known if other != partitions and overlap(other, partitions)]
 
 
 def growth_in(window: Iterable[Bucket], now: int, shape: WindowShape) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -19,6 +20,7 @@ from streamer.kafka.admin import TopicDescription, describe, require
 from streamer.kafka.groups import Committed, GroupReader, GroupStartingError
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, watermarks
 from streamer.settings import Settings
+from streamer.shards.partitions import holds
 
 _Answer = TypeVar("_Answer")
 _SECONDS: Final = 10.0
@@ -71,6 +73,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """``indexer.maximum_items``; 0: no limit."""
     split_keys: int = 0
     """Item ids with records in more than one partition of ``item-codes``."""
+    partitions: str = ""
+    """Those of ``item-codes`` that the index holds; empty: all."""
     index_fault: str | None = None
     """Why an index that is there cannot be read yet: an older sidstream made it."""
     codebook: str | None = None
@@ -93,7 +97,7 @@ def read_status(settings: Settings) -> Status:
 
 
 def _status(settings: Settings, index: Mapping[str, object], positions: Mapping[tuple[str, int], int] | None) -> Status:
-    lags, unknown_fields = _lags(settings, positions)
+    lags, unknown_fields = _lags(settings, positions, str(index.get("partitions", settings.indexer.partitions)))
     return Status(
         broker=settings.kafka.bootstrap_servers,
         lags=lags,
@@ -134,6 +138,7 @@ def _index(settings: Settings) -> tuple[dict[str, object], Mapping[tuple[str, in
             index = {
                 "items": snapshot.item_count,
                 "split_keys": snapshot.split_keys,
+                "partitions": snapshot.partitions,
                 "codebook": snapshot.codebook_id,
                 "last_write": snapshot.last_commit_at,
                 "generation": layout.generation if layout is not None else None,
@@ -148,7 +153,7 @@ def _index(settings: Settings) -> tuple[dict[str, object], Mapping[tuple[str, in
 
 
 def _lags(
-    settings: Settings, index_positions: Mapping[tuple[str, int], int] | None
+    settings: Settings, index_positions: Mapping[tuple[str, int], int] | None, held: str
 ) -> tuple[tuple[Lag, ...], dict[str, int]]:
     topics = settings.topics
     read = [topics.item_updates, topics.item_codes, topics.item_attributes, topics.token_counts, topics.queries]
@@ -160,7 +165,7 @@ def _lags(
         for process, topic, group in (
             ("assigner", topics.item_updates, settings.in_cluster(settings.assigner.group)),
             ("monitor", topics.token_counts, settings.monitor_app_id),
-            ("retriever", topics.queries, settings.in_cluster(settings.retriever.group)),
+            ("retriever", topics.queries, settings.retriever_group),
         ):
             committed, running = group_now(settings, group, topic, descriptions[topic].partitions)
             # A process that has just started reads from the beginning.
@@ -171,7 +176,8 @@ def _lags(
         running = 1 if index_positions is not None and writer_of(settings.index) else 0
         for place, topic in enumerate((topics.item_codes, topics.item_attributes), start=1):
             of_index = _of_topic(index_positions, topic)
-            lags.insert(place, _lag(consumer, "indexer", descriptions[topic], of_index, running))
+            description = replace(descriptions[topic], offsets=held_offsets(descriptions[topic].offsets, held))
+            lags.insert(place, _lag(consumer, "indexer", description, of_index, running))
         return tuple(lags), unknown_fields
     finally:
         consumer.close()
@@ -225,6 +231,11 @@ def _lag(
     records, held_back = records_left(consumer, topic.name, topic.offsets, positions)
     never_read = not any(positions.values())
     return Lag(process, topic.name, records, held_back, running, waits=bool(running) and never_read and not records)
+
+
+def held_offsets(offsets: Sequence[tuple[int, int]], held: str) -> tuple[tuple[int, int], ...]:
+    """First offset and end of each partition; of those that an index does not hold nothing is left to read."""
+    return tuple(ends if holds(held, partition) else (0, 0) for partition, ends in enumerate(offsets))
 
 
 def records_left(

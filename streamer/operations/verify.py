@@ -11,6 +11,7 @@ from store.errors import IndexAccessError
 from store.files.data_file import require_sound_pages
 from store.files.environment import DATA_FILE, writer_of
 from store.reading.reader import IndexReader, Snapshot
+from streamer.shards.partitions import numbers_of, text_of
 
 
 class ComparedIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +32,10 @@ class SplitKey(msgspec.Struct, frozen=True):
 
 
 class Examination(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``sidstream verify`` shows. ``position``: the next offset per ``topic/partition``; times in ms since 1970."""
+    """What ``sidstream verify`` shows. ``position``: the next offset per ``topic/partition``; times in ms since 1970.
+
+    ``partitions``: those of the topic of codes that the index holds; empty: all.
+    """
 
     index: str
     codebook: str
@@ -44,6 +48,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     split_keys: int = 0
     split_key_examples: tuple[SplitKey, ...] = ()
     against: ComparedIndex | None = None
+    partitions: str = ""
 
     @property
     def sound(self) -> bool:
@@ -64,7 +69,7 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
     if data.is_file() and data.stat().st_size and writer_of(index) is None:
         require_sound_pages(data)  # before LMDB comes upon what it does not survive
     with IndexReader(index) as reader, reader.snapshot() as snapshot:
-        faults = tuple(verify(snapshot))
+        faults = (*verify(snapshot), *_of_other_partitions(snapshot))
         layout = snapshot.live_layout()
         return Examination(
             index=str(index),
@@ -81,7 +86,27 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
                 for item_id, partitions in snapshot.split_key_examples(examples)
             ),
             against=_against(snapshot, against, examples) if against is not None else None,
+            partitions=snapshot.partitions,
         )
+
+
+def _of_other_partitions(snapshot: Snapshot) -> list[str]:
+    """What a shard holds that is none of its business."""
+    held = numbers_of(snapshot.partitions)
+    if not held:
+        return []
+    faults = []
+    items = {partition: count for partition, count in snapshot.items_by_partition().items() if partition not in held}
+    if items:
+        faults.append(
+            f"{sum(items.values())} items came from the partitions {text_of(items)}, and the index holds {snapshot.partitions}."
+        )
+    read = {f"{topic}/{number}" for topic, number in snapshot.position if number not in held and number > 0}
+    if read:
+        faults.append(
+            f"The index, which holds the partitions {snapshot.partitions}, was read from {', '.join(sorted(read))}."
+        )
+    return faults
 
 
 def _against(here: Snapshot, directory: Path, examples: int) -> ComparedIndex:

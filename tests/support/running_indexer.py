@@ -53,6 +53,7 @@ def running_indexer(settings: Settings, layout: Layout, index: Path | None = Non
         layers=layout.layers,
         size=layout.size,
         order=settings.indexer.order,
+        partitions=settings.indexer.partitions,
     ) as writer:
         writer.put_layout(layout, {})
         running = RunningIndexer(settings, writer, layout)

@@ -22,7 +22,7 @@ from streamer.deployments.pipelines import DeploymentError, settings_of
 from streamer.events.serving import Serving
 from streamer.kafka.admin import describe, require
 from streamer.kafka.read_to_end import end_reader
-from streamer.operations.status import group_now, records_left
+from streamer.operations.status import group_now, held_offsets, records_left
 from streamer.operations.verify import examine
 from streamer.settings import Settings
 
@@ -66,11 +66,11 @@ class CatchingUp:
             if not updates and self._codes is None:
                 self._codes = self._ends(topics.item_codes)
             items, index = self._index()
-            ends = self._codes or self._ends(topics.item_codes)
+            held = settings.indexer.partitions
+            ends = held_offsets(self._codes or self._ends(topics.item_codes), held)
             codes, _ = records_left(consumer, topics.item_codes, ends, _of_topic(index, topics.item_codes))
-            codes += records_left(
-                consumer, topics.item_attributes, self._attributes, _of_topic(index, topics.item_attributes)
-            )[0]
+            alone = held_offsets(self._attributes, held)
+            codes += records_left(consumer, topics.item_attributes, alone, _of_topic(index, topics.item_attributes))[0]
         return Progress(
             updates=updates,
             codes=codes,

@@ -7,13 +7,15 @@ import random
 import numpy as np
 import pytest
 
-from streamer.events.records import TokenCount
+from streamer.events.records import TOKEN_COUNT, TokenCount, token_count
 from streamer.monitor.token_state import (
     LiveCensus,
+    ShardCount,
     TokenState,
     WindowShape,
     apply_count,
     decode_state,
+    divided_anew,
     encode_state,
     growth_in,
 )
@@ -136,3 +138,50 @@ def test_clock_that_was_set_back_keeps_the_growth_of_now() -> None:
     later = apply_count(state, count(40, 2), START + 50_000, SHAPE, now=START + 50_000)
     assert later is not None
     assert later.window == ((START + 50_000, 30),)
+
+
+def shards(*events: tuple[str, int, int]) -> TokenState:
+    """States after (partitions, n, as_of), a second apart."""
+    state = None
+    for second, (partitions, n, as_of) in enumerate(events):
+        now = START + second * 1_000
+        record = TOKEN_COUNT.decode(TOKEN_COUNT.encode(token_count("c", 2, 7, n, as_of, partitions=partitions)))
+        state = apply_count(state, record, now, SHAPE, now=now) or state
+    assert state is not None
+    return state
+
+
+def test_counts_of_shards_add_up_and_each_replaces_its_own_alone() -> None:
+    state = shards(("0-1", 10, 900), ("2-3", 7, 3), ("0-1", 12, 901), ("2-3", 6, 4), ("0-1", 99, 900))
+    assert state.n == 18
+    assert state.shards == {"0-1": ShardCount(12, 901), "2-3": ShardCount(6, 4)}
+    assert [change for _, change in state.window] == [10, 7, 2, -1]
+
+
+def test_redelivery_of_shards_counts_from_any_earlier_point_gives_the_same_state() -> None:
+    dice = random.Random(4)
+    events = [(dice.choice(["0", "1-2", "3"]), dice.randrange(100), number) for number in range(60)]
+    state = shards(*events)
+    replayed = shards(*events, *events[20:])
+    assert (replayed.n, replayed.shards) == (state.n, state.shards)
+
+
+def test_counts_of_a_catalogue_that_is_divided_anew_take_the_place_of_those_before() -> None:
+    of_all = shards(("", 100, 50))
+    assert (of_all.n, of_all.shards) == (100, {})
+    half = token_count("c", 2, 7, 60, 3, partitions="0-1")
+    assert divided_anew(of_all, half) == [""]
+    divided = shards(("", 100, 50), ("0-1", 60, 3), ("2-3", 40, 2))
+    assert (divided.n, divided_anew(divided, half)) == (100, [])
+    assert shards(("", 100, 50), ("0-1", 60, 3), ("2-3", 40, 2), ("0", 25, 1), ("1", 35, 1)).n == 100
+
+
+def test_one_index_again_takes_the_place_of_all_shards() -> None:
+    state = shards(("0-1", 60, 3), ("2-3", 40, 2), ("", 101, 1))
+    assert (state.n, state.as_of, state.shards) == (101, 1, {})
+
+
+def test_state_of_shards_is_written_and_read_back_and_one_of_before_is_read() -> None:
+    state = shards(("0-1", 60, 3), ("2-3", 40, 2))
+    assert decode_state(encode_state(state)) == state
+    assert decode_state(b'{"n":5,"as_of":3,"window":[]}') == TokenState(5, 3)
