@@ -21,7 +21,7 @@ from models.bundles.dense_part import fit_dense_part
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
 from support.patience import PATIENCE_SECONDS
-from support.processes import alive, wait_until
+from support.processes import FORK_SERVER, alive, processes_of, wait_until
 
 
 def command(*arguments: str, environment: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:
@@ -36,9 +36,12 @@ def command(*arguments: str, environment: dict[str, str], **more: Any) -> subpro
     )
 
 
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
+PROCESSES = {"assigner", "indexer", "monitor", "retriever"}
+
+
+def running(up: int) -> dict[str, int]:
+    """The process id of each command that it runs."""
+    return {name: pid for name, pid in processes_of(up).items() if name in PROCESSES}
 
 
 @pytest.fixture
@@ -70,8 +73,7 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         text=True,
     )
     try:
-        wait_until(lambda: len(children(up.pid)) == 4, what="four processes")
-        pids = children(up.pid)
+        wait_until(lambda: set(running(up.pid)) == PROCESSES, what="four processes")
 
         published = command(
             "publish",
@@ -105,18 +107,27 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         assert gone.returncode == 0, gone.stderr
         wait_until(lambda: status()["items"] == 60, what="40 items deleted", every=0.5)
 
-        # The supervisor starts again what dies.
-        os.kill(pids[0], signal.SIGKILL)
-        wait_until(lambda: len([pid for pid in children(up.pid) if alive(pid)]) == 4, what="a new process")
-        pids = children(up.pid)
+        # The supervisor starts again what dies, the server that forks processes among it.
+        for name in ("assigner", "retriever", FORK_SERVER):
+            before = processes_of(up.pid)
+            os.kill(before[name], signal.SIGKILL)
+            wait_until(lambda before=before, name=name: _all_run_and_is_new(up.pid, name, before), what=f"a new {name}")  # type: ignore[misc]
+        again = command("ask", "thing 77", "--limit", "3", "--timeout", str(PATIENCE_SECONDS), environment=environment)
+        assert again.returncode == 0, again.stderr
+        pids = list(processes_of(up.pid).values())
     finally:
         up.send_signal(signal.SIGINT)
         _, errors = up.communicate(timeout=PATIENCE_SECONDS)
     assert up.returncode == 0, errors
     assert "everything has stopped" in errors
-    assert not [pid for pid in pids if alive(pid)]
+    wait_until(lambda: not any(alive(pid) for pid in pids), what="no process left behind")
     for log in logs.iterdir():
         assert "Traceback" not in log.read_text(), log
+
+
+def _all_run_and_is_new(up: int, name: str, before: dict[str, int]) -> bool:
+    now = processes_of(up)
+    return set(now) >= PROCESSES and now.get(name, before[name]) != before[name]
 
 
 def test_processes_end_by_themselves_when_up_is_killed_and_a_json_log_has_no_other_words(
@@ -129,8 +140,8 @@ def test_processes_end_by_themselves_when_up_is_killed_and_a_json_log_has_no_oth
             env={**os.environ, **environment, "SIDSTREAM_LOGGING__FORMAT": "json"},
             stderr=log,
         )
-    wait_until(lambda: len(children(up.pid)) == 4, what="four processes")
-    pids = children(up.pid)
+    wait_until(lambda: set(running(up.pid)) == PROCESSES, what="four processes")
+    pids = list(processes_of(up.pid).values())
     up.kill()
     up.wait()
     wait_until(lambda: not any(alive(pid) for pid in pids), what="no process left behind")

@@ -67,7 +67,19 @@ def _armed(text: str) -> tuple[Failpoint | None, int]:
     return Failpoint(name), int(passing or 1)
 
 
-_point, _left = _armed(os.environ.get(FAILPOINT_VARIABLE, ""))
+def arm() -> None:
+    """Takes the failpoint from the environment: at the import, and again in a forked process that was given another one.
+
+    Raises:
+        FailpointError: the variable names none.
+    """
+    global _point, _left
+    _point, _left = _armed(os.environ.get(FAILPOINT_VARIABLE, ""))
+
+
+_point: Failpoint | None
+_left: int
+arm()
 
 
 def reach(point: Failpoint, before: Callable[[], Any] = lambda: None) -> None:

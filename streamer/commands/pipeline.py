@@ -161,6 +161,12 @@ def up(
     ] = None,
     retrievers: Annotated[int, typer.Option(min=0, help="How many retriever processes.")] = 1,
     logs: Annotated[Path | None, typer.Option(help="Write each process' log here instead of the terminal.")] = None,
+    preload: Annotated[
+        bool,
+        typer.Option(
+            help="Keep a process that has imported everything, so that one that died is back at once (Linux)."
+        ),
+    ] = True,
 ) -> None:
     """Run everything on this machine: broker, topics, assigner, indexer, monitor, retriever. A second Ctrl-C ends at once."""
     from models.bundles.bundle import Bundle
@@ -183,7 +189,7 @@ def up(
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
     if embedded:
         _require_one_address(settings)
-    pipeline = Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs)
+    pipeline = Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs, preload=preload)
     stop = threading.Event()
     Shutdown(
         stop,

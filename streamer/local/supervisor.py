@@ -1,12 +1,12 @@
 """Runs several processes on one machine as one: starts them, restarts what dies, ends all of them together.
 
-A child that dies is started again after a pause that doubles up to half a minute; one that keeps dying soon after its start
-is given up, and with it everything, unless it is not vital: then it is tried on. The children share our process group's
-terminal but not its Ctrl-C: we pass it on as SIGTERM, in the reverse order of starting: retriever, monitor, indexer, assigner.
-Whoever is down the stream hears it first, so that none begins another batch of what its predecessor commits while it ends; the
-retriever, whose batch takes longest and whose askers wait, has the whole time. Nobody needs anybody else to end well, as what
-is left over waits in the topics: so all end at once within one deadline instead of one after the other. All of them need the
-broker to commit: it goes last.
+A child that dies is started again, at once if it has run for a while, else after a pause that doubles up to half a minute; one
+that keeps dying soon after its start is given up, and with it everything, unless it is not vital: then it is tried on. The
+children share our process group's terminal but not its Ctrl-C: we pass it on as SIGTERM, in the reverse order of starting:
+retriever, monitor, indexer, assigner. Whoever is down the stream hears it first, so that none begins another batch of what its
+predecessor commits while it ends; the retriever, whose batch takes longest and whose askers wait, has the whole time. Nobody
+needs anybody else to end well, as what is left over waits in the topics: so all end at once within one deadline instead of one
+after the other. All of them need the broker to commit: it goes last.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import structlog
 
 from models.errors import SidstreamError
+from streamer.local.preloaded import ForkedProcess, Preloading, Running
 from streamer.process.run import SUPERVISOR_VARIABLE
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _SETTLED_SECONDS: Final = 20.0
 _MAXIMUM_EARLY_DEATHS: Final = 5
+_IMPORTS_FOR_LONG: Final = ("retriever",)
 
 
 class SupervisorError(SidstreamError):
@@ -46,7 +49,7 @@ class _Child:
     name: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    process: Running | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
     early_deaths: int = 0
@@ -60,11 +63,13 @@ class Supervisor:
     """Child processes by name, each ``sidstream <arguments>`` in a new session, logging to ``<log_directory>/<name>.log``.
 
     ``log_directory`` None leaves their log lines on our standard error. ``shutdown_seconds``: the children's own deadline.
+    ``preloading``: forks what is started once it is ready; None starts every process by itself.
     """
 
     environment: Mapping[str, str]
     log_directory: Path | None = None
     shutdown_seconds: float = 20.0
+    preloading: Preloading | None = None
     _children: dict[str, _Child] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: bool = False
@@ -126,7 +131,8 @@ class Supervisor:
                             f"{child.name} died {child.early_deaths} times soon after its start (exit status {code})"
                             f"{self._where(child.name)}"
                         )
-                    pause = min(_FIRST_PAUSE_SECONDS * 2**child.early_deaths, _LONGEST_PAUSE_SECONDS)
+                    early = child.early_deaths
+                    pause = min(_FIRST_PAUSE_SECONDS * 2**early, _LONGEST_PAUSE_SECONDS) if early else 0.0
                     child.restart_at = now + pause
                     log.warning("process_died", name=child.name, exit_status=code, restart_in_s=round(pause, 1))
                 if child.process is None and now >= child.restart_at:
@@ -169,23 +175,36 @@ class Supervisor:
     def _spawn(self, child: _Child) -> None:
         if self._ended:
             return
-        output: IO[bytes] | None = None
+        if self.preloading is not None and self.preloading.under_way and child.arguments[0] in _IMPORTS_FOR_LONG:
+            return  # it would import the same beside the server: ``check`` comes back to it
+        log_file = None
         if self.log_directory is not None:
             self.log_directory.mkdir(parents=True, exist_ok=True)
-            output = (self.log_directory / f"{child.name}.log").open("ab")
-        try:
-            child.process = subprocess.Popen(
-                [sys.executable, "-m", "sidstream", *child.arguments],
-                env={**os.environ, **self.environment, **child.environment, SUPERVISOR_VARIABLE: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        finally:
-            if output is not None:
-                output.close()
+            log_file = self.log_directory / f"{child.name}.log"
+        environment = {
+            **os.environ,
+            **self.environment,
+            **child.environment,
+            SUPERVISOR_VARIABLE: str(os.getpid()),
+        }
+        if self.preloading is not None and self.preloading.ready:
+            child.process = ForkedProcess(child.arguments, environment, log_file)
+        else:
+            child.process = _process(child.arguments, environment, log_file)
         child.started_at = time.monotonic()
 
     def _where(self, name: str) -> str:
         return f"; its log: {self.log_directory / name}.log" if self.log_directory is not None else ""
+
+
+def _process(arguments: Sequence[str], environment: Mapping[str, str], log_file: Path | None) -> Running:
+    """One that imports everything by itself."""
+    with log_file.open("ab") if log_file is not None else nullcontext() as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sidstream", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )

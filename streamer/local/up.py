@@ -24,6 +24,7 @@ from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.local.kafka_distribution import FetchProgress
+from streamer.local.preloaded import AVAILABLE, Preloading
 from streamer.local.supervisor import Supervisor
 from streamer.operations.generations.adopt import adopt
 from streamer.process.ports import require_free_port
@@ -55,12 +56,15 @@ class Pipeline:
         retrievers: int = 1,
         log_directory: Path | None = None,
         fetch_progress: FetchProgress | None = None,
+        preload: bool = True,
     ) -> None:
+        """``preload``: keep a process that has imported everything, from which the others are forked, where that can be."""
         self.settings = settings
         self._embedded_broker = embedded_broker
         self._retrievers = retrievers
         self._log_directory = log_directory
         self._fetch_progress = fetch_progress
+        self._preload = preload and AVAILABLE
         self._stack = ExitStack()
         self._broker: LocalBroker | None = None
         self._ports: dict[str, int] = {}
@@ -69,13 +73,16 @@ class Pipeline:
 
     def __enter__(self) -> Self:
         self._require_free_ports()
+        preloading = Preloading(retriever=self._retrievers > 0) if self._preload else None
         with ExitStack() as stack:
             if self._embedded_broker:
                 self._start_broker(stack)
             serving = self._prepare()
             self._follower = stack.enter_context(ServingFollower(self.settings, "up"))
             environment = {"SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": self.settings.kafka.bootstrap_servers}
-            self.supervisor = Supervisor(environment, self._log_directory, self.settings.shutdown_seconds)
+            self.supervisor = Supervisor(
+                environment, self._log_directory, self.settings.shutdown_seconds, preloading=preloading
+            )
             stack.callback(lambda: self.supervisor.stop())
             first, *more = serving.pipelines
             self._start_pipeline(first, vital=True)

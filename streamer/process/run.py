@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import threading
 import time
@@ -63,7 +64,8 @@ def collect_garbage_rarely() -> None:
 
 
 def _watch(supervisor: int, shutdown: Shutdown) -> None:
-    """A supervisor that was killed cannot end its children."""
-    while os.getppid() == supervisor:
+    """A supervisor that was killed cannot end its children; one that forked us through a server is not our parent."""
+    starter = multiprocessing.parent_process()
+    while os.getppid() == supervisor and (starter is None or starter.is_alive()):
         time.sleep(_WATCH_SECONDS)
     shutdown.request(reason="the supervisor has died")

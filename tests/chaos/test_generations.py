@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -36,7 +35,7 @@ from streamer.operations.verify import examine
 from streamer.settings import Settings
 from support.other_codebook import other_codebook
 from support.patience import PATIENCE_SECONDS
-from support.processes import SidstreamProcess, committed_records
+from support.processes import SidstreamProcess, committed_records, processes_of
 
 ITEMS = 500
 SECONDS_BETWEEN_KILLS = 12.0
@@ -86,14 +85,10 @@ def test_codebook_takes_over_while_processes_are_killed_items_change_and_queries
 
     def kill(ended: threading.Event) -> None:
         while not ended.wait(SECONDS_BETWEEN_KILLS):
-            found = subprocess.run(
-                ["ps", "-o", "pid=,args=", "--ppid", str(up.pid)], capture_output=True, text=True, check=False
-            )
-            children = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
-            if children:
-                pid, arguments = chance.choice(children)
-                kills[arguments.split()[-1]] += 1
-                os.kill(int(pid), signal.SIGKILL)
+            if running := processes_of(up.pid):
+                name = chance.choice(sorted(running))
+                kills[name] += 1
+                os.kill(running[name], signal.SIGKILL)
 
     def settled() -> None:
         with ItemPublisher(settings) as publisher:

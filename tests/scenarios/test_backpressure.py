@@ -66,8 +66,8 @@ def test_memory_is_bounded_under_a_flood_with_a_stopped_indexer_and_a_slow_model
             return -1
 
     with (
-        SidstreamProcess(settings, "assigner", tmp_path) as assigner,
-        SidstreamProcess(settings, "indexer", tmp_path) as indexer,
+        SidstreamProcess(settings, "assigner", tmp_path, alone=True) as assigner,
+        SidstreamProcess(settings, "indexer", tmp_path, alone=True) as indexer,
         SidstreamProcess(settings, "retriever", tmp_path, program=SUPPORT / "slow_retriever.py") as retriever,
     ):
         publish_updates(settings, tiny_embeddings, range(100))
@@ -159,8 +159,8 @@ def test_broker_that_stands_still_for_seconds_loses_no_answer_and_repeats_none(
         )
         create(settings.kafka, topic_specs(settings))
         with (
-            SidstreamProcess(settings, "assigner", tmp_path),
-            SidstreamProcess(settings, "indexer", tmp_path),
+            SidstreamProcess(settings, "assigner", tmp_path, alone=True),
+            SidstreamProcess(settings, "indexer", tmp_path, alone=True),
             SidstreamProcess(settings, "retriever", tmp_path) as retriever,
         ):
             publish_updates(settings, tiny_embeddings, range(100))

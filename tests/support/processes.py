@@ -1,4 +1,5 @@
-"""Real sidstream processes for tests: started as a user would start them, ended by SIGTERM or by ``kill -9``."""
+"""Real sidstream processes for tests: forked from one that has imported everything, as `sidstream up` does, or started by
+themselves as a container would; ended by SIGTERM or by ``kill -9``."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +22,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.gather import drain
+from streamer.local.preloaded import AVAILABLE, ForkedProcess, Preloading, Running
 from streamer.process.run import SUPERVISOR_VARIABLE
 from streamer.settings import Settings
 from support.patience import PATIENCE_SECONDS
@@ -55,9 +58,12 @@ class SidstreamProcess:
         name: str | None = None,
         program: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        alone: bool = False,
     ) -> None:
-        """``command``: with its options; ``program``: a Python file to run instead, which gets the command as its argument."""
+        """``command``: with its options; ``program``: a Python file to run instead, which gets the command as its argument;
+        ``alone``: not forked, for its memory or for its start."""
         self._command = command
+        self._forked = AVAILABLE and program is None and not alone
         self._program = ["-m", "sidstream"] if program is None else [str(program)]
         self._log = directory / f"{name or command}.log"
         configuration = directory / f"{name or command}.toml"
@@ -71,10 +77,16 @@ class SidstreamProcess:
             SUPERVISOR_VARIABLE: str(os.getpid()),  # none outlives a test run that was killed
             **(environment or {}),
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     def start(self, environment: Mapping[str, str] | None = None) -> Self:
         """``environment``: for this start alone."""
+        if self._forked:
+            preloading()
+            self._process = ForkedProcess(
+                self._command.split(), {**self._environment, **(environment or {})}, self._log
+            )
+            return self
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *self._program, *self._command.split()],
@@ -90,13 +102,16 @@ class SidstreamProcess:
         """``kill -9``: nothing is flushed, nothing is closed."""
         assert self._process is not None
         assert self._process.poll() is None, f"the {self._command} died by itself:\n{self.log()}"
-        os.killpg(self._process.pid, signal.SIGKILL)
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it was forked just now, and leads no group yet
+            self._process.kill()
         self._process.wait()
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""
         assert self._process is not None
-        self._process.terminate()
+        self._process.send_signal(signal.SIGTERM)
         return self._process.wait(PATIENCE_SECONDS)
 
     def status(self) -> int | None:
@@ -138,12 +153,49 @@ class SidstreamProcess:
             self.stop()
 
 
+@cache
+def preloading() -> Preloading:
+    """The test run's fork server."""
+    return Preloading()
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; one that has ended, and that nobody has asked for its status yet, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except OSError:
         return False
+
+
+FORK_SERVER = "fork server"
+
+
+def processes_of(up: int) -> dict[str, int]:
+    """What ``sidstream up`` runs now: the process id of each command, and of the server that forks some of them."""
+    found: dict[str, int] = {}
+    for pid in _children(up):
+        command = _command_line(pid)
+        if any("forkserver" in word for word in command):
+            found[FORK_SERVER] = pid
+            for forked in _children(pid):
+                if not any("resource_tracker" in word for word in _command_line(forked)) and alive(forked):
+                    found[Path(f"/proc/{forked}/comm").read_text().strip()] = forked
+        elif "sidstream" in command and alive(pid):
+            found[command[command.index("sidstream") + 1]] = pid
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def _command_line(pid: int) -> list[str]:
+    """Its words; empty for a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except OSError:
+        return []
 
 
 def wait_until(

@@ -25,7 +25,16 @@ from streamer.process.shutdown import STUCK_STATUS
 from streamer.settings import MetricsSettings, Settings, load_settings
 from support.item_stream import Stream, publish_updates
 from support.patience import PATIENCE_SECONDS
-from support.processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
+from support.processes import (
+    FORK_SERVER,
+    SidstreamProcess,
+    alive,
+    committed_records,
+    free_port,
+    http_get,
+    processes_of,
+    wait_until,
+)
 
 PROCESSES = ("retriever", "monitor", "indexer", "assigner")
 
@@ -250,10 +259,11 @@ def test_second_signal_to_up_kills_its_processes_and_ends_at_once(
     try:
         indexer_log = tmp_path / "logs" / "indexer.log"
         wait_until(lambda: indexer_log.exists() and "caught_up" in indexer_log.read_text(), what="an indexer")
-        pids = children(up.pid)
-        assert len(pids) == 3
+        found = processes_of(up.pid)
+        assert set(found) == {"assigner", "indexer", "monitor", FORK_SERVER}
+        pids = list(found.values())
         # A child that does not end by itself: `up` would wait for it until the deadline.
-        os.kill(pids[0], signal.SIGSTOP)
+        os.kill(found["assigner"], signal.SIGSTOP)
         up.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping" in log.read_text(), what="an `up` that ends")
         assert up.poll() is None
@@ -263,15 +273,3 @@ def test_second_signal_to_up_kills_its_processes_and_ends_at_once(
     finally:
         if up.poll() is None:
             up.kill()
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split() if b"sidstream" in Path(f"/proc/{line}/cmdline").read_bytes()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
