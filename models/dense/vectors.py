@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 SCALE_BYTES: Final = 4
 _STEPS: Final = 127  # on either side of zero: -128 is not used, so that a vector and its opposite are kept alike
+_ROWS_AT_ONCE: Final = 256  # what a row's passes work on stays in the processor's cache
 _SCALE: Final = np.dtype("<f4")
 
 
@@ -46,8 +47,8 @@ class QuantisedVectors:
         table = np.empty((len(self), width), dtype=np.uint8)
         table[:, :SCALE_BYTES] = self.scales.astype(_SCALE).view(np.uint8).reshape(len(self), SCALE_BYTES)
         table[:, SCALE_BYTES:] = self.steps.view(np.uint8)
-        whole = table.tobytes()
-        return [whole[start : start + width] for start in range(0, len(whole), width)]
+        values: list[bytes] = table.view(f"V{width}").ravel().tolist()
+        return values
 
     @classmethod
     def decode(cls, values: Sequence[bytes | memoryview], dimension: int) -> QuantisedVectors:
@@ -75,9 +76,16 @@ def bytes_an_item(dimension: int) -> int:
 def quantise(vectors: npt.NDArray[np.floating]) -> QuantisedVectors:
     """Rows (N, D) of finite numbers: the largest of a row is 127 steps. A row of zeros is kept as zeros with scale 0."""
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    scales = (np.abs(rows).max(axis=1, initial=0.0) / np.float32(_STEPS)).astype(np.float32)
-    divided = rows / np.where(scales > 0, scales, np.float32(1))[:, None]
-    return QuantisedVectors(np.clip(np.rint(divided), -_STEPS, _STEPS).astype(np.int8), scales)
+    steps, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    scratch = np.empty((min(len(rows), _ROWS_AT_ONCE), rows.shape[1]), np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = rows[start : start + _ROWS_AT_ONCE]
+        numbers, scale = scratch[: len(block)], scales[start : start + len(block)]
+        np.divide(np.abs(block, out=numbers).max(axis=1, initial=0.0), np.float32(_STEPS), out=scale)
+        np.divide(block, np.where(scale > 0, scale, np.float32(1))[:, None], out=numbers)
+        np.clip(np.rint(numbers, out=numbers), -_STEPS, _STEPS, out=numbers)
+        steps[start : start + len(block)] = numbers
+    return QuantisedVectors(steps, scales)
 
 
 def cosine_error_bound(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -7,7 +7,8 @@ again gives the same bytes. The output partition is the input partition, so the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -21,10 +22,9 @@ from models.attributes import AttributeRules
 from models.dense.vectors import quantise
 from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, OTHER_MODEL, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
-from streamer.events.intake import EventError, OtherModelError, Update, UpdateIntake, UpdateLimits
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes, ItemUpdate
-from streamer.events.update_embeddings import checked_embeddings
+from streamer.events.updates import UpdateBatch, UpdateIntake, UpdateLimits
 from streamer.events.values.embeddings import PlausibleNorms
 from streamer.events.values.unknown_fields import OTHER, nearest, note_of
 from streamer.process.metrics import count_dead_letter
@@ -87,55 +87,37 @@ class AssignBatch:
 
     def __call__(self, records: list[Message]) -> list[Outgoing]:
         now = self._clock()
-        updates: list[Update] = []
-        rejected: list[Outgoing] = []
-        read = self._intake.read
-        others = 0
-        for record in records:
-            try:
-                updates.append(read(record, now))
-            except EventError as error:
-                rejected.append(self._reject(record, error.kind, error))
-            except OtherModelError:
-                others += 1
-        self._tell_others(others)
+        updates = self._intake.read_batch(records, now)
+        rejected = [self._reject(record, error.kind, error) for record, error in updates.rejected]
+        self._tell_others(updates.others)
         self._tell_unknown_fields()
 
         upserts, matrix, unusable = self._checked_matrix(updates, rejected, now)
         last = _last_of_each_item(updates, unusable)
-        kept = set(last)
-        rows = [row for row, place in enumerate(upserts) if place in kept]
-        places = [upserts[row] for row in rows]
-        codes: dict[int, tuple[int, ...]] = {}
-        vectors: dict[int, bytes] = {}
-        if rows:
-            kept_rows = matrix if len(rows) == len(matrix) else matrix[rows]
-            encoded = self._encoder.encode(kept_rows, [updates[place].item_id for place in places])
-            codes = dict(zip(places, encoded.tolist(), strict=True))
-            if self._vectors:
-                vectors = dict(zip(places, quantise(kept_rows).encode(), strict=True))
-        outgoing = self._outgoing(
-            [updates[place] for place in last],
-            [codes.get(place) for place in last],
-            [vectors.get(place, UNSET) for place in last],
-            now,
-        )
-        return outgoing + rejected
+        if len(last) < len(updates.ids):
+            kept = set(last)
+            rows = [row for row, place in enumerate(upserts) if place in kept]
+            upserts, matrix = [upserts[row] for row in rows], matrix[rows]
+        values: Sequence[bytes | None] = self._encoded(updates, upserts, matrix)
+        if len(values) < len(updates.ids):
+            found = dict(zip(upserts, values, strict=True))
+            values = [found.get(place) for place in last]
+        return self._outgoing(updates, last, values, now) + rejected
 
     def commit_note(self) -> dict[str, Any]:
         """What is noted beside a committed offset for ``sidstream status``: the unknown fields since this process' start."""
         return {"unknown_fields": note_of(self._intake.unknown_fields)}
 
     def _checked_matrix(
-        self, updates: Sequence[Update], rejected: list[Outgoing], now: int
-    ) -> tuple[list[int], NDArray[np.float32], set[int]]:
+        self, updates: UpdateBatch, rejected: list[Outgoing], now: int
+    ) -> tuple[Sequence[int], NDArray[np.float32], set[int]]:
         """Places of the updates that have an embedding, float32 (N, D) of these, and the places of those that cannot be used.
 
         Their dead letters join ``rejected``.
         """
-        upserts, matrix, checked = checked_embeddings(updates, self._encoder.dimension, self._plausible)
+        upserts, matrix, checked = updates.checked_embeddings(self._encoder.dimension, self._plausible)
         for row, fault in sorted(checked.faults.items()):
-            rejected.append(self._reject(updates[upserts[row]].record, fault.kind, fault))
+            rejected.append(self._reject(updates.records[upserts[row]], fault.kind, fault))
         if len(checked.strange):
             IMPLAUSIBLE_NORMS.inc(len(checked.strange))
             if now - self._norms_logged_at >= _NORMS_LOGGED_EVERY_MS:
@@ -144,44 +126,52 @@ class AssignBatch:
                 log.warning(
                     "implausible_norms",
                     updates=len(checked.strange),
-                    item=ascii(updates[upserts[row]].item_id.decode()),
+                    item=ascii(updates.ids[upserts[row]].decode()),
                     norm=round(float(checked.norms[row]), 4),
                     expected=f"{self._plausible.minimum:.3g} to {self._plausible.maximum:.3g}",
                     advice="do they come from the model that the bundle was fitted with? scale them alike, or fit again",
                 )
         return upserts, matrix, {upserts[row] for row in checked.faults}
 
-    def _outgoing(
-        self,
-        updates: Sequence[Update],
-        codes: Sequence[tuple[int, ...] | None],
-        vectors: Sequence[bytes | UnsetType],
-        now: int,
-    ) -> list[Outgoing]:
-        """The codes of each item, None is its tombstone; and its vector, if vectors are kept."""
-        codebook, topic = self._encoder.codebook_id, self._codes_topic
-        outgoing = []
-        for update, numbers, vector in zip(updates, codes, vectors, strict=True):
-            value = None
-            if numbers is not None:
-                value = ITEM_CODES.encode(
-                    ItemCodes(
-                        codebook=codebook,
-                        codes=numbers,
-                        title=update.title,
-                        weight=update.weight,
-                        updated_at=update.updated_at,
-                        vector=vector,
-                        attributes=msgspec.UNSET if update.attributes is None else msgspec.Raw(update.attributes),
-                    )
+    def _encoded(self, updates: UpdateBatch, places: Sequence[int], matrix: NDArray[np.float32]) -> list[bytes]:
+        """The values of the codes of the updates at ``places``, whose embeddings are the rows of ``matrix``; with their vectors,
+        if those are kept.
+        """
+        if not places:
+            return []
+        codes = self._encoder.encode(matrix, [updates.ids[place] for place in places])
+        vectors: Iterable[bytes | UnsetType] = quantise(matrix).encode() if self._vectors else repeat(UNSET)
+        columns = (updates.titles, updates.weights, updates.updated_at, updates.attributes)
+        titles, weights, times, attributes = columns
+        codebook, encode, raw = self._encoder.codebook_id, ITEM_CODES.encode, msgspec.Raw
+        return [
+            encode(
+                ItemCodes(
+                    codebook=codebook,
+                    codes=numbers,
+                    title=titles[place],
+                    weight=weights[place],
+                    updated_at=times[place],
+                    vector=vector,
+                    attributes=UNSET if (said := attributes[place]) is None else raw(said),
                 )
-            # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update
-            # took. Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
-            record = update.record
-            at = record.timestamp()[1]
-            timestamp = at if 0 < at < now else 0
-            outgoing.append(Outgoing(topic, update.item_id, value, record.partition(), None, timestamp))
-        return outgoing
+            )
+            for place, numbers, vector in zip(places, codes.tolist(), vectors, strict=False)
+        ]
+
+    def _outgoing(
+        self, updates: UpdateBatch, places: Sequence[int], values: Sequence[bytes | None], now: int
+    ) -> list[Outgoing]:
+        """The codes of the items at ``places``; None is an item's tombstone."""
+        topic, ids, stamps, records = self._codes_topic, updates.ids, updates.stamps, updates.records
+        # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update
+        # took. Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
+        return [
+            Outgoing(
+                topic, ids[place], value, records[place].partition(), None, at if 0 < (at := stamps[place]) < now else 0
+            )
+            for place, value in zip(places, values, strict=True)
+        ]
 
     def _tell_others(self, count: int) -> None:
         """Metrics of the updates that are for another codebook; the first ones are logged."""
@@ -217,15 +207,18 @@ class AssignBatch:
         )
 
 
-def _last_of_each_item(updates: Sequence[Update], unusable: set[int]) -> list[int]:
+def _last_of_each_item(updates: UpdateBatch, unusable: set[int]) -> Sequence[int]:
     """Places of the last usable update of each item, in each partition: which partition's holds is the indexer's to judge."""
+    if not unusable and len(set(updates.ids)) == len(updates.ids):
+        return range(len(updates.ids))
+    records = updates.records
     last: dict[bytes, int] = {}
     elsewhere: list[int] = []
-    for place, update in enumerate(updates):
+    for place, item_id in enumerate(updates.ids):
         if place in unusable:
             continue
-        earlier = last.pop(update.item_id, None)
-        if earlier is not None and updates[earlier].record.partition() != update.record.partition():
+        earlier = last.pop(item_id, None)
+        if earlier is not None and records[earlier].partition() != records[place].partition():
             elsewhere.append(earlier)
-        last[update.item_id] = place
+        last[item_id] = place
     return elsewhere + list(last.values())

@@ -38,6 +38,19 @@ def headers_of(record: Message) -> Sequence[tuple[str, bytes | None]]:
     return headers or ()
 
 
+def all_headers(records: Sequence[Message]) -> list[object | None]:
+    """For each record None if it has no headers; anything else: ask ``headers_of``, which may refuse them."""
+    found: list[object | None] = []
+    rest = iter(records)
+    while len(found) < len(records):
+        try:
+            found.extend(map(_READ_HEADERS, rest))  # what came before one that cannot be read is kept
+        except SystemError:
+            records[len(found)].set_headers(_UNREADABLE)
+            found.append(_UNREADABLE)
+    return found
+
+
 def size_of_headers(headers: Sequence[tuple[str, bytes | None]]) -> int:
     """Bytes of names and contents on the wire."""
     return sum(len(name.encode()) + len(content or b"") + _HEADER_OVERHEAD_BYTES for name, content in headers)

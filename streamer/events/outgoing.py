@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A record to produce; partition -1 lets the partitioner choose by key, timestamp 0 takes the time of producing."""
 
     topic: str

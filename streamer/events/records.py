@@ -8,6 +8,7 @@ costs nothing on the wire until there is a second one. ``docs/schemas`` has all 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -16,6 +17,9 @@ from msgspec import UNSET, Meta, UnsetType
 from streamer.filters.slate import SlateRule
 
 JSON_FIRST_BYTES: Final = frozenset({b"{", b" ", b"\t", b"\r", b"\n"})
+FIRST_MAP_BYTE: Final = 0x80  # of MessagePack; smaller ones begin JSON, or no map at all
+# Lists that are nested without end are a fault of the record too.
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # A record whose meaning changes gets a field of a type with a higher maximum; its readers still take the version before.
 Version1 = Annotated[int, Meta(ge=1, le=1, description="version of the record; without it, 1")] | UnsetType
@@ -362,6 +366,22 @@ class Codec:
                     "before the writers"
                 ) from None
             raise
+
+    def decode_messagepack(self, values: Sequence[bytes]) -> list[Any]:
+        """The records of many MessagePack values; None where the decoder refuses one: ``decode`` says why."""
+        return decoded_each(self._from_messagepack, values)
+
+
+def decoded_each(decode: Callable[[bytes], Any], values: Sequence[bytes]) -> list[Any]:
+    """What ``decode`` makes of each value; None of one that it refuses."""
+    found: list[Any] = []
+    rest = iter(values)
+    while len(found) < len(values):
+        try:
+            found.extend(map(decode, rest))  # what came before one that is refused is kept
+        except UNDECODABLE:
+            found.append(None)
+    return found
 
 
 def refusing_unknown_fields(

@@ -161,8 +161,8 @@ class _Look:
                 producer.send_offsets_to_transaction, offsets, self._group.consumer_group_metadata(), _CALL_SECONDS
             )
             reach(Failpoint.OFFSETS_SENT)
-            for topic, key, value, _, headers, _ in letters:
-                produce(producer, topic, key=key, value=value, headers=headers)
+            for letter in letters:
+                produce(producer, letter.topic, key=letter.key, value=letter.value, headers=letter.headers)
             reach(Failpoint.OUTPUTS_SENT, producer.flush)
             self._called(producer.commit_transaction, _CALL_SECONDS)
             reach(Failpoint.TRANSACTION_COMMITTED)

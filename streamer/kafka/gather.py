@@ -31,7 +31,7 @@ def drain(
         if first is None:
             return []
         records = [first, *consumer.consume(maximum - 1, 0)] if maximum > 1 else [first]
-    if any(record.error() is not None for record in records):
+    if any(map(Message.error, records)):  # an error is true, whatever its code
         records = [record for record in records if not _is_event(record, on_end)]
     return records
 

@@ -23,8 +23,7 @@ from confluent_kafka import Message
 from models.attributes import Attributes
 from models.catalogue import Catalogue, CatalogueItem
 from models.errors import SidstreamError
-from streamer.events.intake import EventError, OtherModelError, Update, UpdateIntake, UpdateLimits
-from streamer.events.update_embeddings import checked_embeddings
+from streamer.events.updates import UpdateBatch, UpdateIntake, UpdateLimits
 from streamer.events.values.embeddings import PlausibleNorms
 from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
 from streamer.settings import Settings
@@ -64,20 +63,23 @@ class _Newest:
     items: dict[bytes, _Item] = field(default_factory=dict)
     rows: int = 0
 
-    def take(self, update: Update, embedding: npt.NDArray[np.float32] | None) -> None:
-        record = update.record
-        place = (record.timestamp()[1], record.partition(), record.offset())
-        known = self.items.get(update.item_id)
+    def take(self, updates: UpdateBatch, number: int, embedding: npt.NDArray[np.float32] | None) -> None:
+        """Take the update at place ``number`` of a batch."""
+        record, item_id = updates.records[number], updates.ids[number]
+        place = (updates.stamps[number], record.partition(), record.offset())
+        known = self.items.get(item_id)
         if known is not None and _older(place, known.place):
             return
         if embedding is None:
-            self.items[update.item_id] = _Item(place, -1)
+            self.items[item_id] = _Item(place, -1)
             return
         row = known.row if known is not None and known.row >= 0 else self.rows
         self.rows = max(self.rows, row + 1)
         self.file.seek(4 * self.dimension * row)
         self.file.write(embedding.astype("<f4").tobytes())
-        self.items[update.item_id] = _Item(place, row, update.title, update.weight, update.attributes)
+        self.items[item_id] = _Item(
+            place, row, updates.titles[number], updates.weights[number], updates.attributes[number]
+        )
 
 
 def export_catalogue(
@@ -150,24 +152,17 @@ def _take(
     refused: Counter[str],
 ) -> int:
     """Takes what can be used; how many were passed over."""
-    updates, others = [], 0
-    for record in records:
-        try:
-            updates.append(intake.read(record, now))
-        except EventError as error:
-            refused[error.kind] += 1
-        except OtherModelError:
-            others += 1
-    upserts, matrix, checked = checked_embeddings(updates, newest.dimension, plausible)
+    updates = intake.read_batch(records, now)
+    refused.update(error.kind for _, error in updates.rejected)
+    upserts, matrix, checked = updates.checked_embeddings(newest.dimension, plausible)
     faults = checked.faults
-    for fault in faults.values():
-        refused[fault.kind] += 1
+    refused.update(fault.kind for fault in faults.values())
     rows = {place: row for row, place in enumerate(upserts)}
-    for place, update in enumerate(updates):
+    for place in range(len(updates.ids)):
         row = rows.get(place)
         if row not in faults:
-            newest.take(update, None if row is None else matrix[row])
-    return others
+            newest.take(updates, place, None if row is None else matrix[row])
+    return updates.others
 
 
 def _older(place: tuple[int, int, int], known: tuple[int, int, int]) -> bool:

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
+from streamer.events.values.plain_ids import is_plain_id
+
 _TAKEN: Final = "send a JSON object or a MessagePack map"
 _UNCOMPRESSED: Final = "send it as it is; Kafka compresses by itself (the producer's compression.type)"
 _PLAIN_JSON: Final = "send plain JSON or MessagePack, without the serializer's frame"
@@ -302,18 +304,7 @@ def _inflates(value: bytes) -> bool:
         return False
 
 
-# An id that begins with one of these, or is not wholly printable, is looked at twice.
-_SUSPICIOUS_FIRST: Final = frozenset('"{[ ')
 _LINE_SEPARATORS: Final = frozenset("\u2028\u2029")
-
-
-def is_plain_id(key: bytes) -> bool:
-    """Whether a key that is not empty is an id at first sight; False: ask ``foreign_key``."""
-    try:
-        text = key.decode()
-    except UnicodeDecodeError:
-        return False
-    return text.isprintable() and text[0] not in _SUSPICIOUS_FIRST and text[-1] != " "
 
 
 def foreign_key(key: bytes) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from streamer.events.records import JSON_FIRST_BYTES, Codec, refusing_unknown_fields
+from streamer.events.records import JSON_FIRST_BYTES, Codec, decoded_each, refusing_unknown_fields
 from streamer.events.values.foreign_formats import field_names
 
 _MOST_NAMES: Final = 16
@@ -50,6 +50,13 @@ class CountingCodec(Codec):
             if getattr(record, attribute, UNSET) is not UNSET:
                 self.counts[name] += 1
         return record
+
+    def decode_messagepack(self, values: Sequence[bytes]) -> list[Any]:
+        """As ``Codec.decode_messagepack``; those that come back are counted, the others are when ``decode`` takes them."""
+        records = decoded_each(self._from_messagepack, values)
+        for attribute, name in self._learned:
+            self.counts[name] += sum(getattr(record, attribute, UNSET) is not UNSET for record in records)
+        return records
 
     def _decode_and_learn(self, value: bytes) -> Any:
         names = field_names(value)

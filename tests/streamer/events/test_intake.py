@@ -15,15 +15,13 @@ from streamer.events.intake import (
     AttributesIntake,
     EventError,
     EventLimits,
-    Update,
-    UpdateIntake,
-    UpdateLimits,
     checked_id,
     checked_item_id,
     checked_time,
     decode_event,
 )
 from streamer.events.records import Codec, Query
+from streamer.events.updates import Update, UpdateIntake, UpdateLimits
 from streamer.settings import AttributeSettings
 
 DIMENSION = 4

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.events.values.foreign_formats import foreign_key, foreign_object, foreign_value, is_plain_id
+from streamer.events.values.foreign_formats import foreign_key, foreign_object, foreign_value
+from streamer.events.values.plain_ids import is_plain_id
 
 OBJECT = json.dumps({"embedding": [0.25, 1.0, 2.0, 3.0], "title": "Kettle"}).encode()
 TEXT = OBJECT.decode()
