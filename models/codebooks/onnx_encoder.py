@@ -1,7 +1,7 @@
 """Embeddings → codes on ONNX Runtime: what the assigner runs; needs nothing but onnxruntime and NumPy.
 
-An item's codes do not depend on the items encoded with it: every call of the graph has the same number of rows, the
-last block of a batch filled up with zeros, so each row goes through the same arithmetic whatever the batch.
+An item's codes do not depend on the items encoded with it: a call of the graph has one of a few numbers of rows, filled up
+with zeros, that have been seen to give a row the same bits (``models.codebooks.onnx_rows``).
 (Another processor or release of ONNX Runtime may round near-ties differently; codes are stored, not computed again.)
 """
 
@@ -15,7 +15,17 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from models.codebooks.codebook import CodebookError, checked_embeddings
-from models.codebooks.onnx_format import FORMAT_VERSION, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, EncoderError
+from models.codebooks.onnx_format import (
+    FIXED_ROWS_FORMAT_VERSION,
+    FORMAT_VERSION,
+    INPUT_NAME,
+    METADATA_PREFIX,
+    OUTPUT_NAME,
+    ROWS,
+    SCORES_NAME,
+    EncoderError,
+)
+from models.codebooks.onnx_rows import blocks, row_counts_of
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
 
 
@@ -31,7 +41,8 @@ class OnnxEncoder:
     layers: int
     size: int
     dimension: int
-    block_rows: int
+    row_counts: tuple[int, ...]
+    """Rows that a call of the graph may have, largest first; one number where this machine's kernels differ by it."""
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         if threads < 1:
@@ -49,29 +60,21 @@ class OnnxEncoder:
                 f"ONNX Runtime cannot load {path}: {str(error).strip()}; make the bundle again with `sidstream fit`"
             ) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
-        format_version = _number(metadata, "format_version", path)
-        if format_version != FORMAT_VERSION:
+        version = _number(metadata, "format_version", path)
+        if version not in (FIXED_ROWS_FORMAT_VERSION, FORMAT_VERSION):
             raise EncoderError(
-                f"{path} has encoder format {format_version}, but this sidstream reads {FORMAT_VERSION}; "
-                "update sidstream or make the bundle again with `sidstream fit`"
+                f"{path} has encoder format {version}, but this sidstream reads {FIXED_ROWS_FORMAT_VERSION} and "
+                f"{FORMAT_VERSION}; update sidstream or make the bundle again with `sidstream fit`"
             )
         self.codebook_id = _text(metadata, "codebook_id", path)
         self.layers = _number(metadata, "layers", path)
         self.size = _number(metadata, "size", path)
         self.dimension = _number(metadata, "dimension", path)
-        self.block_rows = _number(metadata, "block_rows", path)
         if not (MINIMUM_LAYERS <= self.layers <= MAXIMUM_LAYERS and 1 <= self.size <= MAXIMUM_SIZE):
             raise EncoderError(f"{path} says {self.layers} layers of {self.size} codewords, which no codebook has")
-        given = [(i.name, i.type, i.shape) for i in (*self._session.get_inputs(), *self._session.get_outputs())]
-        expected = [
-            (INPUT_NAME, "tensor(float)", [self.block_rows, self.dimension]),
-            (OUTPUT_NAME, "tensor(uint16)", [self.block_rows, self.layers]),
-        ]
-        if given != expected:
-            raise EncoderError(
-                f"the inputs and outputs of {path} are {given}, but its metadata promise {expected}; "
-                "it was edited: make the bundle again with `sidstream fit`"
-            )
+        fixed_rows = _number(metadata, "block_rows", path) if version == FIXED_ROWS_FORMAT_VERSION else None
+        self._require_shapes(path, fixed_rows)
+        self.row_counts = row_counts_of(self._scores, self.dimension) if fixed_rows is None else (fixed_rows,)
 
     def encode(self, embeddings: ArrayLike) -> NDArray[np.uint16]:
         """Embeddings float32 (N, D) → codes uint16 (N, L); N may be 0.
@@ -83,18 +86,34 @@ class OnnxEncoder:
         except CodebookError as error:
             raise EncoderError(str(error)) from error
         codes = np.empty((len(rows), self.layers), dtype=np.uint16)
-        whole = len(rows) - len(rows) % self.block_rows
-        for start in range(0, whole, self.block_rows):
-            codes[start : start + self.block_rows] = self._encode_block(rows[start : start + self.block_rows])
-        if whole < len(rows):
-            last = np.zeros((self.block_rows, self.dimension), dtype=np.float32)
-            last[: len(rows) - whole] = rows[whole:]
-            codes[whole:] = self._encode_block(last)[: len(rows) - whole]
+        for start, stop, count in blocks(len(rows), self.row_counts):
+            block = rows[start:stop]
+            if len(block) < count:
+                block = np.zeros((count, self.dimension), dtype=np.float32)
+                block[: stop - start] = rows[start:stop]
+            codes[start:stop] = self._session.run([OUTPUT_NAME], {INPUT_NAME: block})[0][: stop - start]
         return codes
 
-    def _encode_block(self, block: NDArray[np.float32]) -> NDArray[np.uint16]:
-        codes: NDArray[np.uint16] = self._session.run([OUTPUT_NAME], {INPUT_NAME: block})[0]
-        return codes
+    def _scores(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scores of the chosen codewords, float32 (N, L)."""
+        scores: NDArray[np.float32] = self._session.run([SCORES_NAME], {INPUT_NAME: rows})[0]
+        return scores
+
+    def _require_shapes(self, path: Path, fixed_rows: int | None) -> None:
+        """Raises ``EncoderError`` for inputs and outputs that are not what the metadata promise."""
+        rows = ROWS if fixed_rows is None else fixed_rows
+        given = [(i.name, i.type, i.shape) for i in (*self._session.get_inputs(), *self._session.get_outputs())]
+        expected = [
+            (INPUT_NAME, "tensor(float)", [rows, self.dimension]),
+            (OUTPUT_NAME, "tensor(uint16)", [rows, self.layers]),
+        ]
+        if fixed_rows is None:
+            expected.append((SCORES_NAME, "tensor(float)", [rows, self.layers]))
+        if given != expected:
+            raise EncoderError(
+                f"the inputs and outputs of {path} are {given}, but its metadata promise {expected}; "
+                "it was edited: make the bundle again with `sidstream fit`"
+            )
 
 
 def _text(metadata: Mapping[str, str], name: str, path: Path) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from models.bundles.manifest import MANIFEST_FILE, record_file, write_manifest
 from models.codebooks.dense_network import DenseNetwork
-from models.codebooks.onnx_export import model_bytes
+from models.codebooks.onnx_nodes import model_bytes
 from models.errors import SidstreamError
 from models.towers.text_encoder import (
     BLOCK_ROWS,

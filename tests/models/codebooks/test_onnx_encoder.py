@@ -14,9 +14,11 @@ from onnx import TensorProto, helper
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.codebooks.onnx_export import export_onnx
-from models.codebooks.onnx_format import BLOCK_ROWS, EncoderError
+from models.codebooks.onnx_format import BLOCK_ROWS, INPUT_NAME, LARGEST_BLOCK, EncoderError
+from models.codebooks.onnx_rows import ONE_ROW_COUNT
 
 CATALOGUES = ("amazon_games", "chorus_icecat")
+FIXED_ROWS = Path(__file__).parent / "fixtures" / "encoder_version1.onnx"  # of ``make_codebook()``
 
 
 def make_codebook(layers: int = 3, size: int = 8, dimension: int = 6, seed: int = 0) -> Codebook:
@@ -95,13 +97,73 @@ def test_item_has_the_same_codes_in_every_batch_and_at_every_position(
     contested = near_ties(codebook, midpoints, codebook.encode(midpoints), together)
     print(f"\nsize {size}, threads {threads}: {len(contested)} of 1000 midpoints go another way in NumPy's arithmetic")
     assert contested, "midpoints decided alike by two arithmetics test nothing"
-    for batch_rows in (1, 2, 7, 15, 63, 64, 65, 256):
-        starts = range(0, 1000, batch_rows) if batch_rows >= 7 else range(0, 1000, 13)
-        for start in starts:
+    for batch_rows in (*range(1, 71), 255, 256, 257, 511, 769):
+        for start in (0, 1, 3, 230) if batch_rows > 2 else range(0, 1000, 13):
             alone = encoder.encode(midpoints[start : start + batch_rows])
             assert np.array_equal(alone, together[start : start + batch_rows]), (batch_rows, start)
     for shift in (1, 5, 63, 500):
         assert np.array_equal(encoder.encode(np.roll(midpoints, shift, axis=0)), np.roll(together, shift, axis=0))
+    mates = np.random.default_rng(2).permutation(1000)
+    assert np.array_equal(encoder.encode(midpoints[mates]), together[mates])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [8, 100, 300])
+def test_score_of_an_item_has_the_same_bits_whatever_is_computed_with_it(
+    size: int, threads: int, tmp_path: Path
+) -> None:
+    """Codes could agree by chance; rounding that agrees in every row does not."""
+    export_onnx(make_codebook(size=size, dimension=384), tmp_path / "encoder.onnx")
+    encoder = OnnxEncoder(tmp_path / "encoder.onnx", threads)
+    rows = np.random.default_rng(4).standard_normal((600, 384)).astype(np.float32)
+    session = encoder._session
+    expected = session.run(["scores"], {INPUT_NAME: rows[:LARGEST_BLOCK]})[0]
+    for count in encoder.row_counts:
+        for start in range(0, LARGEST_BLOCK - count + 1, 29):
+            block = slice(start, start + count)
+            assert session.run(["scores"], {INPUT_NAME: rows[block]})[0].tobytes() == expected[block].tobytes()
+
+
+def test_machine_whose_small_products_round_otherwise_gets_calls_of_one_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codebook = make_codebook(dimension=384)
+    export_onnx(codebook, tmp_path / "encoder.onnx")
+    embeddings = np.random.default_rng(5).standard_normal((150, 384)).astype(np.float32)
+    expected = OnnxEncoder(tmp_path / "encoder.onnx").encode(embeddings)
+    scores = OnnxEncoder._scores
+
+    def other_sums(encoder: OnnxEncoder, rows: np.ndarray) -> np.ndarray:
+        """As of a kernel for few rows that adds in another order."""
+        found = scores(encoder, rows)
+        return np.nextafter(found, np.float32(np.inf)) if len(rows) < 8 else found
+
+    monkeypatch.setattr(OnnxEncoder, "_scores", other_sums)
+    encoder = OnnxEncoder(tmp_path / "encoder.onnx")
+    assert encoder.row_counts == ONE_ROW_COUNT
+    calls: list[int] = []
+    session = encoder._session
+
+    class Counting:
+        def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            calls.append(len(inputs[INPUT_NAME]))
+            return list(session.run(outputs, inputs))
+
+    monkeypatch.setattr(encoder, "_session", Counting())
+    assert np.array_equal(encoder.encode(embeddings), expected)
+    assert np.array_equal(encoder.encode(embeddings[:1]), expected[:1])
+    assert calls == [64, 64, 64, 64]
+
+
+def test_graph_of_format_1_gives_the_codes_that_it_gave() -> None:
+    codebook = make_codebook()
+    encoder = OnnxEncoder(FIXED_ROWS)
+    assert (encoder.codebook_id, encoder.row_counts) == (codebook.id, (64,))
+    embeddings = np.random.default_rng(1).standard_normal((130, 6)).astype(np.float32)
+    expected = codebook.encode(embeddings)
+    for batch in (embeddings, embeddings[:1], embeddings[64:], embeddings[:65], embeddings[:0]):
+        assert np.array_equal(encoder.encode(batch), codebook.encode(batch))
+    assert np.array_equal(encoder.encode(embeddings)[77], expected[77])
 
 
 def test_real_items_have_the_same_codes_alone_as_in_a_batch_of_a_thousand(
@@ -120,6 +182,12 @@ def test_equally_near_codewords_go_to_the_lowest_number(encoder_of: Callable[...
     one = np.array([[9, 9], [1, 0], [-1, 0], [1, 0]], np.float32)
     encoder = encoder_of(Codebook(np.stack([one, one, one])))
     assert encoder.encode(np.array([[1, 0], [0, 0]], np.float32))[:, 0].tolist() == [1, 1]
+
+
+def test_embedding_too_large_for_float32_has_codes_of_the_codebook(encoder_of: Callable[..., OnnxEncoder]) -> None:
+    """Its scores overflow; what fills up the last group of codewords must not be chosen."""
+    encoder = encoder_of(make_codebook(size=100))
+    assert encoder.encode(np.full((3, 6), 3e38, np.float32)).max() < 100
 
 
 @pytest.mark.parametrize(("layers", "size", "dimension"), [(3, 1, 1), (4, 5, 3), (5, 300, 33)])
@@ -196,9 +264,9 @@ def test_graph_of_somebody_else_is_refused_with_what_to_do(tmp_path: Path) -> No
         ("size", None, "no metadata 'sidstream.size'"),
         ("layers", "three", "must be a positive number, not 'three'"),
         ("layers", "2", "2 layers of 8 codewords"),
-        ("format_version", "2", "encoder format 2, but this sidstream reads 1; update sidstream"),
-        ("dimension", "7", r"its metadata promise .*\[64, 7\]"),
-        ("block_rows", "32", r"its metadata promise .*\[32, 6\]"),
+        ("format_version", "3", "encoder format 3, but this sidstream reads 1 and 2; update sidstream"),
+        ("format_version", "1", "no metadata 'sidstream.block_rows'"),
+        ("dimension", "7", r"its metadata promise .*\['rows', 7\]"),
     ],
 )
 def test_graph_with_wrong_metadata_is_refused(tmp_path: Path, key: str, value: str | None, message: str) -> None:
@@ -213,6 +281,14 @@ def test_graph_with_wrong_metadata_is_refused(tmp_path: Path, key: str, value: s
     onnx.save(model, path)
     with pytest.raises(EncoderError, match=message):
         OnnxEncoder(path)
+
+
+def test_graph_of_format_1_with_another_number_of_rows_than_it_says_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(FIXED_ROWS)
+    next(entry for entry in model.metadata_props if entry.key == "sidstream.block_rows").value = "32"
+    onnx.save(model, tmp_path / "encoder.onnx")
+    with pytest.raises(EncoderError, match=r"its metadata promise .*\[32, 6\]"):
+        OnnxEncoder(tmp_path / "encoder.onnx")
 
 
 def test_no_threads_at_all_is_refused(tmp_path: Path) -> None:
