@@ -35,6 +35,7 @@ BENCHMARKS: Final = {
     "filters": "filters and attributes at a million items, against queries without",
     "fm-index": "the constraint as an FM-index, against the prefix tree",
     "switch": "queries at a steady rate while models and codebooks are switched on a real broker; minutes",
+    "freshness": "update → retrievable at several rates on a real broker, against a bare round trip; minutes",
     "pipeline": "item updates → retrievable on a real broker, against a plain copy; minutes",
 }
 

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundles.building import FitSettings, fit_bundle
-from store.reading.reader import IndexReader
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher
 from streamer.client.read_your_writes import await_indexed
@@ -75,14 +74,13 @@ def _measured(settings: Settings, other: Path, embeddings: NDArray[np.float32], 
             publisher.update(f"item-{number}", embedding, title=f"thing {number}")
     await_indexed(settings, publisher.delivered, seconds=_PATIENCE)
     time.sleep(_SETTLE_SECONDS)
-    with IndexReader(settings.index) as reader:
-        with _updates(settings, reader, embeddings, rate) as before:
-            time.sleep(_SECONDS)
-        started = time.monotonic()
-        with _updates(settings, reader, embeddings, rate) as meanwhile:
-            serving = deploy(settings, str(other), DeployOptions(seconds=_PATIENCE))
-            seconds = time.monotonic() - started
-        retire(settings, serving.deployed[-1].bundle, seconds=_PATIENCE)
+    with _updates(settings, embeddings, rate) as before:
+        time.sleep(_SECONDS)
+    started = time.monotonic()
+    with _updates(settings, embeddings, rate) as meanwhile:
+        serving = deploy(settings, str(other), DeployOptions(seconds=_PATIENCE))
+        seconds = time.monotonic() - started
+    retire(settings, serving.deployed[-1].bundle, seconds=_PATIENCE)
     return {
         "caught_up_in_s": round(seconds, 1),
         "items_per_second": round(len(embeddings) / seconds),
@@ -109,9 +107,7 @@ def _watched(running: Pipeline) -> Iterator[None]:
 
 
 @contextmanager
-def _updates(
-    settings: Settings, reader: IndexReader, embeddings: NDArray[np.float32], rate: int
-) -> Iterator[FreshnessProbe]:
+def _updates(settings: Settings, embeddings: NDArray[np.float32], rate: int) -> Iterator[FreshnessProbe]:
     """A steady stream of updates, each told to the probe; all of them are seen at the end."""
     stop = threading.Event()
 
@@ -125,7 +121,7 @@ def _updates(
                 publisher.update(f"item-{item}", embeddings[item], updated_at=at)
                 publisher.poll()
 
-    with FreshnessProbe(reader) as probe:
+    with FreshnessProbe(settings.index) as probe:
         thread = threading.Thread(target=run)
         thread.start()
         try:

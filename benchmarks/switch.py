@@ -149,11 +149,7 @@ class Freshening:
 
     def _run(self) -> None:
         started, now = time.monotonic(), int(time.time() * 1000)
-        with (
-            IndexReader(self._index) as reader,
-            FreshnessProbe(reader) as probe,
-            ItemPublisher(self._settings) as publisher,
-        ):
+        with FreshnessProbe(self._index) as probe, ItemPublisher(self._settings) as publisher:
             number = 0
             while not self._stop.is_set():
                 while number < (time.monotonic() - started) * self._rate:

@@ -147,7 +147,7 @@ class Story(Stage):
         self.act("Latecomers", f"{len(late):,} products that the model has never seen, {LATE_PER_SECOND:d} a second")
         with self.console.status("waiting for the retriever's first answer …"):
             self.first_answer()
-        with progress_bar(self.console) as progress, FreshnessProbe(self.reader) as probe:
+        with progress_bar(self.console) as progress, FreshnessProbe(self.settings.index) as probe:
             task = progress.add_task("publishing", total=len(late))
             now = int(time.time() * 1000)  # plus the item's number: the probe tells updates apart by their time
             with ItemPublisher(self.settings) as publisher:

@@ -472,6 +472,16 @@ class IndexReader:
             raise IndexUsageError(f"The reader of the index {self.path} was used after it was closed: open it again.")
         return Snapshot.of(self._environment, self._between_blocks)
 
+    @property
+    def last_transaction(self) -> int:
+        """Number of the last transaction that was committed: another one says that a new snapshot may show other things.
+
+        It reads one page and opens no snapshot, so that it may be asked a thousand times a second.
+        """
+        if self._environment is None:
+            raise IndexUsageError(f"The reader of the index {self.path} was used after it was closed: open it again.")
+        return int(self._environment.lmdb.info()["last_txnid"])
+
     def close(self) -> None:
         """Releases the files; closing again does nothing."""
         if self._environment is not None:
