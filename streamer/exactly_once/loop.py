@@ -5,8 +5,8 @@ The turn of a batch, and what happens when a part of it fails:
 - *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet. A loop
   that selects takes its batch from the front of what it has gathered; the rest waits here for the next batches.
 - *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's.
-- *Send and commit* it (``transaction``, in numbered steps); when the batch came back full, the commit runs in a second
-  thread, so that the next batch is gathered and transformed meanwhile.
+- *Send and commit* it (``transaction``, in numbered steps); when the batch came back full, the whole transaction runs in a
+  second thread, so that the next batch is gathered and transformed meanwhile.
 
 After an abort the consumer seeks back to the first offset that is not committed (``assignment``). Clients that have lost a
 cluster which answers others are replaced by new ones, as if the process had been killed.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +52,7 @@ _LEARN_SECONDS: Final = 2.0
 # What waits here for its batch is no more than this many bytes of values, and what one more look at the queue brings.
 _GATHERED_BYTES: Final = 8 * 1024 * 1024
 
-Transform = Callable[[list[Message]], Iterable[Outgoing]]
+Transform = Callable[[list[Message]], Sequence[Outgoing]]
 # How many of the gathered records, from the first, are the next batch.
 Select = Callable[[list[Message]], int]
 
@@ -216,7 +216,6 @@ class TransactionalLoop:
 
     def _one_batch(self, committer: ThreadPoolExecutor) -> None:
         settings = self._settings
-        started = time.monotonic()
         self._health.progress()
         self._assignment.rebalanced = False
         records = self._gather()
@@ -235,22 +234,25 @@ class TransactionalLoop:
             self._input.show_lag(self._consumer)
             self._broker.look()
             return
+        # From here on: a batch that was waited for must not count the waiting, or the interval would never apply.
+        started = time.monotonic()
         batch_size = self._select(records)
         records, self._waiting = records[:batch_size], records[batch_size:]
         with self._health.working(f"a batch of {len(records)} events"):
             outgoing = self._transform(records)
         if not self._finish_or_abort(records):
             return
-        try:
-            offsets = self._send(records, outgoing)
-            if len(records) >= settings.batch_size:
-                self._committing = committer.submit(self._commit, records, offsets)
-                self._unfinished = records
-            else:
-                self._commit(records, offsets)
-        except AbortRequired as reason:
-            self._abort(records, reason)
-            return
+        offsets = {record.partition(): record.offset() + 1 for record in records}
+        transact = self._transaction(records, outgoing, offsets)
+        if len(records) >= settings.batch_size:
+            self._committing = committer.submit(transact)
+            self._unfinished = records
+        else:
+            try:
+                transact()
+            except AbortRequired as reason:
+                self._abort(records, reason)
+                return
         seconds = time.monotonic() - started
         following = {(settings.source, partition): offset for partition, offset in offsets.items()}
         self._input.advance(following, nothing_waits=not self._waiting)
@@ -322,25 +324,35 @@ class TransactionalLoop:
         if not (due and self._committed and self._input.caught_up):
             return
         try:
-            self._send([], ())
-            self._commit([], dict(self._committed))
+            self._transaction([], (), {})()
         except AbortRequired as reason:
             self._abort([], reason)
 
-    def _send(self, records: list[Message], outgoing: Iterable[Outgoing]) -> dict[int, int]:
-        """Everything but the commit; the next offsets that it will commit, by partition."""
+    def _transaction(
+        self, records: list[Message], outgoing: Sequence[Outgoing], offsets: dict[int, int]
+    ) -> Callable[[], None]:
+        """One transaction, to be run by any thread; what the group and the topics say of it is of this moment.
+
+        ``offsets``: the next ones of ``records``, by partition.
+        """
         settings = self._settings
-        offsets = {record.partition(): record.offset() + 1 for record in records}
         if time.monotonic() - self._life_sign_at >= settings.life_sign_seconds:
             offsets = self._committed | offsets
         logs = {topic: state.topic_id for topic, state in self._watch.states.items()}
         more = settings.commit_note() if settings.commit_note is not None else {}
         note = encode_note(time.time_ns() // 1_000_000, logs, more)
         noted = [TopicPartition(settings.source, partition, offset, note) for partition, offset in offsets.items()]
-        self._producer.send(noted, self._consumer.consumer_group_metadata(), outgoing)
-        return offsets
+        return partial(self._transact, records, outgoing, offsets, noted, self._consumer.consumer_group_metadata())
 
-    def _commit(self, records: list[Message], offsets: dict[int, int]) -> None:
+    def _transact(
+        self,
+        records: list[Message],
+        outgoing: Sequence[Outgoing],
+        offsets: dict[int, int],
+        noted: list[TopicPartition],
+        group_metadata: object,
+    ) -> None:
+        self._producer.send(noted, group_metadata, outgoing)
         self._producer.commit()
         if offsets.keys() >= self._committed.keys():
             self._life_sign_at = time.monotonic()

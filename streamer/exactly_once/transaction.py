@@ -36,7 +36,7 @@ _REQUEST_BYTES: Final = 2_000_000  # a topic takes 2 MiB
 
 
 class TransactionalProducer:
-    """The producer of one instance, under its stable transactional id. Its first two steps are of one thread, step 4 of any."""
+    """The producer of one instance, under its stable transactional id; a transaction is of one thread, whichever it is."""
 
     def __init__(
         self, process: str, group: str, instance: str, kafka: KafkaSettings, health: Health, stop: threading.Event
@@ -86,7 +86,7 @@ class TransactionalProducer:
         reach(Failpoint.OUTPUTS_SENT, self.client.flush)
 
     def commit(self) -> None:
-        """Step 4: wait for every output, then commit; may run in another thread while the next batch is transformed.
+        """Step 4: wait for every output, then commit.
 
         When the answer is lost the same call is made again: it tells the outcome of the first one.
 
