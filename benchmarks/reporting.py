@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
+
+_COLUMNS: Final = 5  # and the floors, where a result has one
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Result:
-    """One measured figure; without a baseline there is no ratio, without a target nothing to miss."""
+    """One measured figure; without a baseline there is no ratio, without a target nothing to miss.
+
+    ``floor``: what no implementation gets below: bytes, products, syncs, round trips.
+    """
 
     name: str
     value: float
@@ -61,6 +66,7 @@ class Result:
     baseline_name: str | None = None
     baseline_value: float | None = None
     target: Target | None = None
+    floor: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -91,6 +97,7 @@ class Result:
             "ratio": self.ratio,
             "target": str(self.target) if self.target else None,
             "reached": self.reached,
+            "floor": self.floor or None,
         }
 
 
@@ -107,6 +114,8 @@ def report(title: str, results: Sequence[Result], json_path: Path | None = None)
     for heading, justify in (("", "left"), ("measured", "right"), ("baseline", "right"), ("ratio", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     table.add_column("target")
+    if any(result.floor for result in results):
+        table.add_column("floor")
     for result in results:
         baseline = f"{_figure(result.baseline_value)} {result.baseline_name}" if result.baseline_value else ""
         mark = {None: "", True: " [green]reached[/]", False: " [red]missed[/]"}[result.reached]
@@ -116,10 +125,13 @@ def report(title: str, results: Sequence[Result], json_path: Path | None = None)
             baseline,
             "" if result.ratio is None else f"{result.ratio:.2f}",
             f"{result.target}{mark}" if result.target else "",
+            *([result.floor] if len(table.columns) > _COLUMNS else []),
         )
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # a file or a pipe has no width: rows stay on one line
+        console = Console(
+            width=200 if len(table.columns) > _COLUMNS else 140
+        )  # a file or a pipe has no width: rows stay on one line
     console.print(table)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)

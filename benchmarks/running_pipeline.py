@@ -64,20 +64,40 @@ class Running:
     directory: Path
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str) -> None:
-        """Start ``sidstream <name>`` and wait until it says that it is ready."""
+    def make_index(self) -> None:
+        """By an indexer that comes and goes, where there is none yet."""
+        if not self.settings.index.exists():
+            self.start("indexer")
+            self.stop()
+
+    def start_seconds(self, name: str) -> float:
+        """Processor time that the start of a process takes where nothing waits for it; 0 where there is no /proc."""
+        self.start(name)
+        time.sleep(1)
+        seconds = self.processor_seconds().get(name, 0.0)
+        self.stop()
+        return seconds
+
+    def profile_of(self, name: str) -> Path:
+        """Where a process that is started ``profiled`` puts its profile."""
+        return self.directory / f"{name}.profile.json"
+
+    def start(self, name: str, *, profiled: bool = False, wait: bool = True) -> None:
+        """Start ``sidstream <name>``, and wait until it says that it is ready: that it has caught up, where something waits."""
+        module = ["benchmarks.profiled", name, str(self.profile_of(name))] if profiled else ["sidstream", name]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         with (self.directory / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "sidstream", name],
+                [sys.executable, "-m", *module],
                 env={**os.environ, **self._environment(), "SIDSTREAM_METRICS__PORT": str(port)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        self.wait(lambda: _ready(port), f"{name} is ready")
+        if wait:
+            self.wait(lambda: _ready(port), f"{name} is ready")
 
     def stop(self) -> None:
         for process in self._processes.values():
@@ -119,8 +139,21 @@ class Running:
             "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
             "SIDSTREAM_BUNDLE": str(settings.bundle),
             "SIDSTREAM_INDEX": str(settings.index),
+            "SIDSTREAM_TOPICS__PREFIX": settings.topics.prefix,
             "OMP_NUM_THREADS": "1",
         }
+
+
+def apart(running: Running, prefix: str) -> Running:
+    """The same broker and bundle with topics of their own, all empty, and no index yet."""
+    settings = load_settings(
+        bundle=running.settings.bundle,
+        index=running.settings.index.with_name(f"{prefix}index"),
+        kafka={"bootstrap_servers": running.settings.kafka.bootstrap_servers},
+        topics={"prefix": prefix},
+    )
+    create(settings.kafka, list(topic_specs(settings)))
+    return Running(settings, running.directory)
 
 
 def _ready(port: int) -> bool:

@@ -1,0 +1,68 @@
+"""The table by stage: from a profiler, of functions that exist, and it adds up to the whole."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import FunctionType
+
+import pytest
+
+from benchmarks.profiled import Profile, _Profiler, name_of, turn_of
+from benchmarks.stages import COMMIT, STAGES, Stage, stage_rows
+
+
+@pytest.mark.parametrize(
+    "stage", [*STAGES["assigner"].all(), *COMMIT.all(), *STAGES["indexer"].all()], ids=lambda s: s.label
+)
+def test_every_stage_is_a_function_of_ours(stage: Stage) -> None:
+    assert isinstance(stage.resolved(), FunctionType)
+
+
+@pytest.mark.parametrize("process", list(STAGES))
+def test_what_is_counted_is_the_outermost_stage(process: str) -> None:
+    owner, name = turn_of(process)
+    assert getattr(owner, name) is STAGES[process].resolved()
+
+
+@pytest.mark.parametrize("process", list(STAGES))
+def test_rows_add_up_to_the_whole(process: str) -> None:
+    trees = [STAGES[process], COMMIT]
+    seconds = {name_of(stage.resolved()): 0.5 for tree in trees for stage in tree.all()}
+    for tree in trees:
+        for stage in tree.all():  # what is inside is a part of what is around it
+            seconds[name_of(stage.resolved())] = 0.5 * sum(1 for _ in stage.all())
+    *rows, whole = stage_rows(process, Profile(seconds, {"rdk:broker": 0.25}, 20.0), 1_000, 7.0, {})
+    assert sum(row.value for row in rows) == pytest.approx(whole.value) == 20_000.0
+    assert {row.value for row in rows[: sum(1 for _ in STAGES[process].all())]} == {500.0}
+    assert whole.baseline_value == 7.0
+
+
+def _work() -> None:
+    until = time.thread_time() + 0.05
+    while time.thread_time() < until:
+        pass
+
+
+def test_profile_counts_the_processor_time_of_every_thread_from_the_first_turn_on_and_no_wait() -> None:
+    profiler = _Profiler()
+
+    def turn() -> None:
+        time.sleep(0.1)
+        thread = threading.Thread(target=_work)
+        thread.start()
+        thread.join()
+        _work()
+
+    threading.setprofile(profiler.enable)
+    try:
+        _work()  # the start
+        profiler.enable()
+        profiler.counted(turn)()
+    finally:
+        profiler.disable()
+        threading.setprofile(None)  # type: ignore[arg-type]
+    found = profiler.result()
+    assert found.functions[name_of(_work)] >= 0.1, "of both threads"
+    assert 0.05 <= found.functions[name_of(turn)] < 0.15, "of its own thread alone, and not the wait"
+    assert found.whole >= 0.1
