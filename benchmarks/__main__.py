@@ -34,6 +34,7 @@ BENCHMARKS: Final = {
     "dense": "a query against the vectors of a catalogue, screened by the leading directions, against a scan of all",
     "filters": "filters and attributes at a million items, against queries without",
     "fm-index": "the constraint as an FM-index, against the prefix tree",
+    "start": "a retriever is killed and asked: seconds until it answers again, on a real broker; minutes",
     "switch": "queries at a steady rate while models and codebooks are switched on a real broker; minutes",
     "freshness": "update → retrievable at several rates on a real broker, against a bare round trip; minutes",
     "pipeline": "item updates → retrievable on a real broker, against a plain copy; minutes",

@@ -313,7 +313,7 @@ def main() -> int:
             watching.start()
             try:
                 publish_items(running.settings, items, embeddings)
-                _await_items(running.settings.index, arguments.items)
+                await_items(running.settings.index, arguments.items)
                 switch = Switch(running.settings, directory, embeddings, arguments.seconds, arguments.updates)
                 asking = Asking(running.settings, arguments.rate)
                 time.sleep(_WARM_UP_SECONDS)
@@ -335,7 +335,8 @@ def main() -> int:
     )
 
 
-def _await_items(index: Path, count: int) -> None:
+def await_items(index: Path, count: int) -> None:
+    """Until so many items are retrievable."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 _STREAM: Final = ("sidstream", "streamer.assigner.process", "streamer.indexer.process", "streamer.monitor.process")
 _RETRIEVER: Final = ("retriever.serving.imports",)
-_LAST: Final = ("streamer.local.frozen",)
+_LAST: Final = ("streamer.local.fork_server",)
 # Apple's frameworks do not bear forking, and Windows knows none.
 AVAILABLE: Final = sys.platform == "linux"
 
