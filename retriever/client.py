@@ -15,6 +15,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 
 from models.errors import SidstreamError
+from retriever.merging import Question, ShardsError
 from streamer.events.cloudevents import cloud_event_headers
 from streamer.events.intake import EventError, checked_time
 from streamer.events.records import ANSWER, QUERY, Answer, Query
@@ -24,10 +25,16 @@ from streamer.kafka.clients import consumer_configuration, producer_configuratio
 from streamer.kafka.errors import error_text, told
 from streamer.kafka.gather import drain, produce
 from streamer.settings import Settings
+from streamer.shards.parts import AnsweredPart
 
 _CONNECT_SECONDS: Final = 10.0
 # An answer that takes longer may lie in a partition that results got since we connected: looked for so often.
 _LOOK_SECONDS: Final = 1.0
+# Of a query over shards: what is kept of its time for each round that follows, and the rest before it is asked anew, as shards do
+# not exchange a bundle in the same moment.
+_ROUND_SECONDS: Final = 2.0
+_ANEW_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.02
 
 
 class ClientError(SidstreamError):
@@ -146,18 +153,10 @@ class Client:
                     raise ClientError(f"query {number} of {len(queries)}: {error}") from None
         consumer, producer = self._connect()
         ids = [uuid.uuid4().hex for _ in queries]
-        now = int(time.time() * 1000)
-        timeout_ms = max(1, int(timeout_seconds * 1000))
+        if self._settings.retriever.shards > 1:
+            return self._ask_shards(ids, queries, timeout_seconds)
         for query_id, query in zip(ids, queries, strict=True):
-            produce(
-                producer,
-                self._settings.topics.queries,
-                key=query_id.encode(),
-                value=QUERY.encode(
-                    query if query.timeout_ms is not None else msgspec.structs.replace(query, timeout_ms=timeout_ms)
-                ),
-                headers=cloud_event_headers("query", identity=query_id, subject=query_id, at=now),
-            )
+            self._send(producer, query_id, query, timeout_seconds)
         producer.flush(timeout_seconds)
         waiting = {query_id.encode() for query_id in ids}
         answers: dict[str, Answer] = {}
@@ -173,8 +172,64 @@ class Client:
                 if record.key() in waiting:
                     waiting.discard(record.key())
                     answer: Answer = ANSWER.decode(record.value())
+                    if isinstance(answer.part, AnsweredPart):
+                        raise ClientError(
+                            f"the answer comes from a shard, which holds the partitions {answer.part.partitions} of "
+                            f"{answer.part.partition_count} alone: set retriever.shards to the number of shards, to ask all"
+                        )
                     answers[answer.query_id] = answer
         return [answers.get(query_id) for query_id in ids]
+
+    def _send(self, producer: Producer, query_id: str, query: Query, seconds: float) -> None:
+        """Sends a query that no retriever shall work on after so many seconds, or those that it says itself."""
+        if query.timeout_ms is None:
+            query = msgspec.structs.replace(query, timeout_ms=max(1, int(seconds * 1000)))
+        produce(
+            producer,
+            self._settings.topics.queries,
+            key=query_id.encode(),
+            value=QUERY.encode(query),
+            headers=cloud_event_headers("query", identity=query_id, subject=query_id, at=int(time.time() * 1000)),
+        )
+
+    def _ask_shards(self, ids: Sequence[str], queries: Sequence[Query], timeout_seconds: float) -> list[Answer | None]:
+        """Each query in its rounds over all shards. Of a shard that is late a round waits for as long as the rounds after it may
+        still be answered in time; then it goes on without, and the answer says so.
+        """
+        consumer, producer = self._connect()
+        questions = {
+            query_id.encode(): Question(query_id, query, self._settings.retriever.shards)
+            for query_id, query in zip(ids, queries, strict=True)
+        }
+        deadline = time.monotonic() + timeout_seconds
+        reserve = min(timeout_seconds / 4, _ROUND_SECONDS)
+        due = dict.fromkeys(questions, 0.0)  # key → when its record is to be sent; none while it is waited for
+        open_ = dict(questions)
+        look_at = time.monotonic() + _LOOK_SECONDS
+        while open_ and (now := time.monotonic()) < deadline:
+            for key in [key for key, at in due.items() if at <= now]:
+                del due[key]
+                self._send(producer, key.decode(), open_[key].record(), deadline - now)
+            if now > look_at:
+                self._read_added_partitions(consumer)
+                look_at = now + _LOOK_SECONDS
+            try:
+                for record in drain(consumer, 500, _POLL_SECONDS):
+                    if (asked := open_.get(record.key())) is not None:
+                        asked.take(ANSWER.decode(record.value()))
+                now = time.monotonic()
+                for key, asked in list(open_.items()):
+                    late = asked.has_any and now > deadline - reserve * (asked.rounds_left + 0.5)
+                    if key in due or not (asked.has_all or late):
+                        continue
+                    anew = asked.begun_anew
+                    if not asked.go_on():
+                        del open_[key]
+                        continue
+                    due[key] = now + (_ANEW_SECONDS if asked.begun_anew > anew else 0.0)
+            except ShardsError as error:
+                raise ClientError(str(error)) from error
+        return [None if key in open_ else asked.answer() for key, asked in questions.items()]
 
     def _connect(self) -> tuple[Consumer, Producer]:
         if self._consumer is None or self._producer is None:

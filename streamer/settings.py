@@ -252,6 +252,11 @@ class MonitorSettings(Section):
 class RetrieverSettings(IntakeSettings):
     """Queries → answers. A query beyond a ``maximum_…`` is a dead letter, and gets an answer that says so."""
 
+    shards: int = Field(
+        1,
+        ge=1,
+        description="in how many parts the index is (indexer.partitions); clients ask each, and put their answers together",
+    )
     group: str = "sidstream-retriever"
     instance: str = Field("0", description="stable name of this instance; unique within the group")
     batch_size: int = Field(16, ge=1, description="queries decoded together at the most")

@@ -23,7 +23,7 @@ ROOMS = {
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
     "kafka process events filters settings shards",
     "store": "checks writing topology reading records files errors",
-    "retriever": "commands explanation_tables refreshing evaluation client choosing_mixture serving answering dense "
+    "retriever": "commands explanation_tables refreshing evaluation client merging choosing_mixture serving answering dense "
     "device_search search eligibility",
     "study": "commands quick report experiments measures data",
 }

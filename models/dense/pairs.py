@@ -106,13 +106,21 @@ class RowsTogether:
 
     def neighbours(self, history: npt.NDArray[np.integer] | Sequence[int]) -> tuple[Rows, npt.NDArray[np.float64]]:
         """Rows (R,) of the table, ascending, that were taken together with a history's rows, and how much each weighs."""
-        known, scores = self.pairs.neighbours(self.known_of_row[np.asarray(history, dtype=np.int64)])
+        return self.neighbours_of_known(self.known_of_row[np.asarray(history, dtype=np.int64)])
+
+    def neighbours_of_known(self, history: npt.NDArray[np.integer]) -> tuple[Rows, npt.NDArray[np.float64]]:
+        """The same of a history's items as training knew them (H,), -1 for one that it did not: in the table or not."""
+        known, scores = self.pairs.neighbours(history)
         rows = self.row_of_known[known].astype(np.int64)
         order = np.argsort(rows, kind="stable")[int((rows < 0).sum()) :]
         return rows[order], scores[order]
 
 
-def log_shares(rows: Rows, scores: npt.NDArray[np.float64], eligible: npt.NDArray[np.bool_]) -> LogShares:
-    """log P_together of the rows (R,) that are ``eligible`` (R,)."""
+def log_shares(
+    rows: Rows, scores: npt.NDArray[np.float64], eligible: npt.NDArray[np.bool_], total: float = 0.0
+) -> LogShares:
+    """log P_together of the rows (R,) that are ``eligible`` (R,). ``total``: the sum over all that are eligible, where the table
+    does not have all of them.
+    """
     rows, scores = rows[eligible], scores[eligible]
-    return (rows, np.log(scores / scores.sum())) if len(rows) else NOTHING
+    return (rows, np.log(scores / max(float(scores.sum()), total))) if len(rows) else NOTHING

@@ -130,6 +130,11 @@ class PromptBuilder:
         rest = [part for part in self._parts[self._middle :] if part.slot != "history"]
         return ids + self._written(rest, {"query": list(text_ids[: self.settings.max_text_tokens])})
 
+    @property
+    def title_characters(self) -> int:
+        """How many characters of the title of a history's item are looked at."""
+        return self.settings.history_text * _CHARACTERS_A_TOKEN
+
     def title_ids(self, titles: Sequence[str]) -> npt.NDArray[np.int32]:
         """The tokens (N, ``history_text``) of titles that stand behind SIDs, -1 behind the end of a short one."""
         most = self.settings.history_text

@@ -16,7 +16,8 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
-from models.sids.layout import MAXIMUM_LAYERS
+from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE
+from retriever.answering.parts import check_part
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.events.values.embeddings import EmbeddingError, query_embedding
@@ -24,6 +25,7 @@ from streamer.filters.grammar import Filter
 from streamer.filters.reading import FilterError, FilterLimits, FilterTooLargeError, read_filter
 from streamer.filters.slate import SlateError, check_slate
 from streamer.settings import RetrieverSettings
+from streamer.shards.partitions import EVERY
 
 # A user who is not among the last so many starts with a full bucket: some 4 MB at the most.
 REMEMBERED_USERS: Final = 10_000
@@ -42,10 +44,11 @@ class QueryRefused(Exception):
 
 
 class BundleLimits(NamedTuple):
-    """What a bundle asks of its queries: ``dimension``, D of an embedding; ``layers``, L of SIDs."""
+    """What a bundle asks of its queries: ``dimension``, D of an embedding; ``layers``, L of SIDs; ``size``, M of its codebook."""
 
     dimension: int
     layers: int = MAXIMUM_LAYERS
+    size: int = MAXIMUM_SIZE
 
 
 class CheckedQuery(NamedTuple):
@@ -98,7 +101,8 @@ class Admission:
     """Checks the records of ``queries``.
 
     ``limits_of``: what the bundle asks that answers a user (or, without one, a query by its id); ``filterable``: the declared
-    attributes and their types; ``clock`` gives seconds since the epoch, ``monotonic`` seconds for the rates.
+    attributes and their types; ``partitions``: those that the index holds, of a shard; ``clock`` gives seconds since the epoch,
+    ``monotonic`` seconds for the rates.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Admission:
         *,
         limits_of: Callable[[str], BundleLimits],
         filterable: Mapping[str, AttributeType] | None = None,
+        partitions: str = EVERY,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -117,6 +122,7 @@ class Admission:
         self._filter_limits = FilterLimits(
             settings.maximum_filter_clauses, settings.maximum_filter_depth, settings.maximum_filter_entries
         )
+        self._partitions = partitions
         self._clock = clock
         self._rates = (
             UserRates(per_second=settings.user_queries_per_second, burst=settings.user_query_burst, clock=monotonic)
@@ -164,6 +170,11 @@ class Admission:
                 query_embedding(query.embedding, self._limits_of(who).dimension)
             except EmbeddingError as error:
                 raise EventError(error.kind, str(error)) from None
+        if query.part is not msgspec.UNSET:
+            limits = self._limits_of(who)
+            check_part(
+                query, layers=limits.layers, size=limits.size, dimension=limits.dimension, settings=self._settings
+            )
         if query.user is not None:
             within(settings.maximum_user_bytes, len(query.user.encode()), "user", "bytes")
         wanted = None
@@ -201,7 +212,7 @@ class Admission:
 
         Raises:
             EventError: as ``decode``.
-            QueryRefused: ``DeadlinePassed``, ``RateLimited`` or ``SearchUnavailable``.
+            QueryRefused: ``DeadlinePassed``, ``RateLimited``, ``SearchUnavailable``, ``NoShard`` or ``NotOverShards``.
         """
         checked = self.decode(record)
         query = checked.query
@@ -215,7 +226,9 @@ class Admission:
                 waited,
                 checked.who,
             )
-        if self._rates is not None and query.user is not None and not self._rates.allow(query.user):
+        self._require_shards(query, waited, checked.who)
+        counts = query.part is msgspec.UNSET or query.part.step == "search"  # a query over shards has several rounds
+        if self._rates is not None and counts and query.user is not None and not self._rates.allow(query.user):
             settings = self._settings
             raise QueryRefused(
                 "RateLimited",
@@ -233,6 +246,26 @@ class Admission:
                 checked.who,
             )
         return checked, waited
+
+    def _require_shards(self, query: Query, waited: float, who: str) -> None:
+        """What one shard cannot answer, and what only shards are asked."""
+        if query.part is not msgspec.UNSET and not self._partitions:
+            raise QueryRefused(
+                "NoShard",
+                "the query is asked as one of several shards, and this retriever's index holds all partitions: set "
+                "retriever.shards of the client to 1",
+                waited,
+                who,
+            )
+        asked = {"slate": query.slate, "explain": query.explain is True, "why_not": query.why_not}
+        if self._partitions and (wanted := [name for name, value in asked.items() if value]):
+            raise QueryRefused(
+                "NotOverShards",
+                f"{' and '.join(wanted)} is not answered over shards (this one holds the partitions {self._partitions}): what "
+                "it asks for depends on items of all of them. Ask without it",
+                waited,
+                who,
+            )
 
     def next_batch(self, records: Sequence[Message]) -> int:
         """How many of the records, from the first, are one transaction's: those with ``batch_size`` queries to work on.

@@ -18,7 +18,6 @@ import structlog
 from models.attributes import AttributeType
 from models.bundles.bundle import Bundle
 from models.bundles.item_encoder import ItemEncoder
-from models.codebooks.codebook import Codebook
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
@@ -26,17 +25,18 @@ from retriever.answering.asked import Answered, Asked, Found, Numbers, SearchKin
 from retriever.answering.explaining import Explainer
 from retriever.answering.metrics import DECODE_SECONDS
 from retriever.answering.mixing import Mixer, ToMix, candidates_for, read_items
-from retriever.answering.ranking import (
-    HistorySimilarity,
-    LeftOutToken,
-    Ranker,
-    RankingContext,
-    WeightAndRecency,
-    by_own_probability,
-    reconstructions,
+from retriever.answering.parts import (
+    Shard,
+    given_history,
+    given_sids,
+    given_sums,
+    given_vectors,
+    of_another_bundle,
+    order_of,
 )
+from retriever.answering.ranking import RankingContext, by_own_probability, ranker_of
 from retriever.answering.slates import Slate, SlateGroups, fill
-from retriever.dense.leg import MixedItem
+from retriever.dense.leg import DenseQuery, MixedItem
 from retriever.dense.query_embeddings import QueryEmbeddings
 from retriever.device_search.search import DeviceSearch, is_for
 from retriever.eligibility.current import CurrentCatalogue
@@ -50,6 +50,7 @@ from store.topology.layout_trie import SnapshotTrie, require_layout
 from streamer.events.records import Answer, AnswerError, AnswerItem, excludes_history
 from streamer.filters.grammar import Filter
 from streamer.settings import RetrieverSettings
+from streamer.shards.partitions import EVERY
 
 log = structlog.get_logger(__name__)
 
@@ -76,8 +77,10 @@ class Answerer:
         reader: IndexReader,
         settings: RetrieverSettings,
         filterable: Mapping[str, AttributeType] | None = None,
+        partitions: str = EVERY,
     ) -> None:
-        """``model`` and ``prompts``: None for a bundle that has no language model yet.
+        """``model`` and ``prompts``: None for a bundle that has no language model yet; ``partitions``: those that the index
+        holds, of a shard.
 
         Raises ``RetrieverError`` or ``IndexMismatchError`` if these do not fit together, before the first query does."""
         if settings.layout == "live" and model is not None and bundle.manifest.layer2_dropout == 0:
@@ -96,7 +99,11 @@ class Answerer:
             raise RetrieverError(
                 "retriever.search is 'exact' and retriever.layout 'marginal', which do not go together: set one of them otherwise"
             )
-        self._mixer = _mixer(settings, bundle, has_model=model is not None)
+        self._mixer = Mixer.of_settings(settings, bundle, has_model=model is not None)
+        # Those newest ones of a history that the model reads: a long history must not slow the ranking of every SID.
+        self._history_read = _HISTORY_WITHOUT_MODEL if prompts is None else prompts.settings.max_history
+        title_characters = 0 if prompts is None else prompts.title_characters
+        self._shard = Shard(partitions, self._mixer, history_read=self._history_read, title_characters=title_characters)
         self._encoder = ItemEncoder.of(bundle) if prompts is not None and prompts.settings.query_codes else None
         embeds = self._mixer is not None or self._encoder is not None
         self._embeddings = QueryEmbeddings.of(bundle) if embeds else None
@@ -111,7 +118,7 @@ class Answerer:
         self._on_device = DeviceSearch(model, prompts.vocabulary) if prompts is not None and is_for(model) else None
         if self._on_device is not None and model is not None:
             log.info("search_on_device", device=str(model.device), works=self._on_device.works)
-        self._ranker = _ranker(settings, bundle)
+        self._ranker = ranker_of(settings, bundle)
         self._explainer = Explainer(settings, bundle, model, prompts, self._catalogue, self._mixer)
 
     def answers(self, asked: Sequence[Asked]) -> list[Answer]:
@@ -119,15 +126,18 @@ class Answerer:
         started = time.perf_counter()
         with self._reader.snapshot() as snapshot:
             layout = self._layout(snapshot)
+            self._shard.partition_count = snapshot.partition_count
             self._catalogue.roll_to(snapshot)
             if self._mixer is not None:
                 self._mixer.roll_to(snapshot)
             for one in asked:
+                if one.part is not None:
+                    one.refused = of_another_bundle(one.part, self._bundle.id, layout.generation)
                 if self._embeddings is not None:
                     one.embedding = self._embeddings.embedding(one.query)
                 self._read_history(one, snapshot, layout)
                 if self._mixer is not None:
-                    one.vector = self._mixer.query(one.embedding, one.history)
+                    one.vector = self._vector(one, self._mixer)
             tries = self._tries(asked, snapshot, layout)
             prepared = time.perf_counter()
             found = self._search(asked, tries)
@@ -139,7 +149,13 @@ class Answerer:
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
             ]
             errors = [
-                None if own.items else self._why_nothing(one, each, trie, snapshot)
+                None if self._has_answer(one, own, each) else self._why_nothing(one, each, trie, snapshot)
+                for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
+            ]
+            parts = [
+                self._shard.answered_part(
+                    one, each, own.order, trie, snapshot, self._eligible(one.filter), self._beams(one.query.limit)
+                )
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
             ]
         ended = time.perf_counter()
@@ -163,13 +179,15 @@ class Answerer:
                 error=error,
                 search=msgspec.UNSET if each is None else each.search,
                 search_complete=each.complete if each is not None and each.search == "exact" else msgspec.UNSET,
+                part=part,
             )
-            for one, own, each, error, detail in zip(asked, answered, found, errors, details, strict=True)
+            for one, own, each, error, detail, part in zip(asked, answered, found, errors, details, parts, strict=True)
         ]
 
     def answer(self, query_id: str, **fields: Any) -> Answer:
         """An answer of this bundle with these fields of the record."""
         manifest = self._bundle.manifest
+        fields.setdefault("part", self._shard.part())
         return Answer(
             query_id=query_id,
             layout_mode=self._settings.layout,
@@ -200,11 +218,12 @@ class Answerer:
         """SIDs of each query, None for one that the model is not asked. Queries with as many beams are searched together, so that
         an answer does not depend on what else was asked.
         """
-        found: list[Found | None] = [None for _ in asked]
+        given = [one.part if one.is_answered else None for one in asked]
+        found = [None if part is None else given_sids(part) for part in given]
         if self._model is None:
             return found
         # A prompt of nothing gives the same items to everybody: only where there is no vector either.
-        searched_for = [one.reads_something or one.vector is None for one in asked]
+        searched_for = [one.is_searched and (one.reads_something or one.vector is None) for one in asked]
         kinds = [(self._kind(one), self._beams(one.query.limit)) for one in asked]
         wanted = {own for own, is_searched in zip(kinds, searched_for, strict=True) if is_searched}
         for kind, count in sorted(wanted):
@@ -215,8 +234,8 @@ class Answerer:
             for place, each in zip(places, searched, strict=True):
                 found[place] = each
         failed = sum(
-            each is not None and not each.sids and len(trie.first_tokens()) > 0
-            for each, trie in zip(found, tries, strict=True)
+            one.is_searched and each is not None and not each.sids and len(trie.first_tokens()) > 0
+            for one, each, trie in zip(asked, found, tries, strict=True)
         )
         if failed:
             log.error("scores_not_finite", queries=failed, model=self._bundle.manifest.model_id)
@@ -266,15 +285,17 @@ class Answerer:
         query = one.query
         known = snapshot.find([item.encode() for item in query.history]) if query.history else []
         one.skipped = tuple(item for item, stored in zip(query.history, known, strict=True) if stored is None)
+        if one.part is not None:
+            one.skipped = ()  # the client knows what no shard has
         live = [stored for stored in known if stored is not None]
         excluded = {stored.number for stored in live} if excludes_history(query) else set()
         if query.exclude is not msgspec.UNSET and query.exclude:
             named = snapshot.find([item.encode() for item in query.exclude])
             excluded |= {stored.number for stored in named if stored is not None}
         one.excluded = np.array(sorted(excluded), np.uint32)
-        # The newest ones, which are those that the model reads: a long history must not slow the ranking of every SID.
-        newest = _HISTORY_WITHOUT_MODEL if self._prompts is None else self._prompts.settings.max_history
-        one.history = tuple(live[max(0, len(live) - newest) :])
+        if one.part is not None and one.part.step != "history":
+            live = given_history(one.part, live)
+        one.history = tuple(live[max(0, len(live) - self._history_read) :])
         if self._prompts is None:
             return
         codes, titles = [stored.codes for stored in one.history], [stored.title for stored in one.history]
@@ -288,7 +309,23 @@ class Answerer:
         one.prompt = self._prompts.build(query.text, history, query.user, titles)
         one.reads_something = len(one.prompt) > len(self._prompts.build("", (), None))
 
+    def _vector(self, one: Asked, mixer: Mixer) -> DenseQuery | None:
+        if one.part is None or one.embedding is not None:
+            return mixer.query(one.embedding, one.history)
+        return mixer.query_of_history(*given_vectors(one.part))
+
+    def _has_answer(self, one: Asked, own: Answered, found: Found | None) -> bool:
+        """Whether there is what was asked for: items, or in the early rounds over shards something to go on with."""
+        if one.refused is not None or one.part is None:
+            return bool(own.items)
+        return not one.is_searched or one.vector is not None or bool(found is not None and found.sids)
+
+    def _eligible(self, wanted: Filter | None) -> Numbers | None:
+        return None if wanted is None else np.flatnonzero(self._catalogue.mask(wanted)).astype(np.uint32)
+
     def _why_nothing(self, one: Asked, found: Found | None, trie: SnapshotTrie, snapshot: Snapshot) -> AnswerError:
+        if one.refused is not None:
+            return one.refused
         if snapshot.item_count == 0:
             return AnswerError(kind="NothingFound", message="the index holds no items yet: publish some")
         if len(trie.first_tokens()) == 0:
@@ -326,20 +363,20 @@ class Answerer:
         answered: list[Answered] = [Answered() for _ in asked]
         to_mix: dict[Filter | None, list[tuple[int, ToMix]]] = {}
         for place, (one, each, trie) in enumerate(zip(asked, found, tries, strict=True)):
+            if not one.is_answered:
+                continue
             if one.vector is None:
                 if each is not None:
-                    answered[place] = self._by_model(each.sids, one, trie)
+                    answered[place] = self._by_model(each, one, trie)
                 continue
             ranked = None
             if each is not None and each.sids:
                 ranked = by_own_probability(each.sids, trie, candidates_for(one.query.limit))
-            mixed = ToMix(one.vector, ranked, one.query.limit, one.excluded)
+            mixed = ToMix(one.vector, ranked, one.query.limit, one.excluded, given_sums(one.query.part))
             to_mix.setdefault(one.filter, []).append((place, mixed))
         for wanted, group in to_mix.items():
             assert self._mixer is not None
-            eligible = None
-            if wanted is not None:
-                eligible = np.flatnonzero(self._catalogue.mask(wanted)).astype(np.uint32)
+            eligible = self._eligible(wanted)
             for (place, mixed), items in zip(
                 group, self._mixer.mix([mixed for _, mixed in group], eligible), strict=True
             ):
@@ -357,6 +394,7 @@ class Answerer:
                     _joined(note, slate.note(mixed.limit)),
                     tuple(slate.chosen),
                     slate.held_back,
+                    order_of(stored, [each.score for each in slate.chosen], found[place], trie.layout),
                 )
         return answered
 
@@ -374,9 +412,9 @@ class Answerer:
             return "nearest vectors alone: the model knows nothing of what the query says"
         return "nearest vectors alone: the model's scores for this query are NaN or infinite"
 
-    def _by_model(self, sids: Sequence[ScoredSid], one: Asked, trie: SnapshotTrie) -> Answered:
+    def _by_model(self, found: Found, one: Asked, trie: SnapshotTrie) -> Answered:
         """The answer of the model alone."""
-        limit = one.query.limit
+        limit, sids = one.query.limit, found.sids
         if not one.query.slate:
             slate = Slate(self._ranked(sids, one, trie, limit))
         else:
@@ -389,7 +427,8 @@ class Answerer:
             )
         items = tuple(_answer_item(item, trie.layout, score) for item, score in slate.chosen)
         note = _joined(self._why_model_alone(one), slate.note(limit))
-        return Answered(items, ("model",), note, held_back=slate.held_back)
+        order = order_of([item for item, _ in slate.chosen], [score for _, score in slate.chosen], found, trie.layout)
+        return Answered(items, ("model",), note, held_back=slate.held_back, order=order)
 
     def _slate_of_mixture(
         self, one: Asked, found: Found | None, trie: SnapshotTrie, first: ToMix, eligible: Numbers | None
@@ -442,25 +481,6 @@ def _answer_item(item: StoredItem, layout: Layout, score: float, mixed: MixedIte
         found_by=msgspec.UNSET if mixed is None else mixed.found_by,
         new=True if mixed is not None and mixed.new else msgspec.UNSET,
     )
-
-
-def _mixer(settings: RetrieverSettings, bundle: Bundle, *, has_model: bool) -> Mixer | None:
-    """The dense leg: where the settings have it, the items are ranked by probabilities, and the bundle has what it needs."""
-    if not settings.dense or (has_model and settings.ranking != "own_probability"):
-        return None
-    return Mixer.of(bundle, boost_of_new=settings.boost_of_new)
-
-
-def _ranker(settings: RetrieverSettings, bundle: Bundle) -> Ranker | None:
-    """The ranker inside a SID; None: all items by their own probability."""
-    if settings.ranking == "own_probability":
-        return None
-    if settings.ranking == "history_similarity":
-        # What a model thinks of tokens that it has never seen is noise.
-        seen = bundle.manifest.layer2_dropout > 0 or not bundle.layout.head_tokens
-        otherwise: Ranker = LeftOutToken() if seen else WeightAndRecency()
-        return HistorySimilarity(reconstructions(Codebook.load(bundle.codebook_path)), otherwise)
-    return LeftOutToken() if settings.ranking == "left_out_token" else WeightAndRecency()
 
 
 def _shortened(title: str) -> str:

@@ -21,9 +21,10 @@ from models.dense.part import DenseRecord
 from models.dense.space import DenseSpace
 from retriever.answering.ranking import RankedItem
 from retriever.dense.current_vectors import CurrentVectors
-from retriever.dense.leg import DenseLeg, DenseQuery, MixedItem, ModelCandidates
+from retriever.dense.leg import DenseLeg, DenseQuery, MixedItem, ModelCandidates, Sums
 from store.reading.reader import Snapshot
 from store.records.encoding import StoredItem
+from streamer.settings import RetrieverSettings
 
 log = structlog.get_logger(__name__)
 
@@ -34,13 +35,14 @@ _NOTHING: Final = ModelCandidates.none()
 @dataclass(frozen=True, eq=False)
 class ToMix:
     """One query: its vector, what the model found (None: the model was not asked), how many items it wants, and which it does
-    not want.
+    not want; ``sums``: of the items of all shards, None where this index has all.
     """
 
     query: DenseQuery
     ranked: Sequence[RankedItem] | None
     limit: int
     excluded: Numbers
+    sums: Sums | None = None
 
 
 def candidates_for(limit: int) -> int:
@@ -64,6 +66,13 @@ class Mixer:
         self._leg: DenseLeg | None = None
 
     @classmethod
+    def of_settings(cls, settings: RetrieverSettings, bundle: Bundle, *, has_model: bool) -> Self | None:
+        """Where the settings have it, the items are ranked by probabilities, and the bundle has what it needs."""
+        if not settings.dense or (has_model and settings.ranking != "own_probability"):
+            return None
+        return cls.of(bundle, boost_of_new=settings.boost_of_new)
+
+    @classmethod
     def of(cls, bundle: Bundle, *, boost_of_new: float | None = None) -> Self | None:
         """The mixer of a bundle with a dense part; None for one without, which an older sidstream has made."""
         record, space = bundle.manifest.dense, dense_space_of(bundle)
@@ -81,6 +90,16 @@ class Mixer:
         """A query's vector: of its embedding (D,), else of its history's live items; None if there is neither."""
         assert self._leg is not None
         return self._leg.query(embedding, np.array([item.number for item in history], dtype=np.int64))
+
+    def query_of_history(self, ids: Sequence[bytes], values: Sequence[bytes]) -> DenseQuery | None:
+        """The vector of a history by its items' ids and stored vectors, oldest first, whichever shard holds them."""
+        assert self._leg is not None
+        return self._leg.query_of_history(ids, values)
+
+    def sums(self, query: DenseQuery, excluded: Numbers, eligible: Numbers | None) -> Sums:
+        """What the mixture of a query divides by, of this index alone."""
+        assert self._leg is not None
+        return self._leg.sums(query, excluded=excluded, eligible=eligible)
 
     def weights(self, query: DenseQuery, *, model_answers: bool) -> MixtureWeights:
         """With which a query is answered, by both legs or by the vectors alone."""
@@ -123,6 +142,7 @@ class Mixer:
             limits=[one.limit for one in queries],
             excluded=[one.excluded for one in queries],
             eligible=eligible,
+            sums=[one.sums for one in queries],
         )
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.bundles.bundle import Bundle
 from models.codebooks.codebook import Codebook
 from models.sids.layout import HEAD_LAYER_INDEX
 from store.records.encoding import StoredItem
+from streamer.settings import RetrieverSettings
 
 if TYPE_CHECKING:
     from retriever.search.search_parts import ScoredSid
@@ -129,13 +131,19 @@ def item_log_probabilities(
     was never counted is not impossible. ``by_left_out``: first by P(c2 | c1) of the left-out layer-2 tokens, which are
     ``layer2`` (n,), then by weight among the items of one token.
     """
-    shares = np.maximum(np.asarray(weights, dtype=np.float64) + smoothing, _LEAST_WEIGHT)
+    shares = counted_weights(weights, smoothing)
     if by_left_out and sid.left_out is not None:
         tokens, place = np.unique(layer2, return_inverse=True)
         likely = sid.left_out[tokens].astype(np.float64)
         shares = np.exp(likely - likely.max())[place] * shares / np.bincount(place, weights=shares)[place]
-    log_probabilities: npt.NDArray[np.float64] = sid.score + np.log(shares / shares.sum())
+    log_probabilities: npt.NDArray[np.float64] = sid.score + np.log(shares / max(float(shares.sum()), sid.weight))
     return log_probabilities
+
+
+def counted_weights(weights: npt.NDArray[np.number], smoothing: float = 0.0) -> npt.NDArray[np.float64]:
+    """What items of these weights (n,) count for in the share of a SID."""
+    counted: npt.NDArray[np.float64] = np.maximum(np.asarray(weights, dtype=np.float64) + smoothing, _LEAST_WEIGHT)
+    return counted
 
 
 def by_own_probability(sids: Sequence[ScoredSid], source: ItemSource, limit: int) -> list[RankedItem]:
@@ -225,3 +233,15 @@ def reconstructions(codebook: Codebook) -> Embed:
         return codebook.reconstruct(distinct)[place.ravel()]
 
     return embed
+
+
+def ranker_of(settings: RetrieverSettings, bundle: Bundle) -> Ranker | None:
+    """The ranker inside a SID; None: all items by their own probability."""
+    if settings.ranking == "own_probability":
+        return None
+    if settings.ranking == "history_similarity":
+        # What a model thinks of tokens that it has never seen is noise.
+        seen = bundle.manifest.layer2_dropout > 0 or not bundle.layout.head_tokens
+        otherwise: Ranker = LeftOutToken() if seen else WeightAndRecency()
+        return HistorySimilarity(reconstructions(Codebook.load(bundle.codebook_path)), otherwise)
+    return LeftOutToken() if settings.ranking == "left_out_token" else WeightAndRecency()

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from models.dense.mixture import NEAREST, MixtureWeights, gather, log_dense, mixed
 from models.dense.pairs import log_shares
 from models.dense.part import Asked, DenseRecord
+from models.dense.space import id_hashes
+from models.dense.vectors import QuantisedVectors
 from retriever.dense.item_vectors import ItemVectors, Similarities
 
 FoundBy = Literal["model", "dense", "both"]
@@ -25,12 +27,22 @@ FoundBy = Literal["model", "dense", "both"]
 @dataclass(frozen=True, eq=False)
 class DenseQuery:
     """``asked``: what the vector comes from; ``vector``: float32 (W,) of length 1; ``history``: the item numbers (H,), oldest
-    first, that something may have been taken together with, none for a query that its embedding speaks for.
+    first, that something may have been taken together with, none for a query that its embedding speaks for; ``known``: instead of
+    them the items (H,) as training knew them, -1 for a new one, where other shards hold some of them.
     """
 
     asked: Asked
     vector: npt.NDArray[np.float32]
     history: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    known: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over the eligible items: ``log_near``, log Σ exp(λ cos), -inf for none; ``together``: Σ of what was taken together."""
+
+    log_near: float
+    together: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,26 @@ class DenseLeg:
         vector = space.taste(self.vectors.vectors[rows])
         return DenseQuery("history", vector, self.vectors.numbers[rows].astype(np.int64)) if vector.any() else None
 
+    def query_of_history(self, ids: Sequence[bytes], values: Sequence[bytes]) -> DenseQuery | None:
+        """As ``query``, of a history's items that have vectors, oldest first, whichever shard holds them: ``values`` as they are
+        stored.
+        """
+        space = self.vectors.space
+        if not ids:
+            return None
+        hashes = id_hashes(ids)
+        vector = space.taste(space.items(QuantisedVectors.decode(values, space.dimension).unit(), hashes))
+        return DenseQuery("history", vector, known=space.known.rows(hashes)) if vector.any() else None
+
+    def sums(
+        self, query: DenseQuery, *, excluded: npt.NDArray[np.integer], eligible: npt.NDArray[np.uint32] | None = None
+    ) -> Sums:
+        """What ``answer`` divides by, of this table alone."""
+        rows, scores = self._together(query)
+        (held,) = self.vectors.held_against(query.vector[None, :], [rows], [self._rows(excluded)], eligible)
+        sharpness = self._record.weights_of(query.asked).sharpness
+        return Sums(held.log_sum(sharpness), float(scores[held.cosines[rows] > -np.inf].sum()))
+
     def answer(
         self,
         queries: Sequence[DenseQuery],
@@ -104,12 +136,14 @@ class DenseLeg:
         limits: Sequence[int],
         excluded: Sequence[npt.NDArray[np.integer]],
         eligible: npt.NDArray[np.uint32] | None = None,
+        sums: Sequence[Sums | None] | None = None,
     ) -> list[list[MixedItem]]:
         """The ``limits`` best items of each query, best first, equal ones by item number.
 
         ``found``: what the model found, of eligible items; ``excluded``: item numbers that must not be answered; ``eligible``:
         the item numbers that a filter of all these queries lets through, None for all. The sum over the catalogue is over the
-        items that are eligible and not excluded: the answer is that of a catalogue of these alone.
+        items that are eligible and not excluded: the answer is that of a catalogue of these alone. ``sums``: one a query, of the
+        tables of all shards, None where this table has every item.
         """
         if not queries:
             return []
@@ -121,9 +155,9 @@ class DenseLeg:
             eligible,
         )
         return [
-            self._all(query, own, held, limit, without, beside)[:limit]
-            for query, own, held, limit, without, beside in zip(
-                queries, found, similarities, limits, excluded, together, strict=True
+            self._all(query, own, held, limit, without, beside, of_all)[:limit]
+            for query, own, held, limit, without, beside, of_all in zip(
+                queries, found, similarities, limits, excluded, together, sums or [None] * len(queries), strict=True
             )
         ]
 
@@ -146,6 +180,8 @@ class DenseLeg:
     def _together(self, query: DenseQuery) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Rows that were taken together with a query's history, and how much each weighs; eligible or not."""
         together = self.vectors.together
+        if together is not None and query.known is not None:
+            return together.neighbours_of_known(query.known)
         if together is None or len(query.history) == 0:
             return np.empty(0, dtype=np.int64), np.empty(0)
         return together.neighbours(self._rows(query.history))
@@ -163,6 +199,7 @@ class DenseLeg:
         limit: int,
         excluded: npt.NDArray[np.integer],
         together: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]],
+        of_all: Sums | None = None,
     ) -> list[MixedItem]:
         """All candidates, best first, ``limit`` or more of them if there are so many."""
         weights = self.weights_of(query, model_answers=found.answers)
@@ -171,6 +208,8 @@ class DenseLeg:
         numbers, scores = found.numbers[allowed], found.scores[allowed]
         rows = table.rows(numbers)
         log_normaliser = held.log_sum(weights.sharpness)
+        if of_all is not None:
+            log_normaliser = max(log_normaliser, of_all.log_near)
         candidates = gather(
             rows[rows >= 0],
             scores[rows >= 0],
@@ -178,7 +217,9 @@ class DenseLeg:
             table.new,
             nearest_of_all=max(limit, NEAREST),
             # The exact cosine of each of these rows was asked for: what has none is not eligible.
-            together=log_shares(*together, held.cosines[together[0]] > -np.inf),
+            together=log_shares(
+                *together, held.cosines[together[0]] > -np.inf, 0.0 if of_all is None else of_all.together
+            ),
             weights=weights,
             log_normaliser=log_normaliser,
         )

@@ -81,11 +81,13 @@ class ScoredSid:
     ``tokens``: SID token numbers; ``score``: natural log-probability; ``left_out``: (M,) float32 log-probability of each
     layer-2 token where the SID leaves its own out, else None. ``beam_search`` gives log P(c2 | prompt, c1),
     ``marginal_beam_search`` log P(c2 | prompt, the whole SID), -∞ where c2 is no head token: greater is better either way.
+    ``weight``: of all its eligible items together, where other shards have some of them; 0 where this index has them all.
     """
 
     tokens: tuple[int, ...]
     score: float
     left_out: npt.NDArray[np.float32] | None
+    weight: float = 0.0
 
 
 class Pool:

@@ -25,6 +25,7 @@ from streamer.events.outgoing import Outgoing
 from streamer.events.records import ANSWER, Answer, AnswerError
 from streamer.process.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
 from streamer.settings import RetrieverSettings
+from streamer.shards.partitions import EVERY
 
 PROCESS: Final = "retriever"
 _ANSWER_MAXIMUM_BYTES: Final = 1_500_000  # the topic's limit less room for key, headers and the batch around them
@@ -41,12 +42,15 @@ class AnswerBatch:
         results_topic: str,
         dead_letter_topic: str,
         filterable: Mapping[str, AttributeType] | None = None,
+        partitions: str = EVERY,
     ) -> None:
-        """``filterable``: the declared attributes and their types, by which queries may filter."""
+        """``filterable``: the declared attributes and their types, by which queries may filter; ``partitions``: those that the
+        index holds, of a shard.
+        """
         self._current = current
         self._answering = current.now  # of the batch in hand
         self._settings = settings
-        self._admission = Admission(settings, limits_of=self._limits_of, filterable=filterable)
+        self._admission = Admission(settings, limits_of=self._limits_of, filterable=filterable, partitions=partitions)
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
 

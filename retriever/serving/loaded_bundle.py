@@ -18,7 +18,7 @@ class LoadedBundle:
     def __init__(self, bundle: Bundle, answerer: Answerer, reader: IndexReader) -> None:
         self.id = bundle.id
         self.index = reader.path
-        self.limits = BundleLimits(bundle.manifest.dimension, bundle.layout.layers)
+        self.limits = BundleLimits(bundle.manifest.dimension, bundle.layout.layers, bundle.layout.size)
         self._answerer: Answerer | None = answerer
         self._reader = reader
 

@@ -14,6 +14,7 @@ from models.bundles.bundle import Bundle
 from models.bundles.manifest import BundleError
 from models.language.prompts import PromptBuilder
 from retriever.answering.answers import Answerer
+from retriever.answering.parts import require_own_shard
 from retriever.serving.loaded_bundle import LoadedBundle
 from retriever.serving.pace import Pace
 from store.reading.reader import IndexReader
@@ -42,6 +43,7 @@ def load_bundle(
             )
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
+            require_own_shard(snapshot.partitions, settings)
         bundle = open_bundle(directory, settings.retriever)
         if pace is not None:
             pace()
@@ -62,6 +64,7 @@ def load_bundle(
             reader=reader,
             settings=settings.retriever,
             filterable=settings.attributes.filterable,
+            partitions=settings.indexer.partitions,
         )
     except BaseException:
         reader.close()

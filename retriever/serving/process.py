@@ -46,6 +46,7 @@ def run_retriever(settings: Settings) -> None:
                     results_topic=topics.results,
                     dead_letter_topic=topics.queries_dead_letters,
                     filterable=settings.attributes.filterable,
+                    partitions=settings.indexer.partitions,
                 )
                 loop = LoopSettings(
                     process=PROCESS,

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from streamer.filters.slate import SlateRule
+from streamer.shards.parts import AnsweredPart, AskedPart
 
 JSON_FIRST_BYTES: Final = frozenset({b"{", b" ", b"\t", b"\r", b"\n"})
 FIRST_MAP_BYTE: Final = 0x80  # of MessagePack; smaller ones begin JSON, or no map at all
@@ -181,7 +182,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     ``exclude_history``: nor those of ``history``; without it, true. ``search``: exact drops no SID that a beam might drop;
     without it, what the retriever's settings say. ``explain``: the answer says of each item why it is where it is
     (docs/explain.md); ``why_not``: ids of items of which it says why they are not in it. ``slate``: rules for
-    the whole of its items, all of them meant.
+    the whole of its items, all of them meant. ``part``: what is asked of a shard (docs/scale.md).
     """
 
     text: str = ""
@@ -198,6 +199,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     explain: bool | UnsetType = UNSET
     why_not: tuple[str, ...] | UnsetType = UNSET
     slate: tuple[SlateRule, ...] | UnsetType = UNSET
+    part: AskedPart | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
@@ -333,6 +335,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     search_complete: bool | UnsetType = UNSET
     explanation: AnswerExplanation | UnsetType = UNSET
     why_not: tuple[NotAnswered, ...] | UnsetType = UNSET
+    part: AnsweredPart | UnsetType = UNSET
+    missing_partitions: tuple[int, ...] | UnsetType = UNSET
     record_version: Version1 = UNSET
 
 
