@@ -22,6 +22,7 @@ from streamer.interactions.letters import check_interactions
 from streamer.interactions.reading import InteractionReader, records_in, records_of
 from streamer.interactions.spool import Spool, parts_for, read_together
 from streamer.settings import Settings
+from streamer.shards.parts import AnsweredPart
 
 RANKS: Final = (1, 5, 10)
 ANY_KIND: Final = "any"
@@ -39,6 +40,7 @@ class _Told(msgspec.Struct, frozen=True, kw_only=True):
     items: tuple[_Item, ...] = ()
     bundle: str | None = None
     error: AnswerError | None = None
+    part: AnsweredPart | msgspec.UnsetType = msgspec.UNSET
     record_version: Version1 = msgspec.UNSET
 
 
@@ -46,12 +48,16 @@ _TOLD: Final = Codec(_Told)
 
 
 class _Answered(msgspec.Struct, frozen=True, array_like=True):
-    """An answer, as far as it is counted. ``order``: which of several of one query counts, the greatest."""
+    """An answer, as far as it is counted. ``order``: which of several of one query counts, the greatest. ``partitions``: of a
+    shard, whose answer is put together with the others', by the ``scores`` of its items.
+    """
 
     query_id: str
     bundle: str
     items: tuple[str, ...]
     order: tuple[int, int, int]
+    partitions: str = ""
+    scores: tuple[float, ...] = ()
 
 
 class BundleHitRates(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,11 +135,18 @@ def hit_rates(settings: Settings, since: int, until: int | None = None, *, at: S
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue  # of another program
             heard = record.timestamp()[1]
+            part = answer.part if isinstance(answer.part, AnsweredPart) else None
+            if part is not None and part.step in ("history", "search"):
+                continue  # a round before the one with items
             if answer.error is None and since <= heard < until:
                 first = heard if first is None else min(first, heard)
                 order = (heard, record.partition(), record.offset())
                 items = tuple(item.item_id for item in answer.items[: max(at)])
-                answers.add(answer.query_id, _Answered(answer.query_id, answer.bundle or "", items, order))
+                told = _Answered(answer.query_id, answer.bundle or "", items, order)
+                if part is not None:
+                    scores = tuple(score for score, *_ in part.order[: max(at)])
+                    told = msgspec.structs.replace(told, partitions=part.partitions, scores=scores)
+                answers.add(answer.query_id, told)
         interactions = 0
         for said in InteractionReader(settings).interactions(since):
             if said.query:
@@ -155,11 +168,12 @@ class _Count:
 
     def add(self, answers: Iterable[_Answered], interactions: Iterable[CheckedInteraction]) -> None:
         """All of some queries."""
-        of_queries: dict[str, _Answered] = {}
+        of_shards: dict[str, dict[str, _Answered]] = defaultdict(dict)
         for answer in answers:
-            before = of_queries.get(answer.query_id)
+            before = of_shards[answer.query_id].get(answer.partitions)
             if before is None or answer.order > before.order:
-                of_queries[answer.query_id] = answer
+                of_shards[answer.query_id][answer.partitions] = answer
+        of_queries = {query: _together(list(parts.values())) for query, parts in of_shards.items()}
         self._answered.update(answer.bundle for answer in of_queries.values())
         best: dict[str, dict[str, int]] = {}  # query → kind → the best rank of an item of such an interaction
         for said in interactions:
@@ -193,6 +207,20 @@ class _Count:
             interactions=interactions,
             unmatched=self._unmatched,
         )
+
+
+def _together(parts: Sequence[_Answered]) -> _Answered:
+    """The answer that was put together of those of shards; of a whole index, its own."""
+    newest = max(parts, key=lambda part: part.order)
+    if not newest.partitions:
+        return newest
+    scored = [
+        (-score, item)
+        for part in parts
+        if part.bundle == newest.bundle and part.partitions
+        for item, score in zip(part.items, part.scores, strict=False)
+    ]
+    return msgspec.structs.replace(newest, items=tuple(dict.fromkeys(item for _, item in sorted(scored))))
 
 
 def _no_hits(at: Sequence[int]) -> dict[str, dict[int, int]]:
