@@ -175,7 +175,14 @@ class IndexerSettings(Section):
         description="of item-codes and item-attributes that this host's index holds, as 0-3,6 or a list: a shard; absent: all "
         "(docs/scale.md)",
     )
-    batch_size: int = Field(10_000, ge=1, description="records an LMDB transaction at the most")
+    batch_size: int = Field(
+        10_000, ge=1, description="records an LMDB transaction at the most, near the end of the topic"
+    )
+    catching_up_batch_size: int = Field(
+        200_000,
+        ge=1,
+        description="far behind it, a quarter of what waits and at the most this; some three kilobytes of memory a record",
+    )
     map_bytes: int = Field(
         1 << 30, ge=1 << 16, description="address space that a new index begins with; doubled whenever it is full"
     )

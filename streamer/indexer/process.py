@@ -19,11 +19,13 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
+from store.files.read_ahead import read_ahead
 from store.writing.writer import IndexWriter
 from streamer.deployments.served import await_own
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.attributes import AttributesReader, attributes_batch
+from streamer.indexer.batch_sizes import gather
 from streamer.indexer.census_publisher import CensusPublisher
 from streamer.indexer.codes import IndexerError, codes_batch, layout_record, next_offsets
 from streamer.indexer.held import held_of_added, held_places
@@ -34,7 +36,6 @@ from streamer.indexer.metrics import COMMIT_SECONDS, ITEMS, SPLIT_KEYS, STALE_UP
 from streamer.kafka.admin import await_answer, await_topics
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError
-from streamer.kafka.gather import drain
 from streamer.kafka.input_progress import InputProgress
 from streamer.kafka.reachability import BrokerProbe, ClientCutOffError
 from streamer.kafka.read_to_end import partitions_of, watermarks
@@ -89,6 +90,9 @@ class Indexer:
         self._ends: dict[tuple[str, int], int] = {}
         self._split_keys: int | None = None
         self._committed_at = time.monotonic()
+        self._read_ahead = (
+            False  # once in a process, where the first batch is far behind: after a start the file may be cold
+        )
 
     def run(self, stop: threading.Event) -> None:
         self._health.set_ready(Part.START)
@@ -199,7 +203,6 @@ class Indexer:
 
     def _one_batch(self, consumer: Consumer, publisher: CensusPublisher) -> None:
         own = self._settings.indexer
-        started = time.monotonic()
         self._health.progress()
         if added := self._logs.look(self._reached()):
             self._add_partitions(consumer, added)
@@ -210,6 +213,7 @@ class Indexer:
             self._show_progress(consumer, {})
             publisher.publish_if_due(self._as_of())
             return
+        started = time.monotonic()  # of the work, not of the wait for it
         codes = [record for record in records if record.topic() == self._codes_topic]
         done: dict[tuple[str, int], int] = {}
         if codes:
@@ -258,9 +262,17 @@ class Indexer:
         return offsets
 
     def _gather(self, consumer: Consumer) -> list[Message]:
+        own = self._settings.indexer
         try:
-            batch_size = self._yielding.batch_size(self._settings.indexer.batch_size)
-            return drain(consumer, batch_size, _IDLE_WAIT_SECONDS, self._on_end)
+            records = gather(
+                consumer,
+                self._yielding.batch_size(own.batch_size),
+                self._yielding.batch_size(own.catching_up_batch_size),
+                lambda: self._input.waiting(consumer),
+                wait_seconds=_IDLE_WAIT_SECONDS,
+                on_end=self._on_end,
+                on_progress=self._health.progress,
+            )
         except ConsumerBrokenError:
             raise
         except FatalKafkaError as error:
@@ -270,6 +282,10 @@ class Indexer:
                 f"the log no longer has what comes next ({error}): it was made anew, or its records were removed. Delete "
                 f"{self._settings.index} (it is a cache) and start again; if items are missing then, send them again"
             ) from error
+        if len(records) > own.batch_size and not self._read_ahead:
+            self._read_ahead = True
+            read_ahead(self._writer.path, on_progress=self._health.progress)
+        return records
 
     def _show_items(self, items: int, split_keys: int) -> None:
         ITEMS.set(items)

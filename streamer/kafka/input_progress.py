@@ -124,12 +124,20 @@ class InputProgress:
         if now - self._lag_at < _LAG_SECONDS:
             return
         self._lag_at = now
-        lag = dict.fromkeys(self._topics, 0)
-        for (topic, partition), position in self._next.items():
-            lag[topic] = lag.get(topic, 0) + max(0, _cached_end(consumer, topic, partition) - position)
+        lag = self._lag(consumer)
         self._topics = set(lag)
         for topic, records in lag.items():
             LAG_RECORDS.labels(self._process, topic).set(records)
+
+    def waiting(self, consumer: Consumer) -> int:
+        """How many records are not processed yet, by the ends that the last fetches told."""
+        return sum(self._lag(consumer).values())
+
+    def _lag(self, consumer: Consumer) -> dict[str, int]:
+        lag = dict.fromkeys(self._topics, 0)
+        for (topic, partition), position in self._next.items():
+            lag[topic] = lag.get(topic, 0) + max(0, _cached_end(consumer, topic, partition) - position)
+        return lag
 
     def _settle(self) -> None:
         self._behind = {place: end for place, end in self._behind.items() if self._next.get(place, 0) < end}
