@@ -1,15 +1,15 @@
 """Warm start: recall after a share of a cold training's steps, from nothing and from an older bundle's model.
 
-    python -m benchmarks.warm_start [--json PATH] [--scratch DIR] [--catalogue DIR] [--only NAME …] [--learning-rate RATE]
+    python -m benchmarks.warm_start [--catalogue DIR] [--scratch DIR] [--cases N] [--only NAME …] [--learning-rate RATE]
 
 The older bundle was fitted and trained on what was there first, with as many steps as the cold training. Then all is there: with
 the old codebook, and with a new one that was fitted on all items from another seed, whose tokens begin at the old ones by several
 mappings. Of a catalogue whose items say when they were released (chorus_icecat), the first four fifths of the items come first;
-queries are made of their texts, four an item to train on, and asked are 1,000 made from another seed. Of one with sequences
-(amazon_games), the first four fifths of each user's history come first; asked is what comes next. recall@10 is of items, by their
-own probability, of all and of new ones; the validation loss (-log P a token) is of 2,000 further cases. Each run's learning rate
-is that of `sidstream train`, unless one is given. What was measured is kept in the scratch directory and not measured again, so
-that runs may be divided among processes by their names (``--list``); use one a catalogue.
+queries are made of their texts, four an item to train on, and ``--cases`` are asked that were made from another seed. Of one with
+sequences (amazon_games), the first four fifths of each user's history come first; asked is what comes next. recall@10 is of
+items, by their own probability, of all and of new ones; the validation loss (-log P a token) is of 2,000 further cases. Each run's
+learning rate is that of `sidstream train`, unless one is given. What was measured is kept in the scratch directory and not measured
+again, so that runs may be divided among processes by their names (``--list``); use one a catalogue and number of cases.
 """
 
 # ruff: noqa: E402 (threads are set before the first import that reads them)
@@ -54,7 +54,7 @@ CATALOGUE: Final = Path(__file__).parents[2] / "shared" / "data" / "chorus_iceca
 OLD_SHARE: Final = 0.8
 EPOCHS: Final = 4
 BATCH: Final = 128
-CASES, VALIDATION = 1_000, 2_000
+VALIDATION: Final = 2_000
 COULD_NOT_RUN: Final = 2
 QUERIES: Final = PromptSettings(max_history=0, max_text_tokens=16)
 HISTORIES: Final = PromptSettings(max_history=20, max_text_tokens=0)
@@ -76,6 +76,7 @@ class Run:
 
 RUNS: Final = tuple(
     [Run("same", start, share) for share in (0.1, 0.25, 1.0) for start in ("cold", "warm")]
+    + [Run("same", "warm", 0.33)]
     + [Run("new", start, share) for share in (0.1, 0.25) for start in ("cold", *MAPPINGS)]
     + [Run("new", start, 1.0) for start in ("cold", "items")]
 )
@@ -115,7 +116,7 @@ def of_histories(sequences: Iterable[Sequence[str]], users: int) -> Told:
 class Shop:
     """The catalogue, its bundles and what is asked of them, made once in ``scratch``."""
 
-    def __init__(self, catalogue: Path, scratch: Path, users: int) -> None:
+    def __init__(self, catalogue: Path, scratch: Path, users: int, cases: int) -> None:
         self.scratch = scratch
         self.items = Catalogue.read(catalogue)
         self.ids = [item.id for item in self.items.items]
@@ -126,9 +127,9 @@ class Shop:
         known |= {item for history in self.told.older.histories for item in history.items}
         self.old = np.array([item in known for item in self.ids])
         order = np.random.default_rng(0).permutation(len(self.told.asked))
-        cases = min(CASES, len(order) // 3)
+        cases = min(cases, len(order) // 3)
         self.cases = [self.told.asked[at] for at in order[:cases]]
-        self.validation = TrainingData(examples=tuple(self.told.asked[at] for at in order[cases : cases + VALIDATION]))
+        self.validation = TrainingData(examples=tuple(self.told.asked[at] for at in order[-VALIDATION:]))
         self.steps = round(EPOCHS * self.told.all.targets / BATCH)
         self.model = ModelSettings(hidden_size=64, model_layers=2, prompt=self.told.prompt)
 
@@ -236,6 +237,7 @@ def main() -> int:
         "--users", type=int, default=12_500, help="whose histories are learnt, of a catalogue with sequences"
     )
     parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="these runs alone")
+    parser.add_argument("--cases", type=int, default=1_000, help="to measure on (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=None, help="of the runs, instead of the command's own")
     parser.add_argument("--list", action="store_true", help="print the names of the runs")
     arguments = parser.parse_args()
@@ -247,7 +249,7 @@ def main() -> int:
         return COULD_NOT_RUN
     torch.set_num_threads(1)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    shop = Shop(arguments.catalogue, arguments.scratch, arguments.users)
+    shop = Shop(arguments.catalogue, arguments.scratch, arguments.users, arguments.cases)
     results = []
     for run in RUNS:
         if arguments.only is not None and run.name not in arguments.only:

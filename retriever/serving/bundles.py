@@ -7,6 +7,7 @@ loaded (and main's, while the canary is not).
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -219,6 +220,7 @@ class BundlesOfRecord:
         needed = {*_named(serving), *(one.id for one in self.current.now.bundles)}
         for bundle in self._loaded.keys() - needed:
             self._loaded.pop(bundle).close()
+            gc.collect()  # it comes rarely by itself, and a model is large
             log.info("bundle_closed", bundle=bundle)
 
     def _exchange_from(self, before: LoadedBundle, loaded: LoadedBundle) -> None:
@@ -228,6 +230,7 @@ class BundlesOfRecord:
         canary = loaded if now.canary is before else now.canary
         self.current.exchange(Answering(main, canary, now.serving))
         before.close()
+        gc.collect()
 
     def _show(self, serving: Serving | None) -> None:
         """Health and metrics: what answers, and what is awaited."""

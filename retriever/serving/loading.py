@@ -5,6 +5,8 @@ What must hold: what costs little is looked at first; a load that fails or gives
 
 from __future__ import annotations
 
+import importlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from retriever.serving.loaded_bundle import LoadedBundle
 from retriever.serving.pace import Pace
 from store.reading.reader import IndexReader
 from store.topology.layout_trie import require_layout
+from streamer.process.run import collect_garbage_rarely
 from streamer.settings import RetrieverSettings, Settings
 
 log = structlog.get_logger(__name__)
@@ -74,6 +77,14 @@ def load_bundle(
     return LoadedBundle(bundle, answerer, reader)
 
 
+@cache
+def _import_once() -> None:
+    """What a model needs, a million objects, is imported before the garbage collector is told to leave alone what there is: each
+    look at all of it would hold up the queries of that moment for a third of a second."""
+    importlib.import_module("retriever.serving.imports")
+    collect_garbage_rarely()
+
+
 def open_bundle(directory: Path, own: RetrieverSettings) -> Bundle:
     """The bundle of a directory, verified. It needs a language model, unless it can answer by vectors alone."""
     bundle = Bundle.open(directory)
@@ -86,13 +97,14 @@ def load_model(bundle: Bundle, settings: Settings) -> tuple[Any | None, PromptBu
     """The bundle's language model and its prompts, on the device and threads of the settings; None and None without one."""
     import torch
 
-    from models.bundles.model_of_bundle import load_language_model
-    from models.language.devices import device_named, dtype_named
-
     own = settings.retriever
     torch.set_num_threads(own.threads)
     if bundle.manifest.language_model is None:
         return None, None
+    _import_once()
+    from models.bundles.model_of_bundle import load_language_model
+    from models.language.devices import device_named, dtype_named
+
     device, dtype = device_named(own.device), dtype_named(own.dtype)
     model, prompts = load_language_model(bundle, device=device, dtype=dtype)
     log.info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import multiprocessing
 import os
@@ -60,6 +61,7 @@ def collect_garbage_rarely() -> None:
     """
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # extensions would complain of what is left over at the end
     gc.set_threshold(100_000, 50, 100)
 
 
