@@ -2,14 +2,15 @@
 
     python -m benchmarks.warm_start [--catalogue DIR] [--scratch DIR] [--cases N] [--only NAME …] [--learning-rate RATE]
 
-The older bundle was fitted and trained on what was there first, with as many steps as the cold training. Then all is there: with
-the old codebook, and with a new one that was fitted on all items from another seed, whose tokens begin at the old ones by several
-mappings. Of a catalogue whose items say when they were released (chorus_icecat), the first four fifths of the items come first;
-queries are made of their texts, four an item to train on, and ``--cases`` are asked that were made from another seed. Of one with
-sequences (amazon_games), the first four fifths of each user's history come first; asked is what comes next. recall@10 is of
-items, by their own probability, of all and of new ones; the validation loss (-log P a token) is of 2,000 further cases. Each run's
-learning rate is that of `sidstream train`, unless one is given. What was measured is kept in the scratch directory and not measured
-again, so that runs may be divided among processes by their names (``--list``); use one a catalogue and number of cases.
+The older bundle was fitted and trained on what was there first, with as many steps as the cold training. Then all is there:
+with the old codebook, and with a new one that was fitted on all items from another seed, whose tokens begin at the old ones by
+several mappings. Of a catalogue whose items say when they were released (chorus_icecat), the first four fifths of the items
+come first; queries are made of their texts, four an item to train on, and ``--cases`` are asked that were made from another
+seed. Of one with sequences (amazon_games), the first four fifths of each user's history come first; asked is what comes next.
+recall@10 is of items, by their own probability, of all and of new ones; the validation loss (-log P a token) is of 2,000
+further cases. Each run's learning rate is that of `sidstream train`, unless one is given. What was measured is kept in the
+scratch directory and not measured again, so that runs may be divided among processes by their names (``--list``); use one a
+catalogue and number of cases.
 """
 
 # ruff: noqa: E402 (threads are set before the first import that reads them)

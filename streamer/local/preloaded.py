@@ -22,6 +22,8 @@ from typing import Final, Protocol
 _STREAM: Final = ("sidstream", "streamer.assigner.process", "streamer.indexer.process", "streamer.monitor.process")
 _RETRIEVER: Final = ("retriever.serving.imports",)
 _LAST: Final = ("streamer.local.fork_server",)
+# What a forked process' exit status is said to be once the server is gone, which alone was told of it.
+SERVER_GONE: Final = 255
 # Apple's frameworks do not bear forking, and Windows knows none.
 AVAILABLE: Final = sys.platform == "linux"
 
@@ -55,7 +57,7 @@ class ForkedProcess:
         self.pid: int = self._process.pid
 
     def poll(self) -> int | None:
-        """The exit status; negative for the signal that ended it, None while it runs."""
+        """The exit status; negative for the signal that ended it, None while it runs, ``SERVER_GONE`` if nobody knows."""
         status: int | None = self._process.exitcode
         return status
 
@@ -86,6 +88,7 @@ class Preloading:
     """
 
     def __init__(self, *, retriever: bool = True) -> None:
+        self._retriever = retriever
         self._ready = threading.Event()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*_STREAM, *(_RETRIEVER if retriever else ()), *_LAST])
@@ -98,6 +101,10 @@ class Preloading:
     def ready(self) -> bool:
         """Whether a process would be forked at once."""
         return self._ready.is_set()
+
+    def again(self) -> Preloading:
+        """Another server, for one that is gone."""
+        return Preloading(retriever=self._retriever)
 
     @property
     def under_way(self) -> bool:

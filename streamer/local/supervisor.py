@@ -26,7 +26,7 @@ from typing import Final
 import structlog
 
 from models.errors import SidstreamError
-from streamer.local.preloaded import ForkedProcess, Preloading, Running
+from streamer.local.preloaded import SERVER_GONE, ForkedProcess, Preloading, Running
 from streamer.process.run import SUPERVISOR_VARIABLE
 
 log = structlog.get_logger(__name__)
@@ -125,6 +125,9 @@ class Supervisor:
                     continue
                 if child.process is not None and (code := child.process.poll()) is not None:
                     child.process = None
+                    if code == SERVER_GONE and self.preloading is not None and self.preloading.ready:
+                        log.warning("fork_server_died", next="another one is started; what it forked is started again")
+                        self.preloading = self.preloading.again()
                     child.early_deaths = child.early_deaths + 1 if now - child.started_at < _SETTLED_SECONDS else 0
                     if child.early_deaths >= _MAXIMUM_EARLY_DEATHS and child.vital:
                         raise SupervisorError(
