@@ -19,6 +19,7 @@ from retriever.explanation_tables import show_explanations
 from streamer.commands.terminal import ascii_json
 from streamer.events.records import Answer
 from streamer.settings import Settings, load_settings
+from streamer.shards.partitions import text_of
 
 BOUND_MISSED: Final = 3  # the exit status of an evaluation that misses a bound
 
@@ -138,6 +139,10 @@ def show_answer(console: Console, answer: Answer) -> None:
     if answer.search_complete is False:
         console.print(
             "[yellow]the exact search ended with its budget:[/] a better item may be missing; raise retriever.exact_budget"
+        )
+    if answer.missing_partitions:
+        console.print(
+            f"[yellow]a partial answer:[/] nothing of the partitions {shown(text_of(answer.missing_partitions))} is in it"
         )
     show_explanations(console, answer)
     if answer.note:

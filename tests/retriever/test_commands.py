@@ -99,3 +99,11 @@ def test_wrong_condition_is_marked_and_nothing_is_asked() -> None:
     assert answer.exit_code == 2
     assert "this is no JSON object" in answer.output
     assert AskedClient.asked == {}
+
+
+def test_partial_answer_of_shards_says_whose_items_are_missing(shop: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = Answer(query_id="q", missing_partitions=(2, 3, 4, 7), note="a partial answer: no shard answered")
+    monkeypatch.setattr(AskedClient, "ask", lambda *_args, **_asked: partial)
+    found = ask("kettle")
+    assert found.exit_code == 0
+    assert "nothing of the partitions 2-4,7 is in it" in found.output
