@@ -18,7 +18,7 @@ from store.writing.writer import IndexWriter
 
 CODEBOOK: Final = "0123456789abcdef"
 LAYERS: Final = 3
-_LOAD_BATCH: Final = 50_000
+_LOAD_BATCH: Final = 200_000  # as an indexer that is far behind
 _LEAST_BATCH: Final = 50  # ten milliseconds' worth at 5,000 a second, as the indexer's batches
 _GREATEST_BATCH: Final = 10_000
 
