@@ -86,7 +86,7 @@ def check_part(query: Query, *, layers: int, size: int, dimension: int, settings
     _require(len(sids) <= most, f"there are more than {most} SIDs")
     for sid in sids:
         _require(_is_sid(sid.tokens, layers, size), f"{sid.tokens} is no SID of {layers} layers × {size} codewords")
-        _require(math.isfinite(sid.score) and math.isfinite(sid.weight), "a SID's score or weight is no number")
+        _require(math.isfinite(sid.score) and 0 <= sid.weight < math.inf, "a SID's score or weight is no number")
     if isinstance(part.sums, DenseSums):
         numbers = (part.sums.log_near or 0.0, part.sums.together)
         _require(all(map(math.isfinite, numbers)) and numbers[1] >= 0, "the sums are no numbers")

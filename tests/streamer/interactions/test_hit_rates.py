@@ -19,6 +19,7 @@ from streamer.events.records import ANSWER, Answer, AnswerError, AnswerItem
 from streamer.interactions.hit_rates import BundleHitRates, hit_rates
 from streamer.kafka.clients import producer_configuration
 from streamer.settings import Settings
+from streamer.shards.parts import AnsweredPart, Step
 
 OLD, NEW = "a" * 16, "b" * 16
 
@@ -91,6 +92,35 @@ def test_hits_are_counted_once_a_query_bundle_by_bundle(
     table = CliRunner().invoke(app, ["hit-rates", "--since", "1h"]).output
     assert NEW in table
     assert "50.00%" in table
+
+
+def part_of(query: str, partitions: str, step: Step, *scored: tuple[str, float]) -> tuple[str, bytes]:
+    """What the shard of these partitions says in a round."""
+    part = AnsweredPart(
+        partitions=partitions, partition_count=4, step=step, order=tuple((score, 0, 0) for _, score in scored)
+    )
+    items = tuple(AnswerItem(item_id=name, title="", sid="", score=score) for name, score in scored)
+    return query, ANSWER.encode(Answer(query_id=query, items=items, bundle=NEW, part=part))
+
+
+def test_answer_of_several_shards_is_one_whose_items_stand_in_the_order_of_their_scores(
+    pipeline_settings: Settings,
+) -> None:
+    settings, since = pipeline_settings, int(time.time() * 1000) - 1_000
+    send(
+        settings,
+        part_of("q", "0-1", "search"),
+        part_of("q", "2-3", "search"),
+        part_of("q", "0-1", "items", ("a", -1.0), ("c", -3.0)),
+        part_of("q", "2-3", "items", ("b", -2.0), ("d", -4.0)),
+        part_of("r", "2-3", "items", ("d", -4.0)),  # the other shard did not answer
+    )
+    with InteractionPublisher(settings) as publisher:
+        publisher.send("ada", "c", "click", query="q")  # third of both
+        publisher.send("ada", "d", "click", query="r")
+    [found] = hit_rates(settings, since, at=(1, 2, 3)).bundles
+    assert (found.bundle, found.answered, found.interacted) == (NEW, 2, 2)
+    assert found.hits["any"] == {1: 1, 2: 1, 3: 2}
 
 
 def test_interval_is_wilsons() -> None:

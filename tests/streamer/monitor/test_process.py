@@ -21,7 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from models.errors import SidstreamError
 from models.sids.layout import Layout
-from streamer.events.records import ALERT, DRIFT, LAYOUT, TOKEN_COUNT, Codec, TokenCount, token_count_key
+from streamer.events.records import ALERT, DRIFT, LAYOUT, TOKEN_COUNT, Codec, TokenCount, token_count, token_count_key
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.kafka.clients import consumer_configuration, producer_configuration
@@ -114,10 +114,11 @@ def until(what: Callable[[], Any], why: str, *monitors: Process) -> Any:
 class Indexer:
     """Publishes absolute counts as the indexer does, and holds the truth."""
 
-    def __init__(self, settings: Settings, codebook: str = "abc") -> None:
+    def __init__(self, settings: Settings, codebook: str = "abc", partitions: str = "") -> None:
         self.truth = BASELINE.copy()
         self.as_of = 0
         self._codebook = codebook
+        self._partitions = partitions
         self._topic = settings.topics.token_counts
         self._producer = Producer(producer_configuration(settings.kafka))
 
@@ -125,14 +126,10 @@ class Indexer:
         if as_of is None:
             self.as_of += 1
         for layer_index, token in places or list(np.ndindex(LAYERS, SIZE)):
-            record = TokenCount(
-                codebook=self._codebook,
-                layer=layer_index + 1,
-                token=token,
-                n=int(self.truth[layer_index, token]),
-                as_of=self.as_of if as_of is None else as_of,
-            )
-            self.raw(token_count_key(self._codebook, layer_index + 1, token), TOKEN_COUNT.encode(record))
+            place = self._codebook, layer_index + 1, token
+            n, included = int(self.truth[layer_index, token]), self.as_of if as_of is None else as_of
+            record = token_count(*place, n, included, partitions=self._partitions)
+            self.raw(token_count_key(*place, self._partitions), TOKEN_COUNT.encode(record))
         self._producer.flush()
 
     def raw(self, key: bytes, value: bytes | None) -> None:
@@ -202,6 +199,7 @@ def test_fad_is_told_reshortens_and_clears_and_bad_records_do_no_harm(
         None,
         b"\xff\xff",
         TOKEN_COUNT.encode(TokenCount(codebook="abc", layer=2, token=99, n=1, as_of=9)),
+        TOKEN_COUNT.encode(token_count("abc", 2, 9, 1, 9, partitions="some")),
     ):
         indexer.raw(b"bad", value)
     monitor.start()
@@ -209,8 +207,8 @@ def test_fad_is_told_reshortens_and_clears_and_bad_records_do_no_harm(
     until(lambda: monitor.state()["ready"], "the monitor is active", monitor)
     until(lambda: monitor.get("/ready", monitor.metrics) == "ready\n", "the monitor says that it is ready", monitor)
     metrics = until(
-        lambda: (text := monitor.get("/metrics", monitor.metrics)) and "bad_counts_total 4.0" in text and text,
-        "four bad records are counted",
+        lambda: (text := monitor.get("/metrics", monitor.metrics)) and "bad_counts_total 5.0" in text and text,
+        "five bad records are counted",
         monitor,
     )
     assert f"foreign_counts_total {LAYERS * SIZE}.0" in metrics
@@ -238,6 +236,25 @@ def test_fad_is_told_reshortens_and_clears_and_bad_records_do_no_harm(
     drifts = read_all(pipeline_settings, pipeline_settings.topics.drift, DRIFT)
     assert (drifts[-1].items, drifts[-1].generation) == (indexer.truth[1].sum(), 2)
     check_story(pipeline_settings)
+
+
+def test_counts_of_shards_add_up_and_are_the_same_after_a_kill(monitor: Process, pipeline_settings: Settings) -> None:
+    whole = Indexer(pipeline_settings)
+    whole.publish()  # of before the catalogue was divided
+    one, two = (Indexer(pipeline_settings, partitions=partitions) for partitions in ("0-1", "2-3"))
+    two.truth //= 3
+    for shard in (one, two):
+        shard.as_of = 7 * len(shard.truth)
+        shard.publish()
+    monitor.start()
+    until(lambda: monitor.counts()[1] == (one.truth + two.truth).tolist(), "the counts of both add up", monitor)
+    assert "partitions_divided_anew" in monitor.log
+    two.gain(3, 50)
+    until(lambda: monitor.counts()[1] == (one.truth + two.truth).tolist(), "one shard's gain is counted", monitor)
+    monitor.kill(signal.SIGKILL)
+    one.gain(4, 20)
+    monitor.start()
+    until(lambda: monitor.counts()[1] == (one.truth + two.truth).tolist(), "the table has both again", monitor)
 
 
 def test_killed_again_and_again_the_table_holds_the_truth_and_the_story_is_told_once(
