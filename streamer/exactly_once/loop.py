@@ -242,7 +242,8 @@ class TransactionalLoop:
             outgoing = self._transform(records)
         if not self._finish_or_abort(records):
             return
-        offsets = {record.partition(): record.offset() + 1 for record in records}
+        last = dict(zip(map(Message.partition, records), map(Message.offset, records), strict=True))
+        offsets = {partition: offset + 1 for partition, offset in last.items()}
         transact = self._transaction(records, outgoing, offsets)
         if len(records) >= settings.batch_size:
             self._committing = committer.submit(transact)

@@ -100,8 +100,9 @@ class World:
             bundle=self._bundle,
             index=self.disk.path / "index",
             kafka={"bootstrap_servers": self.broker.bootstrap_servers},
-            # Larger batches: more in a transaction when a kill comes, and less of the cores for the broker.
-            assigner={"minimum_batch_interval_ms": 50},
+            # Larger batches: more in a transaction when a kill comes, and less of the cores for the broker. After each kill
+            # some come full, whose transactions run in a second thread.
+            assigner={"minimum_batch_interval_ms": 50, "batch_size": 200},
             indexer={"map_bytes": 1 << 20, "counts_interval_seconds": 0.2},
             retriever={"layout": "live"},
             attributes={"filterable": {"price": "number", "even": "boolean", "seen": "strings"}},

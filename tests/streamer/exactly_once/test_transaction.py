@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from confluent_kafka import Message, Producer
@@ -25,7 +25,7 @@ class FencedOnce:
     """A loop that copies ``item-updates`` to ``item-codes``; in its first transaction another producer takes its id, which is
     what a coordinator does to a transaction whose time is over."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, batch_size: int) -> None:
         self._settings = settings
         self._group = settings.topics.prefix + "fenced"
         self._fenced = False
@@ -36,16 +36,19 @@ class FencedOnce:
             source=settings.topics.item_updates,
             group=self._group,
             instance="0",
-            batch_size=100,
+            batch_size=batch_size,
             minimum_batch_interval_ms=0,
             event_seconds=FRESHNESS_SECONDS.labels("assigner"),
         )
         self._loop = TransactionalLoop(loop, settings.kafka, self._transform, Health())
         self.thread = threading.Thread(target=self._run)
 
-    def _transform(self, records: list[Message]) -> Iterator[Outgoing]:
-        for record in records:
-            yield Outgoing(self._settings.topics.item_codes, record.key(), record.value(), record.partition())
+    def _transform(self, records: list[Message]) -> list[Outgoing]:
+        topic = self._settings.topics.item_codes
+        copies = [Outgoing(topic, record.key(), record.value(), record.partition()) for record in records]
+        return _ThenFenced(copies, self._fence)
+
+    def _fence(self) -> None:
         if not self._fenced:
             self._fenced = True
             configuration = producer_configuration(self._settings.kafka, transactional_id=f"{self._group}-0")
@@ -58,13 +61,25 @@ class FencedOnce:
             self.error = error
 
 
-@pytest.fixture
-def fenced_once(pipeline_settings: Settings) -> Iterator[FencedOnce]:
+class _ThenFenced(list[Outgoing]):
+    """Outputs, and what happens once the last of them is taken: within the transaction."""
+
+    def __init__(self, outgoing: list[Outgoing], then: Callable[[], None]) -> None:
+        super().__init__(outgoing)
+        self._then = then
+
+    def __iter__(self) -> Iterator[Outgoing]:
+        yield from super().__iter__()
+        self._then()
+
+
+@pytest.fixture(params=[100, 10], ids=["one batch", "full batches, in a second thread"])
+def fenced_once(request: pytest.FixtureRequest, pipeline_settings: Settings) -> Iterator[FencedOnce]:
     producer = Producer(producer_configuration(pipeline_settings.kafka))
     for number in range(50):
         produce(producer, pipeline_settings.topics.item_updates, key=f"{number:02}".encode(), value=b"x")
     assert producer.flush(PATIENCE_SECONDS) == 0
-    loop = FencedOnce(pipeline_settings)
+    loop = FencedOnce(pipeline_settings, request.param)
     yield loop
     loop.stop.set()
     if loop.thread.is_alive():
