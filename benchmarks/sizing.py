@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,7 +110,7 @@ def catalogues_of(paths: Sequence[Path]) -> list[Catalogue]:
                     each["size"],
                     each["bytes_an_item"],
                     each["processor_us_an_item_written"],
-                    each["columns_bytes_an_item"],
+                    each.get("columns_bytes_an_item", 0.0),
                 )
                 for each in run["catalogues"]
             ]
@@ -128,10 +128,11 @@ def scans_of(paths: Sequence[Path]) -> tuple[float, float]:
 
 
 def nearest_catalogue(catalogues: Sequence[Catalogue], load: Load) -> Catalogue:
-    """The largest one of the kind of codebook that is asked for."""
+    """The largest one of the kind of codebook that is asked for, with the columns of the largest whose memory was measured."""
     bitmap = load.codebook_size <= _BITMAP_UP_TO
     kind = [one for one in catalogues if (one.size <= _BITMAP_UP_TO) == bitmap] or list(catalogues)
-    return max(kind, key=lambda one: one.items)
+    columns = max((one for one in kind if one.columns_bytes), key=lambda one: one.items, default=kind[0]).columns_bytes
+    return replace(max(kind, key=lambda one: one.items), columns_bytes=columns)
 
 
 def written_microseconds(catalogues: Sequence[Catalogue], items: float) -> float:
@@ -162,7 +163,8 @@ class Sizes:
         vector = bytes_an_item(load.dimension) + 2 if load.dense else 0
         measured_vector = bytes_an_item(384) + 2
         items = by["items"] - measured_vector - _MEASURED_TITLE + vector + load.title
-        others = sum(by.get(name, 0.0) for name in ("changes", "census", "meta"))
+        # The log of changes, and pages that are free at the moment.
+        others = by["file"] - sum(by[name] for name in ("items", "ids", "paths", "attributes"))
         index = items + by["ids"] + by["paths"] + by["attributes"] + others
         codes = _RECORD_BYTES + load.title + vector + _ATTRIBUTE_BYTES
         update = _RECORD_BYTES + load.title + 4 * load.dimension + _ATTRIBUTE_BYTES
@@ -240,7 +242,7 @@ def planned(load: Load, catalogues: Sequence[Catalogue], scan: tuple[float, floa
             "index",
             _size(load.items * sizes.index),
             f"{sizes.index:,.0f} B an item: items {sizes.items:,.0f}, ids {sizes.ids:,.0f}, paths {sizes.paths:,.0f}, attributes "
-            f"{sizes.attributes:,.0f}, and a bounded log of changes",
+            f"{sizes.attributes:,.0f}, the rest free pages and the log of changes",
         ),
         Row(
             "topics",

@@ -111,7 +111,8 @@ class Question:
         """
         if self._expected is not None:
             return self._parts.keys() == self._expected
-        covered = bool(self._parts) and not self._missing(self._parts.values())
+        counted = any(_part_of(one).partition_count for one in self._parts.values())
+        covered = counted and not self._missing(self._parts.values())
         if covered and len(self._parts) < self._shards:
             raise ShardsError(
                 f"retriever.shards is {self._shards}, and {len(self._parts)} hold every partition ({self._held()}): set it to "

@@ -110,6 +110,7 @@ class Answerer:
         self._catalogue = CurrentCatalogue(self._filterable, filters_kept=settings.filters_kept)
         with reader.snapshot() as snapshot:
             require_layout(snapshot, bundle.layout)
+            self._shard.partition_count = snapshot.partition_count
             self._catalogue.roll_to(snapshot)  # read here, so that the first query does not wait for it
             self._catalogue.trie(snapshot, self._layout(snapshot), None).warm_up()
             if self._mixer is not None:

@@ -17,7 +17,7 @@ RUN = {
     "catalogues": [
         {
             "size": 256,
-            "bytes_an_item": {"items": 600.0, "ids": 30.0, "paths": 20.0, "attributes": 70.0, "changes": 10.0},
+            "bytes_an_item": {"items": 600.0, "ids": 30.0, "paths": 20.0, "attributes": 70.0, "file": 730.0},
             "processor_us_an_item_written": 8.0,
             "columns_bytes_an_item": 20.0,
         }

@@ -272,6 +272,7 @@ def test_shard_with_an_error_is_missing_and_its_error_is_told(divided: dict[str,
 def test_error_of_every_shard_is_the_answers(divided: dict[str, Shards]) -> None:
     question = Question("q", Query(text="thing"), 2)
     for answerer in divided["two"].answerers():
+        assert not question.has_all
         question.take(answerer.answer("q", error=AnswerError(kind="UnknownField", message="limt")))
     assert question.has_all
     assert not question.go_on()
