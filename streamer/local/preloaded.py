@@ -8,13 +8,14 @@ whoever started it, or the fork server, is killed.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Final, Protocol
@@ -140,9 +141,7 @@ def _run(arguments: list[str], environment: dict[str, str], directory: str, log:
         os.environ[SUPERVISOR_VARIABLE] = str(os.getppid())  # the server; whoever started it is watched beside it
     os.chdir(directory)
     sys.argv = arguments
-    import sidstream
     from store.writing.failpoints import arm
 
     arm()
-    main: Callable[[], None] = sidstream.main
-    main()
+    importlib.import_module("sidstream").main()  # by its name, as `python -m sidstream` has it: it lies above us

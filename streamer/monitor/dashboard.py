@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from streamer.events.records import Alert, Drift, LayerMetrics, LayoutRecord
+from streamer.events.serving import Serving
 from streamer.process.http_headers import page_headers
 
 SAMPLES: Final = 240  # drift records kept for the page's lines: 20 minutes at 5 s
@@ -76,15 +77,47 @@ class LayerView(msgspec.Struct, frozen=True):
     dead: int
 
 
-def state(view: MonitorView, now: int) -> dict[str, Any]:
-    """Everything that the page shows, at ``now`` in milliseconds."""
+class BundleView(msgspec.Struct, frozen=True):
+    """A deployed bundle. ``role``: main, canary, previous (what a rollback goes back to), or ready; ``share``: part of the users
+    that it answers, 0 to 1; ``since``: milliseconds since the epoch."""
+
+    bundle: str
+    codebook: str
+    role: str
+    share: float
+    since: int
+
+
+class ServingView(msgspec.Struct, frozen=True):
+    """What answers queries: every deployed bundle, the one that answers most first, and the last change's cause and time."""
+
+    bundles: list[BundleView]
+    cause: str
+    since: int
+
+    @classmethod
+    def of(cls, serving: Serving) -> ServingView:
+        canary = 0.0 if serving.canary is None else serving.share
+        roles = {serving.previous: ("previous", 0.0), serving.canary: ("canary", canary)}
+        roles[serving.bundle] = ("main", 1.0 - canary)
+        bundles = [
+            BundleView(one.bundle, one.codebook, *roles.get(one.bundle, ("ready", 0.0)), one.since)
+            for one in serving.deployed
+        ]
+        return cls(sorted(bundles, key=lambda one: (-one.share, -one.since)), serving.cause, serving.since)
+
+
+def state(view: MonitorView, now: int, serving: Serving | None = None) -> dict[str, Any]:
+    """Everything that the page shows, at ``now`` in milliseconds; ``serving``: the record of what answers, if there is one."""
+    answers = None if serving is None else ServingView.of(serving)
     judged = view.judged
     if judged is None:
-        return {"ready": False, "codebook": view.codebook}
+        return {"ready": False, "codebook": view.codebook, "serving": answers}
     counts, growth, layout, drift = view.counts, view.growth, judged.layout, judged.drift
     gaining = np.argsort(-growth, kind="stable")[:5]
     return {
         "ready": True,
+        "serving": answers,
         "at": now,
         "codebook": layout.codebook_id,
         "items": int(counts[HEAD_LAYER_INDEX].sum()),
@@ -153,8 +186,11 @@ def _bars(values: NDArray[np.float64]) -> list[float]:
     return [round(float(value), 2) for value in means]
 
 
-def add_pages(app: Any, look: Callable[[int], MonitorView]) -> None:
-    """Register ``/``, ``/state`` and ``/counts`` with the web server of a Faust app; ``look``: the view at a time in ms."""
+def add_pages(
+    app: Any, look: Callable[[int], MonitorView], serving: Callable[[], Serving | None] = lambda: None
+) -> None:
+    """Register ``/``, ``/state`` and ``/counts`` with the web server of a Faust app; ``look``: the view at a time in ms;
+    ``serving``: what answers now."""
     page_text = files("streamer.monitor").joinpath("dashboard.html").read_text(encoding="utf-8")
     headers = page_headers(page_text)
 
@@ -170,7 +206,7 @@ def add_pages(app: Any, look: Callable[[int], MonitorView]) -> None:
 
     @app.page("/state")  # type: ignore[untyped-decorator]
     async def current(web: Any, _request: Any) -> Any:
-        return json(web, state(look(at := now()), at))
+        return json(web, state(look(at := now()), at, serving()))
 
     @app.page("/counts")  # type: ignore[untyped-decorator]
     async def counts(web: Any, _request: Any) -> Any:

@@ -50,8 +50,10 @@ def build_app(
     *,
     data_directory: Path,
     health: Health | None = None,
+    serving: Callable[[], Serving | None] = lambda: None,
 ) -> tuple[MonitorApp, Monitor]:
-    """The Faust app and the monitor inside it, not connected yet. ``baseline_census``: int64 (L, M) of the bundle."""
+    """The Faust app and the monitor inside it, not connected yet. ``baseline_census``: int64 (L, M) of the bundle; ``serving``:
+    what answers now, for the dashboard."""
     app = new_app(settings, data_directory)
     monitor = Monitor(settings, layout, baseline_census, app, health or Health())
     source = app.topic(
@@ -63,7 +65,7 @@ def build_app(
     app.agent(source, name="follow", concurrency=1)(monitor.follow)
     app.timer(settings.monitor.interval_seconds, name="look")(monitor.look)
     if settings.monitor.web_port:
-        dashboard.add_pages(app, monitor.view)
+        dashboard.add_pages(app, monitor.view, serving)
     return app, monitor
 
 
@@ -73,10 +75,13 @@ async def _run(
     baseline: NDArray[np.int64],
     over: Callable[[], bool],
     health: Health,
+    serving: Callable[[], Serving | None],
 ) -> None:
     await check_login(settings.kafka)
     with tempfile.TemporaryDirectory(prefix="sidstream-monitor-") as folder:
-        app, monitor = build_app(settings, layout, baseline, data_directory=Path(folder), health=health)
+        app, monitor = build_app(
+            settings, layout, baseline, data_directory=Path(folder), health=health, serving=serving
+        )
         health.set_unready(Part.INPUT, "the table of counts is being recovered")
         starting = asyncio.ensure_future(app.start())
         try:
@@ -103,8 +108,10 @@ def monitor_until_stopped(
     stop: threading.Event,
     health: Health,
     other_serves: Callable[[], bool] = lambda: False,
+    serving: Callable[[], Serving | None] = lambda: None,
 ) -> None:
     """Run monitors one after the other until ``stop`` is set, or ``other_serves``: a broker that goes away is waited for.
+    ``serving``: what answers now, for the dashboard.
 
     Raises:
         MissingTopicsError: a topic is not there.
@@ -123,7 +130,7 @@ def monitor_until_stopped(
 
     while not other_serves() and await_topics(settings, _topics(settings), stop, health):
         try:
-            asyncio.run(_run(settings, layout, baseline, over, health))
+            asyncio.run(_run(settings, layout, baseline, over, health, serving))
         except PASSING_ERRORS as error:
             # Whatever was not acknowledged comes again: a new app starts from the topics.
             log.warning("monitor_starts_again", reason=f"{type(error).__name__}: {error}")
@@ -144,7 +151,7 @@ def run_monitor(settings: Settings) -> None:
                 bundle = Bundle.open(judged.bundle)
                 other = _Other(settings, bundle.layout.codebook_id, current)
                 baseline = np.array(bundle.manifest.census, dtype=np.int64)
-                monitor_until_stopped(settings, bundle.layout, baseline, stop, health, other.serves)
+                monitor_until_stopped(settings, bundle.layout, baseline, stop, health, other.serves, current)
                 judged = other.judged or judged
 
     run_process(PROCESS, settings, work)

@@ -9,6 +9,7 @@ import numpy as np
 
 from models.sids.layout import Layout
 from streamer.events.records import DRIFT, Alert, Drift, LayoutRecord
+from streamer.events.serving import Deployed, Serving
 from streamer.monitor import conditions
 from streamer.monitor.dashboard import Judged, MonitorView, Sample, state
 
@@ -80,7 +81,32 @@ def test_page_shows_the_crowded_token_first_and_the_worst_alert_and_the_newest_l
 
 
 def test_standby_says_that_it_is_not_ready() -> None:
-    assert state(replace(VIEW, judged=None), 99) == {"ready": False, "codebook": "abc"}
+    assert state(replace(VIEW, judged=None), 99) == {"ready": False, "codebook": "abc", "serving": None}
+
+
+def test_page_shows_who_answers_and_how_many_of_the_users_also_while_it_stands_by() -> None:
+    serving = Serving(
+        bundle="main",
+        canary="new",
+        share=0.6,
+        previous="old",
+        deployed=tuple(
+            Deployed(bundle=name, codebook="abc", since=at) for at, name in enumerate(("old", "spare", "main", "new"))
+        ),
+        since=5,
+        cause="deploy: 60 % of the queries",
+    )
+    shown = msgspec.json.decode(msgspec.json.encode(state(VIEW, 99, serving)))["serving"]
+    assert [(one["bundle"], one["role"], one["share"]) for one in shown["bundles"]] == [
+        ("new", "canary", 0.6),
+        ("main", "main", 0.4),
+        ("spare", "ready", 0.0),
+        ("old", "previous", 0.0),
+    ]
+    assert (shown["cause"], shown["since"]) == ("deploy: 60 % of the queries", 5)
+    assert state(replace(VIEW, judged=None), 99, serving)["serving"] is not None
+    alone = state(VIEW, 99, msgspec.structs.replace(serving, canary=None, share=0.0))["serving"]
+    assert [(one.bundle, one.share) for one in alone.bundles if one.share] == [("main", 1.0)]
 
 
 def test_share_of_the_most_crowded_tenth_keeps_its_name_on_the_wire() -> None:
