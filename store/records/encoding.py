@@ -135,6 +135,23 @@ class ItemEncoding:
         tail = self._vector_bytes(value, end)
         return value[end - tail : end - _VECTOR_LENGTH_BYTES] if tail else b""
 
+    def other_vectors(self, before: Sequence[bytes], after: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Whose vector differs between N values and N others, in order: (N,)."""
+        other: NDArray[np.bool_] = ((self._flags(before) | self._flags(after)) & (_HAS_VECTOR >> 8)) != 0
+        for row in np.flatnonzero(other).tolist():
+            other[row] = self.vector_of(before[row]) != self.vector_of(after[row])
+        return other
+
+    def with_attributes(self, values: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Of which of N values the update had attributes: (N,)."""
+        found: NDArray[np.bool_] = (self._flags(values) & (_HAS_ATTRIBUTES >> 8)) != 0
+        return found
+
+    def _flags(self, values: Sequence[bytes]) -> NDArray[np.uint8]:
+        """The flags of N values, which lie in the upper byte of the id's length; at once, as a call for each would cost more."""
+        at = self._content.itemsize - 1
+        return np.frombuffer(bytes([value[at] for value in values]), np.uint8)
+
     def has_attributes(self, value: bytes) -> bool:
         """Whether the update that the value came from had attributes."""
         return bool(value[self._content.itemsize - 1] & (_HAS_ATTRIBUTES >> 8))

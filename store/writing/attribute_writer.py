@@ -57,7 +57,7 @@ class AttributeWriter:
         if known:
             for key in gone:
                 transaction.delete(key, b"", self._attributes)
-        if not known and not alone and not any(map(self._items.has_attributes, values)):
+        if not known and not alone and not self._items.with_attributes(values).any():
             return np.empty(0, np.uint32)
         records = dict(transaction.cursor(self._records).getmulti(ids)) if alone else {}
         new = dict(zip(keys, self._effective(ids, values, records), strict=True))

@@ -73,9 +73,11 @@ class LogWriter:
             return left
         lost = np.ones(len(left), np.bool_)
         cursor = transaction.cursor(self._paths)
+        seek, record, same_path = cursor.set_range_dup, cursor.value, self._encoding.same_path
         for row, (key, value) in enumerate(self._encoding.first_of_paths(left)):
-            found = cursor.set_range_dup(key, value)  # the key's first record that is not below this path
-            lost[row] = not found or not self._encoding.same_path(cursor.value(), value)
+            # The key's first record that is not below this path: if it is of this path, an item is left.
+            if seek(key, value) and same_path(record(), value):
+                lost[row] = False
         return left[lost]
 
     def _trim(self, transaction: Any, floor: int, items: int, bound: int, last_surplus: int) -> tuple[int, int]:

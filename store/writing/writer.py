@@ -232,10 +232,8 @@ class IndexWriter:
         items = transaction.stat(databases["items"])["entries"]
         state = msgspec.structs.replace(state, next_number=state.next_number + len(fresh))
         if changed or added or gone.any():
-            vector_of = self._items.vector_of
-            with_other_vector = numbers[
-                [row for row in rewritten if vector_of(stored[keys[row]]) != vector_of(batch.values[row])]
-            ]
+            before, after = [stored[key] for key, _ in changed], [value for _, value in changed]
+            with_other_vector = numbers[np.asarray(rewritten, np.intp)[self._items.other_vectors(before, after)]]
             moved = LogEntry(
                 batch.codes[entered],
                 old_codes[left],
