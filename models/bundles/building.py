@@ -29,6 +29,7 @@ from models.catalogue import CatalogueItem
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.collapse import CollapsedLayer, collapsed_layers, likely_cause
 from models.codebooks.rq_vae import RqVaeSettings, fit_rq_vae
+from models.codebooks.screen_choice import chosen_screen
 from models.dense.codebook_input import fit_codebook_input
 from models.errors import SidstreamError
 from models.examples.alignment import AlignmentSettings, alignment_examples
@@ -57,7 +58,8 @@ logger = structlog.get_logger(__name__)
 class FitSettings:
     """How to fit codebooks, and which layer-2 tokens the first layout leaves out (paper § 4.2): none, top@K, top@p,
     or all. ``iterations``: of the k-means; ``rq_vae``: for the method of that name; ``co_occurrence``: weight of what histories
-    say of an item beside its embedding of length 1, 0 for the embedding alone.
+    say of an item beside its embedding of length 1, 0 for the embedding alone; ``screen``: whether the encoder has
+    the int8 screen, None where it saves time.
     """
 
     layers: int = 3
@@ -71,6 +73,7 @@ class FitSettings:
     p: float = 0.0
     generation: int = 1
     co_occurrence: float = 0.0
+    screen: bool | None = None
 
     def head_tokens(self, counts: npt.NDArray[np.int64]) -> tuple[int, ...]:
         """Head tokens for layer-2 counts (M,)."""
@@ -88,7 +91,8 @@ class FitSettings:
 @dataclass(frozen=True)
 class Fitted:
     """The bundle, its codebook, and codes (N, L) and census (L, M) of the items that it was fitted on; ``collapsed``:
-    layers on which these SIDs tell little, and ``cause``: why that may be and what to do, empty if there are none.
+    layers on which these SIDs tell little, and ``cause``: why that may be and what to do, empty if there are none; ``screened``:
+    whether the encoder has the int8 screen.
     """
 
     bundle: Bundle
@@ -97,6 +101,7 @@ class Fitted:
     census: npt.NDArray[np.int64]
     collapsed: tuple[CollapsedLayer, ...] = ()
     cause: str = ""
+    screened: bool = False
 
 
 def fit_bundle(
@@ -123,6 +128,8 @@ def fit_bundle(
         raise SidstreamError(
             f"top-k with k = {settings.k} of {settings.size} tokens: give a k of at most {settings.size}"
         )
+    if settings.screen and settings.method == "rq-vae":
+        raise SidstreamError("a codebook of rq-vae has no screen: its products are few; leave --screen out")
     vectors, codebook_input = embeddings, None
     if settings.co_occurrence:
         codebook_input, vectors = fit_codebook_input(
@@ -138,6 +145,7 @@ def fit_bundle(
         size=settings.size,
         head_tokens=settings.head_tokens(census[HEAD_LAYER_INDEX]),
     )
+    screen = chosen_screen(codebook, vectors, settings.screen)
     bundle = create_bundle(
         directory,
         codebook,
@@ -148,13 +156,14 @@ def fit_bundle(
         embedding_norms=norm_quantiles(embeddings),
         embedding_model=embedding_model,
         codebook_input=codebook_input,
+        screen=screen,
         replace=replace,
     )
     collapsed = collapsed_layers(census)
     cause = likely_cause(vectors, settings.size) if collapsed else ""
     if collapsed:
         logger.warning("codebook_collapsed", layers=[str(layer) for layer in collapsed], cause=cause)
-    return Fitted(bundle, codebook, codes, census, collapsed, cause)
+    return Fitted(bundle, codebook, codes, census, collapsed, cause, screened=screen is not None)
 
 
 def norm_quantiles(embeddings: npt.NDArray[np.float32]) -> tuple[float, float, float, float, float]:

@@ -37,6 +37,7 @@ from models.sids.vocabulary import SidVocabulary
 
 if TYPE_CHECKING:
     from models.codebooks.codebook import Codebook
+    from models.codebooks.onnx_screen import ScreenRanges
 
 FORMAT_VERSION: Final = 3
 _PLAIN_FORMAT: Final = 1  # of a bundle that an older sidstream reads rightly, too
@@ -212,6 +213,7 @@ def create_bundle(
     embedding_norms: tuple[float, float, float, float, float] | None = None,
     codebook_input: CodebookInput | None = None,
     embedding_model: str | None = None,
+    screen: ScreenRanges | None = None,
     replace: bool = False,
 ) -> Bundle:
     """Writes codebook, ONNX encoder and manifest; no language model yet.
@@ -219,7 +221,7 @@ def create_bundle(
     ``census``: (L, M) counts of the items that the codebook was fitted on; ``embedding``: a sentence on how
     embeddings are made; ``towers``: id of the text towers that make them; ``embedding_norms``: see
     ``BundleManifest``, and ``embedding_model`` too; ``codebook_input``: what the codebook was fitted on, if that is more than the
-    embeddings;
+    embeddings; ``screen``: of the encoder's graph, see ``models.codebooks.onnx_screen``;
     ``replace``: a bundle that is there already is removed first, model included.
     """
     from models.codebooks.onnx_export import export_onnx
@@ -235,7 +237,7 @@ def create_bundle(
     remove_dense_files(root, keep=())
     shutil.rmtree(checkpoint_directory(root), ignore_errors=True)  # of a model for another codebook
     codebook.save(root / CODEBOOK_FILE)
-    export_onnx(codebook, root / ENCODER_FILE)
+    export_onnx(codebook, root / ENCODER_FILE, screen)
     files = [CODEBOOK_FILE, ENCODER_FILE]
     (root / CODEBOOK_INPUT_FILE).unlink(missing_ok=True)
     input_record = None

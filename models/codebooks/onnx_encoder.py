@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -16,17 +17,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from models.codebooks.codebook import CodebookError, checked_embeddings
 from models.codebooks.onnx_format import (
+    EXACT_NAME,
     FIXED_ROWS_FORMAT_VERSION,
     FORMAT_VERSION,
     INPUT_NAME,
     METADATA_PREFIX,
+    NO_SCREEN,
     OUTPUT_NAME,
     ROWS,
     SCORES_NAME,
+    SCREEN,
+    SCREENED_ROWS,
+    SCREENED_SCORES,
+    UNSURE_NAME,
     EncoderError,
 )
 from models.codebooks.onnx_rows import blocks, row_counts_of
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, MINIMUM_LAYERS
+
+_EXACT: Final = np.array(True)
+_SCREENED: Final = np.array(False)
 
 
 class OnnxEncoder:
@@ -42,7 +52,9 @@ class OnnxEncoder:
     size: int
     dimension: int
     row_counts: tuple[int, ...]
-    """Rows that a call of the graph may have, largest first; one number where this machine's kernels differ by it."""
+    """Rows that an exact call of the graph may have, largest first; one number where this machine's kernels differ by it."""
+    screen: str
+    """``int8`` or ``none``."""
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         if threads < 1:
@@ -72,6 +84,12 @@ class OnnxEncoder:
         self.dimension = _number(metadata, "dimension", path)
         if not (MINIMUM_LAYERS <= self.layers <= MAXIMUM_LAYERS and 1 <= self.size <= MAXIMUM_SIZE):
             raise EncoderError(f"{path} says {self.layers} layers of {self.size} codewords, which no codebook has")
+        # Graphs of version 1 say nothing of a screen.
+        self.screen = metadata.get(METADATA_PREFIX + "screen", NO_SCREEN)
+        if self.screen not in (NO_SCREEN, SCREEN):
+            raise EncoderError(
+                f"{path} has a screen {self.screen!r}, which this sidstream does not know: update sidstream"
+            )
         fixed_rows = _number(metadata, "block_rows", path) if version == FIXED_ROWS_FORMAT_VERSION else None
         self._require_shapes(path, fixed_rows)
         self.row_counts = row_counts_of(self._scores, self.dimension) if fixed_rows is None else (fixed_rows,)
@@ -85,30 +103,60 @@ class OnnxEncoder:
             rows = checked_embeddings(embeddings, self.dimension)
         except CodebookError as error:
             raise EncoderError(str(error)) from error
+        if self.screen == NO_SCREEN:
+            return self._exact_codes(rows)
+        codes, unsure = self._screened_codes(rows)
+        again = np.flatnonzero(unsure)
+        if len(again):
+            codes[again] = self._exact_codes(rows[again])
+        return codes
+
+    def unsure(self, embeddings: ArrayLike) -> NDArray[np.bool_]:
+        """Of embeddings float32 (N, D), bool (N,): those that the screen leaves to be coded in float32; without one, all."""
+        rows = checked_embeddings(embeddings, self.dimension)
+        return np.ones(len(rows), np.bool_) if self.screen == NO_SCREEN else self._screened_codes(rows)[1]
+
+    def _screened_codes(self, rows: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """Codes uint16 (N, L), and bool (N,): those that are to be coded again. Any number of rows will do (see the screen)."""
+        codes = np.empty((len(rows), self.layers), dtype=np.uint16)
+        unsure = np.empty((len(rows), 1), dtype=np.bool_)
+        step = min(SCREENED_ROWS, max(1, SCREENED_SCORES // self.size))
+        for start in range(0, len(rows), step):
+            block = slice(start, start + step)
+            inputs = {INPUT_NAME: rows[block], EXACT_NAME: _SCREENED}
+            codes[block], unsure[block] = self._session.run([OUTPUT_NAME, UNSURE_NAME], inputs)
+        return codes, unsure[:, 0]
+
+    def _exact_codes(self, rows: NDArray[np.float32]) -> NDArray[np.uint16]:
         codes = np.empty((len(rows), self.layers), dtype=np.uint16)
         for start, stop, count in blocks(len(rows), self.row_counts):
             block = rows[start:stop]
             if len(block) < count:
                 block = np.zeros((count, self.dimension), dtype=np.float32)
                 block[: stop - start] = rows[start:stop]
-            codes[start:stop] = self._session.run([OUTPUT_NAME], {INPUT_NAME: block})[0][: stop - start]
+            codes[start:stop] = self._session.run([OUTPUT_NAME], self._exact_inputs(block))[0][: stop - start]
         return codes
+
+    def _exact_inputs(self, block: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        return {INPUT_NAME: block} if self.screen == NO_SCREEN else {INPUT_NAME: block, EXACT_NAME: _EXACT}
 
     def _scores(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores of the chosen codewords, float32 (N, L)."""
-        scores: NDArray[np.float32] = self._session.run([SCORES_NAME], {INPUT_NAME: rows})[0]
+        scores: NDArray[np.float32] = self._session.run([SCORES_NAME], self._exact_inputs(rows))[0]
         return scores
 
     def _require_shapes(self, path: Path, fixed_rows: int | None) -> None:
         """Raises ``EncoderError`` for inputs and outputs that are not what the metadata promise."""
         rows = ROWS if fixed_rows is None else fixed_rows
         given = [(i.name, i.type, i.shape) for i in (*self._session.get_inputs(), *self._session.get_outputs())]
-        expected = [
-            (INPUT_NAME, "tensor(float)", [rows, self.dimension]),
-            (OUTPUT_NAME, "tensor(uint16)", [rows, self.layers]),
-        ]
+        expected: list[tuple[str, str, list[int | str]]] = [(INPUT_NAME, "tensor(float)", [rows, self.dimension])]
+        if self.screen != NO_SCREEN:
+            expected.append((EXACT_NAME, "tensor(bool)", []))
+        expected += [(OUTPUT_NAME, "tensor(uint16)", [rows, self.layers])]
         if fixed_rows is None:
             expected.append((SCORES_NAME, "tensor(float)", [rows, self.layers]))
+        if self.screen != NO_SCREEN:
+            expected.append((UNSURE_NAME, "tensor(bool)", [rows, 1]))
         if given != expected:
             raise EncoderError(
                 f"the inputs and outputs of {path} are {given}, but its metadata promise {expected}; "

@@ -67,6 +67,14 @@ def fit(
             show_default="the catalogue's sequences",
         ),
     ] = None,
+    screen: Annotated[
+        bool | None,
+        typer.Option(
+            "--screen/--no-screen",
+            help="Let the encoder screen codewords with 8-bit products; what they cannot tell apart is compared in float32.",
+            show_default="from 1024 codewords of 128 dimensions on, where it saves time",
+        ),
+    ] = None,
     embed: EmbedOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
     embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
@@ -110,6 +118,7 @@ def fit(
         k=k or max(1, size // 10),
         p=p,
         co_occurrence=co_occurrence,
+        screen=screen,
     )
     with WorkProgress(console) as work:
         if fit_method == "k-means":
@@ -145,6 +154,10 @@ def fit(
     console.print(
         f"[green]✓[/] bundle of codebook [bold]{shown(fitted.codebook.id)}[/] in {shown(bundle)}", soft_wrap=True
     )
+    if fitted.screened:
+        console.print(
+            "  the encoder screens codewords with 8-bit products (--no-screen: float32 alone)", soft_wrap=True
+        )
     if counted:
         share = f"{named:,} of {len(ids):,} items stand with others in {len(counted):,} histories"
         way = (

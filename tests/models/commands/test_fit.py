@@ -139,6 +139,26 @@ def test_fit_makes_a_dense_part_of_a_matrix_alone_and_of_a_catalogue_with_its_se
         assert (dense.known, dense.beside) == (known, beside)
 
 
+def test_screen_is_an_option_and_a_screened_bundle_has_the_codes_of_its_codebook(
+    tmp_path: Path, embeddings: np.ndarray
+) -> None:
+    path = save(tmp_path / "embeddings.npy", embeddings)
+    told, fault = fit(path)
+    assert fault is None
+    assert OnnxEncoder(Bundle.open(tmp_path / "bundle").encoder_path).screen == "none"
+    assert "--no-screen" not in told
+    told, fault = fit(path, "--screen", "--replace")
+    assert fault is None
+    assert "the encoder screens codewords with 8-bit products (--no-screen: float32 alone)" in told
+    opened = Bundle.open(tmp_path / "bundle")
+    encoder = OnnxEncoder(opened.encoder_path)
+    assert encoder.screen == "int8"
+    assert np.array_equal(encoder.encode(embeddings), Codebook.load(opened.codebook_path).encode(embeddings))
+    _, fault = fit(path, "--screen", "--replace", "--method", "rq-vae")
+    assert isinstance(fault, SidstreamError)
+    assert "leave --screen out" in str(fault)
+
+
 def test_epochs_are_reported_as_iterations_of_the_first_layer(tmp_path: Path, embeddings: np.ndarray) -> None:
     reports: list[tuple[int, int]] = []
     settings = FitSettings(size=8, method="rq-vae", rq_vae=RqVaeSettings(hidden=(8,), latent=4, epochs=3))
