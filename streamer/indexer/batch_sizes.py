@@ -18,8 +18,6 @@ from confluent_kafka import Consumer, Message
 from streamer.kafka.gather import drain
 
 _SHARE: Final = 4  # of what waits, so that the last batches before the end are small ones
-_SMALL: Final = 10  # below a tenth of a full batch it is live, and waits for nothing
-_LONGEST_REST_SECONDS: Final = 0.25
 _FETCH_SECONDS: Final = 0.05  # far behind, the client's queue is empty for a moment only
 BATCH_BYTES: Final = (
     64 * 1024 * 1024
@@ -31,15 +29,6 @@ def batch_size(waiting: int, live: int, catching_up: int) -> int:
     near the end and far from it.
     """
     return max(live, min(catching_up, waiting // _SHARE))
-
-
-def rest(records: int, seconds: float, live: int) -> float:
-    """Seconds to wait after a batch of ``records`` that took ``seconds``, so that the next one is larger.
-
-    A batch that is neither small nor full is a part of a stream that nobody sees fresh, and that comes slower than it is written:
-    waiting as long as it took costs nobody anything, and halves what an item costs.
-    """
-    return min(seconds, _LONGEST_REST_SECONDS) if live // _SMALL <= records < live else 0.0
 
 
 def gather(

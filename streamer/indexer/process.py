@@ -25,7 +25,7 @@ from streamer.deployments.served import await_own
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.attributes import AttributesReader, attributes_batch
-from streamer.indexer.batch_sizes import gather, rest
+from streamer.indexer.batch_sizes import gather
 from streamer.indexer.census_publisher import CensusPublisher
 from streamer.indexer.codes import IndexerError, codes_batch, layout_record, next_offsets
 from streamer.indexer.held import held_of_added, held_places
@@ -244,13 +244,9 @@ class Indexer:
         BATCH_EVENTS.labels(PROCESS).observe(len(records))
         BATCH_SECONDS.labels(PROCESS).observe(seconds)
         self._summary.add(len(records), seconds)
-        left = max(
-            own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started),
-            self._yielding.rest(seconds),
-            rest(len(records), seconds, own.batch_size),
-        )
-        if left > 0:
-            time.sleep(left)
+        rest = max(own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started), self._yielding.rest(seconds))
+        if rest > 0:
+            time.sleep(rest)
 
     def _apply_attributes(self, records: Sequence[Message]) -> dict[tuple[str, int], int]:
         """Stores records of ``item-attributes``; where they lead to."""

@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import Consumer, Message
 
 from streamer.indexer import batch_sizes
-from streamer.indexer.batch_sizes import batch_size, gather, rest
+from streamer.indexer.batch_sizes import batch_size, gather
 
 
 class Backlog:
@@ -65,14 +65,3 @@ def test_large_records_are_fewer_a_batch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_small_setting_for_catching_up_never_makes_batches_smaller() -> None:
     assert len(Backlog(1_000).gather(live=50, catching_up=1)) == 50
-
-
-@pytest.mark.parametrize(
-    ("records", "seconds", "expected"),
-    [(999, 0.1, 0), (1_000, 0.1, 0.1), (9_999, 3.0, 0.25), (10_000, 0.1, 0), (200_000, 3.0, 0)],
-    ids=["live", "a part of a stream", "slow", "full", "far behind"],
-)
-def test_only_what_is_neither_live_nor_far_behind_waits_to_become_more(
-    records: int, seconds: float, expected: float
-) -> None:
-    assert rest(records, seconds, live=10_000) == expected
