@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from benchmarks.switch import DIMENSION, await_items, made_bundle
+from benchmarks.switch import DIMENSION, await_items, made_bundle, places
 from models.catalogue import CatalogueItem
 from retriever.client import Client
 from streamer.client.publisher import publish_items
@@ -40,14 +40,7 @@ def _processor_seconds(pid: int) -> float:
 
 def restarts(directory: Path, embeddings: np.ndarray, rounds: int, *, preload: bool) -> tuple[list[float], list[float]]:
     """Seconds until an answer, and processor seconds, of each round."""
-    os.environ |= {
-        "SIDSTREAM_BUNDLE": str(directory / "bundle"),
-        "SIDSTREAM_BUNDLES": str(directory / "bundles"),
-        "SIDSTREAM_INDEX": str(directory / "index"),
-        "SIDSTREAM_INDEXES": str(directory / "indexes"),
-        "SIDSTREAM_BROKER__DIRECTORY": str(directory / "broker"),
-        "SIDSTREAM_BROKER__PORT": "0",
-    }
+    os.environ |= places(directory)
     items = [CatalogueItem(id=f"item-{n}", title=f"thing number {n}") for n in range(len(embeddings))]
     waited, spent = [], []
     with Pipeline(load_settings(), embedded_broker=True, log_directory=directory / "logs", preload=preload) as running:

@@ -227,6 +227,18 @@ def _take_what_is_left() -> None:
         Path("/proc/self/autogroup").write_text("19")
 
 
+def places(directory: Path) -> dict[str, str]:
+    """Environment of a pipeline whose files are all in ``directory``, with a broker of its own on a free port."""
+    return {
+        "SIDSTREAM_BUNDLE": str(directory / "bundle"),
+        "SIDSTREAM_BUNDLES": str(directory / "bundles"),
+        "SIDSTREAM_INDEX": str(directory / "index"),
+        "SIDSTREAM_INDEXES": str(directory / "indexes"),
+        "SIDSTREAM_BROKER__DIRECTORY": str(directory / "broker"),
+        "SIDSTREAM_BROKER__PORT": "0",
+    }
+
+
 def made_bundle(directory: Path, embeddings: Any, *, codebook_seed: int, model_seed: int) -> Bundle:
     """A bundle with a small model that was trained for a moment."""
     fitted = fit_bundle(embeddings, directory, FitSettings(size=64, iterations=5, seed=codebook_seed))
@@ -293,15 +305,7 @@ def main() -> int:
     embeddings = np.random.default_rng(0).normal(size=(arguments.items, DIMENSION)).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        os.environ |= {
-            "SIDSTREAM_BUNDLE": str(directory / "bundle"),
-            "SIDSTREAM_BUNDLES": str(directory / "bundles"),
-            "SIDSTREAM_INDEX": str(directory / "index"),
-            "SIDSTREAM_INDEXES": str(directory / "indexes"),
-            "SIDSTREAM_BROKER__DIRECTORY": str(directory / "broker"),
-            "SIDSTREAM_BROKER__PORT": "0",
-            "SIDSTREAM_RETRIEVER__BEAMS": str(arguments.beams),
-        }
+        os.environ |= {**places(directory), "SIDSTREAM_RETRIEVER__BEAMS": str(arguments.beams)}
         first = made_bundle(directory / "bundle", embeddings, codebook_seed=0, model_seed=0)
         other_model = made_bundle(directory / "other-model", embeddings, codebook_seed=0, model_seed=1)
         other_codebook = made_bundle(directory / "other-codebook", embeddings, codebook_seed=1, model_seed=0)
