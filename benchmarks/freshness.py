@@ -25,7 +25,19 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from benchmarks.running_pipeline import BARE_TOPIC, COPY_TOPIC, DIMENSION, HOP_TOPIC, Items, Running, pipeline, status
+from benchmarks.running_pipeline import (
+    BARE_TOPIC,
+    COPY_TOPIC,
+    DIMENSION,
+    HOP_TOPIC,
+    SIZE,
+    Items,
+    Running,
+    pipeline,
+    status,
+)
+from benchmarks.scale_ingest import ids_of, load
+from models.bundles.bundle import Bundle
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import ITEM_UPDATE, ItemUpdate
@@ -71,8 +83,13 @@ class Stream(Protocol):
 class ThroughThePipeline:
     """`produce()` → visible to a reader in another process than the indexer; half of the updates are of known items."""
 
-    def __init__(self, stack: ExitStack, settings: Settings, items: Items, updates: int) -> None:
+    def __init__(self, stack: ExitStack, settings: Settings, items: Items, updates: int, loaded: int) -> None:
+        """``loaded``: items that were there before, which are the known ones; 0: those of the first half of the updates."""
         self._ids = items.ids(updates // 2 + 1)
+        if loaded:
+            known = np.random.default_rng(2).choice(loaded, size=len(self._ids), replace=False)
+            pairs = zip(self._ids, ids_of(known), strict=True)
+            self._ids = [item_id for new, there in pairs for item_id in (new, there.decode())]
         self._items, self._at = items, int(time.time() * 1000)
         self.probe = stack.enter_context(FreshnessProbe(settings.index))
         self._publisher = stack.enter_context(ItemPublisher(settings))
@@ -135,15 +152,15 @@ def paced(stream: Stream, numbers: range, rate: float, timed_every: int) -> None
         time.sleep(_PACE_SECONDS)
 
 
-def measure(settings: Settings, running: Running, items: Items, rate: float, seconds: float) -> dict[str, Latency]:
+def measure(running: Running, items: Items, rate: float, seconds: float, loaded: int) -> dict[str, Latency]:
     """Bare, copied within transactions and through the pipeline, by turns of a second, so that what else the machine does meets
     all three alike; the first turn of each is not timed, as in it the clients connect."""
-    turns, updates = max(2, round(seconds)), round(rate)
+    settings, turns, updates = running.settings, max(2, round(seconds)), round(rate)
     timed_every = max(1, round(rate / _TIMED_PER_SECOND))
     spent, began = 0.0, time.monotonic()
     with ExitStack() as stack:
         copier = stack.enter_context(_other_process(_copy, settings))
-        pipeline_ = ThroughThePipeline(stack, settings, items, (turns + 1) * updates)
+        pipeline_ = ThroughThePipeline(stack, settings, items, (turns + 1) * updates, loaded)
         past = [
             PastThePipeline(stack, settings, items, (turns + 1) * updates, *topics)
             for topics in ((BARE_TOPIC, BARE_TOPIC), (HOP_TOPIC, COPY_TOPIC))
@@ -226,14 +243,15 @@ def _copy(pipe: Connection, settings: Settings) -> None:
     pipe.send("ended")
 
 
-def freshness_rows(running: Running, items: Items, rate: float, seconds: float) -> list[Result]:
-    """The rows of one rate; the pipeline runs."""
+def freshness_rows(running: Running, items: Items, rate: float, seconds: float, loaded: int = 0) -> list[Result]:
+    """The rows of one rate; the pipeline runs. ``loaded``: items that the index had before (``scale_ingest``)."""
     status(f"{rate:,.0f} items/s for {seconds:.0f} s …")
-    found = measure(running.settings, running, items, rate, seconds)
+    found = measure(running, items, rate, seconds, loaded)
     rows = []
     for name, bound in (("p50", 3.0), ("p99", 2.5 if rate == RATES[1] else 3.0)):
         bare, copied, fresh = (getattr(found[stream], name) for stream in ("bare", "copied", "pipeline"))
         title, target = f"freshness {name} at {rate:,.0f} items/s", Target.ratio_at_most(bound)
+        title += f", {loaded:,} in the index" if loaded else ""
         rows.append(Result(title, fresh, "ms", "bare round trip", bare, target))
         rows.append(Result(f"exactly-once copy {name} at {rate:,.0f} items/s", copied, "ms", "bare round trip", bare))
     return rows
@@ -242,13 +260,14 @@ def freshness_rows(running: Running, items: Items, rate: float, seconds: float) 
 def warm_up(running: Running, items: Items, rate: float = RATES[1]) -> None:
     """The broker has compiled what small transactions need."""
     status(f"warming up the broker at {rate:,.0f} items/s …")
-    measure(running.settings, running, items, rate, WARM_UP_TURNS)
+    measure(running, items, rate, WARM_UP_TURNS, 0)
 
 
 def main() -> int:
     parser = benchmark_arguments(__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="items/s (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="length of each run (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=0, help="in the index before, as 10000000 (default: %(default)s)")
     parser.add_argument("--directory", type=Path, help="where to put the temporary files (default: the system's)")
     arguments = parser.parse_args()
     items, results = Items(), []
@@ -258,11 +277,14 @@ def main() -> int:
         pipeline(Path(directory)) as settings,
     ):
         running = Running(settings, Path(directory))
+        if arguments.items:
+            status(f"loading {arguments.items:,} items …")
+            load(settings.index, arguments.items, SIZE, Bundle.open(settings.bundle).layout.codebook_id)
         running.start("indexer")
         running.start("assigner")
         warm_up(running, items)
         for rate in arguments.rates:
-            results += freshness_rows(running, items, rate, arguments.seconds)
+            results += freshness_rows(running, items, rate, arguments.seconds, arguments.items)
         running.stop()
     return report(f"Freshness, {DIMENSION} numbers an item", results, arguments.json)
 

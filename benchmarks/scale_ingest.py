@@ -31,11 +31,15 @@ def crowded_codes(random: np.random.Generator, count: int, size: int) -> NDArray
     return np.stack(codes, axis=1).astype(np.uint16)
 
 
+def ids_of(numbers: NDArray[np.int64]) -> list[bytes]:
+    """Ids of the items with these numbers (n,)."""
+    return [b"%016x" % key for key in (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).tolist()]
+
+
 def batch_of(numbers: NDArray[np.int64], codes: NDArray[np.uint16], weights: NDArray[np.float32]) -> CodesBatch:
     """Items of the catalogue by their numbers (n,); ids are spread like random ones, and the same for the same number."""
-    spread = (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).tolist()
     return CodesBatch(
-        ids=[b"%016x" % key for key in spread],
+        ids=ids_of(numbers),
         codes=codes,
         weights=weights,
         titles=["Stainless steel kettle, 1.7 litres, cordless"] * len(numbers),
@@ -44,16 +48,14 @@ def batch_of(numbers: NDArray[np.int64], codes: NDArray[np.uint16], weights: NDA
     )
 
 
-def load(directory: Path, items: int, size: int) -> NDArray[np.int64]:
-    """Fills an index; returns the census of layer 2."""
+def load(directory: Path, items: int, size: int, codebook: str = CODEBOOK) -> NDArray[np.int64]:
+    """Fills an index, which is read from no topic yet; returns the census of layer 2."""
     random = np.random.default_rng(0)
-    with IndexWriter.open(directory, codebook_id=CODEBOOK, layers=LAYERS, size=size, map_size=1 << 33) as writer:
+    with IndexWriter.open(directory, codebook_id=codebook, layers=LAYERS, size=size, map_size=1 << 33) as writer:
         for begin in range(0, items, _LOAD_BATCH):
             numbers = np.arange(begin, min(items, begin + _LOAD_BATCH))
             codes = crowded_codes(random, len(numbers), size)
-            writer.apply(
-                batch_of(numbers, codes, random.random(len(numbers), np.float32)), {("item-codes", 0): begin + 1}
-            )
+            writer.apply(batch_of(numbers, codes, random.random(len(numbers), np.float32)), {})
         return writer.census()[1]
 
 

@@ -181,7 +181,7 @@ class IndexerSettings(Section):
     catching_up_batch_size: int = Field(
         200_000,
         ge=1,
-        description="far behind it, a quarter of what waits and at the most this; some three kilobytes of memory a record",
+        description="far behind it, half of what waits and at the most this; some three kilobytes of memory a record",
     )
     map_bytes: int = Field(
         1 << 30, ge=1 << 16, description="address space that a new index begins with; doubled whenever it is full"

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, Message
 
 from streamer.kafka.gather import drain
 
-_SHARE: Final = 4  # of what waits, so that the last batches before the end are small ones
+_SHARE: Final = 2  # of what waits, so that batches become smaller towards the end
 _FETCH_SECONDS: Final = 0.05  # far behind, the client's queue is empty for a moment only
 BATCH_BYTES: Final = (
     64 * 1024 * 1024

@@ -38,8 +38,8 @@ class Backlog:
         return [record.offset() for record in found]
 
 
-@pytest.mark.parametrize(("waiting", "expected"), [(0, 10), (39, 10), (80, 20), (400, 100), (1_000_000, 100)], ids=str)
-def test_batch_is_a_quarter_of_what_waits_within_its_bounds(waiting: int, expected: int) -> None:
+@pytest.mark.parametrize(("waiting", "expected"), [(0, 10), (21, 10), (80, 40), (200, 100), (1_000_000, 100)], ids=str)
+def test_batch_is_half_of_what_waits_within_its_bounds(waiting: int, expected: int) -> None:
     assert batch_size(waiting, live=10, catching_up=100) == expected
 
 
