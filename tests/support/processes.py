@@ -82,6 +82,7 @@ class SidstreamProcess:
     def start(self, environment: Mapping[str, str] | None = None) -> Self:
         """``environment``: for this start alone."""
         if self._forked:
+            self._log.touch()  # a test may read it before the fork has opened it
             preloading()
             self._process = ForkedProcess(
                 self._command.split(), {**self._environment, **(environment or {})}, self._log
