@@ -1,27 +1,30 @@
 """Runs a process of sidstream and tells where its processor time went: `python -m benchmarks.profiled NAME PATH`.
 
-Functions of Python are timed by cProfile on the processor clock of their own thread, so a wait costs nothing; calls into C belong
-to the function that makes them. Threads that are not Python's (the Kafka client's) are read from `/proc`, where there is one.
-What came before the first batch, the start of the process, is left out. PATH gets JSON when the process ends.
+A sampling profiler: for each millisecond of processor time that the process used, every thread of Python is seen where it is, and
+what its own clock has gone on since is counted for each function on its stack. A wait costs nothing; calls into C belong to the
+function that makes them. Threads that are not Python's (the Kafka client's) are read from `/proc`. What came before the first
+batch, the start of the process, is left out. PATH gets JSON when the process ends. Linux alone has the clocks for it.
 """
 
 from __future__ import annotations
 
-import cProfile
 import json
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 _TASKS: Final = Path("/proc/self/task")
 _ROOT: Final = Path(__file__).parents[1]
+_EVERY_SECONDS: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,21 @@ def turn_of(process: str) -> tuple[type, str]:
     return (Indexer if process == "indexer" else TransactionalLoop), "_one_batch"
 
 
-class _Profiler:
+class Sampler:
+    """For the main thread, which takes the samples."""
+
     def __init__(self) -> None:
-        self._profiles: list[cProfile.Profile] = []
+        self._seconds: defaultdict[CodeType, float] = defaultdict(float)
+        self._clocks: dict[int, tuple[int, float]] = {}
         self._first: tuple[float, dict[str, tuple[str, float]]] | None = None
         self._last = 0.0, dict[str, tuple[str, float]]()
-
-    def enable(self, *_event: Any) -> None:
-        """In the thread that calls it; as ``threading.setprofile`` wants it, too."""
-        profile = cProfile.Profile(time.thread_time, builtins=False)
-        self._profiles.append(profile)
-        profile.enable()
-
-    def disable(self) -> None:
-        """In every thread; what was found stays."""
-        for profile in self._profiles:
-            profile.disable()
 
     def counted(self, turn: Callable[..., Any]) -> Callable[..., Any]:
         """``turn``, whose first call begins what is counted; the last one ends it."""
 
         def marked(*arguments: Any) -> Any:
             if self._first is None:
-                self._first = time.process_time(), _threads()
+                self._start()
             try:
                 return turn(*arguments)
             finally:
@@ -88,24 +83,59 @@ class _Profiler:
         return marked
 
     def result(self) -> Profile:
-        began, threads = self._first or (0.0, {})
-        ended, threads_then = self._last
-        functions: dict[str, float] = {}
-        for profile in self._profiles:
-            for entry in profile.getstats():
-                if isinstance(entry.code, CodeType):
-                    name = _name(entry.code)
-                    functions[name] = functions.get(name, 0.0) + entry.totaltime
-        found: dict[str, float] = {}
-        for thread, (name, seconds) in threads_then.items():
+        """What was counted; ends the counting."""
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        threading.setprofile(None)  # type: ignore[arg-type]
+        began, before = self._first or (0.0, {})
+        ended, after = self._last
+        found: defaultdict[str, float] = defaultdict(float)
+        for thread, (name, seconds) in after.items():
             if name.startswith("rdk:"):
-                kind = name.rstrip("0123456789-")
-                found[kind] = found.get(kind, 0.0) + seconds - threads.get(thread, ("", 0.0))[1]
-        return Profile(functions, found, ended - began)
+                found[name.rstrip("0123456789-")] += seconds - before.get(thread, ("", 0.0))[1]
+        functions: defaultdict[str, float] = defaultdict(float)
+        for code, seconds in self._seconds.items():
+            functions[_name(code)] += seconds
+        return Profile(dict(functions), dict(found), ended - began)
+
+    def _start(self) -> None:
+        self._first = time.process_time(), _threads()
+        for thread in sys._current_frames():
+            self._spent(thread)
+        threading.setprofile(_leave_samples_to_main)
+        signal.signal(signal.SIGPROF, self._sample)
+        signal.setitimer(signal.ITIMER_PROF, _EVERY_SECONDS, _EVERY_SECONDS)
+
+    def _sample(self, _signal: int, interrupted: FrameType | None) -> None:
+        frames: dict[int, FrameType | None] = dict(sys._current_frames())
+        frames[threading.get_ident()] = interrupted
+        for thread, frame in frames.items():
+            spent = self._spent(thread)
+            on_stack = set()
+            while frame is not None and spent:
+                on_stack.add(frame.f_code)
+                frame = frame.f_back
+            for code in on_stack:
+                self._seconds[code] += spent
+
+    def _spent(self, thread: int) -> float:
+        """Seconds of a thread's clock since it was asked for the last time."""
+        clock, last = self._clocks.get(thread) or (time.pthread_getcpuclockid(thread), 0.0)
+        try:
+            now = time.clock_gettime(clock)
+        except OSError:
+            return 0.0  # it has ended meanwhile
+        self._clocks[thread] = clock, now
+        return now - last
+
+
+def _leave_samples_to_main(_frame: FrameType, _event: str, _argument: Any) -> None:
+    """First thing in a new thread: signals go to the main thread, also when it waits."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+    sys.setprofile(None)
 
 
 def _threads() -> dict[str, tuple[str, float]]:
-    """Name and seconds of each thread of this process, by its number; empty where there is no /proc."""
+    """Name and seconds of each thread of this process, by its number."""
     found = {}
     for task in _TASKS.glob("*"):
         try:
@@ -119,17 +149,14 @@ def _threads() -> dict[str, tuple[str, float]]:
 
 def main() -> None:
     process, path = sys.argv[1:]
-    profiler = _Profiler()
+    sampler = Sampler()
     owner, name = turn_of(process)
-    setattr(owner, name, profiler.counted(getattr(owner, name)))
-    threading.setprofile(profiler.enable)
-    profiler.enable()
+    setattr(owner, name, sampler.counted(getattr(owner, name)))
     sys.argv = ["sidstream", process]
     try:
         runpy.run_module("sidstream", run_name="__main__")
     finally:
-        profiler.disable()
-        Path(path).write_text(json.dumps(asdict(profiler.result())))
+        Path(path).write_text(json.dumps(asdict(sampler.result())))
 
 
 if __name__ == "__main__":
