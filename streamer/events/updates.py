@@ -178,30 +178,26 @@ class UpdateIntake:
             rows = [row for row in rows if row is not None]
         whole = len(plain) == len(records)
         stamps = [record.timestamp()[1] for record in records]
-        rejected: list[tuple[Message, EventError]] = []
-        others, guessed = 0, []
         odd = self._odd(rows, stamps if whole else [stamps[place] for place in plain], now)
+        rejected: list[tuple[Message, EventError]] = []
+        guessed: list[int] = []
+        others = 0
         if odd or not whole:
-            decoded = dict(zip(plain, rows, strict=True))
-            alone = {plain[row] for row in odd}
-            rows, kept = [], []
-            for place, record in enumerate(records):
-                row = decoded.get(place)
+            found: list[Any] = [None] * len(records)
+            for place, row in zip(plain, rows, strict=True):
+                found[place] = row
+            for place in sorted({plain[row] for row in odd} | (set(range(len(records))) - set(plain))):
                 try:
-                    if row is None:
-                        row = self.read(record, now)
-                    elif place in alone:
-                        row = self._checked(record, keys[place], row, NO_ATTRIBUTES, now, of_json=False)
+                    found[place] = self._alone(records[place], found[place], now)
                 except EventError as error:
-                    rejected.append((record, error))
-                    continue
+                    found[place] = None
+                    rejected.append((records[place], error))
                 except OtherModelError:
+                    found[place] = None
                     others += 1
-                    continue
-                if isinstance(row, Update) and row.guessed:
-                    guessed.append(len(rows))
-                rows.append(row)
-                kept.append(place)
+            kept = [place for place, row in enumerate(found) if row is not None]
+            rows = [found[place] for place in kept]
+            guessed = [number for number, row in enumerate(rows) if type(row) is Update and row.guessed]
             records, keys, stamps = ([column[place] for place in kept] for column in (records, keys, stamps))
         return UpdateBatch(
             records,
@@ -230,6 +226,12 @@ class UpdateIntake:
             return Update(record, item_id, None)
         decoded = decode_event(self._codec, record, value, self._event)
         return self._checked(record, item_id, decoded.value, decoded.headers, now, of_json=decoded.of_json)
+
+    def _alone(self, record: Message, decoded: ItemUpdate | None, now: int) -> Update:
+        """As ``read``, of a record that may be decoded already."""
+        if decoded is None:
+            return self.read(record, now)
+        return self._checked(record, record.key(), decoded, NO_ATTRIBUTES, now, of_json=False)
 
     def _plain(
         self, records: Sequence[Message], keys: Sequence[bytes | None], values: Sequence[bytes | None]
