@@ -169,6 +169,12 @@ def offline(settings: Settings, index: Path) -> Iterator[Ask]:
     own, bundle = settings.retriever, open_bundle(settings.bundle, settings.retriever)
     model, prompts = load_model(bundle, settings)
     with IndexReader(index) as reader:
+        with reader.snapshot() as snapshot:
+            if snapshot.partitions:
+                raise EvaluationError(
+                    f"{index} is a shard (the partitions {snapshot.partitions} of item-codes), and answers from it are none of "
+                    "the whole catalogue: ask the running retrievers (--live), or leave --index out"
+                )
         filterable = settings.attributes.filterable
         answerer = Answerer(
             bundle=bundle, model=model, prompts=prompts, reader=reader, settings=own, filterable=filterable

@@ -163,8 +163,8 @@ def _refuse_other_codebook(settings: Settings, copied: IndexCopy, wanted: tuple[
         )
     if copied.partitions != settings.indexer.partitions:
         raise IndexMismatchError(
-            f"the backup holds {copied.partitions or 'all'} partitions of item-codes, this host is to hold "
-            f"{settings.indexer.partitions or 'all'} (indexer.partitions); nothing was changed. Use a backup of this "
+            f"the backup holds {_held(copied.partitions)} of item-codes, this host is to hold "
+            f"{_held(settings.indexer.partitions)} (indexer.partitions); nothing was changed. Use a backup of this "
             "shard, or set indexer.partitions to what it holds"
         )
 
@@ -243,6 +243,10 @@ def _show_examination(console: Console, found: Examination) -> None:
         console.print(
             f"  It stands at {shown(_position(other.position))}: differences are to be expected until both have read as far.",
         )
+
+
+def _held(partitions: str) -> str:
+    return f"the partitions {partitions}" if partitions else "all partitions"
 
 
 def _shard(partitions: str) -> str:

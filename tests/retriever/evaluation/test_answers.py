@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from models.bundles.bundle import Bundle
 from models.catalogue import Catalogue, CatalogueItem
-from retriever.evaluation.answers import NO_ANSWER, answer_cases, live
+from retriever.evaluation.answers import NO_ANSWER, answer_cases, live, offline
 from retriever.evaluation.cases import EvaluationCase, EvaluationError
+from store.writing.writer import IndexWriter
 from streamer.events.records import Answer, AnswerError, AnswerItem, Query
-from streamer.settings import RetrieverSettings
+from streamer.settings import RetrieverSettings, load_settings
 
 CATALOGUE = Catalogue(
     items=tuple(CatalogueItem(id=f"i{row}", title="") for row in range(5)), embeddings=np.ones((5, 2), dtype=np.float32)
@@ -79,3 +82,15 @@ def test_silence_from_the_first_is_an_error_and_later_is_counted() -> None:
     assert ask([Query(text="a")])[0] is not None
     client.heard = False
     assert ask([Query(text="b")]) == [None]
+
+
+def test_index_of_some_partitions_is_no_catalogue_to_evaluate_over(tiny_model_bundle: Path, tmp_path: Path) -> None:
+    layout = Bundle.open(tiny_model_bundle).layout
+    shape = {"codebook_id": layout.codebook_id, "layers": layout.layers, "size": layout.size}
+    IndexWriter.open(tmp_path / "shard", partitions="0-1", **shape).close()
+    settings = load_settings(bundle=tiny_model_bundle)
+    with (
+        pytest.raises(EvaluationError, match=r"is a shard \(the partitions 0-1"),
+        offline(settings, tmp_path / "shard"),
+    ):
+        pytest.fail("it answered")

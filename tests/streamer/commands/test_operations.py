@@ -21,8 +21,8 @@ from support.patience import PATIENCE_SECONDS
 DAY_SECONDS = 86_400
 
 
-def filled(path: Path, bundle: Path, *, codebook: str | None = None, days_ago: float = 0) -> Path:
-    """An index of five items at ``path``, last written so many days ago."""
+def filled(path: Path, bundle: Path, *, codebook: str | None = None, days_ago: float = 0, partitions: str = "") -> Path:
+    """An index of five items of partition 0 at ``path``, last written so many days ago."""
     layout = Bundle.open(bundle).layout
     written = time.time() - days_ago * DAY_SECONDS
     with IndexWriter.open(
@@ -31,6 +31,7 @@ def filled(path: Path, bundle: Path, *, codebook: str | None = None, days_ago: f
         layers=layout.layers,
         size=layout.size,
         clock=lambda: written,
+        partitions=partitions,
     ) as writer:
         batch = CodesBatch(
             ids=[b"item-%d\x1b[2J" % number for number in range(5)],
@@ -62,6 +63,24 @@ def test_verify_of_a_sound_index_says_so_and_ends_with_zero(tiny_bundle: Path, t
     assert "5 items" in answer.stdout
     assert "item-codes/0: 7" in answer.stdout
     assert "paths, items, ids, census and commit log agree; nothing is orphaned" in answer.stdout
+
+
+def test_verify_of_a_shard_says_which_and_names_items_of_other_partitions(tiny_bundle: Path, tmp_path: Path) -> None:
+    sound = run(filled(tmp_path / "sound", tiny_bundle, partitions="0-1"), tiny_bundle, "verify")
+    assert (sound.returncode, "a shard: partitions 0-1" in sound.stdout) == (0, True)
+    foreign = run(filled(tmp_path / "foreign", tiny_bundle, partitions="2-3"), tiny_bundle, "verify")
+    assert foreign.returncode == 1
+    assert "5 items came from the partitions 0, and the index holds 2-3" in foreign.stdout
+
+
+def test_restore_refuses_another_shard_and_changes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = filled(tmp_path / "copy", tiny_bundle, partitions="0-1")
+    index = filled(tmp_path / "index", tiny_bundle)
+    answer = run(index, tiny_bundle, "restore", str(copy), "--replace")
+    assert answer.returncode == 1
+    told = " ".join(answer.stderr.split())
+    assert "the backup holds the partitions 0-1 of item-codes, this host is to hold all partitions" in told, told
+    assert sorted(os.listdir(tmp_path)) == ["copy", "index"]
 
 
 def test_verify_names_every_fault_and_ends_with_one(tiny_bundle: Path, tmp_path: Path) -> None:
