@@ -143,6 +143,26 @@ def checked_time(time: int, field: str, now: int) -> int:
     )
 
 
+def said_by_headers(record: Message, limits: EventLimits) -> EventAttributes:
+    """What the headers of a record say of its value.
+
+    Raises:
+        EventError: they cannot be read, are too many or too large, or announce what we do not read.
+    """
+    try:
+        headers = headers_of(record)
+    except UnreadableHeadersError as error:
+        raise EventError("UndecodableHeaders", str(error)) from None
+    if not headers:
+        return NO_ATTRIBUTES
+    within(limits.maximum_headers, len(headers), "the record", "headers")
+    within(limits.maximum_header_bytes, size_of_headers(headers), "the set of its headers", "bytes")
+    try:
+        return event_attributes(headers)
+    except CloudEventError as error:
+        raise EventError("UnsupportedCloudEvent", str(error)) from None
+
+
 def decode_event(codec: Codec, record: Message, value: bytes, limits: EventLimits) -> DecodedEvent:
     """The decoded value of any topic's event, and what its headers say.
 
@@ -151,15 +171,8 @@ def decode_event(codec: Codec, record: Message, value: bytes, limits: EventLimit
     """
     if len(value) > limits.maximum_bytes:
         raise EventError("EventTooLarge", f"{len(value)} bytes of value; the limit is {limits.maximum_bytes}")
+    said = said_by_headers(record, limits)
     try:
-        headers = headers_of(record)
-    except UnreadableHeadersError as error:
-        raise EventError("UndecodableHeaders", str(error)) from None
-    if headers:
-        within(limits.maximum_headers, len(headers), "the record", "headers")
-        within(limits.maximum_header_bytes, size_of_headers(headers), "the set of its headers", "bytes")
-    try:
-        said = event_attributes(headers) if headers else NO_ATTRIBUTES
         if said.structured:
             value, said = unwrapped(value)
         return DecodedEvent(codec.decode(value), said, value[:1] in JSON_FIRST_BYTES)

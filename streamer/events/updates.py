@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from streamer.events.intake import (
     checked_item_id,
     checked_time,
     decode_event,
+    said_by_headers,
     within,
 )
 from streamer.events.records import FIRST_MAP_BYTE, Codec, ItemUpdate
@@ -47,7 +49,7 @@ from streamer.settings import AssignerSettings, AttributeSettings
 _NO_TIME: Final = 0  # of an update that has no time at all
 _FIRST_BYTE: Final = itemgetter(0)
 # What most updates do not say; one that does is checked by itself.
-_RARE_FIELDS: Final = tuple(map(attrgetter, ("dtype", "id", "item_id", "attributes")))
+_RARE_FIELDS: Final = tuple(map(attrgetter, ("dtype", "id", "item_id")))
 UNSET: Final = msgspec.UNSET
 
 
@@ -170,48 +172,59 @@ class UpdateIntake:
     def read_batch(self, records: Sequence[Message], now: int) -> UpdateBatch:
         """The updates in ``records``, and what ``read`` would raise for the others; ``now``: milliseconds since the epoch."""
         keys, values = list(map(Message.key, records)), list(map(Message.value, records))
-        plain = self._plain(records, keys, values)
+        stamps = [record.timestamp()[1] for record in records]
+        said = self._said(records)
+        # Of an update that does not say when it was made.
+        times = stamps if said is None else _times(said, stamps)
+        plain = self._plain(keys, values, said)
         chosen: Any = values if len(plain) == len(records) else [values[place] for place in plain]
         rows: list[Any] = self._codec.decode_messagepack(chosen)
         if not all(rows):
             plain = [place for place, row in zip(plain, rows, strict=True) if row is not None]
             rows = [row for row in rows if row is not None]
         whole = len(plain) == len(records)
-        stamps = [record.timestamp()[1] for record in records]
-        odd = self._odd(rows, stamps if whole else [stamps[place] for place in plain], now)
+        odd = {plain[row] for row in self._odd(rows, times if whole else [times[place] for place in plain], now)}
+        if said is not None:
+            odd.update(place for place in plain if (headers := said[place]) is not None and headers.dtype is not None)
+        bare = [row.attributes for row in rows].count(UNSET) == len(rows)
+        if whole and not odd and bare:
+            return _columns(records, keys, rows, times, [None] * len(rows), stamps, [], [], 0)
+
+        found: list[Any] = [None] * len(records)
+        for place, row in zip(plain, rows, strict=True):
+            found[place] = row
+        attributes: list[bytes | None] = [None] * len(records)
         rejected: list[tuple[Message, EventError]] = []
-        guessed: list[int] = []
         others = 0
-        if odd or not whole:
-            found: list[Any] = [None] * len(records)
-            for place, row in zip(plain, rows, strict=True):
-                found[place] = row
-            for place in sorted({plain[row] for row in odd} | (set(range(len(records))) - set(plain))):
-                try:
-                    found[place] = self._alone(records[place], found[place], now)
-                except EventError as error:
-                    found[place] = None
-                    rejected.append((records[place], error))
-                except OtherModelError:
-                    found[place] = None
-                    others += 1
-            kept = [place for place, row in enumerate(found) if row is not None]
-            rows = [found[place] for place in kept]
-            guessed = [number for number, row in enumerate(rows) if type(row) is Update and row.guessed]
-            records, keys, stamps = ([column[place] for place in kept] for column in (records, keys, stamps))
-        return UpdateBatch(
-            records,
-            keys,
-            [row.embedding for row in rows],
-            guessed,
-            [row.title for row in rows],
-            [row.weight for row in rows],
-            [stamp if (at := row.updated_at) is None else at for row, stamp in zip(rows, stamps, strict=True)],
-            [None if (attributes := row.attributes) is UNSET else attributes for row in rows],
-            stamps,
-            rejected,
-            others,
-        )
+        for place, row in enumerate(found):
+            if row is not None and place not in odd and row.attributes is UNSET:
+                continue
+            headers = NO_ATTRIBUTES if said is None else said[place] or NO_ATTRIBUTES
+            try:
+                if row is None or place in odd:
+                    update = self._alone(records[place], row, headers, now)
+                    found[place], attributes[place] = update, update.attributes
+                else:
+                    attributes[place] = checked_attributes(self._attributes, row.attributes, of_json=False)
+            except EventError as error:
+                found[place] = None
+                rejected.append((records[place], error))
+            except OtherModelError:
+                found[place] = None
+                others += 1
+        kept = [place for place, row in enumerate(found) if row is not None]
+        if len(kept) < len(records):
+            records, keys, found = ([column[place] for place in kept] for column in (records, keys, found))
+            times, stamps = ([column[place] for place in kept] for column in (times, stamps))
+            attributes = [attributes[place] for place in kept]
+        guessed = [place for place, row in enumerate(found) if type(row) is Update and row.guessed]
+        return _columns(records, keys, found, times, attributes, stamps, guessed, rejected, others)
+
+    def _alone(self, record: Message, decoded: ItemUpdate | None, headers: EventAttributes, now: int) -> Update:
+        """As ``read``, of a record that may be decoded already."""
+        if decoded is None:
+            return self.read(record, now)
+        return self._checked(record, record.key(), decoded, headers, now, of_json=False)
 
     def read(self, record: Message, now: int) -> Update:
         """The update in a record; ``now``: milliseconds since the epoch.
@@ -227,37 +240,49 @@ class UpdateIntake:
         decoded = decode_event(self._codec, record, value, self._event)
         return self._checked(record, item_id, decoded.value, decoded.headers, now, of_json=decoded.of_json)
 
-    def _alone(self, record: Message, decoded: ItemUpdate | None, now: int) -> Update:
-        """As ``read``, of a record that may be decoded already."""
-        if decoded is None:
-            return self.read(record, now)
-        return self._checked(record, record.key(), decoded, NO_ATTRIBUTES, now, of_json=False)
+    def _said(self, records: Sequence[Message]) -> list[EventAttributes | None] | None:
+        """What each record's headers say; None of headers that refuse the record. None instead of a list: there are none."""
+        headers = all_headers(records)
+        if headers.count(None) == len(records):
+            return None
+        said: list[EventAttributes | None] = []
+        for record, found in zip(records, headers, strict=True):
+            try:
+                said.append(NO_ATTRIBUTES if found is None else said_by_headers(record, self._event))
+            except EventError:
+                said.append(None)
+        return said
 
     def _plain(
-        self, records: Sequence[Message], keys: Sequence[bytes | None], values: Sequence[bytes | None]
+        self,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        said: Sequence[EventAttributes | None] | None,
     ) -> Sequence[int]:
-        """Places of the records that are to be decoded at once: a plain id, no headers, a value that may be MessagePack."""
-        headers, maximum = all_headers(records), self._event.maximum_bytes
-        plain_ids = are_plain_ids(keys)
-        if plain_ids and all(values) and headers.count(None) == len(records):
+        """Places of the records that are to be decoded at once: a plain id, usable headers, a value that may be MessagePack."""
+        maximum, plain_ids = self._event.maximum_bytes, are_plain_ids(keys)
+        if plain_ids and said is None and all(values):
             present: Iterable[bytes] = values  # type: ignore[assignment]
             if (
                 max(map(len, present), default=0) <= maximum
                 and min(map(_FIRST_BYTE, present), default=0xFF) >= FIRST_MAP_BYTE
             ):
-                return range(len(records))
+                return range(len(keys))
         return [
             place
-            for place, (key, value, found) in enumerate(zip(keys, values, headers, strict=True))
+            for place, (key, value, headers) in enumerate(
+                zip(keys, values, said or repeat(NO_ATTRIBUTES), strict=False)
+            )
             if value
-            and found is None
+            and headers is not None
+            and not headers.structured
             and len(value) <= maximum
             and value[0] >= FIRST_MAP_BYTE
             and (plain_ids or (key and len(key) <= MAXIMUM_ID_BYTES and is_plain_id(key)))
         ]
 
-    def _odd(self, updates: Sequence[ItemUpdate], stamps: Sequence[int], now: int) -> set[int]:
-        """Places of the decoded updates that do not pass by columns."""
+    def _odd(self, updates: Sequence[ItemUpdate], times: Sequence[int], now: int) -> set[int]:
+        """Places of the decoded updates that do not pass by columns. ``times``: of an update that has none of its own."""
         odd: set[int] = set()
         count, size = len(updates), self._float32_bytes
         for column in (list(map(rare, updates)) for rare in _RARE_FIELDS):
@@ -278,11 +303,9 @@ class UpdateIntake:
         fits = (weights >= 0) & (weights <= self._weight)  # NaN does not
         if not fits.all():
             odd.update(np.flatnonzero(~fits).tolist())
-        times = [
-            stamp if (at := update.updated_at) is None else at for update, stamp in zip(updates, stamps, strict=True)
-        ]
-        if times and not EARLIEST_TIME <= min(times) <= max(times) <= now:
-            odd.update(place for place, time in enumerate(times) if not EARLIEST_TIME <= time <= now)
+        made = [time if (at := update.updated_at) is None else at for update, time in zip(updates, times, strict=True)]
+        if made and not EARLIEST_TIME <= min(made) <= max(made) <= now:
+            odd.update(place for place, time in enumerate(made) if not EARLIEST_TIME <= time <= now)
         return odd
 
     def _checked(
@@ -317,6 +340,41 @@ class UpdateIntake:
             return embedding_bytes(update.embedding, dtype, self._dimension)
         except EmbeddingError as error:
             raise EventError(error.kind, str(error)) from None
+
+
+def _columns(
+    records: Sequence[Message],
+    keys: list[Any],
+    rows: Sequence[Any],
+    times: Sequence[int],
+    attributes: list[bytes | None],
+    stamps: list[int],
+    guessed: list[int],
+    rejected: list[tuple[Message, EventError]],
+    others: int,
+) -> UpdateBatch:
+    """Of usable updates, each an ``ItemUpdate`` or an ``Update``; ``times``: of those that have none of their own."""
+    return UpdateBatch(
+        records,
+        keys,
+        [row.embedding for row in rows],
+        guessed,
+        [row.title for row in rows],
+        [row.weight for row in rows],
+        [time if (at := row.updated_at) is None else at for row, time in zip(rows, times, strict=True)],
+        attributes,
+        stamps,
+        rejected,
+        others,
+    )
+
+
+def _times(said: Sequence[EventAttributes | None], stamps: Sequence[int]) -> list[int]:
+    """The time that each record's CloudEvent says, or its Kafka timestamp."""
+    return [
+        stamp if headers is None or headers.time is None else headers.time
+        for headers, stamp in zip(said, stamps, strict=True)
+    ]
 
 
 def _time(record: Message, update: ItemUpdate, headers: EventAttributes, now: int) -> int:

@@ -78,7 +78,17 @@ values = st.one_of(
     ),
     st.builds(lambda value, end: value[:end], whole, st.integers(0, 30)),
 )
-headers = st.sampled_from([None] * 4 + [[], [("trace", b"1")], [("content-type", b"text/plain")], [("n", b"")] * 3])
+EVENTS = [
+    [("ce_specversion", b"1.0"), ("ce_time", time)]
+    for time in (b"2026-01-01T00:00:00Z", b"2999-01-01T00:00:00Z", b"soon")
+] + [
+    [("content-type", b"application/msgpack; dtype=float16")],
+    [("content-type", b"application/cloudevents+json")],
+    [("content-type", b"application/msgpack"), ("trace", b"1")],
+]
+headers = st.sampled_from(
+    [None] * 4 + [[], [("trace", b"1")], [("content-type", b"text/plain")], [("n", b"")] * 3, *EVENTS]
+)
 stamps = st.sampled_from([(1, TIME), (1, TIME), (1, NOW + 1), (1, 5), (0, -1), (2, 0)])
 records = st.builds(
     lambda key, value, said, stamp, partition: Message(
