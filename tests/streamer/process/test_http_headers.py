@@ -56,7 +56,9 @@ def test_dashboard_serves_its_pages_alone_and_every_answer_carries_the_headers(t
                 assert {name: answer.headers[name] for name in expected} == expected
             assert "text/html" in (await client.get("/")).headers["Content-Type"]
             assert (await client.get("/state")).headers["Content-Type"].startswith("application/json")
-            assert set(await (await client.get("/state")).json()) == {"ready", "codebook"}, "nothing on a standby"
+            assert set(await (await client.get("/state")).json()) == {"ready", "codebook", "serving"}, (
+                "nothing counted on a standby"
+            )
 
     asyncio.run(run())
 
