@@ -176,12 +176,13 @@ class IndexerSettings(Section):
         "(docs/scale.md)",
     )
     batch_size: int = Field(
-        10_000, ge=1, description="records an LMDB transaction at the most, near the end of the topic"
+        30_000, ge=1, description="records an LMDB transaction at the most, near the end of the topic"
     )
     catching_up_batch_size: int = Field(
-        200_000,
+        400_000,
         ge=1,
-        description="far behind it, half of what waits and at the most this; some three kilobytes of memory a record",
+        description="far behind it, half of what waits and at the most this; two or three kilobytes of memory a record, "
+        "a gigabyte for all of these",
     )
     map_bytes: int = Field(
         1 << 30, ge=1 << 16, description="address space that a new index begins with; doubled whenever it is full"
