@@ -88,8 +88,8 @@ STAGES: Final[Mapping[str, Stage]] = {
         ),
     ),
 }
-# What another thread does for the assigner, beside the next batch when batches come full. It is seen whenever the main thread takes
-# a sample, which the interpreter never lets it do in the middle of the other's calls: so not divided any further.
+# What another thread does for the assigner, beside the next batch when batches come full. It is seen whenever the main thread
+# takes a sample, which the interpreter never lets it do in the middle of the other's calls: so not divided any further.
 COMMIT: Final = Stage(
     "begin, offsets, outputs, commit", "streamer.exactly_once.loop:TransactionalLoop._transact", "codes"
 )
