@@ -33,8 +33,8 @@ from streamer.kafka.partition_watch import topic_states
 from streamer.kafka.read_to_end import Reading, Span, end_reader, partitions_of, read_spans, watermarks
 from streamer.settings import Settings
 
-# Larger batches gain little more, and hold some hundred bytes a record in memory.
-_BATCH_RECORDS: Final = 50_000
+# As an indexer that is far behind: random ids touch a page each unless a page gets several (``batch_sizes``).
+_BATCH_RECORDS: Final = 200_000
 
 
 class RebuildError(SidstreamError):
@@ -88,7 +88,7 @@ def rebuild(
     topics = (settings.topics.item_codes, settings.topics.item_attributes, settings.topics.layouts)
     require_usable(settings, topics)
     started = time.monotonic()
-    consumer = end_reader(settings, "rebuild", queued_min_messages=2 * _BATCH_RECORDS)
+    consumer = end_reader(settings, "rebuild")
     made = not into.exists()
     try:
         before = _log_ids(settings)
