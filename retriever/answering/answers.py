@@ -21,29 +21,26 @@ from models.bundles.item_encoder import ItemEncoder
 from models.errors import SidstreamError
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
-from retriever.answering.asked import Answered, Asked, Found, Numbers, SearchKind
+from retriever.answering.asked import Answered, Asked, Found, Numbers
 from retriever.answering.explaining import Explainer
 from retriever.answering.metrics import DECODE_SECONDS
 from retriever.answering.mixing import Mixer, ToMix, candidates_for, read_items
 from retriever.answering.parts import (
     Shard,
     given_history,
-    given_sids,
     given_sums,
     given_vectors,
     of_another_bundle,
     order_of,
 )
 from retriever.answering.ranking import RankingContext, by_own_probability, ranker_of
+from retriever.answering.searches import Searches
 from retriever.answering.slates import Slate, SlateGroups, fill
 from retriever.dense.leg import DenseQuery, MixedItem
 from retriever.dense.query_embeddings import QueryEmbeddings
-from retriever.device_search.search import DeviceSearch, is_for
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
-from retriever.search.beam_search import ScoredSid, beam_search
-from retriever.search.exact_search import exact_search
-from retriever.search.marginal_search import marginal_beam_search
+from retriever.search.beam_search import ScoredSid
 from store.reading.reader import IndexReader, Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie, require_layout
@@ -115,10 +112,7 @@ class Answerer:
             self._catalogue.trie(snapshot, self._layout(snapshot), None).warm_up()
             if self._mixer is not None:
                 self._mixer.roll_to(snapshot)
-        # On a card a step's copies to the host would cost more than the step.
-        self._on_device = DeviceSearch(model, prompts.vocabulary) if prompts is not None and is_for(model) else None
-        if self._on_device is not None and model is not None:
-            log.info("search_on_device", device=str(model.device), works=self._on_device.works)
+        self._searches = Searches(bundle, model, prompts, settings, self._catalogue)
         self._ranker = ranker_of(settings, bundle)
         self._explainer = Explainer(settings, bundle, model, prompts, self._catalogue, self._mixer)
 
@@ -139,14 +133,14 @@ class Answerer:
                 self._read_history(one, snapshot, layout)
                 if self._mixer is not None:
                     one.vector = self._vector(one, self._mixer)
-            tries = self._tries(asked, snapshot, layout)
+            tries = self._searches.tries(asked, snapshot, layout)
             prepared = time.perf_counter()
-            found = self._search(asked, tries)
+            found = self._searches.search(asked, tries)
             decoded = time.perf_counter()
             position = {f"{topic}/{partition}": offset for (topic, partition), offset in snapshot.position.items()}
             answered = self._answered(asked, found, tries)
             details = [
-                self._explainer.details(one, own, each, trie, snapshot, self._beams(one.query.limit))
+                self._explainer.details(one, own, each, trie, snapshot, self._searches.beams(one.query.limit))
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
             ]
             errors = [
@@ -155,7 +149,13 @@ class Answerer:
             ]
             parts = [
                 self._shard.answered_part(
-                    one, each, own.order, trie, snapshot, self._eligible(one.filter), self._beams(one.query.limit)
+                    one,
+                    each,
+                    own.order,
+                    trie,
+                    snapshot,
+                    self._eligible(one.filter),
+                    self._searches.beams(one.query.limit),
                 )
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)
             ]
@@ -203,83 +203,6 @@ class Answerer:
         if self._settings.layout == "pinned":
             return self._bundle.layout
         return snapshot.live_layout() or self._bundle.layout
-
-    def _tries(self, asked: Sequence[Asked], snapshot: Snapshot, layout: Layout) -> list[SnapshotTrie]:
-        """The trie of each query's eligible items; equal ones are one, so that they are searched together."""
-        known: dict[tuple[Filter | None, bytes], SnapshotTrie] = {}
-        tries = []
-        for one in asked:
-            key = one.filter, one.excluded.tobytes()
-            if key not in known:
-                known[key] = self._catalogue.trie(snapshot, layout, one.filter, one.excluded)
-            tries.append(known[key])
-        return tries
-
-    def _search(self, asked: Sequence[Asked], tries: Sequence[SnapshotTrie]) -> list[Found | None]:
-        """SIDs of each query, None for one that the model is not asked. Queries with as many beams are searched together, so that
-        an answer does not depend on what else was asked.
-        """
-        given = [one.part if one.is_answered else None for one in asked]
-        found = [None if part is None else given_sids(part) for part in given]
-        if self._model is None:
-            return found
-        # A prompt of nothing gives the same items to everybody: only where there is no vector either.
-        searched_for = [one.is_searched and (one.reads_something or one.vector is None) for one in asked]
-        kinds = [(self._kind(one), self._beams(one.query.limit)) for one in asked]
-        wanted = {own for own, is_searched in zip(kinds, searched_for, strict=True) if is_searched}
-        for kind, count in sorted(wanted):
-            places = [place for place, own in enumerate(kinds) if own == (kind, count) and searched_for[place]]
-            searched = self._search_with(
-                kind, [asked[place].prompt for place in places], [tries[place] for place in places], count
-            )
-            for place, each in zip(places, searched, strict=True):
-                found[place] = each
-        failed = sum(
-            one.is_searched and each is not None and not each.sids and len(trie.first_tokens()) > 0
-            for one, each, trie in zip(asked, found, tries, strict=True)
-        )
-        if failed:
-            log.error("scores_not_finite", queries=failed, model=self._bundle.manifest.model_id)
-        return found
-
-    def _kind(self, one: Asked) -> SearchKind:
-        """How the query is searched: as it asks, or exactly where its filter lets few items through, or as the settings say."""
-        if self._settings.layout == "marginal":
-            return "beam"
-        if one.query.search is not msgspec.UNSET:
-            return one.query.search
-        if one.filter is not None and self._catalogue.eligible_count(one.filter) <= self._settings.exact_below:
-            return "exact"
-        return self._settings.search
-
-    def _beams(self, limit: int) -> int:
-        """``retriever.beams``, doubled until ``limit`` items can be found: as many SIDs as beams are found, if so many are
-        live, and a SID has one item at least. Doubled, so that queries of many limits share few searches.
-        """
-        beams = self._settings.beams
-        while beams < limit:
-            beams *= 2
-        return max(self._settings.beams, min(beams, self._settings.maximum_limit))
-
-    def _search_with(
-        self, kind: SearchKind, prompts: list[list[int]], tries: Sequence[SnapshotTrie], beams: int
-    ) -> list[Found]:
-        assert self._prompts is not None
-        model, vocabulary, normaliser = self._model, self._prompts.vocabulary, self._settings.normaliser
-        if kind == "exact":
-            exact = exact_search(
-                model, vocabulary, prompts, tries, sids=beams, budget=self._settings.exact_budget, normaliser=normaliser
-            )
-            return [Found(each.sids, "exact", each.complete, each.expansions) for each in exact]
-        if self._settings.layout == "marginal":
-            found = marginal_beam_search(
-                model, vocabulary, prompts, tries, pinned=self._bundle.layout, beams=beams, normaliser=normaliser
-            )
-        elif self._on_device is not None:
-            found = self._on_device.search(prompts, tries, beams=beams, normaliser=normaliser)
-        else:
-            found = beam_search(model, vocabulary, prompts, tries, beams=beams, normaliser=normaliser)
-        return [Found(sids) for sids in found]
 
     def _read_history(self, one: Asked, snapshot: Snapshot, layout: Layout) -> None:
         """The items of the history become a part of the prompt, and what the answer may not name."""

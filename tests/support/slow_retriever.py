@@ -6,18 +6,18 @@ import os
 import time
 from typing import Any
 
-from retriever.answering.answers import Answerer
+from retriever.answering.searches import Searches
 from retriever.serving.process import run_retriever
 from streamer.settings import load_settings
 
-search = Answerer._search
+search = Searches.search
 
 
-def slowly(self: Answerer, *arguments: Any) -> Any:
+def slowly(self: Searches, *arguments: Any) -> Any:
     time.sleep(float(os.environ["SLOW_MODEL_SECONDS"]))
     return search(self, *arguments)
 
 
 if __name__ == "__main__":
-    Answerer._search = slowly  # type: ignore[method-assign]
+    Searches.search = slowly  # type: ignore[method-assign]
     run_retriever(load_settings())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.bundles.bundle import Bundle
 from models.bundles.model_of_bundle import load_language_model
 from models.codebooks.codebook import Codebook
-from retriever.answering import answers as answering
+from retriever.answering import searches
 from retriever.answering.answers import Answerer
 from retriever.answering.asked import Asked
 from retriever.device_search import search as device_search
@@ -71,7 +71,7 @@ def test_answers_are_the_hosts_while_the_index_changes_under_histories_and_exclu
     with IndexReader(writer.path) as reader:
         answerers = []
         for on_device in (True, False):
-            monkeypatch.setattr(answering, "is_for", lambda _, on_device=on_device: on_device)
+            monkeypatch.setattr(searches, "is_for", lambda _, on_device=on_device: on_device)
             answerers.append(
                 Answerer(
                     bundle=bundle, model=model, prompts=prompts, reader=reader, settings=RetrieverSettings(dense=False)

@@ -410,8 +410,10 @@ def test_late_query_gets_an_error_that_says_how_long_it_waited_and_costs_no_mode
         query(b"clock-ahead", text="a", asked_at=now + 3_600_000, timeout_ms=1),
     ]
     searched: list[int] = []
-    search = answerer._search
-    monkeypatch.setattr(answerer, "_search", lambda asked, trie: searched.append(len(asked)) or search(asked, trie))
+    search = answerer._searches.search
+    monkeypatch.setattr(
+        answerer._searches, "search", lambda asked, trie: searched.append(len(asked)) or search(asked, trie)
+    )
     outgoing = answer_queries(asked)
     assert [out.topic for out in outgoing] == ["results"] * 4, "nothing is wrong with a late query: no dead letter"
     assert searched == [2]

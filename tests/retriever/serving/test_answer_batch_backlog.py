@@ -67,7 +67,7 @@ def slow_retriever(
                 results_topic=settings.topics.results,
                 dead_letter_topic=settings.topics.queries_dead_letters,
             )
-            search, calls, batches = answerer._search, list[int](), list[int]()
+            search, calls, batches = answerer._searches.search, list[int](), list[int]()
 
             def slowly(asked: Any, trie: Any) -> Any:
                 calls.append(len(asked))
@@ -78,7 +78,7 @@ def slow_retriever(
                 batches.append(len(records))
                 return transform(records)
 
-            answerer._search = slowly  # type: ignore[method-assign]
+            answerer._searches.search = slowly  # type: ignore[method-assign]
             group = settings.topics.prefix + settings.retriever.group
             loop = LoopSettings("retriever", settings.topics.queries, group, "0", BATCH, 0, QUERY_SECONDS, 1_000)
             yield TransactionalLoop(loop, settings.kafka, counted, Health(), transform.next_batch), batches, calls
