@@ -68,7 +68,7 @@ class ModelSettings:
     @property
     def learning_rate(self) -> float:
         """The usual one: of a checkpoint, or a model that was one at first, and of any other: a small model that goes on learns
-        best at the rate that it began with (``python -m benchmarks.warm_start``).
+        best at the rate that it began with (``python -m benchmarks warm-start``).
         """
         pretrained = self.checkpoint is not None or (self.origin is not None and self.origin.pretrained is not None)
         return _CHECKPOINT_RATE if pretrained else _NEW_RATE

@@ -5,7 +5,8 @@ kept vectors; items that are not eligible take no part, neither as answers nor i
 
 Up to ``SCREENED_FROM`` eligible items all are scanned. Beyond, a scan costs more than the search of the model (18 ms for 400
 thousand items of 384 numbers, one core): then the 96 leading directions of the vectors are scanned (8 ms), and the exact cosines
-are taken of the few thousand best. ``benchmarks/dense.py`` says what of the nearest hundred is lost by it (2 of 100 there).
+are taken of the few thousand best. ``benchmarks/retrieval/dense.py`` says what of the nearest hundred is lost by it (2 of 100
+there).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.fm_index import CODEBOOK, crowded_batch, measure
-from benchmarks.fm_structure import DynamicFmIndex, FmIndex, WaveletMatrix
+from benchmarks.retrieval.fm_index import CODEBOOK, crowded_batch, measure
+from benchmarks.retrieval.fm_structure import DynamicFmIndex, FmIndex, WaveletMatrix
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
 from store.writing.writer import IndexWriter

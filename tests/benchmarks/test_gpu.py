@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import gpu  # noqa: E402
+from benchmarks.retrieval import gpu  # noqa: E402
 from models.language.language_model import small_causal_lm  # noqa: E402
 from models.sids.vocabulary import SidVocabulary  # noqa: E402
 

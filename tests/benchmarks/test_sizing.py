@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sizing
-from benchmarks.sizing import Load, catalogues_of, planned, written_microseconds
+from benchmarks.stream import sizing
+from benchmarks.stream.sizing import Load, catalogues_of, planned, written_microseconds
 
 RUN = {
     "items": 1_000_000,

@@ -10,8 +10,8 @@ from types import FunctionType
 
 import pytest
 
-from benchmarks.profiled import Profile, Sampler, name_of, turn_of
-from benchmarks.stages import COMMIT, STAGES, Stage, stage_rows
+from benchmarks.stream.profiled import Profile, Sampler, name_of, turn_of
+from benchmarks.stream.stages import COMMIT, STAGES, Stage, stage_rows
 
 
 @pytest.mark.parametrize(

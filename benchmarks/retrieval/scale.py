@@ -25,8 +25,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from benchmarks.scale_ingest import CODEBOOK, LAYERS, Updates, load
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.index.scale_ingest import CODEBOOK, LAYERS, Updates, load
 from models.language.language_model import small_causal_lm
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout

@@ -35,7 +35,7 @@ from typing import Any, Final
 import numpy as np
 from confluent_kafka import Consumer, Producer
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from models.bundles.building import FitSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import fit_dense_part

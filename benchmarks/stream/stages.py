@@ -1,4 +1,4 @@
-"""Where the processor time of an item goes, stage by stage; from a profiler (`benchmarks.profiled`), and it adds up to the whole.
+"""Where the processor time of an item goes, stage by stage: from a profiler (`profiled.py`), and it adds up to the whole.
 
 A stage is a function with all that it calls, less the stages inside of it. Beside it stands its floor, measured here and now:
 what the same bytes cost to be copied once, the same products as bare matrix products. The profiler's own cost is in the figures:
@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.own_process import in_process_of_its_own
-from benchmarks.profiled import Profile, name_of
-from benchmarks.reporting import Result
-from benchmarks.running_pipeline import DIMENSION, LAYERS, SIZE
+from benchmarks.common.own_process import in_process_of_its_own
+from benchmarks.common.reporting import Result
+from benchmarks.stream.profiled import Profile, name_of
+from benchmarks.stream.running_pipeline import DIMENSION, LAYERS, SIZE
 from models.codebooks.codebook import Codebook
 
 
@@ -136,7 +136,7 @@ def floors_us(update_bytes: int, codes_bytes: int) -> dict[str, float]:
 def _floors(update_bytes: int, codes_bytes: int) -> dict[str, float]:
     import torch  # heavy, as is what comes with it: in this process alone
 
-    from benchmarks.assignment import bare_gemms
+    from benchmarks.stream.assignment import bare_gemms
 
     torch.set_num_threads(1)
     random = np.random.default_rng(3)

@@ -4,7 +4,7 @@ Vectors are those of amazon_games where the study's data lie beside the project 
 many times with noise of a third of its length: neighbourhoods are crowded, which is the hard case for screening. What it loses is
 counted: the share of the true nearest hundred that it keeps, and by how much the log of the sum over the catalogue is off.
 
-    python -m benchmarks.dense [--items 20000,400000] [--json PATH]
+    python -m benchmarks dense [--items 20000,400000] [--json PATH]
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from models.dense.arrivals import unit
 from models.dense.space import DenseSpace, KnownItems
 from models.dense.vectors import quantise
 from retriever.dense.item_vectors import SCREENED_FROM, ItemVectors
 
-DATA: Final = Path(__file__).parents[2] / "shared" / "data" / "amazon_games" / "items.minilm.f16.npy"
+DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "amazon_games" / "items.minilm.f16.npy"
 QUERIES: Final = 8
 SHARPNESS: Final = 15.0
 NEAREST: Final = 100

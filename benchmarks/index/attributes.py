@@ -16,7 +16,7 @@ from typing import Any, Final
 import lmdb
 import numpy as np
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from models.attributes import Attributes, AttributeType, encode_attributes
 from models.sids.layout import Layout
 from retriever.eligibility.columns import Columns

@@ -1,7 +1,7 @@
 """Training: whole histories against one example a target, and batches by length against batches as they come and against those of
 transformers' own ``LengthGroupedSampler``, which has as many rows a step and not as many targets.
 
-    python -m benchmarks.training [--json PATH] [--quick]
+    python -m benchmarks training [--json PATH] [--quick]
 
 Histories have the lengths of a shop's (2 to 50 items, 6.6 on average: amazon_games less its test items), the model is
 `sidstream train`'s new one (128 wide, three layers, one thread). Both sides do whole steps of about as many targets (loss,
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from models.examples.records import TrainingData, TrainingExample
 from models.language.language_model import small_causal_lm
 from models.language.prompts import PromptBuilder, PromptSettings

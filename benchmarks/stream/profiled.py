@@ -1,4 +1,4 @@
-"""Runs a process of sidstream and tells where its processor time went: `python -m benchmarks.profiled NAME PATH`.
+"""Runs a process of sidstream and tells where its processor time went: `python -m benchmarks profiled NAME PATH`.
 
 A sampling profiler: for each millisecond of processor time that the process used, every thread of Python is seen where it is, and
 what its own clock has gone on since is counted for each function on its stack. A wait costs nothing; calls into C belong to the
@@ -23,7 +23,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 _TASKS: Final = Path("/proc/self/task")
-_ROOT: Final = Path(__file__).parents[1]
+_ROOT: Final = Path(__file__).parents[2]
 _EVERY_SECONDS: Final = 0.001
 
 

@@ -17,10 +17,10 @@ from typing import Final
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks.profiled import Profile
-from benchmarks.reporting import Result, Target
-from benchmarks.running_pipeline import COPY_TOPIC, Items, Running, apart, status
-from benchmarks.stages import STAGES, floors_us, stage_rows
+from benchmarks.common.reporting import Result, Target
+from benchmarks.stream.profiled import Profile
+from benchmarks.stream.running_pipeline import COPY_TOPIC, Items, Running, apart, status
+from benchmarks.stream.stages import STAGES, floors_us, stage_rows
 from store.reading.reader import IndexReader
 from streamer.client.publisher import ItemPublisher
 from streamer.kafka.clients import consumer_configuration, producer_configuration

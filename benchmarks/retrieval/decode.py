@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.decoding_rivals import CODEBOOK, Rivals, crowded_codes, in_batches, snapshot_of
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.retrieval.decoding_rivals import CODEBOOK, Rivals, crowded_codes, in_batches, snapshot_of
 from models.language.int8 import to_int8
 from models.language.language_model import small_causal_lm
 from models.sids.head_tokens import top_k

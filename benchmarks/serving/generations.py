@@ -3,7 +3,7 @@
 Real processes of ``sidstream up`` on an embedded broker, without a retriever: the machine is shared as on one host. A producer
 sends a steady stream of updates all the while; freshness is from ``produce`` to the index.
 
-    python -m benchmarks.generations --items 100000 --share 0.33 --share 1
+    python -m benchmarks generations --items 100000 --share 0.33 --share 1
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A retriever is killed and asked: seconds until it answers again, and the processor time of its start.
 
-    python -m benchmarks.start [--json PATH] [--rounds N] [--items N]
+    python -m benchmarks start [--json PATH] [--rounds N] [--items N]
 
 Broker, assigner, indexer, monitor and retriever run as `sidstream up` runs them, first with processes that import everything by
 themselves (`--no-preload`), which is the baseline, then with the fork server. A round kills the retriever with SIGKILL, asks at
@@ -20,8 +20,8 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from benchmarks.switch import DIMENSION, await_items, made_bundle, places
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.serving.switch import DIMENSION, await_items, made_bundle, places
 from models.catalogue import CatalogueItem
 from retriever.client import Client
 from streamer.client.publisher import publish_items

@@ -18,7 +18,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.records.encoding import ItemEncoding, PathEncoding, number_keys

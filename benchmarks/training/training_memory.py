@@ -1,6 +1,6 @@
 """Memory and time of training a model of 0.1 billion parameters on the processor: each way to need less of one or the other.
 
-    python -m benchmarks.training_memory [--json PATH] [--hidden-size 768] [--model-layers 12] [--targets 16]
+    python -m benchmarks training-memory [--json PATH] [--hidden-size 768] [--model-layers 12] [--targets 16]
 
 A Llama with 32,000 text tokens and random weights takes a few steps of so many examples (prompts and SIDs of about 60 tokens),
 one thread; each way runs in a process of its own. Seconds are of processor time, so that waiting for a core that others use
@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.own_process import in_process_of_its_own
-from benchmarks.reporting import Result, benchmark_arguments, report
+from benchmarks.common.own_process import in_process_of_its_own
+from benchmarks.common.reporting import Result, benchmark_arguments, report
 
 TEXT_TOKENS, ITEMS, MAX_HISTORY, STEPS = 32_000, 5_000, 15, 2
 WAYS: Final[dict[str, dict[str, Any]]] = {

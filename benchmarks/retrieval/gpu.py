@@ -29,8 +29,8 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.decoding_rivals import CODEBOOK, Rivals, crowded_codes, snapshot_of
-from benchmarks.reporting import Result, benchmark_arguments, report, write_markdown
+from benchmarks.common.reporting import Result, benchmark_arguments, report, write_markdown
+from benchmarks.retrieval.decoding_rivals import CODEBOOK, Rivals, crowded_codes, snapshot_of
 from models.language.language_model import small_causal_lm
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary

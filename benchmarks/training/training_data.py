@@ -1,6 +1,6 @@
 """Training data larger than memory: what `sidstream train --stream` holds as it divides, makes tables and takes its first steps.
 
-    python -m benchmarks.training_data [--json PATH] [--examples 20000000] [--directory DIR]
+    python -m benchmarks training-data [--json PATH] [--examples 20000000] [--directory DIR]
 
 Examples of queries, users and histories are written as JSON lines (about 2.5 GB for 20 million, and twice that for parts and
 tables), and each stage runs in a process of its own whose peak of resident memory the kernel counts. The bound is for any number
@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.own_process import in_process_of_its_own
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.own_process import in_process_of_its_own
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 
 ITEMS, USERS, WORDS, MAX_HISTORY, BATCH, STEPS = 50_000, 2_000_000, 2_000, 10, 128, 20
 BOUND_MIB: Final = 1_536

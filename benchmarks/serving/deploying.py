@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from models.bundles.building import FitSettings, ModelSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import add_dense_part, dense_space_of, fit_dense_part

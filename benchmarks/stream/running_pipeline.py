@@ -84,7 +84,7 @@ class Running:
 
     def start(self, name: str, *, profiled: bool = False, wait: bool = True) -> None:
         """Start ``sidstream <name>``, and wait until it says that it is ready: that it has caught up, where something waits."""
-        module = ["benchmarks.profiled", name, str(self.profile_of(name))] if profiled else ["sidstream", name]
+        module = ["benchmarks.stream.profiled", name, str(self.profile_of(name))] if profiled else ["sidstream", name]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

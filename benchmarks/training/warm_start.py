@@ -1,6 +1,6 @@
 """Warm start: recall after a share of a cold training's steps, from nothing and from an older bundle's model.
 
-    python -m benchmarks.warm_start [--catalogue DIR] [--scratch DIR] [--cases N] [--only NAME …] [--learning-rate RATE]
+    python -m benchmarks warm-start [--catalogue DIR] [--scratch DIR] [--cases N] [--only NAME …] [--learning-rate RATE]
 
 The older bundle was fitted and trained on what was there first, with as many steps as the cold training. Then all is there:
 with the old codebook, and with a new one that was fitted on all items from another seed, whose tokens begin at the old ones by
@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.reporting import Result, benchmark_arguments, report
+from benchmarks.common.reporting import Result, benchmark_arguments, report
 from models.bundles.building import FitSettings, fit_bundle, train_bundle
 from models.bundles.bundle import Bundle
 from models.bundles.first_model import ModelSettings
@@ -51,7 +51,7 @@ from models.training.settings import TrainingSettings
 from study.measures.catalogue_trie import CatalogueTrie
 from study.measures.item_search import found_items
 
-CATALOGUE: Final = Path(__file__).parents[2] / "shared" / "data" / "chorus_icecat"
+CATALOGUE: Final = Path(__file__).parents[3] / "shared" / "data" / "chorus_icecat"
 OLD_SHARE: Final = 0.8
 EPOCHS: Final = 4
 BATCH: Final = 128

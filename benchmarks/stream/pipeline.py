@@ -3,10 +3,10 @@
 Broker, assigner and indexer run as they do for a user, each in a process of its own; the benchmark publishes and reads
 the index. Item ids are random, as they are in life. Baselines come from the same broker in the same minutes:
 
-- throughput (`benchmarks.throughput`): a transactional copy of the same records, raw, with the same client settings;
-- freshness (`benchmarks.freshness`): a bare `produce()` → `poll()` of the same records at the same rate.
+- throughput (`benchmarks.stream.throughput`): a transactional copy of the same records, raw, with the same client settings;
+- freshness (`benchmarks.stream.freshness`): a bare `produce()` → `poll()` of the same records at the same rate.
 
-Where the processor time of an item goes, stage by stage, is from a profiler (`benchmarks.stages`), in a round of its own.
+Where the processor time of an item goes, stage by stage, is from a profiler (`benchmarks.stream.stages`), in a round of its own.
 The first runs are thrown away, as a broker's first half minute is compilation.
 
 With the defaults that takes about six minutes on two idle cores, and longer on a busy machine; `--rounds 1 --items 50000
@@ -19,10 +19,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.freshness import RATES, freshness_rows, warm_up
-from benchmarks.reporting import Result, benchmark_arguments, report
-from benchmarks.running_pipeline import DIMENSION, LAYERS, SIZE, Items, Running, pipeline
-from benchmarks.throughput import throughput_rows
+from benchmarks.common.reporting import Result, benchmark_arguments, report
+from benchmarks.stream.freshness import RATES, freshness_rows, warm_up
+from benchmarks.stream.running_pipeline import DIMENSION, LAYERS, SIZE, Items, Running, pipeline
+from benchmarks.stream.throughput import throughput_rows
 from store.checks.verification import verify
 from store.reading.reader import IndexReader
 

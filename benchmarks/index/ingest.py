@@ -1,6 +1,6 @@
 """Writing into an index of ten million items: large sorted batches while catching up, small ones while live.
 
-    python -m benchmarks.ingest [--items 10000000] [--directory /a/disk/with/10/GB]
+    python -m benchmarks ingest [--items 10000000] [--directory /a/disk/with/10/GB]
 
 Ids are random, as they are in life: new ones, and those of items that are there already, which get other codes. The baseline of
 a large batch is one as large as the indexer's while live; of a live commit, the same in an index of 100,000 items. A live commit
@@ -23,8 +23,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from benchmarks.scale_ingest import CODEBOOK, LAYERS, batch_of, crowded_codes, load
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.index.scale_ingest import CODEBOOK, LAYERS, batch_of, crowded_codes, load
 from store.files.read_ahead import read_ahead
 from store.writing.writer import IndexWriter
 from streamer.process.run import collect_garbage_rarely

@@ -24,8 +24,9 @@ import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from benchmarks.running_pipeline import (
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.index.scale_ingest import ids_of, load
+from benchmarks.stream.running_pipeline import (
     BARE_TOPIC,
     COPY_TOPIC,
     DIMENSION,
@@ -36,7 +37,6 @@ from benchmarks.running_pipeline import (
     pipeline,
     status,
 )
-from benchmarks.scale_ingest import ids_of, load
 from models.bundles.bundle import Bundle
 from streamer.client.freshness_probe import FreshnessProbe
 from streamer.client.publisher import ItemPublisher

@@ -1,6 +1,6 @@
-"""The constants of ``benchmarks.sizing``, measured on this machine: bytes an item by database, memory an item, rates.
+"""The constants of ``benchmarks.stream.sizing``, measured on this machine: bytes an item by database, memory an item, rates.
 
-    python -m benchmarks.sizing_constants --items 1000000 --json docs/benchmarks/sizing.json
+    python -m benchmarks sizing-constants --items 1000000 --json docs/benchmarks/sizing.json
 
 The catalogue: ids of 16 characters, titles of 44, embeddings of 384 numbers, four attributes. Item ids are random, as they are
 in life. Bytes are those of LMDB's pages, as a catalogue that was read from its topics leaves them: a rebuild. Memory is what
@@ -24,8 +24,8 @@ from typing import Any, Final
 import lmdb
 import numpy as np
 
-from benchmarks.reporting import benchmark_arguments
-from benchmarks.scale_ingest import CODEBOOK, LAYERS, batch_of, crowded_codes
+from benchmarks.common.reporting import benchmark_arguments
+from benchmarks.index.scale_ingest import CODEBOOK, LAYERS, batch_of, crowded_codes
 from models.attributes import AttributeType, encode_attributes
 from models.dense.mixture import nearest
 from models.dense.vectors import quantise

@@ -28,8 +28,8 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fm_structure import DynamicFmIndex, FmIndex, transform, wavelet_package
-from benchmarks.reporting import Result, benchmark_arguments, report
+from benchmarks.common.reporting import Result, benchmark_arguments, report
+from benchmarks.retrieval.fm_structure import DynamicFmIndex, FmIndex, transform, wavelet_package
 from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
 from store.reading.reader import IndexReader

@@ -1,9 +1,9 @@
 """What a catalogue needs: disk, memory, shards, processes, rebuild time. A calculator with its assumptions printed.
 
-    python -m benchmarks.sizing                                          # ten million, a hundred million, a billion items
-    python -m benchmarks.sizing --items 250e6 --queries 300 --updates 5000 --codebook-size 4096 --no-dense
+    python -m benchmarks sizing                                          # ten million, a hundred million, a billion items
+    python -m benchmarks sizing --items 250e6 --queries 300 --updates 5000 --codebook-size 4096 --no-dense
 
-Each figure is arithmetic on measured constants: those of ``docs/benchmarks/sizing.json`` (``benchmarks.sizing_constants``
+Each figure is arithmetic on measured constants: those of ``docs/benchmarks/sizing.json`` (``benchmarks.stream.sizing_constants``
 measures them on your machine; ``--constants`` names another file) and, for what a catalogue does not decide, the options below,
 with the values of the slow machine of docs/benchmarks. Give what you measured. It simulates steady load; it is no promise, and
 beyond the largest catalogue that was built it extrapolates, and says so.

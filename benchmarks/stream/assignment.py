@@ -1,6 +1,6 @@
 """Assignment: embeddings to codes, exact and screened in int8, against a bare GEMM of the same FLOPs and against faiss.
 
-    python -m benchmarks.assignment [--json PATH] [--quick] [--data FOLDER]
+    python -m benchmarks assignment [--json PATH] [--quick] [--data FOLDER]
 
 The floor per item, L = 3, M = 256, D = 384: 2·L·M·D = 590 kFLOP, and 1,536 bytes of embedding read, 6 bytes of codes
 written; the codebook (1.2 MB) stays in the processor's cache. M = 1,024 and 4,096 cost 4 and 16 times as much. A GEMM of
@@ -36,8 +36,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.assignment_rivals import bare_gemms, faiss_encoders
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.stream.assignment_rivals import bare_gemms, faiss_encoders
 from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.codebooks.onnx_export import export_onnx

@@ -20,9 +20,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.reporting import Result, Target, benchmark_arguments, report
-from benchmarks.scale import LIMIT, Queries
-from benchmarks.scale_ingest import CODEBOOK, LAYERS, batch_of, crowded_codes
+from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
+from benchmarks.index.scale_ingest import CODEBOOK, LAYERS, batch_of, crowded_codes
+from benchmarks.retrieval.scale import LIMIT, Queries
 from models.attributes import AttributeType, encode_attributes
 from models.sids.layout import Layout
 from retriever.answering.ranking import by_own_probability

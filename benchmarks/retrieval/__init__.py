@@ -1,0 +1,1 @@
+"""A query, from its parts to the whole."""

@@ -1,0 +1,1 @@
+"""What a start or a change of what answers costs."""

@@ -1,0 +1,1 @@
+"""From an update to the index: assignment, throughput, freshness, sizes."""
