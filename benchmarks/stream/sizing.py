@@ -65,11 +65,11 @@ class Load:
         metadata={"help": "of one core that a query's search takes (yours: milliseconds.decode, on a core)"},
     )
     rank_milliseconds: float = field(default=2.0, metadata={"help": "of one core, to rank and answer it"})
-    assigner_microseconds: float = field(default=33.0, metadata={"help": "of one core an update"})
+    assigner_microseconds: float = field(default=8.0, metadata={"help": "of one core an update"})
     indexer_microseconds: float = field(
-        default=13.0, metadata={"help": "of one core an item, beside the index: reading and decoding"}
+        default=4.0, metadata={"help": "of one core an item, beside the index: reading and decoding"}
     )
-    broker_microseconds: float = field(default=10.0, metadata={"help": "of one core an update, of the broker"})
+    broker_microseconds: float = field(default=6.0, metadata={"help": "of one core an update, of the broker"})
     scan_milliseconds: float = field(
         default=0.0,
         metadata={

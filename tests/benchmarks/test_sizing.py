@@ -69,7 +69,7 @@ def test_table_says_what_it_assumes_and_the_json_holds_every_plan(
     sizing.main()
     shown = capsys.readouterr().out
     assert "1,000,000,000 items, 50 queries/s" in shown
-    assert "--indexer-microseconds 13.0" in shown
+    assert "--indexer-microseconds 4.0" in shown
     assert "extrapolated from 10,000,000 items" in shown or "rebuild of a shard" in shown
     plans = json.loads(out.read_text())
     assert [plan["load"]["items"] for plan in plans] == [1e7, 1e8, 1e9]
