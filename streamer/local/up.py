@@ -25,6 +25,7 @@ from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.local.kafka_distribution import FetchProgress
 from streamer.local.preloaded import AVAILABLE, Preloading
+from streamer.local.priority import give_way, may_change, take_part
 from streamer.local.supervisor import Supervisor
 from streamer.operations.generations.adopt import adopt
 from streamer.process.ports import require_free_port
@@ -68,6 +69,8 @@ class Pipeline:
         self._stack = ExitStack()
         self._broker: LocalBroker | None = None
         self._ports: dict[str, int] = {}
+        self._gives_way = may_change()
+        self._behind: dict[str, int] = {}  # process ids of those with a low priority
         self._follower: ServingFollower | None = None
         self.supervisor = Supervisor({}, log_directory)
 
@@ -143,6 +146,21 @@ class Pipeline:
                 log.info("pipeline_starts", codebook=pipeline.codebook)
                 self._start_pipeline(pipeline)
 
+    def _prioritise(self, serving: Serving) -> None:
+        """Processes of a codebook from which nobody is answered, nor was before a change, come after all others."""
+        bundles = (serving.bundle, serving.canary, serving.previous)
+        answering = {serving.codebook_of(bundle) for bundle in bundles if bundle is not None}
+        for pipeline in serving.pipelines:
+            for name in (command + pipeline.suffix for command in _OF_A_CODEBOOK):
+                pid = self.supervisor.pid(name) if name in self.supervisor.names else None
+                if pid is None:
+                    continue
+                if pipeline.codebook not in answering:
+                    if self._behind.get(name) != pid and give_way(pid):
+                        self._behind[name] = pid
+                elif self._behind.pop(name, None) == pid:
+                    take_part(pid)
+
     def _start(self, name: str, command: str, environment: dict[str, str], *, vital: bool = True) -> None:
         if port := self.settings.metrics.port:
             taken = self._ports.values()
@@ -190,6 +208,8 @@ class Pipeline:
         if self._follower is not None and self._follower.current is not None:
             self._follow(self._follower.current)
         self.supervisor.check()
+        if self._gives_way and self._follower is not None and self._follower.current is not None:
+            self._prioritise(self._follower.current)
 
     def kill(self) -> None:
         """End every process and the embedded broker with SIGKILL, from any thread: a second signal asks for it."""

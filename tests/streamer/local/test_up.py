@@ -164,3 +164,30 @@ def test_pipelines_that_come_and_go_have_their_processes_started_and_ended(
         ending = [name for name in pipeline.supervisor.names if pipeline.supervisor.is_ending(name)]
         assert ending == ["assigner-d", "indexer-d"]
         pipeline.supervisor._children.clear()
+
+
+def test_candidates_processes_give_way_until_somebody_is_answered_from_them(
+    started: dict[str, Mapping[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    monkeypatch.setattr("streamer.local.up.may_change", lambda: True)
+    monkeypatch.setattr("streamer.local.up.give_way", lambda pid: done.append(("gives way", pid)) or pid != 1_000)
+    monkeypatch.setattr("streamer.local.up.take_part", lambda pid: done.append(("takes part", pid)))
+    pids = {"assigner": 1, "indexer": 2, "assigner-d": 3, "indexer-d": 1_000}
+    monkeypatch.setattr(Supervisor, "pid", lambda _self, name: pids.get(name))
+    candidate = ServedPipeline(codebook="d", bundle="2" * 16, suffix="-d", since=2)
+    deployed = (*SERVING.deployed, Deployed(bundle="2" * 16, codebook="d", since=2))
+    both = msgspec.structs.replace(SERVING, deployed=deployed, pipelines=(*SERVING.pipelines, candidate))
+    with Pipeline(load_settings(), embedded_broker=False, retrievers=0, preload=False) as pipeline:
+        pipeline._follow(both)
+        pipeline._prioritise(both)
+        assert done == [("gives way", 3), ("gives way", 1_000)]
+        pids["indexer-d"] = 4  # the one before led no session yet, or has died
+        pipeline._prioritise(both)
+        pipeline._prioritise(both)
+        assert done[2:] == [("gives way", 4)]
+        canary = msgspec.structs.replace(both, canary="2" * 16, share=0.1)
+        pipeline._prioritise(canary)
+        pipeline._prioritise(canary)
+        assert done[3:] == [("takes part", 3), ("takes part", 4)]
+        pipeline.supervisor._children.clear()
