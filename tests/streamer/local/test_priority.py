@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not may_change(), reason="a low priority could n
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
     """It has two threads, and leads a session."""
-    program = "import threading, time as t; threading.Thread(target=t.sleep, args=(600,)).start(); print(flush=True); t.sleep(600)"
+    program = "import threading as h, time as t; h.Thread(target=t.sleep, args=(600,)).start(); print(flush=True); t.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
