@@ -236,7 +236,15 @@ def test_files_of_the_broker_hold_no_password_and_a_user_needs_a_usable_name(
 ) -> None:
     files = [path for path in secure_broker.directory.rglob("*") if path.is_file() and path.stat().st_size < 1 << 20]
     assert len(files) > 3
-    assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
+    assert not [path for path in files if PASSWORD.encode() in _content(path)]
     assert PASSWORD not in "".join(security.scram_records())
     with pytest.raises(SidstreamError, match="user name"):
         BrokerSecurity(Path(), Path(), {"a]b": "x"})
+
+
+def _content(path: Path) -> bytes:
+    """Nothing for a file that the broker, which runs, has renamed or deleted meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
