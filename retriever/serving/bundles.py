@@ -24,7 +24,7 @@ from retriever.serving.answering import Answering, CurrentAnswering
 from retriever.serving.index_progress import IndexGoal
 from retriever.serving.loaded_bundle import LoadedBundle
 from retriever.serving.loading import load_bundle
-from retriever.serving.pace import Pace
+from retriever.serving.pace import Pace, short_turns
 from store.errors import IndexMissingError
 from store.reading.reader import IndexReader
 from streamer.deployments.follow import ServingFollower
@@ -175,8 +175,11 @@ class BundlesOfRecord:
         index = index_of(self._settings, pipeline)
         if self._current is not None and all(one.index != index for one in self._current.now.bundles):
             self._require_caught_up(index, codes_topic_of(self._settings, pipeline), bundle)
-        pace = None if self._current is None else Pace(self._current, self._stop)
-        return load_bundle(bundle_path(self._settings, bundle), index, self._settings, wanted=bundle, pace=pace)
+        path = bundle_path(self._settings, bundle)
+        if self._current is None:
+            return load_bundle(path, index, self._settings, wanted=bundle)
+        with short_turns():
+            return load_bundle(path, index, self._settings, wanted=bundle, pace=Pace(self._current, self._stop))
 
     def _require_caught_up(self, index: Path, topic: str, bundle: str) -> None:
         with IndexReader(index) as reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from retriever.serving.answering import Answering, CurrentAnswering
 from retriever.serving.loaded_bundle import LoadedBundle
-from retriever.serving.pace import LoadInterruptedError, Pace
+from retriever.serving.pace import LoadInterruptedError, Pace, short_turns
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
@@ -105,3 +106,18 @@ def test_index_is_read_in_pieces_and_says_that_its_snapshot_is_awaited(
     assert len(told) == blocks >= 2
     assert told[0] is False
     assert all(told[1:])
+
+
+def test_threads_take_short_turns_during_a_load_and_as_before_after_it_even_if_it_fails() -> None:
+    before = sys.getswitchinterval()
+    during = []
+
+    def load() -> None:
+        with short_turns():
+            during.append(sys.getswitchinterval())
+            raise LoadInterruptedError("the retriever ends")
+
+    with pytest.raises(LoadInterruptedError):
+        load()
+    assert during[0] < before / 10
+    assert sys.getswitchinterval() == before
