@@ -8,14 +8,13 @@ the paths of the items. Random ids are changed: sequential ones flatter LMDB sev
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import lmdb
 import numpy as np
 
+from benchmarks.common.clock import timed
 from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from models.attributes import Attributes, AttributeType, encode_attributes
 from models.sids.layout import Layout
@@ -34,7 +33,6 @@ TYPES: Final[dict[str, AttributeType]] = {
 }  # fmt: skip
 LIMITS: Final = FilterLimits(64, 8, 1_024)
 LOADED_AT_ONCE: Final = 20_000
-SECONDS = time.perf_counter
 # By the share of items that they let through: of prices that are spread evenly from 0 to 100.
 FILTERS: Final[dict[str, dict[str, Any]]] = {
     "0.1 %": {"field": "price", "lt": 0.1},
@@ -81,13 +79,6 @@ def load(writer: IndexWriter, random: np.random.Generator, items: int) -> list[b
         )  # fmt: skip
         every += ids
     return every
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes."""
-    start = SECONDS()
-    work()
-    return SECONDS() - start
 
 
 def alone(

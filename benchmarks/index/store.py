@@ -10,14 +10,13 @@ Item ids are random, as they are in life: sequential ones flatter LMDB several t
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
+from benchmarks.common.clock import timed
 from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
@@ -28,7 +27,6 @@ CODEBOOK = "0" * 16
 LAYERS = 3
 SIZES = (4096, 256)  # M: a short path is a key of the index only for the second
 BEAMS = 50
-SECONDS = time.perf_counter
 
 
 def random_batch(random: np.random.Generator, count: int, size: int = SIZES[0]) -> CodesBatch:
@@ -100,13 +98,6 @@ class RawStore:
                     found += len(value)
                     there = cursor.next_dup()
             return found
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes."""
-    start = SECONDS()
-    work()
-    return SECONDS() - start
 
 
 def write_both(

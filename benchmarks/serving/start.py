@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.common.clock import task_of
 from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from benchmarks.serving.switch import DIMENSION, await_items, made_bundle, places
 from models.catalogue import CatalogueItem
@@ -31,11 +32,6 @@ from streamer.settings import load_settings
 SECONDS: Final = Target.value_at_most(3.0)
 _PATIENCE_SECONDS: Final = 120.0
 _SETTLED_SECONDS: Final = 21.0  # a process that dies sooner after its start is started again after a pause
-
-
-def _processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def restarts(directory: Path, embeddings: np.ndarray, rounds: int, *, preload: bool) -> tuple[list[float], list[float]]:
@@ -63,7 +59,7 @@ def restarts(directory: Path, embeddings: np.ndarray, rounds: int, *, preload: b
                     after = running.supervisor.pid("retriever")
                     if answer.error is not None or after in (before, None):
                         raise SystemExit(f"round {number}: {answer.error or 'the retriever was not started again'}")
-                    spent.append(_processor_seconds(after))
+                    spent.append(task_of(Path(f"/proc/{after}")).seconds)
         finally:
             supervised.set()
             watching.join()

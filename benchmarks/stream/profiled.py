@@ -9,7 +9,6 @@ batch, the start of the process, is left out. PATH gets JSON when the process en
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import signal
 import sys
@@ -21,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
+
+from benchmarks.common.clock import task_of
 
 _TASKS: Final = Path("/proc/self/task")
 _ROOT: Final = Path(__file__).parents[2]
@@ -139,11 +140,10 @@ def _threads() -> dict[str, tuple[str, float]]:
     found = {}
     for task in _TASKS.glob("*"):
         try:
-            name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            name, _, seconds = task_of(task)
         except OSError:
             continue  # it has ended meanwhile
-        values = fields.split()
-        found[task.name] = name, (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+        found[task.name] = name, seconds
     return found
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from benchmarks.common.clock import task_of
 from models.bundles.bundle import create_bundle
 from models.codebooks.codebook import fit_residual_kmeans
 from models.sids.census import count_tokens
@@ -120,17 +121,16 @@ class Running:
         """User and system time of each process and of the broker so far; empty where there is no /proc."""
         pids = {name: process.pid for name, process in self._processes.items()}
         used: dict[str, float] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
+        for directory in Path("/proc").glob("[0-9]*"):
             try:
-                name, _, fields = stat.read_text().partition("(")[2].rpartition(")")
+                found = task_of(directory)
             except OSError:
                 continue  # it has ended meanwhile
-            values = fields.split()
-            if name == "java" and int(values[1]) == os.getpid():
-                pids["broker"] = int(stat.parent.name)
+            if found.name == "java" and found.parent == os.getpid():
+                pids["broker"] = int(directory.name)
             for process, pid in pids.items():
-                if pid == int(stat.parent.name):
-                    used[process] = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+                if pid == int(directory.name):
+                    used[process] = found.seconds
         return used
 
     def _environment(self) -> dict[str, str]:
