@@ -222,8 +222,7 @@ class BundlesOfRecord:
                 )
         needed = {*_named(serving), *(one.id for one in self.current.now.bundles)}
         for bundle in self._loaded.keys() - needed:
-            self._loaded.pop(bundle).close()
-            gc.collect()  # it comes rarely by itself, and a model is large
+            _let_go(self._loaded.pop(bundle))
             log.info("bundle_closed", bundle=bundle)
 
     def _exchange_from(self, before: LoadedBundle, loaded: LoadedBundle) -> None:
@@ -232,8 +231,7 @@ class BundlesOfRecord:
         main = loaded if now.main is before else now.main
         canary = loaded if now.canary is before else now.canary
         self.current.exchange(Answering(main, canary, now.serving))
-        before.close()
-        gc.collect()
+        _let_go(before)
 
     def _show(self, serving: Serving | None) -> None:
         """Health and metrics: what answers, and what is awaited."""
@@ -266,6 +264,12 @@ class BundlesOfRecord:
         for loaded in self._loaded.values():
             loaded.close()
         self._loaded.clear()
+
+
+def _let_go(bundle: LoadedBundle) -> None:
+    """Closes it, and collects what it was: the collector comes rarely by itself, and a model is large."""
+    bundle.close()
+    gc.collect()
 
 
 def _named(serving: Serving) -> Iterator[str]:

@@ -13,10 +13,10 @@ from typing import Final
 import structlog
 
 from store.files.environment import DATA_FILE
+from store.files.memory import available_memory
 
 _SHARE: Final = 2  # a part of the memory that is available, at the most
 _CHUNK_BYTES: Final = 16 * 1024 * 1024
-_MEMORY: Final = Path("/proc/meminfo")
 
 _log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ def read_ahead(directory: Path, *, available: int | None = None, on_progress: Ca
     """
     data = directory / DATA_FILE
     room = available_memory() if available is None else available
-    if data.stat().st_size > room // _SHARE:
+    if room is None or data.stat().st_size > room // _SHARE:
         return 0
     read, chunk = 0, bytearray(_CHUNK_BYTES)
     with data.open("rb", buffering=0) as file:
@@ -37,13 +37,3 @@ def read_ahead(directory: Path, *, available: int | None = None, on_progress: Ca
             on_progress()
     _log.info("index_read_ahead", path=str(directory), bytes=read)
     return read
-
-
-def available_memory() -> int:
-    """Bytes that the kernel could give without swapping; 0 where there is no ``/proc``."""
-    try:
-        lines = _MEMORY.read_text().splitlines()
-    except OSError:
-        return 0
-    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), "0")
-    return 1024 * int(found)

@@ -19,9 +19,8 @@ from streamer.kafka.gather import drain
 
 _SHARE: Final = 2  # of what waits, so that batches become smaller towards the end
 _FETCH_SECONDS: Final = 0.05  # far behind, the client's queue is empty for a moment only
-BATCH_BYTES: Final = (
-    64 * 1024 * 1024
-)  # of values; vectors and attributes make some records a hundred times as large as others
+# Of values; vectors and attributes make some records a hundred times as large as others.
+BATCH_BYTES: Final = 64 * 1024 * 1024
 
 
 def batch_size(waiting: int, live: int, catching_up: int) -> int:

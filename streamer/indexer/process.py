@@ -90,9 +90,8 @@ class Indexer:
         self._ends: dict[tuple[str, int], int] = {}
         self._split_keys: int | None = None
         self._committed_at = time.monotonic()
-        self._read_ahead = (
-            False  # once in a process, where the first batch is far behind: after a start the file may be cold
-        )
+        # Once in a process, where the first batch is far behind: after a start the file may be cold.
+        self._read_ahead = False
 
     def run(self, stop: threading.Event) -> None:
         self._health.set_ready(Part.START)

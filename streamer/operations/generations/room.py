@@ -5,7 +5,6 @@ Estimates from what the first one takes: a fresh index of the same items is abou
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from models.bundles.bundle import Bundle
 from models.bundles.store import BundleStore
 from models.errors import SidstreamError
 from store.files.environment import DATA_FILE
+from store.files.memory import available_memory
 from store.reading.reader import IndexReader
 from streamer.deployments.pipelines import DeploymentError
 from streamer.settings import Settings
@@ -70,7 +70,7 @@ def needs(settings: Settings, bundle: Bundle, *, new_codebook: bool) -> tuple[Ne
         for named, where, size in disk.values()
     ]
     what = "the retriever's second generation" + (", an assigner and an indexer" if new_codebook else "")
-    return (*found, Need(what=what, where="memory", needed=memory, free=_available_memory()))
+    return (*found, Need(what=what, where="memory", needed=memory, free=available_memory()))
 
 
 def require_room(found: Iterable[Need], *, force: bool) -> None:
@@ -116,16 +116,3 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _available_memory() -> int | None:
-    """What the kernel would give without swapping; None where it does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    if "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
