@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -154,7 +155,7 @@ class Answerer:
                     own.order,
                     trie,
                     snapshot,
-                    self._eligible(one.filter),
+                    partial(self._eligible, one.filter),
                     self._searches.beams(one.query.limit),
                 )
                 for one, own, each, trie in zip(asked, answered, found, tries, strict=True)

@@ -7,7 +7,7 @@ a shard is told by a client is held against the bundle before it is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -184,10 +184,12 @@ class Shard:
         order: Sequence[tuple[float, int, int]],
         trie: SnapshotTrie,
         snapshot: Snapshot,
-        eligible: Numbers | None,
+        eligible: Callable[[], Numbers | None],
         beams: int,
     ) -> AnsweredPart | msgspec.UnsetType:
-        """What the answer to a query says for the others to add up; ``eligible``: by its filter, None for all."""
+        """What the answer to a query says for the others to add up; ``eligible``: the items by its filter, None for all; asked
+        for the sums alone, as it looks at every item.
+        """
         part, asked = self.part(one.query), one.query.part
         if not isinstance(part, AnsweredPart) or not isinstance(asked, AskedPart):
             return part
@@ -198,7 +200,7 @@ class Shard:
             return msgspec.structs.replace(part, order=tuple(order))
         sums: DenseSums | msgspec.UnsetType = UNSET
         if self._mixer is not None and one.vector is not None:
-            own = self._mixer.sums(one.vector, one.excluded, eligible)
+            own = self._mixer.sums(one.vector, one.excluded, eligible())
             near = UNSET if np.isneginf(own.log_near) else own.log_near
             sums = DenseSums(log_near=near, together=own.together)
         return msgspec.structs.replace(

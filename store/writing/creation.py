@@ -41,12 +41,13 @@ def create_or_check(shared: Environment, directory: Path, wanted: IndexFacts) ->
         )
     if found.partitions != wanted.partitions:
         raise IndexMismatchError(
-            f"The index {directory} holds {_named(found.partitions)}, and this process is to hold {_named(wanted.partitions)} "
-            f"(indexer.partitions). Set that to what the index holds, or give this process an index directory of its own. "
-            f"Or: {REBUILD_ADVICE}"
+            f"The index {directory} holds {named_partitions(found.partitions)}, and this process is to hold "
+            f"{named_partitions(wanted.partitions)} (indexer.partitions). Set that to what the index holds, or give this process "
+            f"an index directory of its own. Or: {REBUILD_ADVICE}"
         )
     return found
 
 
-def _named(partitions: str) -> str:
+def named_partitions(partitions: str) -> str:
+    """What an index holds, for a message; empty: all."""
     return f"the partitions {partitions}" if partitions else "all partitions"

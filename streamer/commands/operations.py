@@ -154,6 +154,7 @@ def restore(
 
 def _refuse_other_codebook(settings: Settings, copied: IndexCopy, wanted: tuple[str, int, int]) -> None:
     from store.errors import IndexMismatchError
+    from store.writing.creation import named_partitions
 
     if (copied.codebook, copied.layers, copied.size) != wanted:
         raise IndexMismatchError(
@@ -163,8 +164,8 @@ def _refuse_other_codebook(settings: Settings, copied: IndexCopy, wanted: tuple[
         )
     if copied.partitions != settings.indexer.partitions:
         raise IndexMismatchError(
-            f"the backup holds {_held(copied.partitions)} of item-codes, this host is to hold "
-            f"{_held(settings.indexer.partitions)} (indexer.partitions); nothing was changed. Use a backup of this "
+            f"the backup holds {named_partitions(copied.partitions)} of item-codes, this host is to hold "
+            f"{named_partitions(settings.indexer.partitions)} (indexer.partitions); nothing was changed. Use a backup of this "
             "shard, or set indexer.partitions to what it holds"
         )
 
@@ -243,10 +244,6 @@ def _show_examination(console: Console, found: Examination) -> None:
         console.print(
             f"  It stands at {shown(_position(other.position))}: differences are to be expected until both have read as far.",
         )
-
-
-def _held(partitions: str) -> str:
-    return f"the partitions {partitions}" if partitions else "all partitions"
 
 
 def _shard(partitions: str) -> str:

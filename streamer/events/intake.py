@@ -17,7 +17,7 @@ from models.attributes import AttributeFault, AttributeRules, encode_attributes
 from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.events.cloudevents import NO_ATTRIBUTES, CloudEventError, EventAttributes, event_attributes, unwrapped
 from streamer.events.headers import UnreadableHeadersError, headers_of, size_of_headers
-from streamer.events.records import ITEM_ATTRIBUTES, JSON_FIRST_BYTES, Codec, RecordVersionError
+from streamer.events.records import ITEM_ATTRIBUTES, JSON_FIRST_BYTES, UNDECODABLE, Codec, RecordVersionError
 from streamer.events.values.foreign_formats import field_names, foreign_key, foreign_object, foreign_value
 from streamer.events.values.plain_ids import is_plain_id
 from streamer.events.values.unknown_fields import nearest, unknown_field, unknown_field_inside
@@ -178,7 +178,7 @@ def decode_event(codec: Codec, record: Message, value: bytes, limits: EventLimit
         return DecodedEvent(codec.decode(value), said, value[:1] in JSON_FIRST_BYTES)
     except CloudEventError as error:
         raise EventError("UnsupportedCloudEvent", str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise _undecodable(codec, value, error) from None
 
 

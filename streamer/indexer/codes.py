@@ -6,9 +6,7 @@ A record of another codebook, or one that no process of ours wrote, is refused b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
-import msgspec
 import numpy as np
 from confluent_kafka import Message
 from msgspec import UNSET
@@ -17,10 +15,7 @@ from models.attributes import canonical_attributes
 from models.errors import SidstreamError
 from models.sids.layout import Layout
 from store.records.batch import CodesBatch
-from streamer.events.records import ITEM_CODES, JSON_FIRST_BYTES, LAYOUT, ItemCodes, LayoutRecord
-
-# Lists that are nested without end are a fault of the record too.
-_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+from streamer.events.records import ITEM_CODES, JSON_FIRST_BYTES, LAYOUT, UNDECODABLE, ItemCodes, LayoutRecord
 
 
 class IndexerError(SidstreamError):
@@ -41,7 +36,7 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         value = record.value()
         try:
             row = absent if value is None else decode(value)
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise IndexerError(f"{place(record)} holds no item codes ({error}): who else writes to it?") from None
         if row.codebook != codebook_id or len(row.codes) != layers:
             raise IndexerError(
@@ -84,7 +79,7 @@ def _attributes(record: Message, row: ItemCodes) -> bytes:
     assert row.attributes is not UNSET
     try:
         return canonical_attributes(row.attributes, of_json=(record.value() or b"")[:1] in JSON_FIRST_BYTES)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise IndexerError(f"{place(record)} holds no item codes ({error}): who else writes to it?") from None
 
 
@@ -97,7 +92,7 @@ def layout_record(record: Message, codebook_id: str) -> LayoutRecord | None:
     value = record.value()
     try:
         layout: LayoutRecord | None = None if value is None else LAYOUT.decode(value)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise IndexerError(f"{place(record)} holds no layout ({error}): who else writes to it?") from None
     return layout if layout is not None and layout.codebook == codebook_id else None
 

@@ -18,7 +18,7 @@ import msgspec
 
 from models.errors import SidstreamError
 from streamer.events.interactions import CheckedInteraction
-from streamer.events.records import QUERY, Query
+from streamer.events.records import QUERY, UNDECODABLE, Query
 from streamer.interactions.letters import check_interactions
 from streamer.interactions.moments import written_moment
 from streamer.interactions.point_in_time import (
@@ -199,7 +199,7 @@ def _asked_queries(settings: Settings, named: bytearray) -> Iterator[AskedQuery]
             if not query_id or not value or not _is_marked(named, query_id):
                 continue
             query: Query = QUERY.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             continue
         if len(query.history) <= most and len(query.text) <= settings.retriever.maximum_text_characters:
             yield AskedQuery(query_id, record.timestamp()[1], query.user or "", query.text, query.history)

@@ -7,14 +7,13 @@ import time
 from collections import deque
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import structlog
 from faust.types.tuples import TP
 from numpy.typing import NDArray
 
 from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE, Layout
-from streamer.events.records import TOKEN_COUNT, TokenCount, token_count_key
+from streamer.events.records import TOKEN_COUNT, UNDECODABLE, TokenCount, token_count_key
 from streamer.events.topics import MONITOR_TABLE
 from streamer.monitor.dashboard import SAMPLES, Judged, MonitorView, Sample
 from streamer.monitor.faust_app import MonitorApp
@@ -291,7 +290,7 @@ def checked_count(value: bytes | None) -> TokenCount | None:
     try:
         count: TokenCount = TOKEN_COUNT.decode(value or b"")
         numbers_of(count.partitions or EVERY)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+    except (*UNDECODABLE, ValueError):
         return None
     # The census is an array of int64: a larger count would end the app, and again after every recovery.
     usable = 0 <= count.n < 1 << 62 and 0 <= count.as_of < 1 << 62
