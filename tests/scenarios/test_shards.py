@@ -147,7 +147,7 @@ def test_answers_of_two_shards_are_those_of_one_index_and_a_shard_that_is_away_i
         assert refused.error.kind == "NotOverShards"
 
         second.kill()
-        partial = client.ask("thing number 7", limit=20, timeout_seconds=8)
+        partial = client.ask("thing number 7", limit=20, timeout_seconds=30)
         assert partial.missing_partitions == (1, 2)
         assert "no shard that holds the partitions 1-2" in str(partial.note)
         assert 0 < len(partial.items) <= 20

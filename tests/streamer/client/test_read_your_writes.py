@@ -163,7 +163,7 @@ def test_open_transaction_is_waited_for_and_named(settings: Settings, writer: In
     hanging.commit_transaction(20)
     assert not returned.wait(1.0), "its record is committed now, and not in the index"
     writer.apply(codes_batch([], layout), {(settings.topics.item_codes, 0): 1})
-    assert returned.wait(10)
+    assert returned.wait(PATIENCE_SECONDS)
     waiting.join()
 
 
