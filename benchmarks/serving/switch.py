@@ -13,6 +13,9 @@ What must hold in every phase: each query is answered once and none after its de
 codebook of that bundle; the p99 of queries during a change is at most twice that before; so is freshness while a candidate
 catches up. With the small model of this benchmark a query takes a few milliseconds: the load is the rate, not the model.
 What is asked for must leave the machine some room: beyond what a retriever can do, a queue grows whatever changes.
+
+A shared machine stalls now and then, and one stall of a third of a second is the p99 of a phase: with ``--runs`` all of it is
+done again and again, with a new broker each time; a row then has the median of the runs' p99 over the median of the p99 before.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -56,7 +60,7 @@ DIMENSION: Final = 32
 DEADLINE_MS: Final = 2_000
 PATIENCE_SECONDS: Final = 300.0
 _LAST_ANSWERS_SECONDS: Final = 10.0
-_WARM_UP_SECONDS: Final = 20.0
+_WARM_UP_SECONDS: Final = 45.0  # until the broker's code is compiled
 _PACE_SECONDS: Final = 0.002
 TWICE: Final = Target.ratio_at_most(2.0)
 NONE: Final = Target.value_at_most(0)
@@ -144,13 +148,15 @@ class Freshening:
         self._settings, self._index, self._embeddings, self._rate = settings, index, embeddings, rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
+        self._ready = threading.Event()
         self.p99_ms = float("nan")
         self._thread.start()
+        self._ready.wait(PATIENCE_SECONDS)  # the start of the probe belongs to no phase
 
     def _run(self) -> None:
-        started, now = time.monotonic(), int(time.time() * 1000)
         with FreshnessProbe(self._index) as probe, ItemPublisher(self._settings) as publisher:
-            number = 0
+            self._ready.set()
+            started, now, number = time.monotonic(), int(time.time() * 1000), 0
             while not self._stop.is_set():
                 while number < (time.monotonic() - started) * self._rate:
                     number += 1
@@ -256,32 +262,50 @@ def _model() -> Any:
     return ModelSettings(hidden_size=32, model_layers=1, heads=2, tokenizer_size=300)
 
 
-def figures(heard: Heard, phases: Sequence[Phase], codebook_of: dict[str, str]) -> list[Result]:
-    """All rows: of each phase against the first one."""
-    results = []
-    baseline: float | None = None
-    for phase in phases:
-        asked = heard.between(phase.begin, phase.end)
-        once = [heard.answers[query][0] for query in asked if query in heard.answers]
+@dataclass(frozen=True)
+class Run:
+    """One time through all phases."""
+
+    heard: Heard
+    phases: Sequence[Phase]
+
+    def first_answers(self, number: int) -> list[tuple[float, str, str, str]]:
+        """Of each query of a phase that was answered."""
+        phase = self.phases[number]
+        asked = self.heard.between(phase.begin, phase.end)
+        once = [self.heard.answers[query][0] for query in asked if query in self.heard.answers]
         if not once:
             raise SystemExit(f"{phase.name}: none of {len(asked)} queries was answered")
-        p99 = float(np.percentile([own[0] for own in once], 99))
+        return once
+
+    def query_p99_ms(self, number: int) -> float:
+        """Of a phase."""
+        return float(np.percentile([own[0] for own in self.first_answers(number)], 99))
+
+
+def figures(runs: Sequence[Run], codebook_of: dict[str, str]) -> list[Result]:
+    """All rows: of each phase against the first one of the same run."""
+    results = []
+    for number, phase in enumerate(runs[0].phases):
+        asked = [
+            (run.heard, query)
+            for run in runs
+            for query in run.heard.between(run.phases[number].begin, run.phases[number].end)
+        ]
+        once = [own for run in runs for own in run.first_answers(number)]
         bundles = Counter(own[1][:8] for own in once)
         by = ", ".join(f"{name} {count / len(once):.0%}" for name, count in bundles.most_common())
-        name, target = f"{phase.name} ({by})", None if baseline is None else TWICE
-        results.append(Result(f"{name}: query p99", p99, "ms", "ms before", baseline, target))
-        baseline = p99 if baseline is None else baseline
-        if phase.freshness_ms == phase.freshness_ms:
-            before = None if phase is phases[0] else phases[0].freshness_ms
-            results.append(
-                Result(
-                    f"{phase.name}: freshness p99", phase.freshness_ms, "ms", "ms before", before,
-                    TWICE if before is not None else None,
-                )
-            )  # fmt: skip
+        results += [
+            _against_before(
+                f"{phase.name} ({by}): query p99", [[run.query_p99_ms(n) for run in runs] for n in (0, number)]
+            ),
+            _against_before(
+                f"{phase.name}: freshness p99", [[run.phases[n].freshness_ms for run in runs] for n in (0, number)]
+            ),
+        ]
         wrong = {
-            "not answered": sum(query not in heard.answers for query in asked),
-            "answered more than once": sum(len(heard.answers.get(query, ())) > 1 for query in asked),
+            "not answered": sum(query not in heard.answers for heard, query in asked),
+            "answered more than once": sum(len(heard.answers.get(query, ())) > 1 for heard, query in asked),
             "late, or another error": sum(bool(own[3]) for own in once),
             "of a bundle with another codebook": sum(codebook_of.get(own[1]) != own[2] for own in once),
         }
@@ -291,6 +315,16 @@ def figures(heard: Heard, phases: Sequence[Phase], codebook_of: dict[str, str]) 
     return results
 
 
+def _against_before(name: str, p99s: Sequence[Sequence[float]]) -> Result:
+    """``p99s``: of each run, before and now."""
+    before, now = p99s
+    if now == before:
+        return Result(name, median(now), "ms")
+    ratios = ", ".join(f"{own / first:.2f}" for first, own in zip(before, now, strict=True))
+    shown = f"{name} [{ratios}]" if len(now) > 1 else name
+    return Result(shown, median(now), "ms", "ms before", median(before), TWICE)
+
+
 def main() -> int:
     """Runs the benchmark; 1 if a target is missed."""
     parser = benchmark_arguments(__doc__)
@@ -298,45 +332,59 @@ def main() -> int:
     parser.add_argument("--beams", type=int, default=10, help="of the search (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=300, help="queries a second (default: %(default)s)")
     parser.add_argument(
-        "--updates", type=int, default=200, help="item updates a second beside them (default: %(default)s)"
+        "--updates", type=int, default=100, help="item updates a second beside them (default: %(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="of a phase at least (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=1, help="times through all phases (default: %(default)s)")
     arguments = parser.parse_args()
     embeddings = np.random.default_rng(0).normal(size=(arguments.items, DIMENSION)).astype(np.float32)
+    os.environ["SIDSTREAM_RETRIEVER__BEAMS"] = str(arguments.beams)
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        os.environ |= {**places(directory), "SIDSTREAM_RETRIEVER__BEAMS": str(arguments.beams)}
-        first = made_bundle(directory / "bundle", embeddings, codebook_seed=0, model_seed=0)
-        other_model = made_bundle(directory / "other-model", embeddings, codebook_seed=0, model_seed=1)
-        other_codebook = made_bundle(directory / "other-codebook", embeddings, codebook_seed=1, model_seed=0)
-        bundles = (first, other_model, other_codebook)
-        items = [CatalogueItem(id=f"item-{n}", title=f"thing number {n}") for n in range(arguments.items)]
-        with Pipeline(load_settings(), embedded_broker=True, log_directory=directory / "logs") as running:
-            supervised = threading.Event()
-            watching = threading.Thread(target=running.watch, args=(supervised,))
-            watching.start()
-            try:
-                publish_items(running.settings, items, embeddings)
-                await_items(running.settings.index, arguments.items)
-                switch = Switch(running.settings, directory, embeddings, arguments.seconds, arguments.updates)
-                asking = Asking(running.settings, arguments.rate)
-                time.sleep(_WARM_UP_SECONDS)
-                switch.phase("before")
-                switch.phase("model swap", ("deploy", str(other_model.directory)), ("promote", other_model.id))
-                switch.phase("catching up", ("deploy", str(other_codebook.directory)))
-                switch.phase("canary", ("deploy", str(other_codebook.directory), "--share", "10%"))
-                switch.phase("codebook switch", ("promote", other_codebook.id))
-                switch.phase("rollback", ("rollback",))
-                heard = asking.stop()
-            finally:
-                supervised.set()
-                watching.join()
+        bundles = (
+            made_bundle(Path(name, "first"), embeddings, codebook_seed=0, model_seed=0),
+            made_bundle(Path(name, "other-model"), embeddings, codebook_seed=0, model_seed=1),
+            made_bundle(Path(name, "other-codebook"), embeddings, codebook_seed=1, model_seed=0),
+        )
+        runs = []
+        for number in range(arguments.runs):
+            runs.append(_run(Path(name, f"run-{number}"), bundles, embeddings, arguments))
+            if arguments.runs > 1:
+                seen = ", ".join(
+                    f"{phase.name} {runs[-1].query_p99_ms(n):.0f}" for n, phase in enumerate(runs[-1].phases)
+                )
+                print(f"run {number + 1} of {arguments.runs}, p99 in ms: {seen}", flush=True)
     codebook_of = {bundle.id: bundle.manifest.codebook_id for bundle in bundles}
-    return report(
-        f"{arguments.rate} queries and {arguments.updates} updates a second, {arguments.items:,} items",
-        figures(heard, switch.phases, codebook_of),
-        arguments.json,
-    )
+    title = f"{arguments.rate} queries and {arguments.updates} updates a second, {arguments.items:,} items"
+    if arguments.runs > 1:
+        title += f", median of {arguments.runs} runs, each run's ratio in brackets"
+    return report(title, figures(runs, codebook_of), arguments.json)
+
+
+def _run(directory: Path, bundles: Sequence[Bundle], embeddings: Any, arguments: Any) -> Run:
+    """A broker and a pipeline of its own, through all phases."""
+    first, other_model, other_codebook = bundles
+    os.environ |= places(directory) | {"SIDSTREAM_BUNDLE": str(first.directory)}
+    items = [CatalogueItem(id=f"item-{n}", title=f"thing number {n}") for n in range(arguments.items)]
+    with Pipeline(load_settings(), embedded_broker=True, log_directory=directory / "logs") as running:
+        supervised = threading.Event()
+        watching = threading.Thread(target=running.watch, args=(supervised,))
+        watching.start()
+        try:
+            publish_items(running.settings, items, embeddings)
+            await_items(running.settings.index, arguments.items)
+            switch = Switch(running.settings, directory, embeddings, arguments.seconds, arguments.updates)
+            asking = Asking(running.settings, arguments.rate)
+            time.sleep(_WARM_UP_SECONDS)
+            switch.phase("before")
+            switch.phase("model swap", ("deploy", str(other_model.directory)), ("promote", other_model.id))
+            switch.phase("catching up", ("deploy", str(other_codebook.directory)))
+            switch.phase("canary", ("deploy", str(other_codebook.directory), "--share", "10%"))
+            switch.phase("codebook switch", ("promote", other_codebook.id))
+            switch.phase("rollback", ("rollback",))
+            return Run(asking.stop(), switch.phases)
+        finally:
+            supervised.set()
+            watching.join()
 
 
 def await_items(index: Path, count: int) -> None:
