@@ -27,6 +27,7 @@ import streamer.commands.interactions
 import streamer.commands.monitor
 import streamer.commands.operations
 import streamer.commands.pipeline
+import streamer.commands.publish
 import study.commands
 from models.errors import SidstreamError
 from models.terminal import print_message, terminal
@@ -79,7 +80,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         retriever.refreshing.command.refresh,
     ],
     "Feed and watch": [
-        streamer.commands.pipeline.publish,
+        streamer.commands.publish.publish,
         streamer.commands.monitor.alerts,
         streamer.commands.interactions.interactions,
         streamer.commands.interactions.hit_rates,

@@ -110,7 +110,7 @@ class Catalogue:
         _require_some(items)
         embeddings = _read_matrix(embeddings_path, rows=len(items), of=f"items in {items_path.name}")
         query_matrix = _find_matrix(directory, "queries")
-        texts = _read_texts(directory)
+        texts = read_texts(directory)
         return cls(
             items=items,
             embeddings=embeddings,
@@ -126,7 +126,7 @@ class Catalogue:
     ) -> Catalogue:
         """Reads a folder or a file of items, and lets ``embed`` make the embeddings of the items; none is read."""
         items = read_items(source)
-        texts = _read_texts(Path(source)) if Path(source).is_dir() else {}
+        texts = read_texts(Path(source)) if Path(source).is_dir() else {}
         return cls(items=items, embeddings=embed(items), **texts)
 
     @classmethod
@@ -212,7 +212,7 @@ def _id_of_line(path: Path, number: int, line: str) -> str:
 
 def read_judgements(source: str | Path) -> tuple[tuple[CatalogueQuery, ...], Mapping[str, Mapping[str, int]]]:
     """Queries and qrels of a catalogue folder, see ``Catalogue``; empty where it has none, or for a file of items."""
-    texts = _read_texts(Path(source))  # finds nothing beside a file
+    texts = read_texts(Path(source))  # finds nothing beside a file
     return texts["queries"], texts["qrels"]
 
 
@@ -227,7 +227,7 @@ def _items_path(directory: Path) -> Path:
     return path
 
 
-def _read_texts(directory: Path) -> dict[str, Any]:
+def read_texts(directory: Path) -> dict[str, Any]:
     """What a folder may hold beside items and embeddings: the catalogue's queries, qrels and sequences."""
     queries, qrels, sequences = (_find_text(directory, name) for name in ("queries.tsv", "qrels.tsv", "sequences.tsv"))
     return {

@@ -58,12 +58,20 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     try:
         with path.open("rb") as plain:
-            zipped = plain.read(len(_GZIP)) == _GZIP
-            plain.seek(0)
-            with gzip.GzipFile(fileobj=plain) if zipped else plain as file:
-                yield from _lines(path, file)  # type: ignore[arg-type]
+            yield from lines_of(path, plain)
     except FileNotFoundError:
         raise DataFileError(f"no file {path}; check the path") from None
+    except OSError as error:
+        raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def lines_of(path: Path | str, plain: BinaryIO) -> Iterator[tuple[int, str]]:
+    """``numbered_lines`` of an open file of that name, from wherever it comes."""
+    try:
+        zipped = plain.read(len(_GZIP)) == _GZIP
+        plain.seek(0)
+        with gzip.GzipFile(fileobj=plain) if zipped else plain as file:
+            yield from _lines(path, file)  # type: ignore[arg-type]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataFileError(
             f"{path} cannot be read: its gzip data are damaged or cut ({error}); copy it again"
@@ -72,7 +80,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(path: Path | str, file: BinaryIO) -> Iterator[tuple[int, str]]:
     number = 0
     while raw := file.readline(_MOST_BYTES_OF_A_LINE):
         if number == 0:
@@ -86,19 +94,19 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
                 yield number, _decoded(path, number, part)
 
 
-def _require_text(path: Path, first: bytes) -> None:
+def _require_text(path: Path | str, first: bytes) -> None:
     _require_none_of_the_others(path, first, wanted="UTF-8 text", known=_GZIP)
     if first.startswith(_UTF16_MARKS) or b"\0" in first[:200]:
         raise DataFileError(f"{path} looks like UTF-16, or holds no text: save it as UTF-8")
 
 
-def _require_none_of_the_others(path: Path, first: bytes, *, wanted: str, known: bytes) -> None:
+def _require_none_of_the_others(path: Path | str, first: bytes, *, wanted: str, known: bytes) -> None:
     for beginning, what, what_to_do in _OTHERS:
         if beginning != known and first.startswith(beginning):
             raise DataFileError(f"{path} is not {wanted}, but {what}: {what_to_do}")
 
 
-def _decoded(path: Path, number: int, line: bytes) -> str:
+def _decoded(path: Path | str, number: int, line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:

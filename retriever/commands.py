@@ -12,6 +12,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models.commands.columns import (
+    AttributeOption,
+    BrandOption,
+    DescriptionOption,
+    EmbeddingOption,
+    IdOption,
+    TitleOption,
+    TypeOption,
+    WeightOption,
+    columns_of,
+)
 from models.commands.towers import EmbedOption
 from models.errors import SidstreamError
 from models.terminal import print_command, print_line, print_table, shown, terminal
@@ -163,7 +174,8 @@ def show_answer(console: Console, answer: Answer) -> None:
 
 def evaluate(
     catalogue: Annotated[
-        Path, typer.Argument(help="Catalogue folder: items, embeddings, and what people did with them.")
+        str,
+        typer.Argument(help="Catalogue folder, table or address: items, embeddings, and what people did with them."),
     ],
     examples: Annotated[
         Path | None,
@@ -253,6 +265,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Write the whole result as JSON.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="Write one HTML file with tables and plots.")] = None,
+    id_column: IdOption = None,
+    title_column: TitleOption = None,
+    embedding_column: EmbeddingOption = None,
+    brand_column: BrandOption = None,
+    type_column: TypeOption = None,
+    description_column: DescriptionOption = None,
+    weight_column: WeightOption = None,
+    attributes: AttributeOption = None,
 ) -> None:
     """Measure how well items are found, beside the references to beat, on cases of yours."""
     from models.bundles.store import BundleStore
@@ -286,7 +306,20 @@ def evaluate(
     sources = SourceOptions(
         examples, validation, training, interactions, leave_last_out, after, last_share, judged, least_rating
     )
-    shop, towers = read_catalogue(catalogue, embed)
+    shop, towers = read_catalogue(
+        catalogue,
+        embed,
+        columns_of(
+            id_column,
+            title_column,
+            embedding_column,
+            brand_column,
+            type_column,
+            description_column,
+            weight_column,
+            attributes,
+        ),
+    )
     if write_split is not None:
         write_parts(shop, choose_split(shop, sources), write_split)
         print_line(console, f"{write_split}: train on {write_split / TRAINING_FOLDER}, evaluate with", "green")

@@ -18,8 +18,8 @@ PARTS = ["models", "store", "streamer", "retriever", "study", "demo", "sidstream
 HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo"}
 # The rooms of a part, from the one that may import all others down to the one that imports none.
 ROOMS = {
-    "models": "commands towers bundles training examples language dense codebooks sids catalogue data_files attributes progress "
-    "terminal errors",
+    "models": "commands towers bundles training examples language dense codebooks sids tables catalogue data_files attributes "
+    "progress terminal errors",
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
     "kafka process events filters settings shards",
     "store": "checks writing topology reading records files errors",

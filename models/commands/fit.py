@@ -12,6 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from models.commands.choices import one_of
+from models.commands.columns import (
+    AttributeOption,
+    BrandOption,
+    DescriptionOption,
+    EmbeddingOption,
+    IdOption,
+    TitleOption,
+    TypeOption,
+    WeightOption,
+    columns_of,
+)
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, print_next, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -23,6 +34,7 @@ if TYPE_CHECKING:
 
     from models.bundles.building import FitMethod, Fitted, HeadMethod
     from models.catalogue import Catalogue
+    from models.tables.columns import ColumnNames
     from models.towers.text_encoder import Towers
 
 _FIT_METHODS = ("k-means", "rq-vae")
@@ -31,7 +43,12 @@ _HEAD_METHODS: tuple[HeadMethod, ...] = ("none", "top-k", "top-p", "all")
 
 
 def fit(
-    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder, or a .npy file of embeddings (N, D).")],
+    catalogue: Annotated[
+        str,
+        typer.Argument(
+            help="Catalogue folder; a table with an embedding in each row, or its address; or a .npy file of embeddings (N, D)."
+        ),
+    ],
     bundle: Annotated[Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle to write.")] = Path(
         ".sidstream/bundle"
     ),
@@ -77,7 +94,9 @@ def fit(
     ] = None,
     embed: EmbedOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
-    embedding: Annotated[str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")] = "",
+    embedding_note: Annotated[
+        str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")
+    ] = "",
     embedding_model: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +104,14 @@ def fit(
         ),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
+    id_column: IdOption = None,
+    title_column: TitleOption = None,
+    embedding_column: EmbeddingOption = None,
+    brand_column: BrandOption = None,
+    type_column: TypeOption = None,
+    description_column: DescriptionOption = None,
+    weight_column: WeightOption = None,
+    attributes: AttributeOption = None,
 ) -> None:
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
     from models.bundles.building import FitSettings, fit_bundle
@@ -95,7 +122,20 @@ def fit(
     console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
     require_free(bundle, replace=replace)
-    embeddings, shop, towers = _embeddings(catalogue, embed)
+    embeddings, shop, towers = _embeddings(
+        catalogue,
+        embed,
+        columns_of(
+            id_column,
+            title_column,
+            embedding_column,
+            brand_column,
+            type_column,
+            description_column,
+            weight_column,
+            attributes,
+        ),
+    )
     ids = [item.id for item in shop.items] if shop else []
     if (co_occurrence or histories) and not ids:
         raise SidstreamError(
@@ -135,7 +175,7 @@ def fit(
             embeddings,
             bundle,
             settings,
-            embedding=embedding or (f"text towers {towers.id}" if towers else ""),
+            embedding=embedding_note or (f"text towers {towers.id}" if towers else ""),
             towers=towers.id if towers else None,
             ids=ids,
             histories=counted,
@@ -166,7 +206,7 @@ def fit(
             else "codes are of embeddings alone (--co-occurrence 1: of what items are bought with, too)"
         )
         console.print(f"  {shown(share)}: {shown(way)}", soft_wrap=True)
-    if catalogue.is_dir() or embed is not None:
+    if shop is not None:
         options = f" --embed {shlex.quote(str(embed))}" if embed else ""
         print_next(
             console, f"sidstream train {shlex.quote(str(catalogue))} --bundle {shlex.quote(str(bundle))}{options}"
@@ -180,16 +220,22 @@ def fit(
         print_next(console, f"sidstream train FOLDER --bundle {shlex.quote(str(bundle))}")
 
 
-def _embeddings(source: Path, embed: Path | None) -> tuple[npt.NDArray[np.float32], Catalogue | None, Towers | None]:
+def _embeddings(
+    source: str, embed: Path | None, columns: ColumnNames
+) -> tuple[npt.NDArray[np.float32], Catalogue | None, Towers | None]:
     """Embeddings (N, D) float32 of a catalogue folder or a ``.npy`` file, the catalogue unless they came alone, and the towers
     that made them, if any did.
     """
     from models.data_files import read_matrix
+    from models.tables.catalogues import is_table
+    from models.tables.locations import is_address
 
-    holds_items = bool({".jsonl", ".tsv"} & set(source.suffixes))
-    if embed is None and (source.suffix in MATRIX_SUFFIXES or (source.is_file() and not holds_items)):
-        return read_matrix(source), None, None
-    catalogue, towers = read_catalogue(source, embed)
+    if embed is None and not is_address(source):
+        path = Path(source)
+        holds_items = bool({".jsonl", ".tsv"} & set(path.suffixes))
+        if path.suffix in MATRIX_SUFFIXES or (path.is_file() and not holds_items and not is_table(path, columns)):
+            return read_matrix(path), None, None
+    catalogue, towers = read_catalogue(source, embed, columns)
     return catalogue.embeddings, catalogue, towers
 
 

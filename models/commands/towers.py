@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 
+from models.commands.columns import (
+    AttributeOption,
+    BrandOption,
+    DescriptionOption,
+    EmbeddingOption,
+    IdOption,
+    TitleOption,
+    TypeOption,
+    WeightOption,
+    columns_of,
+)
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.terminal import print_line, shown, terminal
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.catalogue import Catalogue, CatalogueItem
+    from models.tables.columns import ColumnNames
     from models.towers.text_encoder import Towers
 
 MATRIX_SUFFIXES: Final = (".npy", ".npz")  # of files that hold embeddings alone
@@ -34,7 +46,9 @@ EmbedOption = Annotated[
 
 
 def towers(
-    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder, or a file of items; embeddings are not needed.")],
+    catalogue: Annotated[
+        str, typer.Argument(help="Catalogue folder, table or address, or a file of items; embeddings are not needed.")
+    ],
     towers: Annotated[Path, typer.Option(help="Directory to write.")] = Path(".sidstream/towers"),
     examples: Annotated[
         Path | None,
@@ -51,13 +65,22 @@ def towers(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     replace: Annotated[bool, typer.Option("--replace", help="Replace towers that are there already.")] = False,
+    id_column: IdOption = None,
+    title_column: TitleOption = None,
+    embedding_column: EmbeddingOption = None,
+    brand_column: BrandOption = None,
+    type_column: TypeOption = None,
+    description_column: DescriptionOption = None,
+    weight_column: WeightOption = None,
+    attributes: AttributeOption = None,
 ) -> None:
     """Train a query and an item text tower (a dual tower), so that text alone becomes embeddings."""
     import torch
 
-    from models.catalogue import read_items, read_judgements
+    from models.catalogue import read_judgements
     from models.examples.made_queries import examples_from_catalogue
     from models.examples.records import read_examples
+    from models.tables.catalogues import read_items
     from models.towers.dual_tower import TowerSettings, train_towers
     from models.towers.text_encoder import require_free, require_text
     from models.towers.tower_export import write_towers
@@ -72,7 +95,19 @@ def towers(
         seed=seed,
     )
     require_free(towers, replace=replace)
-    items = read_items(catalogue)
+    items = read_items(
+        catalogue,
+        columns_of(
+            id_column,
+            title_column,
+            embedding_column,
+            brand_column,
+            type_column,
+            description_column,
+            weight_column,
+            attributes,
+        ),
+    )
     require_text(items)
     if examples is not None:
         pairs = list(read_examples(examples))
@@ -129,17 +164,19 @@ def print_next(console: Console, command: str) -> None:
     print_line(console, f"  next: {command}")
 
 
-def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers | None]:
+def read_catalogue(
+    source: str | Path, embed: Path | None, columns: ColumnNames | None = None
+) -> tuple[Catalogue, Towers | None]:
     """A catalogue with its own embeddings or, if ``embed`` names towers, with theirs."""
     import numpy as np
 
-    from models.catalogue import Catalogue
+    from models.tables import catalogues
 
     if embed is None:
-        return Catalogue.read(source), None
+        return catalogues.read_catalogue(source, columns), None
     from models.towers.text_encoder import Towers
 
-    if source.suffix == ".npy":
+    if str(source).endswith(".npy"):
         raise SidstreamError(f"--embed makes embeddings from text, but {source} holds embeddings: give one of the two")
     opened = Towers.open(embed)
     with WorkProgress(terminal(stderr=True)) as work:
@@ -154,4 +191,4 @@ def read_catalogue(source: Path, embed: Path | None) -> tuple[Catalogue, Towers 
                 task.update(block.stop, len(items))
             return embeddings
 
-        return Catalogue.read_embedded(source, embed_items), opened
+        return catalogues.read_embedded(source, embed_items, columns), opened

@@ -9,6 +9,17 @@ from typing import Annotated
 import typer
 
 from models.commands.choices import alignment_of, architecture_of, instruction_of, loss_of, precision_of, rank_of
+from models.commands.columns import (
+    AttributeOption,
+    BrandOption,
+    DescriptionOption,
+    EmbeddingOption,
+    IdOption,
+    TitleOption,
+    TypeOption,
+    WeightOption,
+    columns_of,
+)
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -17,7 +28,7 @@ from models.terminal import shown, terminal
 
 def train(
     context: typer.Context,
-    catalogue: Annotated[Path, typer.Argument(help="Catalogue folder that the bundle was fitted on.")],
+    catalogue: Annotated[str, typer.Argument(help="Catalogue folder, table or address that the bundle was fitted on.")],
     bundle: Annotated[
         Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.")
     ] = Path(".sidstream/bundle"),
@@ -214,6 +225,14 @@ def train(
     embed: EmbedOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
+    id_column: IdOption = None,
+    title_column: TitleOption = None,
+    embedding_column: EmbeddingOption = None,
+    brand_column: BrandOption = None,
+    type_column: TypeOption = None,
+    description_column: DescriptionOption = None,
+    weight_column: WeightOption = None,
+    attributes: AttributeOption = None,
 ) -> None:
     """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle.
 
@@ -323,12 +342,25 @@ def train(
             f"the bundle {bundle} was fitted on embeddings of the text towers {opened.manifest.towers}: name their "
             "directory with --embed"
         )
-    if catalogue.suffix in MATRIX_SUFFIXES and embed is None:
+    if catalogue.endswith(MATRIX_SUFFIXES) and embed is None:
         raise SidstreamError(
             f"{catalogue} holds embeddings alone, and training needs the items' ids and texts: give a folder with items.jsonl "
             "and that file as items.npy"
         )
-    shop, towers = read_catalogue(catalogue, embed)
+    shop, towers = read_catalogue(
+        catalogue,
+        embed,
+        columns_of(
+            id_column,
+            title_column,
+            embedding_column,
+            brand_column,
+            type_column,
+            description_column,
+            weight_column,
+            attributes,
+        ),
+    )
     if towers is not None:
         towers.require_fit(opened.manifest, bundle)
     if shop.dimension != opened.manifest.dimension:

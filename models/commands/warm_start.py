@@ -47,9 +47,9 @@ def items_of(catalogue: Path | None) -> Items | None:
     if catalogue is None:
         return None
     from models.bundles.warm_start import Items
-    from models.catalogue import Catalogue
+    from models.tables.catalogues import read_catalogue
 
-    read = Catalogue.read(catalogue)
+    read = read_catalogue(catalogue)
     return Items([item.id for item in read.items], read.embeddings)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.data_files import DataFileError
+from models.tables.blocks import ROWS_AT_ONCE, record_batches
+from models.tables.locations import Location
+from models.tables.table_files import ARROW, PARQUET, TableFile
 
 SUFFIXES: Final = frozenset({".arrow", ".feather", ".parquet"})
-_ROWS_AT_ONCE: Final = 4_096
 
 
 def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -28,9 +30,9 @@ def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise DataFileError(f"no file {path}; check the path")
     try:
-        for batch in _batches(path):
-            for start in range(0, len(batch), _ROWS_AT_ONCE):
-                yield from _in_microseconds(batch.slice(start, _ROWS_AT_ONCE)).to_pylist()
+        for batch in record_batches(TableFile(Location.of(path), PARQUET if path.suffix == ".parquet" else ARROW)):
+            for start in range(0, len(batch), ROWS_AT_ONCE):
+                yield from _in_microseconds(batch.slice(start, ROWS_AT_ONCE)).to_pylist()
     except (
         pyarrow.ArrowException,
         OSError,
@@ -50,23 +52,3 @@ def _in_microseconds(batch: Any) -> Any:
         for field in batch.schema
     ]
     return batch.cast(pyarrow.schema(fields), safe=False) if fields != list(batch.schema) else batch
-
-
-def _batches(path: Path) -> Iterator[Any]:
-    import pyarrow
-
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        with parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=_ROWS_AT_ONCE)
-        return
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            reader = pyarrow.ipc.open_file(source)
-        except pyarrow.ArrowInvalid:  # no footer: a stream, as Hugging Face's datasets writes them
-            source.seek(0)
-            yield from pyarrow.ipc.open_stream(source)
-        else:
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)

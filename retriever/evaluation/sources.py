@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.catalogue import Catalogue, read_item_ids
+from models.catalogue import Catalogue
+from models.tables.catalogues import read_item_ids
 from retriever.evaluation.cases import CaseSet, EvaluationCase, EvaluationError, of_example_files, of_judgements
 from retriever.evaluation.splits import (
     SplitData,

@@ -23,6 +23,7 @@ from models.bundles.codebook_drift import DriftBounds, measure_drift
 from models.bundles.new_layout import with_layout
 from models.catalogue import Catalogue
 from models.sids.layout import Layout
+from models.tables.catalogues import read_catalogue
 from retriever.refreshing.judging import CanaryBounds, judge
 from retriever.refreshing.state import Outcome, RefreshError, RefreshFolder, RefreshState
 from store.errors import IndexMissingError
@@ -174,7 +175,7 @@ class Refresh:
         serving = Bundle.open(self._serving_directory(state))
         reasons = ["it was asked for"] if wanted.fit == "always" else []
         if wanted.fit == "auto":
-            reasons = measure_drift(serving, Catalogue.read(self._shop())).past(wanted.drift)
+            reasons = measure_drift(serving, read_catalogue(self._shop())).past(wanted.drift)
         if reasons:
             self._do("fit", self._shop(), "--bundle", folder.bundle, *_like(serving), "--histories", folder.train)
             return state.with_done("codebook", f"fitted again: {'; '.join(reasons)}")
@@ -294,7 +295,7 @@ def _like(bundle: Bundle) -> list[str]:
     if manifest.embedding_model is not None:
         options += ["--embedding-model", manifest.embedding_model]
     if manifest.embedding:
-        options += ["--embedding", manifest.embedding]
+        options += ["--embedding-note", manifest.embedding]
     if heads == manifest.size:
         return [*options, "--head", "all"]
     return [*options, "--head", "top-k", "--k", str(heads)] if heads else options

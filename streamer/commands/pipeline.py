@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,21 +11,15 @@ import structlog
 import typer
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from models.commands.towers import EmbedOption
 from models.errors import SidstreamError
-from models.progress import WorkProgress
-from models.terminal import print_command, print_line, print_table, printable, shown, terminal
+from models.terminal import print_line, print_table, printable, shown, terminal
 from streamer.commands.terminal import ascii_json
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from models.towers.text_encoder import TextEncoder
-    from streamer.client.delivery import Delivery
-    from streamer.client.refusals import Outcome
     from streamer.operations.status import Lag, Status
 
 log = structlog.get_logger(__name__)
@@ -45,109 +37,6 @@ def indexer() -> None:
     from streamer.indexer.process import run_indexer
 
     run_indexer(load_settings())
-
-
-def publish(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="A catalogue folder, or a JSON-lines file of items (id, title, weight …), gzipped or not; with --delete "
-            "ids are enough, also one a line."
-        ),
-    ],
-    embeddings: Annotated[
-        Path | None, typer.Option(help="The .npy with one row an item; only with a JSON-lines file.")
-    ] = None,
-    embed: EmbedOption = None,
-    embedding_model: Annotated[
-        str | None,
-        typer.Option(help="The name of what made the embeddings, as of fit.", show_default="none"),
-    ] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Send tombstones for these items instead.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
-    wait: Annotated[
-        bool,
-        typer.Option(
-            "--wait", help="Return once the index of this machine has all of them; exit status 1 if not, and why."
-        ),
-    ] = False,
-    timeout: Annotated[float, typer.Option(min=0, help="How many seconds --wait waits.")] = 60.0,
-) -> None:
-    """Publish item updates (or deletions) of a catalogue."""
-    from models.catalogue import Catalogue, read_item_ids, read_items
-    from streamer.client.publisher import publish_deletions, publish_items, publish_texts
-    from streamer.client.read_your_writes import await_indexed
-    from streamer.deployments.served import served_settings
-
-    if embeddings is not None and embed is not None:
-        raise typer.BadParameter("--embeddings brings embeddings and --embed makes them: give one of the two")
-    if embedding_model is not None and (embed is not None or delete):
-        raise typer.BadParameter("--embedding-model goes with embeddings of your own: leave it out")
-    settings = load_settings()
-    items: Sequence[object]
-    send: Callable[..., Delivery]
-    if delete:
-        items = ids = read_item_ids(source)[:limit]
-        send = partial(publish_deletions, settings, ids)
-    elif embed is not None:
-        items = texts = read_items(source)[:limit]
-        send = partial(publish_texts, settings, texts, _item_encoder(embed, settings.bundle))
-    else:
-        if embeddings is None and source.is_file():
-            raise typer.BadParameter(
-                f"{source} is a file: name its embeddings with --embeddings FILE.npy, or text towers with --embed DIR"
-            )
-        catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
-        items = rows = catalogue.items[:limit]
-        send = partial(publish_items, settings, rows, catalogue.embeddings, embedding_model=embedding_model)
-    console = terminal(stderr=True)
-    with WorkProgress(console) as work:
-        task = work.task("deleting" if delete else "publishing", unit="items", total=len(items))
-        sent = 0
-
-        def advance(count: int) -> None:
-            nonlocal sent
-            sent += count
-            task.update(sent)
-
-        delivered = send(advance=advance)
-    console.print(
-        f"[green]✓[/] {len(items):,} {'tombstones' if delete else 'item updates'} are on "
-        f"{shown(settings.topics.item_updates)}"
-    )
-    if not wait:
-        return
-    settings = served_settings(settings)
-    with console.status("waiting until they are indexed"):
-        outcome = await_indexed(settings, delivered, seconds=timeout)
-    if outcome.complete:
-        console.print(f"[green]✓[/] the index {shown(settings.index)} has them")
-        return
-    _show_refused(console, settings, outcome)
-    raise typer.Exit(1)
-
-
-def _show_refused(console: Console, settings: Settings, outcome: Outcome) -> None:
-    refused = sum(one.events for one in outcome.refused)
-    console.print(
-        f"[red]✗[/] {refused:,} of {refused + outcome.indexed:,} were refused; the index {shown(settings.index)} has "
-        f"{outcome.indexed:,} of them"
-    )
-    for one in outcome.refused:
-        console.print(Padding(f"{one.events:,} × [bold]{shown(one.kind)}[/]: {shown(one.example)}", (0, 0, 0, 2)))
-        print_command(console, "sidstream", "dlq", "show", one.letter)
-
-
-def _item_encoder(embed: Path, bundle: Path) -> TextEncoder:
-    """The item tower; refused if the bundle on this machine was fitted on other embeddings. Producers may have no bundle."""
-    from models.bundles.bundle import Bundle
-    from models.bundles.manifest import MANIFEST_FILE
-    from models.towers.text_encoder import Towers
-
-    towers = Towers.open(embed)
-    if (bundle / MANIFEST_FILE).exists():
-        towers.require_fit(Bundle.open(bundle).manifest, bundle)
-    return towers.item_encoder()
 
 
 def up(

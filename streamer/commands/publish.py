@@ -1,0 +1,239 @@
+"""`sidstream publish`: the items of a catalogue, of whatever kind, as item updates or deletions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+
+from models.commands.columns import (
+    AttributeOption,
+    BrandOption,
+    DescriptionOption,
+    EmbeddingOption,
+    IdOption,
+    TitleOption,
+    TypeOption,
+    WeightOption,
+    columns_of,
+)
+from models.commands.towers import EmbedOption
+from models.progress import WorkProgress
+from models.terminal import print_command, print_line, shown, terminal
+from streamer.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from models.tables.columns import ColumnNames
+    from models.tables.item_table import Faults
+    from models.towers.text_encoder import TextEncoder
+    from streamer.client.delivery import Delivery
+    from streamer.client.refusals import Outcome
+
+_Found = TypeVar("_Found")
+
+
+def publish(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A catalogue folder; a table with an embedding in each row (Parquet, Arrow, CSV, JSON lines, a folder of them, "
+            "what Hugging Face's datasets saved, or an address such as s3://…); or a file of items with --embeddings or "
+            "--embed. With --delete ids are enough, also one a line."
+        ),
+    ],
+    embeddings: Annotated[
+        Path | None, typer.Option(help="The .npy with one row an item; only with a JSON-lines file.")
+    ] = None,
+    embed: EmbedOption = None,
+    embedding_model: Annotated[
+        str | None,
+        typer.Option(help="The name of what made the embeddings, as of fit.", show_default="none"),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Send tombstones for these items instead.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait", help="Return once the index of this machine has all of them; exit status 1 if not, and why."
+        ),
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="How many seconds --wait waits.")] = 60.0,
+    id_column: IdOption = None,
+    title_column: TitleOption = None,
+    embedding_column: EmbeddingOption = None,
+    brand_column: BrandOption = None,
+    type_column: TypeOption = None,
+    description_column: DescriptionOption = None,
+    weight_column: WeightOption = None,
+    attributes: AttributeOption = None,
+) -> None:
+    """Publish item updates (or deletions) of a catalogue. Exit status 1 if a row could not be taken; the others are sent."""
+    from streamer.client.read_your_writes import await_indexed
+    from streamer.deployments.served import served_settings
+
+    if embeddings is not None and embed is not None:
+        raise typer.BadParameter("--embeddings brings embeddings and --embed makes them: give one of the two")
+    if embedding_model is not None and (embed is not None or delete):
+        raise typer.BadParameter("--embedding-model goes with embeddings of your own: leave it out")
+    columns = columns_of(
+        id_column,
+        title_column,
+        embedding_column,
+        brand_column,
+        type_column,
+        description_column,
+        weight_column,
+        attributes,
+    )
+    if embeddings is not None and columns.given():
+        raise typer.BadParameter("--embeddings goes with a file of items, which has no columns to name")
+    settings = load_settings()
+    console = terminal(stderr=True)
+    if delete:
+        delivered, whole = _delete(console, settings, source, columns, limit), True
+    else:
+        delivered, whole = _publish(console, settings, source, columns, embeddings, embed, embedding_model, limit)
+    if wait:
+        settings = served_settings(settings)
+        with console.status("waiting until they are indexed"):
+            outcome = await_indexed(settings, delivered, seconds=timeout)
+        if outcome.complete:
+            console.print(f"[green]✓[/] the index {shown(settings.index)} has them")
+        else:
+            _show_refused(console, settings, outcome)
+            whole = False
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _delete(console: Console, settings: Settings, source: str, columns: ColumnNames, limit: int | None) -> Delivery:
+    from models.tables.catalogues import read_item_ids
+    from streamer.client.publisher import publish_deletions
+
+    ids = read_item_ids(source, columns)[:limit]
+    delivered = _with_progress(console, "deleting", len(ids), partial(publish_deletions, settings, ids))
+    _tell_sent(console, settings, len(ids), "tombstones")
+    return delivered
+
+
+def _publish(
+    console: Console,
+    settings: Settings,
+    source: str,
+    columns: ColumnNames,
+    embeddings: Path | None,
+    embed: Path | None,
+    embedding_model: str | None,
+    limit: int | None,
+) -> tuple[Delivery, bool]:
+    """What was delivered, and whether every row was taken."""
+    from models.catalogue import Catalogue, read_items
+    from models.tables.catalogues import is_table, reads_as_table
+    from streamer.client.publisher import publish_items, publish_texts
+
+    encoder = None if embed is None else _item_encoder(embed, settings.bundle)
+    if embeddings is None and (reads_as_table(source, columns) if encoder is not None else is_table(source, columns)):
+        return _publish_table(console, settings, source, columns, encoder, embedding_model, limit)
+    items: Sequence[object]
+    send: Callable[..., Delivery]
+    if encoder is not None:
+        items = texts = read_items(source)[:limit]
+        send = partial(publish_texts, settings, texts, encoder)
+    else:
+        if embeddings is None and Path(source).is_file():
+            raise typer.BadParameter(
+                f"{source} is a file without embeddings: name them with --embeddings FILE.npy, their column with --embedding, or "
+                "text towers with --embed DIR"
+            )
+        catalogue = Catalogue.read(source) if embeddings is None else Catalogue.read_pair(source, embeddings)
+        items = rows = catalogue.items[:limit]
+        send = partial(publish_items, settings, rows, catalogue.embeddings, embedding_model=embedding_model)
+    delivered = _with_progress(console, "publishing", len(items), send)
+    _tell_sent(console, settings, len(items), "item updates")
+    return delivered, True
+
+
+def _publish_table(
+    console: Console,
+    settings: Settings,
+    source: str,
+    columns: ColumnNames,
+    encoder: TextEncoder | None,
+    embedding_model: str | None,
+    limit: int | None,
+) -> tuple[Delivery, bool]:
+    from models.tables.item_table import ItemTable
+    from streamer.client.table_publishing import publish_table
+
+    table = ItemTable.open(source, columns)
+    tell_unread(console, table.chosen(embeddings=encoder is None).unread)
+    rows = table.rows(embeddings=encoder is None)
+    send = partial(publish_table, settings, rows, encoder=encoder, embedding_model=embedding_model, limit=limit)
+    found = _with_progress(console, "publishing", None, send)
+    _tell_sent(console, settings, found.items, "item updates")
+    if found.repeated:
+        console.print(f"[yellow]![/] {found.repeated:,} rows have an id that came before: the last row of each counts")
+    tell_faults(console, found.faults)
+    return found.delivered, not found.faults.count
+
+
+def _with_progress(console: Console, doing: str, total: int | None, send: Callable[..., _Found]) -> _Found:
+    with WorkProgress(console) as work:
+        task = work.task(doing, unit="items", total=total)
+        sent = 0
+
+        def advance(count: int) -> None:
+            nonlocal sent
+            sent += count
+            task.update(sent)
+
+        return send(advance=advance)
+
+
+def _tell_sent(console: Console, settings: Settings, count: int, what: str) -> None:
+    console.print(f"[green]✓[/] {count:,} {shown(what)} are on {shown(settings.topics.item_updates)}")
+
+
+def tell_unread(console: Console, columns: Sequence[str]) -> None:
+    """Columns that mean nothing to sidstream."""
+    if columns:
+        print_line(console, f"  not read: {', '.join(columns)} (--attribute NAME makes one an attribute)", "dim")
+
+
+def tell_faults(console: Console, faults: Faults) -> None:
+    """The rows that were not taken; the first ones one by one."""
+    if not faults.count:
+        return
+    console.print(f"[red]✗[/] {faults.count:,} rows were not taken:")
+    for fault in faults.first:
+        print_line(console, f"  {fault}")
+    if faults.count > len(faults.first):
+        console.print(f"  … and {faults.count - len(faults.first):,} more")
+
+
+def _show_refused(console: Console, settings: Settings, outcome: Outcome) -> None:
+    refused = sum(one.events for one in outcome.refused)
+    console.print(
+        f"[red]✗[/] {refused:,} of {refused + outcome.indexed:,} were refused; the index {shown(settings.index)} has "
+        f"{outcome.indexed:,} of them"
+    )
+    for one in outcome.refused:
+        console.print(Padding(f"{one.events:,} × [bold]{shown(one.kind)}[/]: {shown(one.example)}", (0, 0, 0, 2)))
+        print_command(console, "sidstream", "dlq", "show", one.letter)
+
+
+def _item_encoder(embed: Path, bundle: Path) -> TextEncoder:
+    """The item tower; refused if the bundle on this machine was fitted on other embeddings. Producers may have no bundle."""
+    from models.bundles.bundle import Bundle
+    from models.bundles.manifest import MANIFEST_FILE
+    from models.towers.text_encoder import Towers
+
+    towers = Towers.open(embed)
+    if (bundle / MANIFEST_FILE).exists():
+        towers.require_fit(Bundle.open(bundle).manifest, bundle)
+    return towers.item_encoder()
