@@ -83,6 +83,7 @@ indexes = "{directory}/indexes"
 
 [broker]
 directory = "{directory}/broker"
+short_lived = true
 
 [monitor]
 head_size = {head_size}

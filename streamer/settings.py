@@ -104,6 +104,10 @@ class BrokerSettings(Section):
     directory: Path = Path(".sidstream/broker")
     port: int = Field(9092, ge=0, le=65535, description="0 takes a free port")
     heap: str = Field("768m", pattern=r"^\d+[mg]$")
+    short_lived: bool = Field(
+        False,
+        description="compile its code lightly: a third less of the processor in its first half minute, more after minutes",
+    )
 
 
 class IntakeSettings(Section):

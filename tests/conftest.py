@@ -65,7 +65,7 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """A real Apache Kafka on free ports, started once a session. Never stop it in a test."""
-    with LocalBroker(tmp_path_factory.mktemp("broker")) as running:
+    with LocalBroker(tmp_path_factory.mktemp("broker"), short_lived=True) as running:
         yield running
 
 

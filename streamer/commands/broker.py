@@ -65,7 +65,11 @@ def broker(
     signal.signal(signal.SIGTERM, _interrupt)  # while it starts, both signals break off; afterwards they ask to stop
     with fetch_progress(console) as progress, console.status("starting Apache Kafka"):
         running = LocalBroker(
-            settings.broker.directory, port=settings.broker.port, heap=settings.broker.heap, progress=progress
+            settings.broker.directory,
+            port=settings.broker.port,
+            heap=settings.broker.heap,
+            short_lived=settings.broker.short_lived,
+            progress=progress,
         )
         running.start()
     stop = threading.Event()

@@ -57,6 +57,7 @@ class LocalBroker:
         port: of the clients' listener; ``None`` or 0 takes a free one, kept for later starts of this object.
         controller_port: of the KRaft listener, likewise.
         heap: of the JVM, as ``-Xmx`` takes it.
+        short_lived: its code is compiled lightly, which pays for a few minutes (tests, the demo).
         progress: told of each jar that the first use fetches.
         security: SASL_SSL for clients; without it the listeners are plain, on loopback.
     """
@@ -68,6 +69,7 @@ class LocalBroker:
         port: int | None = None,
         controller_port: int | None = None,
         heap: str = "512m",
+        short_lived: bool = False,
         progress: FetchProgress | None = None,
         security: BrokerSecurity | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class LocalBroker:
         self._given_ports = (port or None, controller_port or None)
         self._ports: tuple[int, ...] | None = None
         self._heap = heap
+        self._short_lived = short_lived
         self._progress = progress
         self._process: BrokerProcess | None = None
         self._lock: IO[str] | None = None
@@ -304,7 +307,9 @@ class LocalBroker:
 
     def _spawn(self, java: list[str], configuration: str) -> BrokerProcess:
         assert self._lock is not None
-        self._process = BrokerProcess(java, self.directory, configuration, heap=self._heap, lock=self._lock)
+        self._process = BrokerProcess(
+            java, self.directory, configuration, heap=self._heap, short_lived=self._short_lived, lock=self._lock
+        )
         return self._process
 
     def _await_readiness(self, process: BrokerProcess) -> None:

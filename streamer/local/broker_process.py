@@ -36,13 +36,16 @@ class BrokerProcess:
         directory: of the broker; with ``logs/`` and ``log4j2.properties``.
         configuration: the properties file to run, by its name in ``directory``.
         heap: as ``-Xmx`` takes it.
+        short_lived: leave out the optimising compiler.
         lock: a locked file that the JVM inherits, so that a killed starter frees nothing.
 
     Raises:
         BrokerError: this Java cannot be run here.
     """
 
-    def __init__(self, java: Sequence[str], directory: Path, configuration: str, *, heap: str, lock: IO[str]) -> None:
+    def __init__(
+        self, java: Sequence[str], directory: Path, configuration: str, *, heap: str, short_lived: bool, lock: IO[str]
+    ) -> None:
         self._directory = directory
         self.log_file = directory / "logs" / "kafka.log"
         self.jvm_log_file = directory / "logs" / "jvm.log"
@@ -50,7 +53,7 @@ class BrokerProcess:
         self._stopping = False
         command = [
             *java[:1], f"-Xmx{heap}", "-Xshare:auto", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
-            "-Djava.awt.headless=true", *java[1:],
+            "-Djava.awt.headless=true", *(["-XX:TieredStopAtLevel=1"] if short_lived else []), *java[1:],
             f"-Dlog4j2.configurationFile={directory / 'log4j2.properties'}",
             "kafka.Kafka", str(directory / configuration),
         ]  # fmt: skip

@@ -184,7 +184,9 @@ class Pipeline:
 
     def _start_broker(self, stack: ExitStack) -> None:
         own = self.settings.broker
-        broker = LocalBroker(own.directory, port=own.port, heap=own.heap, progress=self._fetch_progress)
+        broker = LocalBroker(
+            own.directory, port=own.port, heap=own.heap, short_lived=own.short_lived, progress=self._fetch_progress
+        )
         self._broker = broker
         stack.enter_context(broker)
         kafka: dict[str, Any] = {"bootstrap_servers": broker.bootstrap_servers}

@@ -150,7 +150,7 @@ def test_broker_that_stands_still_for_seconds_loses_no_answer_and_repeats_none(
     tiny_model_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
 ) -> None:
     """The short chaos run has one such pause under load."""
-    with LocalBroker(tmp_path / "broker") as broker:
+    with LocalBroker(tmp_path / "broker", short_lived=True) as broker:
         settings = load_settings(
             bundle=tiny_model_bundle,
             index=tmp_path / "index",

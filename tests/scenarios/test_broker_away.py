@@ -22,7 +22,7 @@ from support.processes import SidstreamProcess, committed_records, free_port, ht
 def test_assigner_waits_for_a_broker_that_was_killed_or_is_not_there_yet_and_goes_on_exactly_once(
     tiny_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
 ) -> None:
-    with LocalBroker(tmp_path / "broker") as broker:
+    with LocalBroker(tmp_path / "broker", short_lived=True) as broker:
         port = free_port()
         settings = load_settings(
             bundle=tiny_bundle, kafka={"bootstrap_servers": broker.bootstrap_servers}, metrics={"port": port}

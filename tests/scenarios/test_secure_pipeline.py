@@ -65,7 +65,7 @@ def security(tmp_path_factory: pytest.TempPathFactory) -> BrokerSecurity:
 
 @pytest.fixture(scope="module")
 def secure_broker(security: BrokerSecurity, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
-    with LocalBroker(tmp_path_factory.mktemp("secure-broker"), security=security) as broker:
+    with LocalBroker(tmp_path_factory.mktemp("secure-broker"), security=security, short_lived=True) as broker:
         yield broker
 
 

@@ -143,7 +143,7 @@ def test_processes_that_were_told_of_a_cluster_without_brokers_replace_their_cli
 ) -> None:
     """Until it happened to those with transactions: not every pause of a broker brings it about."""
     names = ("assigner", "indexer", "retriever", "monitor")
-    with LocalBroker(tmp_path / "broker") as broker, ExitStack() as stack:
+    with LocalBroker(tmp_path / "broker", short_lived=True) as broker, ExitStack() as stack:
         settings = load_settings(
             bundle=tiny_model_bundle,
             index=tmp_path / "index",

@@ -151,7 +151,7 @@ def test_stuck_assigner_ends_at_once_when_asked_twice_and_else_at_its_deadline_a
 def test_process_whose_broker_hangs_says_so_and_stays_alive_and_is_ready_when_it_is_back(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    with LocalBroker(tmp_path / "broker") as broker:
+    with LocalBroker(tmp_path / "broker", short_lived=True) as broker:
         port = free_port()
         settings = load_settings(
             bundle=tiny_bundle,
