@@ -60,7 +60,7 @@ def run_retriever(settings: Settings) -> None:
                 )
                 TransactionalLoop(loop, settings.kafka, transform, health, transform.next_batch).run(stop)
 
-    run_process(PROCESS, settings, work)
+    run_process(PROCESS, settings, work, instance=settings.retriever.instance)
 
 
 def _follower(settings: Settings, stop: threading.Event, health: Health) -> ServingFollower | None:

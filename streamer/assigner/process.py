@@ -84,4 +84,4 @@ def run_assigner(loaded: Settings) -> None:
         consuming = TransactionalLoop(loop, settings.kafka, transform, health)
         consuming.run(stop)
 
-    run_process(PROCESS, loaded, work)
+    run_process(PROCESS, loaded, work, instance=loaded.assigner.instance)

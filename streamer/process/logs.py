@@ -29,9 +29,18 @@ def speaks_json() -> bool:
     return _chosen_format == "json"
 
 
-def configure_logging(settings: LoggingSettings, *, process: str) -> None:
-    """Send every log line of this process to standard error, for a console or as one JSON object a line."""
+def configure_logging(settings: LoggingSettings, *, process: str, instance: str = "") -> None:
+    """Send every log line of this process to standard error, for a console or as one JSON object a line.
+
+    Each line says which ``process`` wrote it, and which ``instance`` where there may be several, whatever thread it comes from.
+    """
+    whose = {"process": process} | ({"instance": instance} if instance else {})
+
+    def say_whose(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {**whose, **event}
+
     shared: list[Processor] = [
+        say_whose,  # not a context variable: a thread has a context of its own, without what the main one has bound
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -70,7 +79,6 @@ def configure_logging(settings: LoggingSettings, *, process: str) -> None:
     for name, level in _QUIETER.items():
         logging.getLogger(name).setLevel(max(level, root.level))
     logging.captureWarnings(True)
-    structlog.contextvars.bind_contextvars(process=process)
 
 
 def _printable_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -27,14 +27,16 @@ SUPERVISOR_VARIABLE: Final = "SIDSTREAM_SUPERVISOR_PID"
 _WATCH_SECONDS: Final = 1.0
 
 
-def run_process(name: str, settings: Settings, work: Callable[[threading.Event, Health], None]) -> None:
-    """Run ``work(stop, health)`` until it returns.
+def run_process(
+    name: str, settings: Settings, work: Callable[[threading.Event, Health], None], *, instance: str = ""
+) -> None:
+    """Run ``work(stop, health)`` until it returns. ``instance``: of those of its kind, for the log.
 
     SIGTERM and SIGINT begin the end: not ready; ``stop`` is set, upon which ``work`` finishes or aborts the batch in
     hand, sends what it still has to tell and closes its store; the HTTP server goes last. After ``shutdown_seconds``, or
     on a second signal, the process ends at once.
     """
-    configure_logging(settings.logging, process=name)
+    configure_logging(settings.logging, process=name, instance=instance)
     stop, health = threading.Event(), Health(settings.metrics)
     shutdown = Shutdown(stop, deadline_seconds=settings.shutdown_seconds, health=health)
     shutdown.listen()
