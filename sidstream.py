@@ -13,6 +13,7 @@ import typer
 from confluent_kafka import KafkaError, KafkaException
 
 import demo.commands
+import gateway.commands
 import models.commands.after_training
 import models.commands.fit
 import models.commands.towers
@@ -105,6 +106,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         streamer.commands.pipeline.indexer,
         streamer.commands.monitor.monitor,
         retriever.commands.retriever,
+        gateway.commands.gateway,
     ],
     "Research": [study.commands.study],
 }

@@ -12,28 +12,18 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Producer
 
 from models.errors import SidstreamError
-from retriever.merging import Question, ShardsError
-from streamer.events.cloudevents import cloud_event_headers
+from retriever.asking import AskingError, Results, query_producer, send_query
+from retriever.merging import PacedQuestion, Question, ShardsError
 from streamer.events.intake import EventError, checked_time
-from streamer.events.records import ANSWER, QUERY, Answer, Query
+from streamer.events.records import ANSWER, Answer, Query
 from streamer.filters.slate import SlateRule
 from streamer.kafka.admin import require
-from streamer.kafka.clients import consumer_configuration, producer_configuration
-from streamer.kafka.errors import error_text, told
-from streamer.kafka.gather import drain, produce
 from streamer.settings import Settings
 from streamer.shards.parts import AnsweredPart
 
-_CONNECT_SECONDS: Final = 10.0
-# An answer that takes longer may lie in a partition that results got since we connected: looked for so often.
-_LOOK_SECONDS: Final = 1.0
-# Of a query over shards: what is kept of its time for each round that follows, and the rest before it is asked anew, as shards do
-# not exchange a bundle in the same moment.
-_ROUND_SECONDS: Final = 2.0
-_ANEW_SECONDS: Final = 0.2
 _POLL_SECONDS: Final = 0.02
 
 
@@ -75,7 +65,7 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._consumer: Consumer | None = None
+        self._results: Results | None = None
         self._producer: Producer | None = None
 
     def ask(
@@ -151,24 +141,22 @@ class Client:
                     checked_time(query.asked_at, "asked_at", int(time.time() * 1000))
                 except EventError as error:
                     raise ClientError(f"query {number} of {len(queries)}: {error}") from None
-        consumer, producer = self._connect()
+        results, producer = self._connect()
         ids = [uuid.uuid4().hex for _ in queries]
         if self._settings.retriever.shards > 1:
             return self._ask_shards(ids, queries, timeout_seconds)
         for query_id, query in zip(ids, queries, strict=True):
-            self._send(producer, query_id, query, timeout_seconds)
+            send_query(producer, self._settings.topics.queries, query_id, query, timeout_seconds)
         producer.flush(timeout_seconds)
         waiting = {query_id.encode() for query_id in ids}
         answers: dict[str, Answer] = {}
-        asked_at = time.monotonic()
-        deadline, look_at = asked_at + timeout_seconds, asked_at + _LOOK_SECONDS
+        deadline = time.monotonic() + timeout_seconds
+        results.look_later()
         while waiting:
-            if time.monotonic() > look_at:
-                self._read_added_partitions(consumer)
-                look_at = time.monotonic() + _LOOK_SECONDS
+            results.look_for_partitions()
             if time.monotonic() > deadline:
                 break
-            for record in drain(consumer, 500, 0.1):
+            for record in results.read(0.1):
                 if record.key() in waiting:
                     waiting.discard(record.key())
                     answer: Answer = ANSWER.decode(record.value())
@@ -180,113 +168,52 @@ class Client:
                     answers[answer.query_id] = answer
         return [answers.get(query_id) for query_id in ids]
 
-    def _send(self, producer: Producer, query_id: str, query: Query, seconds: float) -> None:
-        """Sends a query that no retriever shall work on after so many seconds, or those that it says itself."""
-        if query.timeout_ms is None:
-            query = msgspec.structs.replace(query, timeout_ms=max(1, int(seconds * 1000)))
-        produce(
-            producer,
-            self._settings.topics.queries,
-            key=query_id.encode(),
-            value=QUERY.encode(query),
-            headers=cloud_event_headers("query", identity=query_id, subject=query_id, at=int(time.time() * 1000)),
-        )
-
     def _ask_shards(self, ids: Sequence[str], queries: Sequence[Query], timeout_seconds: float) -> list[Answer | None]:
-        """Each query in its rounds over all shards. Of a shard that is late a round waits for as long as the rounds after it may
-        still be answered in time; then it goes on without, and the answer says so.
-        """
-        consumer, producer = self._connect()
+        """Each query in its rounds over all shards."""
+        results, producer = self._connect()
+        began = time.monotonic()
         questions = {
-            query_id.encode(): Question(query_id, query, self._settings.retriever.shards)
+            query_id.encode(): PacedQuestion(
+                Question(query_id, query, self._settings.retriever.shards), began, timeout_seconds
+            )
             for query_id, query in zip(ids, queries, strict=True)
         }
-        deadline = time.monotonic() + timeout_seconds
-        reserve = min(timeout_seconds / 4, _ROUND_SECONDS)
-        due = dict.fromkeys(questions, 0.0)  # key → when its record is to be sent; none while it is waited for
         open_ = dict(questions)
-        look_at = time.monotonic() + _LOOK_SECONDS
-        while open_ and (now := time.monotonic()) < deadline:
-            for key in [key for key, at in due.items() if at <= now]:
-                del due[key]
-                self._send(producer, key.decode(), open_[key].record(), deadline - now)
-            if now > look_at:
-                self._read_added_partitions(consumer)
-                look_at = now + _LOOK_SECONDS
+        results.look_later()
+        while open_ and (now := time.monotonic()) < began + timeout_seconds:
+            results.look_for_partitions()
             try:
-                for record in drain(consumer, 500, _POLL_SECONDS):
-                    if (asked := open_.get(record.key())) is not None:
-                        asked.take(ANSWER.decode(record.value()))
-                now = time.monotonic()
                 for key, asked in list(open_.items()):
-                    late = asked.has_any and now > deadline - reserve * (asked.rounds_left + 0.5)
-                    if key in due or not (asked.has_all or late):
-                        continue
-                    anew = asked.begun_anew
-                    if not asked.go_on():
+                    if (record := asked.due(now)) is not None:
+                        left = began + timeout_seconds - now
+                        send_query(producer, self._settings.topics.queries, key.decode(), record, left)
+                    elif asked.answered:
                         del open_[key]
-                        continue
-                    due[key] = now + (_ANEW_SECONDS if asked.begun_anew > anew else 0.0)
+                if not open_:
+                    break
+                for one in results.read(_POLL_SECONDS):
+                    if (asked_there := open_.get(one.key())) is not None:
+                        asked_there.take(ANSWER.decode(one.value()))
             except ShardsError as error:
                 raise ClientError(str(error)) from error
         return [None if key in open_ else asked.answer() for key, asked in questions.items()]
 
-    def _connect(self) -> tuple[Consumer, Producer]:
-        if self._consumer is None or self._producer is None:
+    def _connect(self) -> tuple[Results, Producer]:
+        if self._results is None or self._producer is None:
             topics = self._settings.topics
             require(self._settings.kafka, [topics.queries, topics.results])
-            consumer = Consumer(
-                consumer_configuration(
-                    self._settings.kafka, group=self._settings.in_cluster("sidstream-client"), fetch_wait_max_ms=50
-                )
-            )
             try:
-                # Only what comes after this moment; an answer must not slip in before the first fetch.
-                partitions = (
-                    consumer.list_topics(topics.results, timeout=_CONNECT_SECONDS).topics[topics.results].partitions
-                )
-                ends = [
-                    TopicPartition(
-                        topics.results,
-                        partition,
-                        told(
-                            consumer.get_watermark_offsets(
-                                TopicPartition(topics.results, partition), timeout=_CONNECT_SECONDS
-                            )[1]
-                        ),
-                    )
-                    for partition in partitions
-                ]
-            except KafkaException as error:
-                consumer.close()
-                raise ClientError(
-                    f"cannot read {topics.results} on {self._settings.kafka.bootstrap_servers}: {error_text(error)}"
-                ) from error
-            consumer.assign(ends)
-            self._consumer = consumer
-            # Without idempotence the first query leaves half a second earlier; a repeated one is answered again, and ignored.
-            self._producer = Producer(
-                producer_configuration(self._settings.kafka, linger_ms=0, enable_idempotence=False, acks="all")
-            )
-        return self._consumer, self._producer
-
-    def _read_added_partitions(self, consumer: Consumer) -> None:
-        """Partitions that results got since: from their beginning, as nothing of before we connected can lie there."""
-        topic = self._settings.topics.results
-        known = {assigned.partition for assigned in consumer.assignment()}
-        try:
-            partitions = consumer.list_topics(topic, timeout=_LOOK_SECONDS).topics[topic].partitions
-        except KafkaException:
-            return  # away; asked again
-        added = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions if number not in known]
-        if added:
-            consumer.incremental_assign(added)
+                self._results = Results(self._settings)
+            except AskingError as error:
+                raise ClientError(str(error)) from error
+            self._producer = query_producer(self._settings)
+        return self._results, self._producer
 
     def close(self) -> None:
         """Let go of the connections; asking again connects anew."""
-        if self._consumer is not None:
-            self._consumer.close()
-        self._consumer = self._producer = None
+        if self._results is not None:
+            self._results.close()
+        self._results = self._producer = None
 
     def __enter__(self) -> Self:
         return self

@@ -27,6 +27,10 @@ from streamer.shards.parts import ASK_ANEW, AnsweredPart, AskedPart, DenseSums, 
 # There is nothing in this shard; that says nothing of the others.
 _NOTHING_HERE: Final = ("NothingFound", "NothingEligible")
 _LEFT: Final = AnswerError(kind="NothingFound", message="what was found left between two rounds: ask the query again")
+# What is kept of a question's time for each round that follows, and the rest before it is asked anew, as shards do not exchange a
+# bundle in the same moment.
+_ROUND_SECONDS: Final = 2.0
+_ANEW_SECONDS: Final = 0.2
 _FOLLOWING: Final[dict[Step, Step]] = {"history": "search", "search": "items"}
 _ROUNDS_LEFT: Final[dict[Step, int]] = {"history": 2, "search": 1, "items": 0}
 
@@ -232,6 +236,44 @@ class Question:
         if any(one.search == "beam" for one in searched):
             return {"search": "beam", "search_complete": UNSET}
         return {"search": "exact", "search_complete": all(one.search_complete is True for one in searched)}
+
+
+class PacedQuestion:
+    """A question and its time. Of a shard that is late a round waits for as long as the rounds after it may still be answered in
+    time; then it goes on without, and the answer says so.
+
+    Use: at every turn send what is ``due``, if anything is, until it is ``answered``. Times are seconds of one clock.
+    """
+
+    def __init__(self, question: Question, began: float, seconds: float) -> None:
+        """``seconds``: the time that the question has."""
+        self._question = question
+        self._deadline = began + seconds
+        self._reserve = min(seconds / 4, _ROUND_SECONDS)
+        self._send_at: float | None = began  # None while answers are waited for
+        self.answered = False
+
+    def take(self, answer: Answer) -> None:
+        """An answer under the question's id. Raises ``ShardsError``."""
+        self._question.take(answer)
+
+    def due(self, now: float) -> Query | None:
+        """What is to be sent now. Raises ``ShardsError``."""
+        asked = self._question
+        if self._send_at is None and not self.answered:
+            late = asked.has_any and now > self._deadline - self._reserve * (asked.rounds_left + 0.5)
+            if asked.has_all or late:
+                anew = asked.begun_anew
+                self.answered = not asked.go_on()
+                self._send_at = now + (_ANEW_SECONDS if asked.begun_anew > anew else 0.0)
+        if self.answered or self._send_at is None or now < self._send_at:
+            return None
+        self._send_at = None
+        return asked.record()
+
+    def answer(self) -> Answer:
+        """Of all shards, once it is ``answered``."""
+        return self._question.answer()
 
 
 def _part_of(answer: Answer) -> AnsweredPart:

@@ -11,12 +11,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from models.attributes import NAME_RULE, AttributeRules, AttributeType, is_name
 from models.errors import SidstreamError
+from streamer.gateway_settings import GatewaySettings
+from streamer.settings_section import Section
 from streamer.shards.partitions import EVERY, numbers_of, text_of
 
 CONFIGURATION_FILE: Final = "sidstream.toml"
@@ -27,17 +29,11 @@ class SettingsError(SidstreamError):
     """A setting is missing, unknown or out of range; the message names it."""
 
 
-class Section(BaseModel):
-    """A group of settings; an unknown name is an error, so that a typing mistake is not silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class KafkaSettings(Section):
     """How to reach the cluster; ``security``: librdkafka properties (``security.protocol``, ``sasl.*``, ``ssl.*``)."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
-    security: dict[str, SecretStr] = {}
+    security: dict[str, SecretStr] = Field(default_factory=dict)
 
     def security_properties(self) -> dict[str, str]:
         """The security settings in clear, for the clients alone."""
@@ -407,6 +403,7 @@ class Settings(BaseSettings):
     generations: GenerationSettings = GenerationSettings()
     monitor: MonitorSettings = MonitorSettings()
     retriever: RetrieverSettings = RetrieverSettings()
+    gateway: GatewaySettings = GatewaySettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
 

@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ["models", "store", "streamer", "retriever", "study", "demo", "sidstream"]
+PARTS = ["models", "store", "streamer", "retriever", "gateway", "study", "demo", "sidstream"]
 HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo"}
 # The rooms of a part, from the one that may import all others down to the one that imports none.
 ROOMS = {
     "models": "commands towers bundles training examples language dense codebooks sids tables catalogue data_files attributes "
     "progress terminal errors",
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
-    "kafka process events filters settings shards",
+    "kafka process events filters settings gateway_settings settings_section shards",
     "store": "checks writing topology reading records files errors",
-    "retriever": "commands explanation_tables refreshing evaluation client merging choosing_mixture serving answering dense "
-    "device_search search eligibility",
+    "retriever": "commands explanation_tables refreshing evaluation client asking merging choosing_mixture serving answering "
+    "dense device_search search eligibility",
+    "gateway": "commands process application openapi routes gateway intake clients kafka metrics problems",
     "study": "commands quick report experiments measures data",
 }
 MOST_FILES = 13  # on one floor, __init__ included

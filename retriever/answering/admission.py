@@ -6,29 +6,31 @@ and an error answer); one that is merely late or one too many raises ``QueryRefu
 
 from __future__ import annotations
 
+import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+from msgspec import UNSET
 
 from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
-from models.sids.layout import MAXIMUM_LAYERS, MAXIMUM_SIZE
-from retriever.answering.parts import check_part
+from models.dense.vectors import SCALE_BYTES, bytes_an_item
+from models.sids.layout import HEAD_LAYER_INDEX, MAXIMUM_LAYERS, MAXIMUM_SIZE
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.events.values.embeddings import EmbeddingError, query_embedding
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import FilterError, FilterLimits, FilterTooLargeError, read_filter
 from streamer.filters.slate import SlateError, check_slate
+from streamer.process.rates import TokenBuckets
 from streamer.settings import RetrieverSettings
 from streamer.shards.partitions import EVERY
+from streamer.shards.parts import AskedPart, DenseSums
 
-# A user who is not among the last so many starts with a full bucket: some 4 MB at the most.
-REMEMBERED_USERS: Final = 10_000
 _LONGEST_TIMEOUT_MS: Final = 1 << 62  # a longer one overflows a float
 
 
@@ -44,9 +46,10 @@ class QueryRefused(Exception):
 
 
 class BundleLimits(NamedTuple):
-    """What a bundle asks of its queries: ``dimension``, D of an embedding; ``layers``, L of SIDs; ``size``, M of its codebook."""
+    """What a bundle asks of its queries: ``dimension``, D of an embedding, None where that is unknown; ``layers``, L of SIDs;
+    ``size``, M of its codebook."""
 
-    dimension: int
+    dimension: int | None
     layers: int = MAXIMUM_LAYERS
     size: int = MAXIMUM_SIZE
 
@@ -60,41 +63,6 @@ class CheckedQuery(NamedTuple):
     query: Query
     filter: Filter | None
     who: str
-
-
-class UserRates:
-    """A token bucket for each user: ``per_second`` tokens come in, at most ``burst`` lie there, a query takes one.
-
-    >>> rates = UserRates(per_second=1.0, burst=2, clock=lambda: 0.0)
-    >>> [rates.allow("ada") for _ in range(3)]
-    [True, True, False]
-    """
-
-    def __init__(
-        self,
-        *,
-        per_second: float,
-        burst: int,
-        clock: Callable[[], float] = time.monotonic,
-        users: int = REMEMBERED_USERS,
-    ) -> None:
-        self._per_second = per_second
-        self._burst = burst
-        self._clock = clock
-        self._users = users
-        # user → (tokens, seconds of the clock when that was so); the one that asked last is the last.
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def allow(self, user: str) -> bool:
-        """Take a token of the user's bucket; ``False`` if there is none."""
-        now = self._clock()
-        tokens, since = self._buckets.pop(user, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - since) * self._per_second)
-        allowed = tokens >= 1
-        self._buckets[user] = (tokens - 1 if allowed else tokens, now)
-        if len(self._buckets) > self._users:
-            self._buckets.popitem(last=False)
-        return allowed
 
 
 class Admission:
@@ -125,7 +93,7 @@ class Admission:
         self._partitions = partitions
         self._clock = clock
         self._rates = (
-            UserRates(per_second=settings.user_queries_per_second, burst=settings.user_query_burst, clock=monotonic)
+            TokenBuckets(per_second=settings.user_queries_per_second, burst=settings.user_query_burst, clock=monotonic)
             if settings.user_queries_per_second > 0
             else None
         )
@@ -165,16 +133,13 @@ class Admission:
                 check_slate(query.slate, self._filterable, layers=self._limits_of(who).layers)
             except SlateError as error:
                 raise EventError("InvalidSlate", str(error)) from None
-        if query.embedding is not msgspec.UNSET:
+        if query.embedding is not msgspec.UNSET and (dimension := self._limits_of(who).dimension) is not None:
             try:
-                query_embedding(query.embedding, self._limits_of(who).dimension)
+                query_embedding(query.embedding, dimension)
             except EmbeddingError as error:
                 raise EventError(error.kind, str(error)) from None
         if query.part is not msgspec.UNSET:
-            limits = self._limits_of(who)
-            check_part(
-                query, layers=limits.layers, size=limits.size, dimension=limits.dimension, settings=self._settings
-            )
+            _check_part(query, self._limits_of(who), self._settings)
         if query.user is not None:
             within(settings.maximum_user_bytes, len(query.user.encode()), "user", "bytes")
         wanted = None
@@ -228,7 +193,7 @@ class Admission:
             )
         self._require_shards(query, waited, checked.who)
         counts = query.part is msgspec.UNSET or query.part.step == "search"  # a query over shards has several rounds
-        if self._rates is not None and counts and query.user is not None and not self._rates.allow(query.user):
+        if self._rates is not None and counts and query.user is not None and self._rates.take(query.user) > 0:
             settings = self._settings
             raise QueryRefused(
                 "RateLimited",
@@ -294,3 +259,42 @@ def _check_ids(item_ids: Sequence[str], limit: int, field: str) -> None:
         # No character has more than four bytes: most ids need no encoding to be known as short.
         if 4 * len(item_id) > MAXIMUM_ID_BYTES:
             within(MAXIMUM_ID_BYTES, len(item_id.encode()), f"{field}[{place}]", "bytes")
+
+
+def _check_part(query: Query, bundle: BundleLimits, settings: RetrieverSettings) -> None:
+    """Raises ``EventError`` for what no shard of this bundle can have said."""
+    part, layers, size = query.part, bundle.layers, bundle.size
+    if not isinstance(part, AskedPart):
+        return
+    _require(len(part.history) <= settings.maximum_history, f"history has more than {settings.maximum_history} items")
+    for item in part.history:
+        fits = len(item.codes) == layers and all(0 <= code < size for code in item.codes)
+        _require(fits, f"{item.codes} are no codes of {layers} layers × {size} codewords")
+        _require(item.vector is UNSET or _is_vector(item.vector, bundle.dimension), "a vector of the history is none")
+    sids = part.sids or ()
+    most = max(settings.beams, settings.maximum_limit)
+    _require(len(sids) <= most, f"there are more than {most} SIDs")
+    for sid in sids:
+        _require(_is_sid(sid.tokens, layers, size), f"{sid.tokens} is no SID of {layers} layers × {size} codewords")
+        _require(math.isfinite(sid.score) and 0 <= sid.weight < math.inf, "a SID's score or weight is no number")
+    if isinstance(part.sums, DenseSums):
+        numbers = (part.sums.log_near or 0.0, part.sums.together)
+        _require(all(map(math.isfinite, numbers)) and numbers[1] >= 0, "the sums are no numbers")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise EventError("InvalidPart", f"part: {otherwise}")
+
+
+def _is_vector(value: bytes, dimension: int | None) -> bool:
+    if dimension is None:  # held against the bundle where that is
+        return True
+    scale = np.frombuffer(value[:SCALE_BYTES], "<f4") if len(value) == bytes_an_item(dimension) else np.zeros(1)
+    return bool(np.isfinite(scale[0]) and scale[0] > 0)
+
+
+def _is_sid(tokens: Sequence[int], layers: int, size: int) -> bool:
+    of_layers = [token // size for token in tokens]
+    whole = list(range(layers))
+    return of_layers in (whole, [layer for layer in whole if layer != HEAD_LAYER_INDEX])

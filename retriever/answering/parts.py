@@ -6,7 +6,6 @@ a shard is told by a client is held against the bundle before it is used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -14,9 +13,8 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from models.dense.vectors import SCALE_BYTES, bytes_an_item
 from models.errors import SidstreamError
-from models.sids.layout import HEAD_LAYER_INDEX, Layout
+from models.sids.layout import Layout
 from retriever.answering.asked import Asked, Found, Numbers
 from retriever.answering.mixing import Mixer
 from retriever.answering.ranking import counted_weights
@@ -25,9 +23,8 @@ from retriever.search.search_parts import ScoredSid
 from store.reading.reader import Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie
-from streamer.events.intake import EventError
 from streamer.events.records import AnswerError, Query
-from streamer.settings import RetrieverSettings, Settings
+from streamer.settings import Settings
 from streamer.shards.partitions import EVERY
 from streamer.shards.parts import ASK_ANEW, AnsweredPart, AskedPart, DenseSums, HistoryItem, PartSid
 
@@ -69,43 +66,6 @@ def require_own_shard(held: str, settings: Settings) -> None:
 
 def _named(held: str) -> str:
     return f"the partitions {held}" if held else "all partitions"
-
-
-def check_part(query: Query, *, layers: int, size: int, dimension: int, settings: RetrieverSettings) -> None:
-    """Raises ``EventError`` for what no shard of this bundle can have said."""
-    part = query.part
-    if not isinstance(part, AskedPart):
-        return
-    _require(len(part.history) <= settings.maximum_history, f"history has more than {settings.maximum_history} items")
-    for item in part.history:
-        fits = len(item.codes) == layers and all(0 <= code < size for code in item.codes)
-        _require(fits, f"{item.codes} are no codes of {layers} layers × {size} codewords")
-        _require(item.vector is UNSET or _is_vector(item.vector, dimension), "a vector of the history is none")
-    sids = part.sids or ()
-    most = max(settings.beams, settings.maximum_limit)
-    _require(len(sids) <= most, f"there are more than {most} SIDs")
-    for sid in sids:
-        _require(_is_sid(sid.tokens, layers, size), f"{sid.tokens} is no SID of {layers} layers × {size} codewords")
-        _require(math.isfinite(sid.score) and 0 <= sid.weight < math.inf, "a SID's score or weight is no number")
-    if isinstance(part.sums, DenseSums):
-        numbers = (part.sums.log_near or 0.0, part.sums.together)
-        _require(all(map(math.isfinite, numbers)) and numbers[1] >= 0, "the sums are no numbers")
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise EventError("InvalidPart", f"part: {otherwise}")
-
-
-def _is_vector(value: bytes, dimension: int) -> bool:
-    scale = np.frombuffer(value[:SCALE_BYTES], "<f4") if len(value) == bytes_an_item(dimension) else np.zeros(1)
-    return bool(np.isfinite(scale[0]) and scale[0] > 0)
-
-
-def _is_sid(tokens: Sequence[int], layers: int, size: int) -> bool:
-    of_layers = [token // size for token in tokens]
-    whole = list(range(layers))
-    return of_layers in (whole, [layer for layer in whole if layer != HEAD_LAYER_INDEX])
 
 
 def of_another_bundle(part: AskedPart, bundle: str, layout: int) -> AnswerError | None:

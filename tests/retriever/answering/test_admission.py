@@ -11,11 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 from confluent_kafka import Message
-from hypothesis import given
-from hypothesis import strategies as st
 
 from models.attributes import AttributeType
-from retriever.answering.admission import Admission, BundleLimits, QueryRefused, UserRates
+from retriever.answering.admission import Admission, BundleLimits, QueryRefused
 from retriever.client import Client, ClientError
 from streamer.events.intake import EventError
 from streamer.events.records import QUERY, Query, excludes_history
@@ -182,35 +180,6 @@ def test_transaction_reaches_to_one_batch_of_work_and_takes_the_late_ones_along(
     gate = admission(batch_size=4, maximum_wait_seconds=5)
     records = [record(age_ms=age) for age in ages_ms]
     assert gate.next_batch(records) == expected
-
-
-@given(st.lists(st.tuples(st.floats(0, 2), st.sampled_from("abc")), max_size=60))
-def test_no_user_gets_more_than_the_burst_and_the_rate(steps: list[tuple[float, str]]) -> None:
-    now = 0.0
-    rates = UserRates(per_second=2.0, burst=3, clock=lambda: now)
-    allowed: dict[str, int] = {}
-    for seconds, user in steps:
-        now += seconds
-        allowed[user] = allowed.get(user, 0) + rates.allow(user)
-    for count in allowed.values():
-        assert count <= 3 + 2.0 * now + 1e-6
-
-
-def test_bucket_fills_again_and_a_burst_is_served() -> None:
-    now = 0.0
-    rates = UserRates(per_second=2.0, burst=3, clock=lambda: now)
-    assert [rates.allow("ada") for _ in range(4)] == [True, True, True, False]
-    now = 1.0
-    assert [rates.allow("ada") for _ in range(3)] == [True, True, False]
-
-
-def test_memory_for_users_is_bounded_and_the_busy_one_is_not_forgotten() -> None:
-    rates = UserRates(per_second=0.001, burst=1, clock=lambda: 0.0, users=100)
-    assert rates.allow("busy")
-    for number in range(10_000):
-        assert rates.allow(f"user-{number}")
-        assert not rates.allow("busy")
-    assert len(rates._buckets) == 100
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Who asks, what each may do, and how often."""
