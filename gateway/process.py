@@ -79,7 +79,7 @@ def serve(settings: Settings, stop: threading.Event, health: Health) -> None:
         while not stop.is_set() and thread.is_alive() and gateway.questions.fault is None:
             if server.started and not health.is_well(Part.START):
                 health.set_ready(Part.START)
-                log.info("serving", address=f"{'https' if own.tls_certificate else 'http'}://{own.host}:{own.port}")
+                log.info("serving", address=own.address)
             stop.wait(_LOOK_SECONDS)
         server.end(settings.shutdown_seconds * _WAITERS_SHARE)
         thread.join()
@@ -93,7 +93,8 @@ def serve(settings: Settings, stop: threading.Event, health: Health) -> None:
 def _listening(own: GatewaySettings) -> Iterator[socket.socket]:
     """The port, taken before anything else is made. Raises ``PortInUseError``."""
     family = socket.AF_INET6 if ":" in own.host else socket.AF_INET
-    with refusing_a_taken_port(own.host, own.port, setting="gateway.port", purpose="the gateway"):
+    taken = refusing_a_taken_port(own.host, own.port, setting="gateway.port", purpose="the gateway", may_be_off=False)
+    with taken:
         listener = socket.create_server((own.host, own.port), family=family, backlog=_BACKLOG)
     with listener:
         yield listener

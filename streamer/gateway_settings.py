@@ -62,6 +62,12 @@ class GatewaySettings(Section):
         "made at each start",
     )
 
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'http' if self.tls_certificate is None else 'https'}://{host}:{self.port}"
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.tls_certificate is None and (self.tls_key or self.tls_client_ca):

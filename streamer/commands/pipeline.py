@@ -49,6 +49,9 @@ def up(
         ),
     ] = None,
     retrievers: Annotated[int, typer.Option(min=0, help="How many retriever processes.")] = 1,
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Serve HTTP too, with a page to try queries (gateway.host, gateway.port).")
+    ] = False,
     logs: Annotated[Path | None, typer.Option(help="Write each process' log here instead of the terminal.")] = None,
     preload: Annotated[
         bool,
@@ -78,7 +81,9 @@ def up(
     embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
     if embedded:
         _require_one_address(settings)
-    pipeline = Pipeline(settings, embedded_broker=embedded, retrievers=retrievers, log_directory=logs, preload=preload)
+    pipeline = Pipeline(
+        settings, embedded_broker=embedded, retrievers=retrievers, gateway=gateway, log_directory=logs, preload=preload
+    )
     stop = threading.Event()
     Shutdown(
         stop,
@@ -89,7 +94,9 @@ def up(
         dashboard = (
             f"http://{settings.monitor.web_host}:{settings.monitor.web_port}" if settings.monitor.web_port else ""
         )
-        _tell_that_it_is_up(console, pipeline.settings.kafka.bootstrap_servers, dashboard)
+        _tell_that_it_is_up(
+            console, pipeline.settings.kafka.bootstrap_servers, dashboard, settings.gateway.address if gateway else ""
+        )
         pipeline.watch(stop)
     if speaks_json():
         log.info("down")
@@ -108,16 +115,18 @@ def _require_one_address(settings: Settings) -> None:
         )
 
 
-def _tell_that_it_is_up(console: Console, servers: str, dashboard: str) -> None:
+def _tell_that_it_is_up(console: Console, servers: str, dashboard: str, gateway: str) -> None:
     from streamer.process.logs import speaks_json
 
     if speaks_json():
-        log.info("up", bootstrap_servers=servers, dashboard=dashboard or None)
+        log.info("up", bootstrap_servers=servers, dashboard=dashboard or None, gateway=gateway or None)
         return
     console.print(f"[green]✓[/] sidstream is up on {shown(servers)}; Ctrl-C ends it")
     console.print("  [dim]answers come as soon as the retriever has loaded its model[/]")
     if dashboard:
         print_line(console, f"  the monitor's dashboard: {dashboard}")
+    if gateway:
+        print_line(console, f"  queries by hand, and HTTP: {gateway}")
 
 
 def status(

@@ -33,7 +33,7 @@ from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
 _OF_A_CODEBOOK: Final = ("assigner", "indexer")
-_PROCESSES: Final = (*_OF_A_CODEBOOK, "monitor")  # and then the retrievers
+_PROCESSES: Final = (*_OF_A_CODEBOOK, "monitor")  # and then the retrievers, and the gateway
 
 
 def require_answering(bundle: Bundle, settings: Settings) -> None:
@@ -55,14 +55,17 @@ class Pipeline:
         *,
         embedded_broker: bool,
         retrievers: int = 1,
+        gateway: bool = False,
         log_directory: Path | None = None,
         fetch_progress: FetchProgress | None = None,
         preload: bool = True,
     ) -> None:
-        """``preload``: keep a process that has imported everything, from which the others are forked, where that can be."""
+        """``gateway``: serve HTTP too.
+        ``preload``: keep a process that has imported everything, from which the others are forked, where that can be."""
         self.settings = settings
         self._embedded_broker = embedded_broker
         self._retrievers = retrievers
+        self._gateway = gateway
         self._log_directory = log_directory
         self._fetch_progress = fetch_progress
         self._preload = preload and AVAILABLE
@@ -93,6 +96,8 @@ class Pipeline:
             for number in range(self._retrievers):
                 instance = {"SIDSTREAM_RETRIEVER__INSTANCE": str(number)} if number else {}
                 self._start(f"retriever-{number}" if number else "retriever", "retriever", instance)
+            if self._gateway:
+                self._start("gateway", "gateway", {})
             for pipeline in more:
                 self._start_pipeline(pipeline)
             self._stack = stack.pop_all()
@@ -170,16 +175,20 @@ class Pipeline:
 
     def _require_free_ports(self) -> None:
         """Before anything runs: what another pipeline of this machine serves on is told once, not by every process in turn."""
-        metrics, monitor = self.settings.metrics, self.settings.monitor
+        metrics, monitor, gateway = self.settings.metrics, self.settings.monitor, self.settings.gateway
         if metrics.port:
             # One machine, one port each: the settings' own and those above it, in the order of starting.
-            last = metrics.port + len(_PROCESSES) + self._retrievers - 1
+            last = metrics.port + len(_PROCESSES) + self._retrievers + self._gateway - 1
             for port in range(metrics.port, last + 1):
                 purpose = f"metrics (`up` takes {metrics.port} to {last}, one a process)"
                 require_free_port(metrics.host, port, setting="metrics.port", purpose=purpose)
         if monitor.web_port:
             require_free_port(
                 monitor.web_host, monitor.web_port, setting="monitor.web_port", purpose="the monitor's dashboard"
+            )
+        if self._gateway:
+            require_free_port(
+                gateway.host, gateway.port, setting="gateway.port", purpose="the gateway", may_be_off=False
             )
 
     def _start_broker(self, stack: ExitStack) -> None:

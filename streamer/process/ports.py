@@ -14,24 +14,28 @@ class PortInUseError(SidstreamError):
 
 
 @contextmanager
-def refusing_a_taken_port(host: str, port: int, *, setting: str, purpose: str) -> Iterator[None]:
-    """What cannot be bound inside raises ``PortInUseError``, which names what it is for and the ``setting`` to change."""
+def refusing_a_taken_port(
+    host: str, port: int, *, setting: str, purpose: str, may_be_off: bool = True
+) -> Iterator[None]:
+    """What cannot be bound inside raises ``PortInUseError``, which names what it is for and the ``setting`` to change;
+    ``may_be_off``: whether 0 there switches it off."""
     try:
         yield
     except OSError as error:
         raise PortInUseError(
             f"{purpose} cannot be served on {host}:{port} ({error.strerror}): does another pipeline run here? "
-            f"Choose another {setting}, or 0 to switch it off"
+            f"Choose another {setting}{', or 0 to switch it off' if may_be_off else ''}"
         ) from None
 
 
-def require_free_port(host: str, port: int, *, setting: str, purpose: str) -> None:
+def require_free_port(host: str, port: int, *, setting: str, purpose: str, may_be_off: bool = True) -> None:
     """Return if ``port`` can be served on ``host``.
 
     Raises:
         PortInUseError: it cannot.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe, refusing_a_taken_port(host, port, setting=setting, purpose=purpose):
+    taken = refusing_a_taken_port(host, port, setting=setting, purpose=purpose, may_be_off=may_be_off)
+    with socket.socket(family) as probe, taken:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: a port in TIME_WAIT is free
         probe.bind((host, port))
