@@ -36,6 +36,7 @@ BENCHMARKS: Final = {
     "fm-index": "the constraint as an FM-index, against the prefix tree",
     "start": "a retriever is killed and asked: seconds until it answers again, on a real broker; minutes",
     "switch": "queries at a steady rate while models and codebooks are switched on a real broker; minutes",
+    "gateway": "asking over HTTP against asking through Kafka directly, with nothing of a retriever; a minute",
     "ingest": "writing into an index of ten million items: catching up and live; ten minutes, 5 GB of disk",
     "freshness": "update → retrievable at several rates on a real broker, against a bare round trip; minutes",
     "warm-start": "recall after a share of a cold training's steps, from nothing and from an older bundle; an hour",

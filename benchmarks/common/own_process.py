@@ -1,14 +1,17 @@
-"""Functions run in a process of their own, so that the kernel counts the peak of their memory and of nothing else's."""
+"""Functions run in a process of their own: for a result and the peak of their memory, or beside us until they are told to end."""
 
 from __future__ import annotations
 
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import Any
 
 _MIB = 1024 * 1024
+_PATIENCE_SECONDS = 30.0
 
 
 def in_process_of_its_own(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
@@ -32,3 +35,18 @@ def _run(function: Callable[..., Any], arguments: tuple[Any, ...], sending: Any)
     found = function(*arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     sending.send((found, peak / _MIB))
+
+
+@contextmanager
+def other_process(work: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
+    """A process that runs ``work(pipe, *arguments)``, once it has said that it is ready."""
+    context: Any = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    if not ours.poll(_PATIENCE_SECONDS):
+        raise SystemExit(f"{work.__name__} did not start")
+    ours.recv()
+    yield ours
+    process.join()

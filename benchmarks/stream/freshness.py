@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
+from benchmarks.common.own_process import other_process
 from benchmarks.common.reporting import Result, Target, benchmark_arguments, report
 from benchmarks.index.scale_ingest import ids_of, load
 from benchmarks.stream.running_pipeline import (
@@ -117,7 +116,7 @@ class PastThePipeline:
         self._keys = [item_id.encode() for item_id in items.ids(updates)]
         self._items, self._topic = items, sent_to
         self._producer = Producer(producer_configuration(settings.kafka))
-        self._receiver = stack.enter_context(_other_process(_receive, settings, read))
+        self._receiver = stack.enter_context(other_process(_receive, settings, read))
         self._sent_at: dict[bytes, float] = {}
 
     def send(self, number: int, timed: bool) -> None:
@@ -159,7 +158,7 @@ def measure(running: Running, items: Items, rate: float, seconds: float, loaded:
     timed_every = max(1, round(rate / _TIMED_PER_SECOND))
     spent, began = 0.0, time.monotonic()
     with ExitStack() as stack:
-        copier = stack.enter_context(_other_process(_copy, settings))
+        copier = stack.enter_context(other_process(_copy, settings))
         pipeline_ = ThroughThePipeline(stack, settings, items, (turns + 1) * updates, loaded)
         past = [
             PastThePipeline(stack, settings, items, (turns + 1) * updates, *topics)
@@ -182,21 +181,6 @@ def measure(running: Running, items: Items, rate: float, seconds: float, loaded:
         shares["probe"] = pipeline_.probe.processor_seconds * spent / (time.monotonic() - began)
     status("  " + ", ".join(f"{name} {share / spent:.1%}" for name, share in sorted(shares.items())) + " of a core")
     return found
-
-
-@contextmanager
-def _other_process(work: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """A process that runs ``work(pipe, *arguments)``, once it has said that it is ready."""
-    context: Any = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
-    process.start()
-    theirs.close()
-    if not ours.poll(_PATIENCE_SECONDS):
-        raise SystemExit(f"{work.__name__} did not start")
-    ours.recv()
-    yield ours
-    process.join()
 
 
 def _assigned(settings: Settings, topic: str) -> Consumer:

@@ -18,6 +18,7 @@ _QUIETER: Final = {
     "faust": logging.WARNING,
     "mode": logging.WARNING,
     "jgo": logging.WARNING,
+    "uvicorn": logging.WARNING,
 }
 
 
