@@ -19,11 +19,23 @@ from gateway.problems import ProblemDetails
 from gateway.routes.items import Accepted
 from gateway.routes.lines import LineOutcome, LinesOutcome
 from gateway.routes.pages import Verdict
+from gateway.routes.queries import Pending
 from streamer.events.records import Answer, ItemUpdate, Query
 
 PATH: Final = "/openapi.json"
 _REFERENCE: Final = "#/components/schemas/{name}"
-_RECORDS: Final = (Query, Answer, ItemUpdate, Accepted, LineOutcome, LinesOutcome, Figures, Verdict, ProblemDetails)
+_RECORDS: Final = (
+    Query,
+    Answer,
+    Pending,
+    ItemUpdate,
+    Accepted,
+    LineOutcome,
+    LinesOutcome,
+    Figures,
+    Verdict,
+    ProblemDetails,
+)
 _ATTRIBUTES: Final = {
     "type": "object",
     "description": "field → string, finite number, boolean or list of strings",

@@ -71,6 +71,7 @@ def serve(settings: Settings, stop: threading.Event, health: Health) -> None:
     with _listening(own) as listener:
         if not await_topics(settings, needed, stop, health):
             return
+        health.set_ready(Part.BROKER)
         gateway = Gateway(settings, health)
         server = _Server(_configuration(own, gateway), gateway)
         thread = threading.Thread(target=server.run_on, args=(listener,), name="http")

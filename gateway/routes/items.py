@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Response, delete, patch, post, put
-from litestar.params import Parameter
+from litestar.params import PathParameter
 from litestar.types import ASGIApp
 
 from gateway.gateway import Gateway
@@ -21,7 +21,7 @@ from gateway.routes.requests import JSON_TYPES, LINES_TYPES, AnyRequest, body_of
 from streamer.events.records import UNDECODABLE, ItemAttributes
 
 TOKEN_HEADER: Final = "Sidstream-Token"
-ItemId = Annotated[str, Parameter(description="the item's id, percent-encoded; 1 to 256 bytes")]
+ItemId = Annotated[str, PathParameter(description="the item's id, percent-encoded; 1 to 256 bytes")]
 _REFUSALS: Final = {
     "s400": "what cannot be used: which field, why, and what to do",
     "s401": "no client has this key",

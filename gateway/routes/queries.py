@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Final
 
+import msgspec
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, PathParameter
 
 from gateway.kafka.questions import Answered
 from gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, problem_of
@@ -17,6 +18,12 @@ from streamer.process.health import Part
 
 AFTER_HEADER: Final = "Sidstream-After"
 _AGAIN_SECONDS: Final = 1.0
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True):
+    """A query that has no answer yet, and may still get one."""
+
+    query_id: str
 
 
 def problems(**statuses: str) -> dict[int, ResponseSpec]:
@@ -49,11 +56,11 @@ async def ask(
     request: AnyRequest,
     after: Annotated[
         str | None,
-        Parameter(
-            header=AFTER_HEADER, description="Tokens of writes, with commas between them: asked once they are indexed."
+        HeaderParameter(
+            name=AFTER_HEADER, description="Tokens of writes, with commas between them: asked once they are indexed."
         ),
     ] = None,
-    prefer: Annotated[str | None, Parameter(header="Prefer", description="`wait=SECONDS` (RFC 7240).")] = None,
+    prefer: Annotated[str | None, HeaderParameter(name="Prefer", description="`wait=SECONDS` (RFC 7240).")] = None,
 ) -> Response[Answer]:
     gateway = gateway_of(request)
     client = gateway.access.admit(request, "ask")
@@ -81,21 +88,25 @@ async def ask(
     summary="Fetch the answer of a query that came too late for its request",
     description="202 while there is none yet. Kept by the gateway that took the query, for a while and not without bound.",
     responses={
+        202: ResponseSpec(
+            Pending, description="no answer yet: `Retry-After` says when to come again", generate_examples=False
+        ),
         **problems(
-            s202="no answer yet: `Retry-After` says when to come again",
             s401="no client has this key",
             s404="no such query of this client, or its answer is not kept any more",
-        )
+        ),
     },
 )
-async def answer(request: AnyRequest, query_id: str) -> Response[Answer]:
+async def answer(
+    request: AnyRequest, query_id: Annotated[str, PathParameter(description="of the problem that the query got")]
+) -> Response[Answer]:
     gateway = gateway_of(request)
     client = gateway.access.admit(request, "ask")
     answered = gateway.questions.fetch(query_id, client.name)
     if answered is None:
-        raise Problem(
-            202, "NotAnsweredYet", "no answer yet: ask for it again", query_id=query_id, again_seconds=_AGAIN_SECONDS
-        )
+        again = {"Retry-After": str(round(_AGAIN_SECONDS))}
+        pending: Any = msgspec.json.encode(Pending(query_id=query_id))
+        return Response(pending, status_code=202, media_type="application/json", headers=again)
     return _response(answered, query_id)
 
 
