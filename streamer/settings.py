@@ -94,6 +94,53 @@ class TopicSettings(Section):
         return {**{field: prefix + name for field, name in TOPIC_NAMES.items()}, **data}
 
 
+class RegistrySettings(Section):
+    """A schema registry that speaks Confluent's API, for values that name their schema (docs/formats.md)."""
+
+    url: str = Field(
+        "", description="such as http://registry:8081; several, with commas between; absent: there is none"
+    )
+    security: dict[str, SecretStr] = Field(
+        {},
+        description="properties of confluent-kafka's SchemaRegistryClient: basic.auth.user.info, ssl.ca.location, bearer.auth.…",
+    )
+    timeout_seconds: float = Field(
+        5.0, gt=0, description="of one request; a batch waits for as long as none is answered"
+    )
+    format: Literal["avro", "protobuf", "json"] = Field(
+        "avro",
+        description="what `sidstream topics create` registers our subjects in, and `publish --format registry` sends",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        for one in filter(None, url.split(",")):
+            if not one.strip().startswith(("http://", "https://", "mock://")):
+                raise ValueError(f"{one.strip()!r} is no address of a registry: it begins with http:// or https://")
+        return url
+
+
+class ColumnSettings(Section):
+    """Which columns of a row (of a change event, of Kafka Connect, of a registry's schema, or of plain JSON) are which fields of
+    an item update; one that is not named has the field's own name. With any of them named, other columns are left out.
+    """
+
+    key: str = Field(
+        "",
+        description="the field of a key that is a map, such as Debezium's, which is the item's id; absent: the key is the id",
+    )
+    embedding: str = Field("", description="a list of numbers, bytes, base64, or a text like [0.1,0.2]")
+    title: str = ""
+    weight: str = ""
+    updated_at: str = Field(
+        "", description="milliseconds since the epoch, a time like 2026-01-31T09:30:00Z, or Connect's"
+    )
+    dtype: str = ""
+    embedding_model: str = ""
+    attributes: dict[str, str] = Field({}, description="attribute → the column that has it")
+
+
 class BrokerSettings(Section):
     """The embedded single-node Apache Kafka of ``sidstream broker`` and ``sidstream up``."""
 
@@ -398,6 +445,8 @@ class Settings(BaseSettings):
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings.model_validate({}))
     broker: BrokerSettings = BrokerSettings()
     attributes: AttributeSettings = AttributeSettings()
+    registry: RegistrySettings = RegistrySettings()
+    columns: ColumnSettings = ColumnSettings()
     assigner: AssignerSettings = AssignerSettings()
     indexer: IndexerSettings = IndexerSettings()
     generations: GenerationSettings = GenerationSettings()

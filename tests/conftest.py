@@ -20,6 +20,7 @@ from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, load_settings
+from support.schema_registry import SchemaRegistry
 
 # A broker that lives for seconds or minutes gains nothing from Java's optimising compiler, which takes half of its time.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
@@ -66,6 +67,13 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """A real Apache Kafka on free ports, started once a session. Never stop it in a test."""
     with LocalBroker(tmp_path_factory.mktemp("broker"), short_lived=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def schema_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchemaRegistry]:
+    """A real schema registry, started once a session. Whoever pauses it resumes it."""
+    with SchemaRegistry(tmp_path_factory.mktemp("registry")) as running:
         yield running
 
 

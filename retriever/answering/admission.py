@@ -20,6 +20,7 @@ from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
 from models.dense.vectors import SCALE_BYTES, bytes_an_item
 from models.sids.layout import HEAD_LAYER_INDEX, MAXIMUM_LAYERS, MAXIMUM_SIZE
+from streamer.events.formats.reading import NO_FORMATS, Formats
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
 from streamer.events.values.embeddings import EmbeddingError, query_embedding
@@ -69,7 +70,8 @@ class Admission:
     """Checks the records of ``queries``.
 
     ``limits_of``: what the bundle asks that answers a user (or, without one, a query by its id); ``filterable``: the declared
-    attributes and their types; ``partitions``: those that the index holds, of a shard; ``clock`` gives seconds since the epoch,
+    attributes and their types; ``partitions``: those that the index holds, of a shard; ``formats``: what values are read by;
+    ``clock`` gives seconds since the epoch,
     ``monotonic`` seconds for the rates.
     """
 
@@ -80,10 +82,12 @@ class Admission:
         limits_of: Callable[[str], BundleLimits],
         filterable: Mapping[str, AttributeType] | None = None,
         partitions: str = EVERY,
+        formats: Formats = NO_FORMATS,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._formats = formats
         self._limits_of = limits_of
         self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._filterable = filterable or {}
@@ -104,13 +108,16 @@ class Admission:
         Raises:
             EventError: no or a wrong id, undecodable, empty, an unknown field, a field beyond its limit, or a filter that asks
                 for what is not declared.
+            RegistryAwayError: its schema cannot be asked for now.
         """
         query_id = checked_id(record.key(), "query").decode()
         value = record.value()
         if not value:
             raise EventError("EmptyQuery", "the query has no value: send text, history or both")
         settings = self._settings
-        decoded = decode_event(QUERY, record, value, self._limits)
+        decoded = decode_event(QUERY, record, value, self._limits, self._formats)
+        if decoded.value is None:
+            raise EventError("EmptyQuery", "the change event deletes its row: a query asks something")
         query: Query = decoded.value
         who = query.user or query_id
         if not query.text.strip() and not query.history and query.user is None and query.embedding is msgspec.UNSET:
@@ -150,8 +157,8 @@ class Admission:
     def who(self, record: Message) -> str:
         """Who asks in a record that is refused: the user, where one can be read, or else the query's id; empty without either."""
         try:
-            user = decode_event(QUERY, record, record.value() or b"", self._limits).value.user
-        except EventError:
+            user = decode_event(QUERY, record, record.value() or b"", self._limits, self._formats).value.user
+        except (EventError, AttributeError):  # undecodable, or a deletion
             user = None
         return user or (record.key() or b"").decode("utf-8", "replace")
 

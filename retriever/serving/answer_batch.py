@@ -20,6 +20,7 @@ from retriever.answering.metrics import ANSWERED, count_query
 from retriever.serving.answering import Answering, CurrentAnswering
 from streamer.events.cloudevents import cloud_event_headers
 from streamer.events.dead_letter import Rejection, dead_letter
+from streamer.events.formats.reading import NO_FORMATS, Formats
 from streamer.events.intake import EventError
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ANSWER, Answer, AnswerError
@@ -43,14 +44,17 @@ class AnswerBatch:
         dead_letter_topic: str,
         filterable: Mapping[str, AttributeType] | None = None,
         partitions: str = EVERY,
+        formats: Formats = NO_FORMATS,
     ) -> None:
         """``filterable``: the declared attributes and their types, by which queries may filter; ``partitions``: those that the
-        index holds, of a shard.
+        index holds, of a shard; ``formats``: see ``Admission``.
         """
         self._current = current
         self._answering = current.now  # of the batch in hand
         self._settings = settings
-        self._admission = Admission(settings, limits_of=self._limits_of, filterable=filterable, partitions=partitions)
+        self._admission = Admission(
+            settings, limits_of=self._limits_of, filterable=filterable, partitions=partitions, formats=formats
+        )
         self._results_topic = results_topic
         self._dead_letter_topic = dead_letter_topic
 

@@ -19,6 +19,7 @@ from streamer.kafka.admin import await_topics
 from streamer.kafka.read_to_end import LogReadError
 from streamer.process.health import Health, Part
 from streamer.process.run import run_process
+from streamer.registry.reading import formats_of
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ def run_retriever(settings: Settings) -> None:
                     dead_letter_topic=topics.queries_dead_letters,
                     filterable=settings.attributes.filterable,
                     partitions=settings.indexer.partitions,
+                    formats=formats_of(settings),
                 )
                 loop = LoopSettings(
                     process=PROCESS,

@@ -22,6 +22,7 @@ from models.attributes import AttributeRules
 from models.dense.vectors import quantise
 from streamer.assigner.metrics import IMPLAUSIBLE_NORMS, OTHER_MODEL, UNKNOWN_FIELDS
 from streamer.events.dead_letter import Rejection, dead_letter
+from streamer.events.formats.reading import NO_FORMATS, Formats
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes, ItemUpdate
 from streamer.events.updates import UpdateBatch, UpdateIntake, UpdateLimits
@@ -56,8 +57,8 @@ class AssignBatch:
 
     The last usable event of an item in a partition and a batch wins; the others of that item are not sent on.
     ``attributes``: what those of an update may be, by default the defaults; ``norms``: the norms of the bundle's fit at 0, 1,
-    50, 99 and 100 % of its items; ``embedding_model``: the bundle's: updates of another one are passed over; ``clock``:
-    milliseconds since the epoch.
+    50, 99 and 100 % of its items; ``embedding_model``: the bundle's: updates of another one are passed over;
+    ``formats``: what values are read by that are no plain JSON or MessagePack; ``clock``: milliseconds since the epoch.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class AssignBatch:
         attributes: AttributeRules | None = None,
         norms: Sequence[float] | None = None,
         embedding_model: str | None = None,
+        formats: Formats = NO_FORMATS,
         clock: Callable[[], int] = _now_ms,
     ) -> None:
         self._encoder = encoder
@@ -77,7 +79,7 @@ class AssignBatch:
         self._codes_topic = codes_topic
         self._dead_letter_topic = dead_letter_topic
         wanted = UpdateLimits.of(limits, encoder.dimension, attributes, embedding_model)
-        self._intake = UpdateIntake(wanted, strict=limits.strict)
+        self._intake = UpdateIntake(wanted, strict=limits.strict, formats=formats)
         self._model = embedding_model
         self._passed_over = 0
         self._plausible = PlausibleNorms.of(norms)

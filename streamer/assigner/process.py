@@ -21,6 +21,7 @@ from streamer.kafka.partitioner import PartitionerCheck
 from streamer.process.health import Health
 from streamer.process.metrics import FRESHNESS_SECONDS
 from streamer.process.run import collect_garbage_rarely, run_process
+from streamer.registry.reading import formats_of
 from streamer.settings import Settings
 
 
@@ -59,6 +60,7 @@ def run_assigner(loaded: Settings) -> None:
             attributes=settings.attributes.rules(),
             norms=bundle.manifest.embedding_norms,
             embedding_model=bundle.manifest.embedding_model,
+            formats=formats_of(settings, rows=True),
         )
         loop = LoopSettings(
             process=PROCESS,
@@ -78,8 +80,9 @@ def run_assigner(loaded: Settings) -> None:
         collect_garbage_rarely()
 
         def transform(records: list[Message]) -> list[Outgoing]:
-            partitioner.look(records)
-            return assign(records)
+            outgoing = assign(records)
+            partitioner.look(records)  # once a batch: not of one that waits for the schema registry
+            return outgoing
 
         consuming = TransactionalLoop(loop, settings.kafka, transform, health)
         consuming.run(stop)

@@ -25,6 +25,7 @@ from streamer.events.records import ITEM_ATTRIBUTES, ITEM_UPDATE, ItemAttributes
 from streamer.kafka.admin import require
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
+from streamer.registry.subjects import FramedValues
 from streamer.settings import Settings
 
 if TYPE_CHECKING:  # whoever publishes embeddings of his own needs no ONNX Runtime
@@ -46,6 +47,9 @@ class ItemPublisher:
     ...     publisher.update_attributes("sku-1", {"price": 19.9, "in_stock": True})
     ...     publisher.delete("sku-2")
 
+    With ``registry.publish`` of the settings, updates are sent in ``registry.format`` in the frame of that registry's schema, which
+    ``sidstream topics create`` has registered; without it, in MessagePack.
+
     encoder: an item tower, for ``update_from_text``; the text alone is then enough:
 
     >>> encoder = Towers.open(".sidstream/towers").item_encoder()  # doctest: +SKIP
@@ -54,6 +58,7 @@ class ItemPublisher:
     """
 
     def __init__(self, settings: Settings, encoder: TextEncoder | None = None) -> None:
+        self._framed = FramedValues(settings) if settings.registry.publish else None
         self._encoder = encoder
         require(settings.kafka, [settings.topics.item_updates])
         self._settings = settings
@@ -96,6 +101,13 @@ class ItemPublisher:
         """
         if embedding.dtype not in (np.float32, np.float16):
             raise PublishError(f"the embedding of {item_id!r} is {embedding.dtype}: convert it to float32 or float16")
+        if self._framed is not None:
+            value = self._framed.update(
+                self._fields(item_id, embedding, title, weight, updated_at, attributes, embedding_model)
+            )
+            self._models.add(embedding_model)
+            self._send(self._topic, item_id, value)
+            return
         little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
         # Bytes of float32 need no word; those of float16 might be half as many numbers of it.
         dtype = "float16" if embedding.dtype == np.float16 else msgspec.UNSET
@@ -110,6 +122,28 @@ class ItemPublisher:
         )
         self._models.add(embedding_model)
         self._send(self._topic, item_id, ITEM_UPDATE.encode(update))
+
+    def _fields(
+        self,
+        item_id: str,
+        embedding: NDArray[np.float32] | NDArray[np.float16],
+        title: str,
+        weight: float,
+        updated_at: int | None,
+        attributes: Mapping[str, AttributeValue] | None,
+        embedding_model: str | None,
+    ) -> dict[str, object]:
+        """Those of an update that are said, for other formats than ours."""
+        fields: dict[str, object] = {
+            "embedding": embedding.astype(np.float32).tolist(),
+            "title": title,
+            "weight": weight,
+        }
+        optional = {"updated_at": updated_at, "embedding_model": embedding_model}
+        fields |= {name: value for name, value in optional.items() if value is not None}
+        if attributes is not None:
+            fields["attributes"] = msgspec.msgpack.decode(self._checked(item_id, attributes))
+        return fields
 
     def update_attributes(self, item_id: str, attributes: Mapping[str, AttributeValue] | None) -> None:
         """All that ``item-attributes`` says of an item, in the place of what it said before; None takes it away. No embedding

@@ -94,7 +94,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 @topics.command("create")
 def create_topics() -> None:
-    """Create the topics that are missing; one that exists in another shape is an error and stays as it is."""
+    """Create the topics that are missing; one that exists in another shape is an error and stays as it is.
+
+    With registry.url set, our schemas are registered there.
+    """
     settings = load_settings()
     configure_logging(settings.logging, process="topics")
     specs = topic_specs(settings)
@@ -108,6 +111,11 @@ def create_topics() -> None:
     console = terminal()
     print_line(console, f"topics on {settings.kafka.bootstrap_servers}")
     print_table(console, table)
+    if settings.registry.url:
+        from streamer.registry.subjects import register_subjects
+
+        for subject, schema_id in register_subjects(settings).items():
+            print_line(console, f"schema {schema_id} is {subject} ({settings.registry.format})")
 
 
 @topics.command("describe")

@@ -20,6 +20,17 @@ _JSON_TYPES: Final = frozenset({"application/json", "text/json"})
 _MESSAGEPACK_TYPES: Final = frozenset(
     {"application/msgpack", "application/x-msgpack", "application/vnd.msgpack", "application/messagepack"}
 )
+_CODED_TYPES: Final = {
+    "avro/binary": "Avro",
+    "application/avro": "Avro",
+    "application/x-avro": "Avro",
+    "application/avro-binary": "Avro",
+    "application/vnd.apache.avro": "Avro",
+    "application/protobuf": "Protobuf",
+    "application/x-protobuf": "Protobuf",
+    "application/vnd.google.protobuf": "Protobuf",
+}
+_SCHEMA_HEADER: Final = "__value_schema_id"
 _CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)  # whole milliseconds: seconds as a float lose one now and then
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -39,12 +50,15 @@ class CloudEventError(ValueError):
 class EventAttributes(NamedTuple):
     """What a record's headers say of its value.
 
-    ``time``: milliseconds since the epoch; ``dtype``: of an embedding's bytes; ``structured``: the value is an envelope.
+    ``time``: milliseconds since the epoch; ``dtype``: of an embedding's bytes; ``structured``: the value is an envelope;
+    ``coded``: Avro or Protobuf, which a schema is needed for; ``schema``: that schema's id or GUID, where a header has it.
     """
 
     time: int | None = None
     dtype: str | None = None
     structured: bool = False
+    coded: str | None = None
+    schema: bytes | None = None
 
 
 NO_ATTRIBUTES: Final = EventAttributes()
@@ -72,7 +86,7 @@ def cloud_event_headers(
     ]
 
 
-_READ: Final = frozenset({"content-type", "content-encoding", "ce_specversion", "ce_time", "ce_type"})
+_READ: Final = frozenset({"content-type", "content-encoding", "ce_specversion", "ce_time", "ce_type", _SCHEMA_HEADER})
 
 
 def event_attributes(headers: Headers) -> EventAttributes:
@@ -82,26 +96,29 @@ def event_attributes(headers: Headers) -> EventAttributes:
         CloudEventError: another specification version, a value of another format or encoding, or a bad time.
     """
     found: dict[str, str] = {}
+    schema = None
     for name, content in headers:
         attribute = name if name in _READ else name.lower()
-        if attribute in _READ and content is not None:
+        if attribute == _SCHEMA_HEADER:
+            schema = content.encode() if isinstance(content, str) else content
+        elif attribute in _READ and content is not None:
             found[attribute] = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
     if not found:
-        return NO_ATTRIBUTES
+        return NO_ATTRIBUTES if schema is None else EventAttributes(schema=schema)
     encoding = found.get("content-encoding")
     if encoding is not None and encoding.strip().lower() != "identity":
         raise CloudEventError(
             f"content-encoding {encoding[:_QUOTED]!r} is not supported: send the value as it is; Kafka compresses by itself"
         )
     media = found.get("content-type")
-    structured, dtype = (False, None) if media is None else _media_type(media, "content-type")
+    structured, dtype, coded = _PLAIN_TYPE if media is None else _media_type(media, "content-type")
     version = found.get("ce_specversion")
     if version is None or structured:
-        return EventAttributes(None, dtype, structured)
+        return EventAttributes(None, dtype, structured, coded, schema)
     _require_version(version, "ce_specversion")
     _require_known_type(found.get("ce_type", ""), "ce_type")
     time = found.get("ce_time")
-    return EventAttributes(None if time is None else parsed_time(time, "ce_time"), dtype, structured)
+    return EventAttributes(None if time is None else parsed_time(time, "ce_time"), dtype, structured, coded, schema)
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,9 +150,14 @@ def unwrapped(value: bytes) -> tuple[bytes, EventAttributes]:
     _require_known_type(envelope.type, "type")
     dtype = None
     if envelope.datacontenttype is not None:
-        structured, dtype = _media_type(envelope.datacontenttype, "datacontenttype")
-        if structured:
-            raise CloudEventError("the data of the CloudEvent is another CloudEvent: send the event itself")
+        structured, dtype, coded = _media_type(envelope.datacontenttype, "datacontenttype")
+        if structured or coded:
+            what = (
+                "another CloudEvent: send the event itself"
+                if structured
+                else f"{coded}: send JSON or MessagePack there"
+            )
+            raise CloudEventError(f"the data of the CloudEvent is {what}")
     if envelope.data_base64 is not msgspec.UNSET:
         data = envelope.data_base64
     elif envelope.data is not msgspec.UNSET:
@@ -169,13 +191,18 @@ def parsed_time(time: str, attribute: str) -> int:
     return (moment - _EPOCH) // _MILLISECOND + 1000 * leap
 
 
+_PLAIN_TYPE: Final = (False, None, None)
+
+
 @lru_cache(maxsize=64)  # a topic has a few of them
-def _media_type(text: str, attribute: str) -> tuple[bool, str | None]:
-    """Whether the value is a structured CloudEvent, and the parameter ``dtype``."""
+def _media_type(text: str, attribute: str) -> tuple[bool, str | None, str | None]:
+    """Whether the value is a structured CloudEvent, the parameter ``dtype``, and what it is coded in, Avro or Protobuf."""
     media, *parameters = (part.strip() for part in text.split(";"))
     media = media.lower()
     if media == STRUCTURED:
-        return True, None
+        return True, None, None
+    if media in _CODED_TYPES:
+        return False, None, _CODED_TYPES[media]
     if media.startswith("application/cloudevents"):
         raise CloudEventError(
             f"{attribute} {media[:_QUOTED]!r} is not supported: send each CloudEvent as a record of its own, in binary mode "
@@ -195,7 +222,7 @@ def _media_type(text: str, attribute: str) -> tuple[bool, str | None]:
                 dtype = content
             case "charset" if of_json and content not in _CHARSETS:
                 raise CloudEventError(f"charset {content[:_QUOTED]!r} is not supported: JSON is UTF-8")
-    return False, dtype
+    return False, dtype, None
 
 
 def _require_version(version: str, attribute: str) -> None:

@@ -16,9 +16,11 @@ from confluent_kafka import Message
 from models.attributes import AttributeFault, AttributeRules, encode_attributes
 from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.events.cloudevents import NO_ATTRIBUTES, CloudEventError, EventAttributes, event_attributes, unwrapped
+from streamer.events.formats.frames import FormatError
+from streamer.events.formats.reading import NO_FORMATS, Formats, Plain
 from streamer.events.headers import UnreadableHeadersError, headers_of, size_of_headers
 from streamer.events.records import ITEM_ATTRIBUTES, JSON_FIRST_BYTES, UNDECODABLE, Codec, RecordVersionError
-from streamer.events.values.foreign_formats import field_names, foreign_key, foreign_object, foreign_value
+from streamer.events.values.foreign_formats import field_names, foreign_key, foreign_value
 from streamer.events.values.plain_ids import is_plain_id
 from streamer.events.values.unknown_fields import nearest, unknown_field, unknown_field_inside
 from streamer.settings import AttributeSettings, IntakeSettings
@@ -56,7 +58,9 @@ class EventLimits:
 
 
 class DecodedEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event's value as its record type, and what its headers say of it; ``of_json``: it was JSON, not MessagePack."""
+    """An event's value as its record type, None for a deletion, and what its headers and envelopes say of it; ``of_json``: it was
+    JSON, not MessagePack.
+    """
 
     value: Any
     headers: EventAttributes
@@ -99,6 +103,22 @@ def checked_item_id(key: bytes | None) -> bytes:
     if foreign is not None:
         raise EventError("InvalidId", f"the key is the item id, but it {foreign}")
     return item_id
+
+
+def item_id_of(record: Message, formats: Formats) -> bytes:
+    """The item id of a record: its key, or what the settings say is the id in it.
+
+    Raises:
+        EventError: as ``checked_item_id``.
+        RegistryAwayError: the key's schema cannot be asked for now.
+    """
+    key = record.key()
+    if key and formats.reads_keys and not is_plain_id(key):
+        try:
+            key = formats.item_id(record.topic(), key) or key
+        except FormatError as error:
+            raise EventError(error.kind, str(error)) from None
+    return checked_item_id(key)
 
 
 def within(limit: int, size: int, field: str, unit: str) -> None:
@@ -163,30 +183,80 @@ def said_by_headers(record: Message, limits: EventLimits) -> EventAttributes:
         raise EventError("UnsupportedCloudEvent", str(error)) from None
 
 
-def decode_event(codec: Codec, record: Message, value: bytes, limits: EventLimits) -> DecodedEvent:
-    """The decoded value of any topic's event, and what its headers say.
+def decode_event(
+    codec: Codec, record: Message, value: bytes, limits: EventLimits, formats: Formats = NO_FORMATS
+) -> DecodedEvent:
+    """The decoded value of any topic's event, whatever it is in, and what its headers say.
 
     Raises:
         EventError: too large, unsupported headers, undecodable, an unknown field (a strict codec), or a field that does not fit.
+        RegistryAwayError: its schema cannot be asked for now.
+    """
+    return decode_plain(codec, plain_event(record, value, limits, formats), formats)
+
+
+def plain_event(record: Message, value: bytes, limits: EventLimits, formats: Formats = NO_FORMATS) -> Plain:
+    """The value of any topic's event as JSON or MessagePack, out of a registry's frame and of a CloudEvent that headers announce.
+
+    Raises:
+        EventError: too large, unsupported headers, or not as its schema says.
+        RegistryAwayError: its schema cannot be asked for now.
     """
     if len(value) > limits.maximum_bytes:
         raise EventError("EventTooLarge", f"{len(value)} bytes of value; the limit is {limits.maximum_bytes}")
     said = said_by_headers(record, limits)
     try:
-        if said.structured:
-            value, said = unwrapped(value)
+        if formats.is_framed(value, said):
+            return formats.out_of_frame(record.topic(), value, said, headers_of(record))
+        return Plain(*unwrapped(value)) if said.structured else Plain(value, said)
+    except FormatError as error:
+        raise EventError(error.kind, str(error)) from None
+    except CloudEventError as error:
+        raise EventError("UnsupportedCloudEvent", str(error)) from None
+    except UNDECODABLE as error:
+        raise _undecodable(None, value, error) from None
+
+
+def decode_plain(codec: Codec, plain: Plain, formats: Formats = NO_FORMATS) -> DecodedEvent:
+    """The decoded value of an event, out of the envelopes around it. Raises ``EventError`` as ``decode_event``."""
+    value, said = plain
+    if formats.maps_columns:
+        return _from_envelopes(codec, plain, formats, None)
+    try:
         return DecodedEvent(codec.decode(value), said, value[:1] in JSON_FIRST_BYTES)
+    except msgspec.ValidationError as error:
+        return _from_envelopes(codec, plain, formats, error)
+    except UNDECODABLE as error:
+        raise _undecodable(codec, value, error) from None
+
+
+def _from_envelopes(
+    codec: Codec, plain: Plain, formats: Formats, refused: msgspec.ValidationError | None
+) -> DecodedEvent:
+    """The event in the envelopes around it, or in a row. ``refused``: what the codec says of the value as it is."""
+    value = plain.value
+    try:
+        found = formats.out_of_envelopes(value, plain.said)
+        if found is None:
+            assert refused is not None  # where columns are mapped, every value is a row
+            raise refused
+        if found.value is None:
+            return DecodedEvent(None, found.said)
+        value = found.value
+        return DecodedEvent(codec.decode(value), found.said, value[:1] in JSON_FIRST_BYTES)
+    except FormatError as error:
+        raise EventError(error.kind, str(error)) from None
     except CloudEventError as error:
         raise EventError("UnsupportedCloudEvent", str(error)) from None
     except UNDECODABLE as error:
         raise _undecodable(codec, value, error) from None
 
 
-def _undecodable(codec: Codec, value: bytes, error: Exception) -> EventError:
+def _undecodable(codec: Codec | None, value: bytes, error: Exception) -> EventError:
     """The error in words that say what the value looks like, and what its sender does about it."""
     if isinstance(error, RecordVersionError):
         return EventError("UnsupportedVersion", str(error))
-    if isinstance(error, msgspec.ValidationError):
+    if codec is not None and isinstance(error, msgspec.ValidationError):
         inside = unknown_field_inside(error)
         if inside is not None:
             name, place = inside
@@ -224,9 +294,6 @@ def _undecodable(codec: Codec, value: bytes, error: Exception) -> EventError:
 
 
 def _missing_field(codec: Codec, value: bytes, field: str, said: str) -> str:
-    foreign = foreign_object(value)
-    if foreign is not None:
-        return f"the event has no {field}: {foreign}"
     names = sorted(field_names(value) - set(codec.fields))
     if not names and not field_names(value):
         return f"the event is an empty map, without {field}: to delete an item, send a null value (no bytes at all)"
@@ -278,6 +345,8 @@ class AttributesIntake:
             decoded = decode_event(ITEM_ATTRIBUTES, record, value, self._event)
         except EventError as error:
             raise EventError(error.kind, _of_attributes(error)) from None
+        if decoded.value is None:
+            return AttributesUpdate(record, item_id, None)
         raw = decoded.value.attributes
         return AttributesUpdate(record, item_id, checked_attributes(self._rules, raw, of_json=decoded.of_json))
 

@@ -13,6 +13,7 @@ from confluent_kafka import Message
 from msgspec import UNSET, Meta, UnsetType
 
 from models.catalogue import MAXIMUM_ID_BYTES
+from streamer.events.formats.reading import NO_FORMATS, Formats
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import Codec, Version1
 from streamer.events.values.foreign_formats import foreign_key
@@ -60,7 +61,8 @@ class CheckedInteraction(msgspec.Struct, frozen=True, gc=False, array_like=True)
 class InteractionIntake:
     """Reads the records of ``interactions``. User and text are those of a query, and so are their limits (``settings``)."""
 
-    def __init__(self, settings: RetrieverSettings) -> None:
+    def __init__(self, settings: RetrieverSettings, formats: Formats = NO_FORMATS) -> None:
+        self._formats = formats
         self._limits = EventLimits.of(settings.maximum_query_bytes, settings)
         self._user_bytes = settings.maximum_user_bytes
         self._text_characters = settings.maximum_text_characters
@@ -70,15 +72,18 @@ class InteractionIntake:
 
         Raises:
             EventError: why it cannot be used.
+            RegistryAwayError: its schema cannot be asked for now.
         """
         value = record.value()
         if not value:
             checked_id(record.key(), "user")
             raise EventError("EmptyInteraction", "the record has no value: an interaction cannot be taken back")
         try:
-            decoded = decode_event(INTERACTION, record, value, self._limits)
+            decoded = decode_event(INTERACTION, record, value, self._limits, self._formats)
         except EventError as error:
             raise EventError(error.kind, str(error).partition(": to delete an item")[0]) from None
+        if decoded.value is None:
+            raise EventError("EmptyInteraction", "the record deletes its row: an interaction cannot be taken back")
         return self.checked(record.key(), decoded.value, record.timestamp()[1], decoded.headers.time)
 
     def checked(

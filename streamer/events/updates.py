@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from models.attributes import AttributeRules
 from models.catalogue import MAXIMUM_ID_BYTES
 from streamer.events.cloudevents import NO_ATTRIBUTES, EventAttributes
+from streamer.events.formats.reading import NO_FORMATS, Formats, Plain
 from streamer.events.headers import all_headers
 from streamer.events.intake import (
     EARLIEST_TIME,
@@ -27,9 +28,10 @@ from streamer.events.intake import (
     EventError,
     EventLimits,
     checked_attributes,
-    checked_item_id,
     checked_time,
-    decode_event,
+    decode_plain,
+    item_id_of,
+    plain_event,
     said_by_headers,
     within,
 )
@@ -149,10 +151,12 @@ class OtherModelError(Exception):
 class UpdateIntake:
     """Reads the records of ``item-updates``.
 
-    ``strict``: an unknown field refuses the update; else ``unknown_fields`` counts it.
+    ``strict``: an unknown field refuses the update; else ``unknown_fields`` counts it. ``formats``: what values are read by that
+    are no plain JSON or MessagePack.
     """
 
-    def __init__(self, limits: UpdateLimits, *, strict: bool = False) -> None:
+    def __init__(self, limits: UpdateLimits, *, strict: bool = False, formats: Formats = NO_FORMATS) -> None:
+        self._formats = formats
         # Read for each event; an attribute of an attribute takes longer.
         self._event = limits.event
         self._title_characters = limits.title_characters
@@ -170,10 +174,15 @@ class UpdateIntake:
         return self._counting.counts
 
     def read_batch(self, records: Sequence[Message], now: int) -> UpdateBatch:
-        """The updates in ``records``, and what ``read`` would raise for the others; ``now``: milliseconds since the epoch."""
+        """The updates in ``records``, and what ``read`` would raise for the others; ``now``: milliseconds since the epoch.
+
+        Raises:
+            RegistryAwayError: a schema cannot be asked for now; nothing is lost by reading them again.
+        """
         keys, values = list(map(Message.key, records)), list(map(Message.value, records))
         stamps = [record.timestamp()[1] for record in records]
         said = self._said(records)
+        ready = self._out_of_frames(records, values, said) if self._formats.reads_frames else {}
         # Of an update that does not say when it was made.
         times = stamps if said is None else _times(said, stamps)
         plain = self._plain(keys, values, said)
@@ -202,7 +211,7 @@ class UpdateIntake:
             headers = NO_ATTRIBUTES if said is None else said[place] or NO_ATTRIBUTES
             try:
                 if row is None or place in odd:
-                    update = self._alone(records[place], row, headers, now)
+                    update = self._alone(records[place], row, headers, ready.get(place), now)
                     found[place], attributes[place] = update, update.attributes
                 else:
                     attributes[place] = checked_attributes(self._attributes, row.attributes, of_json=False)
@@ -218,12 +227,46 @@ class UpdateIntake:
             times, stamps = ([column[place] for place in kept] for column in (times, stamps))
             attributes = [attributes[place] for place in kept]
         guessed = [place for place, row in enumerate(found) if type(row) is Update and row.guessed]
+        if self._formats.reads_keys:
+            keys = [row.item_id if type(row) is Update else key for key, row in zip(keys, found, strict=True)]
         return _columns(records, keys, found, times, attributes, stamps, guessed, rejected, others)
 
-    def _alone(self, record: Message, decoded: ItemUpdate | None, headers: EventAttributes, now: int) -> Update:
-        """As ``read``, of a record that may be decoded already."""
+    def _out_of_frames(
+        self,
+        records: Sequence[Message],
+        values: list[bytes | None],
+        said: list[EventAttributes | None] | None,
+    ) -> dict[int, Plain | EventError]:
+        """Place → the plain value of what is in a registry's frame, which takes its place in ``values`` and ``said``, or why it
+        has none. Before anything is decoded: of a batch that has to wait for the registry nothing may be counted.
+        """
+        ready: dict[int, Plain | EventError] = {}
+        for place, value in enumerate(values):
+            headers = NO_ATTRIBUTES if said is None else said[place]
+            if value is None or headers is None or not self._formats.is_framed(value, headers):
+                continue
+            try:
+                plain = plain_event(records[place], value, self._event, self._formats)
+            except EventError as error:
+                ready[place] = error
+                continue
+            ready[place] = plain
+            values[place] = plain.value
+            if said is not None:
+                said[place] = plain.said
+        return ready
+
+    def _alone(
+        self,
+        record: Message,
+        decoded: ItemUpdate | None,
+        headers: EventAttributes,
+        plain: Plain | EventError | None,
+        now: int,
+    ) -> Update:
+        """As ``read``, of a record that may be decoded already, or out of its frame."""
         if decoded is None:
-            return self.read(record, now)
+            return self._read(record, plain, now)
         return self._checked(record, record.key(), decoded, headers, now, of_json=False)
 
     def read(self, record: Message, now: int) -> Update:
@@ -232,12 +275,22 @@ class UpdateIntake:
         Raises:
             EventError: why it cannot be used.
             OtherModelError: it is for another codebook; it is not checked any further.
+            RegistryAwayError: its schema cannot be asked for now.
         """
-        item_id = checked_item_id(record.key())
+        return self._read(record, None, now)
+
+    def _read(self, record: Message, plain: Plain | EventError | None, now: int) -> Update:
+        item_id = item_id_of(record, self._formats)
         value = record.value()
         if value is None:
             return Update(record, item_id, None)
-        decoded = decode_event(self._codec, record, value, self._event)
+        if isinstance(plain, EventError):
+            raise plain
+        if plain is None:
+            plain = plain_event(record, value, self._event, self._formats)
+        decoded = decode_plain(self._codec, plain, self._formats)
+        if decoded.value is None:
+            return Update(record, item_id, None)
         return self._checked(record, item_id, decoded.value, decoded.headers, now, of_json=decoded.of_json)
 
     def _said(self, records: Sequence[Message]) -> list[EventAttributes | None] | None:
@@ -260,6 +313,8 @@ class UpdateIntake:
         said: Sequence[EventAttributes | None] | None,
     ) -> Sequence[int]:
         """Places of the records that are to be decoded at once: a plain id, usable headers, a value that may be MessagePack."""
+        if self._formats.maps_columns:
+            return ()
         maximum, plain_ids = self._event.maximum_bytes, are_plain_ids(keys)
         if plain_ids and said is None and all(values):
             present: Iterable[bytes] = values  # type: ignore[assignment]
@@ -276,6 +331,8 @@ class UpdateIntake:
             if value
             and headers is not None
             and not headers.structured
+            and headers.coded is None
+            and headers.schema is None
             and len(value) <= maximum
             and value[0] >= FIRST_MAP_BYTE
             and (plain_ids or (key and len(key) <= MAXIMUM_ID_BYTES and is_plain_id(key)))

@@ -4,7 +4,8 @@ The turn of a batch, and what happens when a part of it fails:
 
 - *Gather* whatever waits. A rebalance meanwhile throws the batch away and seeks back: nothing was promised yet. A loop
   that selects takes its batch from the front of what it has gathered; the rest waits here for the next batches.
-- *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's.
+- *Transform* it, without touching Kafka. An exception ends the process: a fault of ours, not of the input's. Where the input
+  cannot be read yet (a schema registry is away), the batch waits here, and is transformed again a moment later.
 - *Send and commit* it (``transaction``, in numbered steps); when the batch came back full, the whole transaction runs in a
   second thread, so that the next batch is gathered and transformed meanwhile.
 
@@ -26,6 +27,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from prometheus_client import Histogram
 
+from streamer.events.formats.frames import RegistryAwayError
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.assignment import Assignment, Input, MissedRecordsError
 from streamer.exactly_once.commit_note import encode_note
@@ -49,6 +51,7 @@ log = structlog.get_logger(__name__)
 IDLE_WAIT_SECONDS: Final = 0.1
 _REPLACE_SECONDS: Final = 60.0
 _LEARN_SECONDS: Final = 2.0
+_REGISTRY_SECONDS: Final = 1.0  # between two tries; each looks at the consumer, which so keeps its partitions
 # What waits here for its batch is no more than this many bytes of values, and what one more look at the queue brings.
 _GATHERED_BYTES: Final = 8 * 1024 * 1024
 
@@ -236,10 +239,16 @@ class TransactionalLoop:
             return
         # From here on: a batch that was waited for must not count the waiting, or the interval would never apply.
         started = time.monotonic()
-        batch_size = self._select(records)
-        records, self._waiting = records[:batch_size], records[batch_size:]
-        with self._health.working(f"a batch of {len(records)} events"):
-            outgoing = self._transform(records)
+        gathered = records
+        try:
+            batch_size = self._select(records)
+            records, self._waiting = records[:batch_size], records[batch_size:]
+            with self._health.working(f"a batch of {len(records)} events"):
+                outgoing = self._transform(records)
+        except RegistryAwayError as reason:
+            self._wait_for_registry(gathered, reason)
+            return
+        self._health.set_ready(Part.REGISTRY)
         if not self._finish_or_abort(records):
             return
         last = dict(zip(map(Message.partition, records), map(Message.offset, records), strict=True))
@@ -267,6 +276,19 @@ class TransactionalLoop:
         )
         if rest > 0:
             time.sleep(rest)
+
+    def _wait_for_registry(self, records: list[Message], reason: RegistryAwayError) -> None:
+        """Nothing is known against the records: they wait, in their order, until their schemas can be asked for."""
+        if self._health.is_well(Part.REGISTRY):
+            log.warning(
+                "waiting_for_registry", reason=str(reason), events=len(records), next="nothing is lost: they wait"
+            )
+        self._health.set_unready(Part.REGISTRY, str(reason))
+        if self._finish_or_abort(records):
+            self._waiting = records
+            self._summary.idle()
+            self._broker.look()
+            time.sleep(_REGISTRY_SECONDS)
 
     def _gather(self) -> list[Message]:
         """What has waited here, and what has come since; looks at the consumer each time, for a rebalance happens in there."""

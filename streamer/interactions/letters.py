@@ -30,6 +30,7 @@ from streamer.kafka.clients import consumer_configuration, producer_configuratio
 from streamer.kafka.errors import Meaning, error_text, took_our_place
 from streamer.kafka.gather import produce
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topics
+from streamer.registry.reading import formats_of
 from streamer.settings import Settings
 
 STAGE: Final = "interactions"
@@ -80,7 +81,7 @@ class _Look:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._identity = settings.in_cluster("sidstream-interactions")
-        self._intake = InteractionIntake(settings.retriever)
+        self._intake = InteractionIntake(settings.retriever, formats_of(settings))
         self._reader = end_reader(settings, "interactions")
         self._group = Consumer(consumer_configuration(settings.kafka, group=self._identity))
         self._producer = Producer(producer_configuration(settings.kafka, transactional_id=self._identity))

@@ -18,6 +18,7 @@ from streamer.exactly_once.retrying import repeated_for_a_while
 from streamer.kafka.admin import require_usable
 from streamer.kafka.errors import Meaning, error_text
 from streamer.kafka.read_to_end import LogReadError, Span, end_reader, read_spans, whole_topics
+from streamer.registry.reading import formats_of
 from streamer.settings import Settings
 
 # Whoever may write to the topics can fill a record with two megabytes.
@@ -73,7 +74,7 @@ class InteractionReader:
 
     def interactions(self, since: int | None = None) -> Iterator[CheckedInteraction]:
         """All of them, in no order that means anything; ``since``: those alone that the broker had then or later."""
-        intake = InteractionIntake(self.settings.retriever)
+        intake = InteractionIntake(self.settings.retriever, formats_of(self.settings))
         for record in records_of(self.settings, self.settings.topics.interactions, since):
             self.read += 1
             try:

@@ -26,6 +26,7 @@ from models.errors import SidstreamError
 from streamer.events.updates import UpdateBatch, UpdateIntake, UpdateLimits
 from streamer.events.values.embeddings import PlausibleNorms
 from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
+from streamer.registry.reading import formats_of
 from streamer.settings import Settings
 
 _READ_AT_ONCE: Final = 2_000
@@ -97,12 +98,13 @@ def export_catalogue(
     Raises:
         SidstreamError: there is a catalogue already, or no item at all.
         LogReadError: the broker does not answer.
+        RegistryAwayError: the schema registry does not.
     """
     if directory.exists() and any(directory.iterdir()):
         raise SidstreamError(f"{directory} is not empty: name a directory that is not there yet")
     topic, now = settings.topics.item_updates, int(time.time() * 1000)
     limits = UpdateLimits.of(settings.assigner, dimension, settings.attributes.rules(), embedding_model)
-    intake = UpdateIntake(limits)
+    intake = UpdateIntake(limits, formats=formats_of(settings, rows=True))
     plausible = PlausibleNorms.of(norms)
     refused: Counter[str] = Counter()
     others = 0

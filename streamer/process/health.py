@@ -24,6 +24,8 @@ class Part(StrEnum):
     """Bundle and model loaded, store open."""
     BROKER = "broker"
     """It answered when it was last asked."""
+    REGISTRY = "registry"
+    """The schema registry gives the schemas that the input names."""
     INDEX = "index"
     """The index that the indexer of this host makes is there."""
     BUNDLE = "bundle"

@@ -21,6 +21,7 @@ from streamer.events.values.plain_ids import is_plain_id
 _TAKEN: Final = "send a JSON object or a MessagePack map"
 _UNCOMPRESSED: Final = "send it as it is; Kafka compresses by itself (the producer's compression.type)"
 _PLAIN_JSON: Final = "send plain JSON or MessagePack, without the serializer's frame"
+_OR_REGISTRY: Final = "name the registry in registry.url (docs/formats.md), or " + _PLAIN_JSON
 # What begins with these bytes; the longer ones first where one begins another.
 _MAGIC: Final = (
     (codecs.BOM_UTF8, "a UTF-8 byte order mark", "send UTF-8 without it"),
@@ -52,19 +53,6 @@ _NOTHING: Final = frozenset({b"null", b"none", b"nil", b"undefined"})
 _LONE_SURROGATE: Final = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
 )
-_ENVELOPES: Final = (
-    ({"schema", "payload"}, "Kafka Connect's JSON with its schema", "set value.converter.schemas.enable=false"),
-    (
-        {"before", "after"},
-        "a change event of Debezium",
-        "send the row alone: use the transform io.debezium.transforms.ExtractNewRecordState",
-    ),
-    (
-        {"specversion", "type"},
-        "a structured CloudEvent",
-        "announce it by the header content-type: application/cloudevents+json",
-    ),
-)
 _NO_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _FRAME_BYTES: Final = 5  # magic byte 0, then the schema's id as four bytes
 _GLUE_BYTES: Final = 18  # header version, compression, then the schema's UUID
@@ -81,15 +69,6 @@ def foreign_value(value: bytes) -> str | None:
         found = guess(value)
         if found:
             return found
-    return None
-
-
-def foreign_object(value: bytes) -> str | None:
-    """What a JSON object or MessagePack map looks like that lacks a field: an envelope around the event, perhaps."""
-    names = field_names(value)
-    for needed, name, advice in _ENVELOPES:
-        if needed <= names:
-            return f"it looks like {name}: {advice}"
     return None
 
 
@@ -126,7 +105,7 @@ def _by_frame(value: bytes) -> str | None:
     if value[0] == 0 and len(value) >= _FRAME_BYTES:
         schema, body = int.from_bytes(value[1:_FRAME_BYTES]), value[_FRAME_BYTES:]
         kind = "JSON Schema" if body.lstrip(_JSON_SPACE)[:1] in {b"{", b"["} else "Avro or Protobuf"
-        return f"the value looks like the frame of a schema registry (magic byte 0, schema id {schema}, {kind}): {_PLAIN_JSON}"
+        return f"the value looks like the frame of a schema registry (magic byte 0, schema id {schema}, {kind}): {_OR_REGISTRY}"
     if value[0] == 3 and len(value) >= _GLUE_BYTES and value[1] in (0, 5):
         return f"the value looks like the frame of the AWS Glue schema registry: {_PLAIN_JSON}"
     return None
@@ -401,7 +380,7 @@ def _json_key(text: str) -> str | None:
         case dict():
             return (
                 f"is a JSON object ({_quoted(text)}), as Debezium and Kafka Connect send keys: send the id alone, as text "
-                "(the transform ExtractField$Key and the StringConverter)"
+                "(the transform ExtractField$Key and the StringConverter), or name the field in columns.key (docs/formats.md)"
             )
         case _:
             return f"is a JSON array ({_quoted(text)}): send the id itself"

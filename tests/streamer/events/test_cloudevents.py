@@ -81,7 +81,7 @@ def test_every_form_of_an_rfc_3339_time_is_read(time: str, milliseconds: int) ->
     ("headers", "message"),
     [
         ([("content-type", b"text/xml")], "text/xml"),
-        ([("content-type", b"application/avro")], "application/avro.*send application/json or application/msgpack"),
+        ([("content-type", b"image/png")], "image/png.*send application/json or application/msgpack"),
         ([("content-type", b"application/json; charset=utf-16")], "charset 'utf-16'.*UTF-8"),
         ([("content-type", b"application/cloudevents-batch+json")], "cloudevents-batch.*record of its own"),
         ([("content-type", b"application/cloudevents+avro")], "cloudevents.avro"),
@@ -112,7 +112,7 @@ def test_structured_cloudevent_is_unwrapped_with_its_time_and_dtype() -> None:
     }  # fmt: skip
     value, attributes = unwrapped(json.dumps(envelope).encode())
     assert json.loads(value) == {"embedding": "AAA="}
-    assert attributes == (1_767_225_600_000, "float16", False)
+    assert attributes[:3] == (1_767_225_600_000, "float16", False)
 
 
 def test_structured_cloudevent_may_hold_messagepack_in_base64() -> None:

@@ -193,8 +193,9 @@ def test_dtype_comes_from_the_event_or_its_media_type(content_type: bytes) -> No
         (b"{}", "InvalidEvent", "empty map, without embedding.*send a null value"),
         (b"\x80", "InvalidEvent", "empty map, without embedding.*send a null value"),
         (b'{"embeding": [1], "titel": 1}', "InvalidEvent", "no embedding; it has 'embeding', 'titel'"),
-        (b'{"schema": {}, "payload": {}}', "InvalidEvent", "no embedding.*Kafka Connect"),
-        (b'{"before": null, "after": {}, "op": "c"}', "InvalidEvent", "no embedding.*Debezium"),
+        (b'{"schema": {}, "payload": {"vec": 1}}', "InvalidEvent", "no embedding; it has 'vec'"),
+        (b'{"before": null, "after": {"id": 5}, "op": "c"}', "InvalidEvent", "required field `embedding`"),
+        (b'{"before": null, "after": null, "op": "t"}', "UnsupportedChange", "empties the whole table"),
         (update(record_version=2), "UnsupportedVersion", "update sidstream"),
     ],
 )
@@ -209,7 +210,7 @@ def test_structured_cloudevent_is_understood() -> None:
     value = json.dumps({**envelope, "data": {"embedding": EMBEDDING, "title": "Kettle"}}).encode()
     found = read(value, headers=STRUCTURED)
     assert (found.title, found.updated_at) == ("Kettle", 1_767_225_600_000)
-    assert "structured CloudEvent" in str(refused(value)), "and named where its content-type does not say so"
+    assert read(value).title == "Kettle", "and where its content-type does not say so"
     for wrong, kind in ((b"[]", "UnsupportedCloudEvent"), (b"{", "UndecodableEvent"), (b"", "UndecodableEvent")):
         assert refused(wrong, headers=STRUCTURED).kind == kind
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.events.values.foreign_formats import foreign_key, foreign_object, foreign_value
+from streamer.events.values.foreign_formats import foreign_key, foreign_value
 from streamer.events.values.plain_ids import is_plain_id
 
 OBJECT = json.dumps({"embedding": [0.25, 1.0, 2.0, 3.0], "title": "Kettle"}).encode()
@@ -95,22 +95,6 @@ def test_value_is_named_with_what_to_do(value: bytes, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ({"schema": {}, "payload": {}}, "Kafka Connect.*value.converter.schemas.enable=false"),
-        ({"before": None, "after": {"embedding": [1]}, "op": "c"}, "Debezium.*ExtractNewRecordState"),
-        ({"specversion": "1.0", "type": "t", "data": {}}, "structured CloudEvent.*content-type"),
-    ],
-)
-def test_envelope_around_an_event_is_named(value: object, words: str) -> None:
-    for encode in (msgspec.json.encode, msgspec.msgpack.encode):
-        said = foreign_object(encode(value))
-        assert said is not None
-        assert re.search(words, said), said
-    assert foreign_object(OBJECT) is None
-
-
-@pytest.mark.parametrize(
     ("key", "words"),
     {
         "long": ((5).to_bytes(8), "8-byte integer, 5 .*LongSerializer.*as text"),
@@ -175,7 +159,6 @@ def test_id_of_any_text_stays_an_id(key: str) -> None:
 def test_any_bytes_are_looked_at_without_an_error_of_another_kind(value: bytes) -> None:
     said = foreign_value(value)
     assert said is None or said.isprintable()
-    foreign_object(value)
     if value:
         said = foreign_key(value)
         assert said is None or said.isprintable()
@@ -193,5 +176,4 @@ def test_text_is_an_id_or_named_and_never_both(text: str) -> None:
 @pytest.mark.parametrize("value", [b"[" * 30_000, b'{"a":' * 30_000, b'"' + b"[" * 30_000 + b'"', b"\x91" * 30_000])
 def test_deep_nesting_is_no_trap(value: bytes) -> None:
     foreign_value(value)
-    foreign_object(value)
     foreign_key(value)

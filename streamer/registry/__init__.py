@@ -1,0 +1,1 @@
+"""A schema registry: the schemas that values name, and ours in it."""
