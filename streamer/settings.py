@@ -109,8 +109,9 @@ class RegistrySettings(Section):
     )
     format: Literal["avro", "protobuf", "json"] = Field(
         "avro",
-        description="what `sidstream topics create` registers our subjects in, and `publish --format registry` sends",
+        description="what `sidstream topics create` registers our schemas in, and `sidstream publish --format registry` sends",
     )
+    publish: bool = Field(False, description="our own publisher sends item updates so, and not in MessagePack")
 
     @field_validator("url")
     @classmethod

@@ -47,7 +47,7 @@ class ItemPublisher:
     ...     publisher.update_attributes("sku-1", {"price": 19.9, "in_stock": True})
     ...     publisher.delete("sku-2")
 
-    With ``registry.publish`` of the settings, updates are sent in ``registry.format`` in the frame of that registry's schema, which
+    With ``registry.publish`` of the settings, updates are sent in ``registry.format`` and the frame of its schema, which
     ``sidstream topics create`` has registered; without it, in MessagePack.
 
     encoder: an item tower, for ``update_from_text``; the text alone is then enough:

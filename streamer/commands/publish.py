@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
 _Found = TypeVar("_Found")
 
 
+class PublishFormat(StrEnum):
+    """What item updates are sent in."""
+
+    MESSAGEPACK = "messagepack"
+    REGISTRY = "registry"
+
+
 def publish(
     source: Annotated[
         str,
@@ -55,6 +63,14 @@ def publish(
         typer.Option(help="The name of what made the embeddings, as of fit.", show_default="none"),
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Send tombstones for these items instead.")] = False,
+    form: Annotated[
+        PublishFormat | None,
+        typer.Option(
+            "--format",
+            help="registry: in registry.format, in the frame of a schema of registry.url.",
+            show_default="messagepack, or what registry.publish says",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     wait: Annotated[
         bool,
@@ -92,7 +108,7 @@ def publish(
     )
     if embeddings is not None and columns.given():
         raise typer.BadParameter("--embeddings goes with a file of items, which has no columns to name")
-    settings = load_settings()
+    settings = load_settings() if form is None else load_settings(registry={"publish": form is PublishFormat.REGISTRY})
     console = terminal(stderr=True)
     if delete:
         delivered, whole = _delete(console, settings, source, columns, limit), True

@@ -21,7 +21,9 @@ from streamer.settings import ColumnSettings
 
 # What rewritten deletions of Debezium's ExtractNewRecordState say.
 _DELETED: Final = "__deleted"
-_TRUE: Final = frozenset({True, "true", "True", "1"})
+_TRUE: Final = (True, "true", "True", "1")
+_NAME_SAID: Final = 64
+_NAMES_SAID: Final = 8
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = date(1970, 1, 1)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -74,6 +76,10 @@ class Columns:
             raw = row.get(self._fields.get(name, name), row.get(name))
             if raw is not None:
                 taken[name] = raw
+        if "embedding" not in taken:
+            names = ", ".join(repr(name[:_NAME_SAID]) for name in list(row)[:_NAMES_SAID]) or "none that is not null"
+            column = self._fields.get("embedding", "embedding")
+            raise FormatError("InvalidEvent", f"the row has no column {column!r} (columns.embedding); it has {names}")
         attributes = {name: row[column] for name, column in self._attributes.items() if column in row}
         if attributes:
             taken["attributes"] = msgspec.Raw(map_of(attributes, json=json))
@@ -95,7 +101,7 @@ class Columns:
             found = found["payload"]
         if isinstance(found, dict):
             if self._key not in found:
-                names = ", ".join(repr(str(name)[:64]) for name in list(found)[:8])
+                names = ", ".join(repr(str(name)[:_NAME_SAID]) for name in list(found)[:_NAMES_SAID])
                 raise FormatError(
                     "InvalidId", f"the key has no field {self._key!r} (columns.key); it has {names or 'none'}"
                 )

@@ -26,7 +26,7 @@ _CONNECT: Final = frozenset({"schema", "payload"})
 _CHANGE: Final = frozenset({"op", "after"})
 _CHANGE_BESIDE: Final = frozenset({"before", "source", "ts_ms"})
 _CLOUD_EVENT: Final = frozenset({"specversion", "type"})
-_UPSERTS: Final = frozenset({"c", "r", "u"})  # created, read (a snapshot), updated
+_UPSERTS: Final = ("c", "r", "u")  # created, read (a snapshot), updated
 _NO_TIME: Final = 0
 
 
