@@ -39,6 +39,61 @@ class PublishError(SidstreamError):
     """Some events did not reach the broker; the message says how many and why."""
 
 
+class UpdateValues:
+    """Values of item updates, the same bytes for the same state: in MessagePack, or as ``registry.publish`` of the settings says."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._framed = FramedValues(settings) if settings.registry.publish else None
+        self._rules = settings.attributes.rules()
+
+    def update(
+        self,
+        item_id: str,
+        embedding: NDArray[np.float32] | NDArray[np.float16],
+        *,
+        title: str = "",
+        weight: float = 1.0,
+        updated_at: int | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        embedding_model: str | None = None,
+    ) -> bytes:
+        """One item's full state, see ``ItemPublisher.update``. Raises ``PublishError``."""
+        if embedding.dtype not in (np.float32, np.float16):
+            raise PublishError(f"the embedding of {item_id!r} is {embedding.dtype}: convert it to float32 or float16")
+        taken = None if attributes is None else self.checked(item_id, attributes)
+        if self._framed is not None:
+            fields: dict[str, object] = {
+                "embedding": embedding.astype(np.float32).tolist(),
+                "title": title,
+                "weight": weight,
+            }
+            optional = {"updated_at": updated_at, "embedding_model": embedding_model}
+            fields |= {name: value for name, value in optional.items() if value is not None}
+            if taken is not None:
+                fields["attributes"] = msgspec.msgpack.decode(taken)
+            return self._framed.update(fields)
+        little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
+        # Bytes of float32 need no word; those of float16 might be half as many numbers of it.
+        dtype = "float16" if embedding.dtype == np.float16 else msgspec.UNSET
+        update = ItemUpdate(
+            embedding=little_endian.tobytes(),
+            title=title,
+            weight=weight,
+            updated_at=updated_at,
+            dtype=dtype,
+            attributes=msgspec.UNSET if taken is None else taken,
+            embedding_model=msgspec.UNSET if embedding_model is None else embedding_model,
+        )
+        return ITEM_UPDATE.encode(update)
+
+    def checked(self, item_id: str, attributes: Mapping[str, AttributeValue]) -> msgspec.Raw:
+        """Attributes in their canonical bytes. Raises ``PublishError`` for those that nothing would take."""
+        try:
+            return msgspec.Raw(encode_attributes(self._rules.checked(dict(attributes))))
+        except AttributeFault as fault:
+            raise PublishError(f"{item_id!r}: {fault}") from None
+
+
 class ItemPublisher:
     """Publishes item updates; leaving the ``with`` block means that the broker has them all.
 
@@ -58,7 +113,7 @@ class ItemPublisher:
     """
 
     def __init__(self, settings: Settings, encoder: TextEncoder | None = None) -> None:
-        self._framed = FramedValues(settings) if settings.registry.publish else None
+        self._values = UpdateValues(settings)
         self._encoder = encoder
         require(settings.kafka, [settings.topics.item_updates])
         self._settings = settings
@@ -99,51 +154,17 @@ class ItemPublisher:
         Raises:
             PublishError: an embedding of another type, or attributes that nothing would take; nothing is sent.
         """
-        if embedding.dtype not in (np.float32, np.float16):
-            raise PublishError(f"the embedding of {item_id!r} is {embedding.dtype}: convert it to float32 or float16")
-        if self._framed is not None:
-            value = self._framed.update(
-                self._fields(item_id, embedding, title, weight, updated_at, attributes, embedding_model)
-            )
-            self._models.add(embedding_model)
-            self._send(self._topic, item_id, value)
-            return
-        little_endian = embedding.astype(embedding.dtype.newbyteorder("<"), copy=False)
-        # Bytes of float32 need no word; those of float16 might be half as many numbers of it.
-        dtype = "float16" if embedding.dtype == np.float16 else msgspec.UNSET
-        update = ItemUpdate(
-            embedding=little_endian.tobytes(),
+        value = self._values.update(
+            item_id,
+            embedding,
             title=title,
             weight=weight,
             updated_at=updated_at,
-            dtype=dtype,
-            attributes=msgspec.UNSET if attributes is None else self._checked(item_id, attributes),
-            embedding_model=msgspec.UNSET if embedding_model is None else embedding_model,
+            attributes=attributes,
+            embedding_model=embedding_model,
         )
         self._models.add(embedding_model)
-        self._send(self._topic, item_id, ITEM_UPDATE.encode(update))
-
-    def _fields(
-        self,
-        item_id: str,
-        embedding: NDArray[np.float32] | NDArray[np.float16],
-        title: str,
-        weight: float,
-        updated_at: int | None,
-        attributes: Mapping[str, AttributeValue] | None,
-        embedding_model: str | None,
-    ) -> dict[str, object]:
-        """Those of an update that are said, for other formats than ours."""
-        fields: dict[str, object] = {
-            "embedding": embedding.astype(np.float32).tolist(),
-            "title": title,
-            "weight": weight,
-        }
-        optional = {"updated_at": updated_at, "embedding_model": embedding_model}
-        fields |= {name: value for name, value in optional.items() if value is not None}
-        if attributes is not None:
-            fields["attributes"] = msgspec.msgpack.decode(self._checked(item_id, attributes))
-        return fields
+        self._send(self._topic, item_id, value)
 
     def update_attributes(self, item_id: str, attributes: Mapping[str, AttributeValue] | None) -> None:
         """All that ``item-attributes`` says of an item, in the place of what it said before; None takes it away. No embedding
@@ -154,7 +175,7 @@ class ItemPublisher:
         """
         value = None
         if attributes is not None:
-            value = ITEM_ATTRIBUTES.encode(ItemAttributes(attributes=self._checked(item_id, attributes)))
+            value = ITEM_ATTRIBUTES.encode(ItemAttributes(attributes=self._values.checked(item_id, attributes)))
         self._send_attributes(item_id, value)
 
     def update_from_text(self, items: Sequence[CatalogueItem]) -> None:
@@ -194,12 +215,6 @@ class ItemPublisher:
         if left or self._failures:
             why = f": {self._failures[0]}" if self._failures else " within 30 s: is the broker there?"
             raise PublishError(f"{left + len(self._failures)} of {self._sent} events did not reach the broker{why}")
-
-    def _checked(self, item_id: str, attributes: Mapping[str, AttributeValue]) -> msgspec.Raw:
-        try:
-            return msgspec.Raw(encode_attributes(self._rules.checked(dict(attributes))))
-        except AttributeFault as fault:
-            raise PublishError(f"{item_id!r}: {fault}") from None
 
     def _send_attributes(self, item_id: str, value: bytes | None) -> None:
         topics = self._settings.topics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from models.tables.item_table import Faults
     from models.towers.text_encoder import TextEncoder
     from streamer.client.delivery import Delivery
+    from streamer.client.follow import FollowedLook, Follower
     from streamer.client.refusals import Outcome
 
 _Found = TypeVar("_Found")
@@ -79,6 +81,25 @@ def publish(
         ),
     ] = False,
     timeout: Annotated[float, typer.Option(min=0, help="How many seconds --wait waits.")] = 60.0,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Go on: publish what changes in the table, a file or a folder, each change exactly once, also after a restart.",
+        ),
+    ] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of what was published; without --follow, publish what has changed since and end.",
+            show_default=".sidstream/publish, with --follow",
+        ),
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks of --follow.")] = 5.0,
+    delete_missing: Annotated[
+        bool,
+        typer.Option("--delete-missing", help="With --follow or --state: delete items that no file has any more."),
+    ] = False,
     id_column: IdOption = None,
     title_column: TitleOption = None,
     embedding_column: EmbeddingOption = None,
@@ -89,6 +110,7 @@ def publish(
     attributes: AttributeOption = None,
 ) -> None:
     """Publish item updates (or deletions) of a catalogue. Exit status 1 if a row could not be taken; the others are sent."""
+    from streamer.client.follow import Follower, FollowOptions
     from streamer.client.read_your_writes import await_indexed
     from streamer.deployments.served import served_settings
 
@@ -110,6 +132,20 @@ def publish(
         raise typer.BadParameter("--embeddings goes with a file of items, which has no columns to name")
     settings = load_settings() if form is None else load_settings(registry={"publish": form is PublishFormat.REGISTRY})
     console = terminal(stderr=True)
+    if follow or state is not None:
+        if delete or embeddings is not None or limit is not None or wait:
+            raise typer.BadParameter(
+                "--follow and --state go with a table: leave --delete, --embeddings, --limit and --wait away"
+            )
+        options = FollowOptions(columns, embedding_model, delete_missing)
+        encoder = None if embed is None else _item_encoder(embed, settings.bundle)
+        with Follower.open(settings, source, state or Path(".sidstream/publish"), options, encoder) as follower:
+            whole = _follow(console, settings, follower, every if follow else None)
+        if not whole:
+            raise typer.Exit(1)
+        return
+    if delete_missing:
+        raise typer.BadParameter("--delete-missing goes with --follow or --state")
     if delete:
         delivered, whole = _delete(console, settings, source, columns, limit), True
     else:
@@ -196,6 +232,37 @@ def _publish_table(
         console.print(f"[yellow]![/] {found.repeated:,} rows have an id that came before: the last row of each counts")
     tell_faults(console, found.faults)
     return found.delivered, not found.faults.count
+
+
+def _follow(console: Console, settings: Settings, follower: Follower, every: float | None) -> bool:
+    """Looks every so many seconds, or once; whether everything was taken in the last look. Ctrl-C ends it."""
+    try:
+        while True:
+            found = follower.look(settled=every is not None)
+            if found.told or every is None:
+                _tell_look(console, settings, found)
+            if every is None:
+                return found.whole
+            time.sleep(every)
+    except KeyboardInterrupt:
+        console.print("[green]✓[/] it goes on from here when it is started again")
+        return True
+
+
+def _tell_look(console: Console, settings: Settings, found: FollowedLook) -> None:
+    deleted = f", {found.deleted:,} deleted" if found.deleted else ""
+    console.print(
+        f"[green]✓[/] {len(found.files):,} files: {found.new:,} new items, {found.changed:,} changed, {found.as_before:,} as "
+        f"before{shown(deleted)}; on {shown(settings.topics.item_updates)}",
+        soft_wrap=True,
+    )
+    if found.missing:
+        console.print(
+            f"[yellow]![/] {found.missing:,} items are in no file any more and stay (--delete-missing deletes them)"
+        )
+    for why in found.unreadable:
+        print_line(console, f"! {why}", "red")
+    tell_faults(console, found.faults)
 
 
 def _with_progress(console: Console, doing: str, total: int | None, send: Callable[..., _Found]) -> _Found:

@@ -1,0 +1,133 @@
+"""A table that changes is followed on the real broker: what changed is published once, whatever kills the publisher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from models.data_files import DataFileError
+from store.writing.failpoints import FAILPOINT_VARIABLE, Failpoint
+from streamer.client.follow import FollowedLook, Follower, FollowOptions
+from streamer.client.follow_state import FollowStateError
+from streamer.events.records import ITEM_UPDATE
+from streamer.settings import Settings
+from support.processes import committed_records
+
+ROOT = Path(__file__).parents[3]
+
+
+@contextmanager
+def follower(settings: Settings, folder: Path, *, delete_missing: bool = False) -> Iterator[Follower]:
+    options = FollowOptions(delete_missing=delete_missing)
+    with Follower.open(settings, str(folder), folder.parent / "state", options) as found:
+        yield found
+
+
+def write(path: Path, **titles: str) -> None:
+    lines = [json.dumps({"id": item, "embedding": [1.0, 2.0], "title": title}) for item, title in titles.items()]
+    written = path.with_suffix(".tmp")
+    written.write_text("".join(line + "\n" for line in lines))
+    written.replace(path)
+
+
+def published(settings: Settings) -> list[tuple[str, str | None]]:
+    """Id and title of every update, no title for a deletion."""
+    records = committed_records(settings, settings.topics.item_updates)
+    titles = [None if (value := record.value()) is None else ITEM_UPDATE.decode(value).title for record in records]
+    return sorted(((record.key().decode(), title) for record, title in zip(records, titles, strict=True)), key=repr)
+
+
+def figures(look: FollowedLook) -> tuple[int, int, int, int, int]:
+    return look.new, look.changed, look.as_before, look.deleted, look.missing
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "shop").mkdir()
+    return tmp_path / "shop"
+
+
+def test_new_files_and_replaced_ones_are_published_by_what_changed(pipeline_settings: Settings, folder: Path) -> None:
+    write(folder / "a.jsonl", a="1", b="1")
+    with follower(pipeline_settings, folder) as followed:
+        first = followed.look()
+        assert (first.waiting, first.told) == (1, False), "somebody may be writing it"
+        assert figures(followed.look()) == (2, 0, 0, 0, 0)
+        assert not followed.look().told
+        write(folder / "a.jsonl", b="2", c="1")
+        write(folder / "b.jsonl", a="1", d="1")
+        assert figures(followed.look(settled=False)) == (2, 1, 1, 0, 0), "a has moved to the other file"
+        with pytest.raises(FollowStateError, match="another `sidstream publish` has the state"):
+            followed.open(pipeline_settings, str(folder), folder.parent / "state", FollowOptions()).__enter__()
+    expected: list[tuple[str, str | None]] = [("a", "1"), ("b", "1"), ("b", "2"), ("c", "1"), ("d", "1")]
+    assert published(pipeline_settings) == expected
+    with follower(pipeline_settings, folder) as followed:  # a restart
+        assert not followed.look(settled=False).told
+        write(folder / "a.jsonl", b="2")
+        (folder / "b.jsonl").write_text(
+            '{"id": "a", "embedding": [1, 2], "title": "1"}\n{"id": "d", "embedding": [1]}\n{'
+        )
+        found = followed.look(settled=False)
+        assert figures(found) == (0, 0, 2, 0, 1), "c; of d no row can be taken, and it is there"
+        assert [str(fault).partition("b.jsonl ")[2] for fault in found.faults.first] == [
+            "line 3: is no JSON object (Input data was truncated)",
+            "line 2, column embedding: has 1 numbers, and the rows before it 2",
+        ]
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        assert figures(followed.look(settled=False)) == (0, 0, 0, 1, 0)
+        write(folder / "b.jsonl", a="1")
+        assert figures(followed.look(settled=False)) == (0, 0, 1, 1, 0)
+        (folder / "a.jsonl").unlink()
+        assert figures(followed.look(settled=False)) == (0, 0, 0, 1, 0)
+        (folder / "b.jsonl").unlink()
+        found = followed.look(settled=False)
+        assert (figures(found), len(found.unreadable)) == ((0, 0, 0, 0, 0), 1), "a folder that is empty deletes nothing"
+    assert published(pipeline_settings) == sorted([*expected, ("c", None), ("d", None), ("b", None)], key=repr)
+
+
+def test_every_change_is_published_once_wherever_the_publisher_is_killed(
+    pipeline_settings: Settings, folder: Path
+) -> None:
+    for name in "abc":
+        write(folder / f"{name}.jsonl", **{f"{name}{number}": "1" for number in range(50)})
+    environment = {
+        **os.environ,
+        "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": pipeline_settings.kafka.bootstrap_servers,
+        "SIDSTREAM_TOPICS__PREFIX": pipeline_settings.topics.prefix,
+    }
+    arguments = [sys.executable, "-m", "sidstream", "publish", str(folder), "--state", str(folder.parent / "state")]
+    for point in (
+        f"{Failpoint.TRANSACTION_BEGUN}=1",
+        f"{Failpoint.OUTPUTS_SENT}=2",
+        f"{Failpoint.TRANSACTION_COMMITTED}=1",
+    ):
+        killed = subprocess.run(arguments, env={**environment, FAILPOINT_VARIABLE: point}, cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+    with follower(pipeline_settings, folder) as followed:
+        found = followed.look(settled=False)
+    assert found.whole
+    assert published(pipeline_settings) == sorted((f"{name}{number}", "1") for name in "abc" for number in range(50))
+
+
+def test_state_of_something_else_and_addresses_that_tell_no_change_are_refused(
+    pipeline_settings: Settings, folder: Path, tmp_path: Path
+) -> None:
+    with follower(pipeline_settings, folder):
+        pass
+    for source, kind, why in (
+        (str(tmp_path), FollowStateError, "is of another source"),
+        ("https://shop.example/a.parquet", DataFileError, "cannot be told at this kind of address"),
+    ):
+        with (
+            pytest.raises(kind, match=why),
+            Follower.open(pipeline_settings, source, tmp_path / "state", FollowOptions()),
+        ):
+            pass
