@@ -87,6 +87,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
         streamer.commands.interactions.hit_rates,
         streamer.commands.interactions.examples,
         streamer.commands.exports.catalogue,
+        streamer.commands.exports.export,
     ],
     "Generations": [
         streamer.commands.deployments.deploy,
