@@ -3,7 +3,8 @@ changes after it where it is followed.
 
 What must hold: ``position.json`` is written last and names the files of one snapshot, all of them whole; a reader that loads them
 and then the changes up to a line ``{"commit": …}`` has the catalogue as it was at that commit. Where changes cannot be told (the
-index is another one, its log does not reach back, the layout is another one), there is a new snapshot.
+index is another one, its log does not reach back, the layout is another one), there is a new snapshot. A title or a weight that
+changes alone is no change: the index does not log it.
 """
 
 from __future__ import annotations
@@ -177,8 +178,6 @@ class Feed:
                     "item_id": item,
                     "token_ids": items.token_ids(row),
                     "sid": layout.sid_tokens_text(items.tokens[row].tolist()),
-                    "weight": float(items.weights[row]),
-                    "title": items.titles[row],
                 }
             )
             found.changed += 1
