@@ -40,7 +40,7 @@ class PublishError(SidstreamError):
 
 
 class UpdateValues:
-    """Values of item updates, the same bytes for the same state: in MessagePack, or as ``registry.publish`` of the settings says."""
+    """Values of item updates, the same bytes for the same state: MessagePack, or as ``registry.publish`` of the settings says."""
 
     def __init__(self, settings: Settings) -> None:
         self._framed = FramedValues(settings) if settings.registry.publish else None
