@@ -25,6 +25,7 @@ from models.commands.columns import (
 )
 from models.commands.towers import EmbedOption
 from models.errors import SidstreamError
+from models.progress import WorkProgress
 from models.terminal import print_command, print_line, print_table, shown, terminal
 from retriever.explanation_tables import show_explanations
 from streamer.commands.terminal import ascii_json
@@ -78,8 +79,26 @@ def ask(
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answer a file of queries instead, one JSON object a line, by the bundle and index of this machine and without "
+            "Kafka; goes on where it was stopped."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --batch: the file of the answers, .parquet or .jsonl.")] = None,
 ) -> None:
-    """Ask a query and show its answer."""
+    """Ask a query and show its answer; or (--batch) answer a file of queries."""
+    if batch is not None or out is not None:
+        own = any(
+            (text, history, user, where, filter_json, exclude, keep_history, exact, explain, why_not, at_most, json)
+        )
+        if batch is None or out is None or own:
+            raise typer.BadParameter(
+                "--batch QUERIES.jsonl goes with --out ANSWERS.parquet, and what is asked stands in the file's lines"
+            )
+        _ask_batch(batch, out, limit)
+        return
     if not (text or history or user):
         raise typer.BadParameter("nothing to ask: give a text, --history, --user or several of them")
     from retriever.client import Client
@@ -107,6 +126,26 @@ def ask(
         show_answer(terminal(), answer)
     if answer.error is not None:
         raise typer.Exit(1)
+
+
+def _ask_batch(batch: Path, out: Path, limit: int) -> None:
+    from retriever.batch_answers import answer_file
+    from streamer.deployments.served import served_on_this_machine
+
+    console = terminal(stderr=True)
+    with WorkProgress(console) as work:
+        task = work.task("answering", unit="queries")
+        found = answer_file(served_on_this_machine(load_settings()), batch, out, limit=limit, progress=task.update)
+        task.end()
+    refused = sum(found.refused.values())
+    console.print(
+        f"[green]✓[/] {found.answered:,} queries are answered, {refused:,} have a reason why not, in {shown(out)}",
+        soft_wrap=True,
+    )
+    if found.before:
+        console.print(f"  {found.before:,} of them by the run that was stopped")
+    for kind, count in found.refused.most_common():
+        print_line(console, f"  {count:,} × {kind}")
 
 
 def _filter(settings: Settings, where: Sequence[str], filter_json: str | None) -> dict[str, Any] | None:

@@ -23,8 +23,8 @@ ROOMS = {
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
     "kafka registry process events filters feeds settings gateway_settings settings_section shards",
     "store": "checks writing topology reading records files errors",
-    "retriever": "commands explanation_tables refreshing evaluation client asking merging choosing_mixture serving answering "
-    "dense device_search search eligibility",
+    "retriever": "commands explanation_tables refreshing evaluation batch_answers client asking merging choosing_mixture "
+    "serving answering dense device_search search eligibility",
     "gateway": "commands process application openapi routes gateway intake clients kafka metrics problems",
     "study": "commands quick report experiments measures data",
 }
