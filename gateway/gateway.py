@@ -54,8 +54,8 @@ class Gateway:
     async def _look(self) -> None:
         while True:
             self.access.look()
-            self.intake.look()
             self.questions.look()
+            await asyncio.to_thread(self.intake.look)
             await asyncio.sleep(_LOOK_SECONDS)
 
     def end_within(self, seconds: float) -> None:

@@ -20,7 +20,8 @@ from retriever.answering.admission import Admission, BundleLimits
 from streamer.deployments.follow import ServingFollower
 from streamer.events.intake import AttributesIntake, EventError, checked_item_id
 from streamer.events.records import ITEM_UPDATE, ItemUpdate, Query
-from streamer.events.updates import OtherModelError, UpdateIntake, UpdateLimits
+from streamer.events.updates import OtherModelError, Update, UpdateIntake, UpdateLimits
+from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
 from streamer.settings import Settings
 
 _PARTS_ARE_OURS: Final = (
@@ -28,13 +29,24 @@ _PARTS_ARE_OURS: Final = (
 )
 
 
+_WORDS: Final = {
+    "the key is the item id, but it": "the item's id",
+    "the key is the item's id; send the same there": "that is the item's id; send the same in the body",
+    "or a null value to delete the item": "or delete the item",
+    "to delete an item, send a null value (no bytes at all)": "to delete an item, say so (DELETE)",
+    "to take an item's attributes away, send a null value (no bytes at all)": "to take them away, say so (DELETE)",
+}
+
+
 class _Known:
     """What is known of the bundle that answers."""
 
-    def __init__(self, dimension: int, embedding_model: str | None, layers: int, size: int) -> None:
-        self.dimension = dimension
-        self.embedding_model = embedding_model
-        self.limits = BundleLimits(dimension, layers, size)
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.dimension = manifest.dimension
+        self.embedding_model = manifest.embedding_model
+        self.limits = BundleLimits(manifest.dimension, bundle.layout.layers, bundle.layout.size)
+        self.plausible = PlausibleNorms.of(manifest.embedding_norms)
 
 
 class Intake:
@@ -52,10 +64,9 @@ class Intake:
         self._updates: dict[tuple[int, str | None], UpdateIntake] = {}
 
     def look(self) -> None:
-        """Once a second: another bundle may have been deployed."""
+        """Once a second, in any thread but the event loop's: another bundle may have been deployed, and its files are hashed."""
         if self._follower is not None and self._follower.changed():
             self._known = self._open()
-            self._updates.clear()
 
     def _open(self) -> _Known | None:
         """Of the bundle that answers; None where it is not on this machine."""
@@ -66,8 +77,7 @@ class Intake:
             bundle = Bundle.open(settings.bundle) if serving is None else store.open(serving.bundle)
         except BundleError:
             return None
-        manifest = bundle.manifest
-        return _Known(manifest.dimension, manifest.embedding_model, bundle.layout.layers, bundle.layout.size)
+        return _Known(bundle)
 
     def _limits(self) -> BundleLimits:
         return BundleLimits(None) if self._known is None else self._known.limits
@@ -100,30 +110,42 @@ class Intake:
         record = _message(self._settings.topics.item_updates, item_id, body)
         try:
             update = _decoded(body)
-            self._intake(update).read(record, _now())
+            limits = self._held_against(update)
+            self._check_numbers(self._intake(limits).read(record, _now()), limits[0])
         except OtherModelError:
             pass  # for another codebook, whose assigner looks at it
         except EventError as error:
             raise refused(error.kind, _of_path(str(error))) from None
-        return None if update is None or update.embedding_model is msgspec.UNSET else update.embedding_model
+        return None if update is None else _model_of(update)
 
-    def _intake(self, update: ItemUpdate | None) -> UpdateIntake:
-        """For the bundle; where that is not here, for as many numbers as the update has."""
-        known = self._known
-        if known is not None:
-            of = known.dimension, known.embedding_model
-        elif update is None:
-            of = 1, None
-        else:
-            model = None if update.embedding_model is msgspec.UNSET else update.embedding_model
-            of = _numbers(update), model
-        if known is None or of not in self._updates:
-            limits = UpdateLimits.of(self._settings.assigner, of[0], self._rules, of[1])
-            intake = UpdateIntake(limits, strict=self._settings.assigner.strict)
-            if known is None:
-                return intake
-            self._updates[of] = intake
-        return self._updates[of]
+    def _held_against(self, update: ItemUpdate | None) -> tuple[int, str | None]:
+        """Dimension and model that it is held against: the bundle's; where that is not here, the update's own."""
+        if self._known is not None:
+            return self._known.dimension, self._known.embedding_model
+        if update is None:
+            return 1, None
+        return _numbers(update), _model_of(update)
+
+    def _intake(self, limits: tuple[int, str | None]) -> UpdateIntake:
+        intake = self._updates.get(limits)
+        if intake is None:
+            own = UpdateLimits.of(self._settings.assigner, limits[0], self._rules, limits[1])
+            intake = UpdateIntake(own, strict=self._settings.assigner.strict)
+            if self._known is not None:  # else there would be one for whatever clients think of
+                self._updates[limits] = intake
+        return intake
+
+    def _check_numbers(self, update: Update, dimension: int) -> None:
+        """Raises ``EventError``: nothing but zeros, NaN, or bytes that may be anything."""
+        if update.embedding is None:
+            return
+        plausible = PlausibleNorms.of(None) if self._known is None else self._known.plausible
+        embeddings = [update.embedding]
+        checked = check_embeddings(
+            matrix_of(embeddings, dimension), embeddings, [0] if update.guessed else [], plausible
+        )
+        for fault in checked.faults.values():
+            raise EventError(fault.kind, str(fault))
 
     def attributes(self, item_id: bytes, body: bytes) -> None:
         """Raises ``Problem``: why no indexer would take them."""
@@ -146,6 +168,10 @@ def _decoded(body: bytes) -> ItemUpdate | None:
         return None
 
 
+def _model_of(update: ItemUpdate) -> str | None:
+    return None if isinstance(update.embedding_model, msgspec.UnsetType) else update.embedding_model
+
+
 def _numbers(update: ItemUpdate) -> int:
     if isinstance(update.embedding, bytes):
         return max(1, len(update.embedding) // (2 if update.dtype == "float16" else 4))
@@ -161,7 +187,7 @@ def _now() -> int:
 
 
 def _of_path(said: str) -> str:
-    """For whoever has a path and no key."""
-    return said.replace("the key is the item id, but it", "the path has the item's id, but it").replace(
-        "the key is the item's id; send the same there", "the path has the item's id; send the same in the body"
-    )
+    """For whoever has a path or a line, and no key."""
+    for ours, theirs in _WORDS.items():
+        said = said.replace(ours, theirs)
+    return said

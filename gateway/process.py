@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import ssl
 import threading
@@ -35,7 +36,9 @@ from streamer.settings import Settings
 log = structlog.get_logger(__name__)
 _BACKLOG: Final = 1_024
 _IDLE_SECONDS: Final = 30  # a connection without a request is closed
-_WAITERS_SHARE: Final = 0.75  # of the time to the end that those who wait for answers have
+# Of the time to the end: what those who wait for answers have, and what all others have, who wait for the broker.
+_WAITERS_SHARE: Final = 0.75
+_CANCELLED_SHARE: Final = 0.9
 _LOOK_SECONDS: Final = 0.1
 
 
@@ -73,7 +76,7 @@ def serve(settings: Settings, stop: threading.Event, health: Health) -> None:
             return
         health.set_ready(Part.BROKER)
         gateway = Gateway(settings, health)
-        server = _Server(_configuration(own, gateway), gateway)
+        server = _Server(_configuration(own, gateway, settings.shutdown_seconds), gateway)
         thread = threading.Thread(target=server.run_on, args=(listener,), name="http")
         thread.start()
         # Not the main thread's loop: signals stay with ``Shutdown``.
@@ -101,7 +104,7 @@ def _listening(own: GatewaySettings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _configuration(own: GatewaySettings, gateway: Gateway) -> uvicorn.Config:
+def _configuration(own: GatewaySettings, gateway: Gateway, shutdown_seconds: float) -> uvicorn.Config:
     """Raises ``GatewayError`` for certificates that cannot be used."""
     configuration = uvicorn.Config(
         application(gateway),
@@ -114,6 +117,7 @@ def _configuration(own: GatewaySettings, gateway: Gateway) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(shutdown_seconds * _CANCELLED_SHARE),
         ssl_certfile=own.tls_certificate,
         ssl_keyfile=own.tls_key,
         ssl_ca_certs=None if own.tls_client_ca is None else str(own.tls_client_ca),

@@ -20,8 +20,9 @@ from models.bundles.bundle import Bundle
 from models.bundles.dense_part import fit_dense_part
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
+from support.http import send
 from support.patience import PATIENCE_SECONDS
-from support.processes import FORK_SERVER, alive, processes_of, wait_until
+from support.processes import FORK_SERVER, alive, free_port, processes_of, wait_until
 
 
 def command(*arguments: str, environment: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:
@@ -66,9 +67,10 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
     items = tuple(CatalogueItem(id=f"item-{number}", title=f"thing {number}") for number in range(100))
     Catalogue(items=items, embeddings=tiny_embeddings[:100]).write(tmp_path / "catalogue")
     logs = tmp_path / "logs"
+    port = free_port()
     up = subprocess.Popen(
-        [sys.executable, "-m", "sidstream", "up", "--logs", str(logs)],
-        env={**os.environ, **environment},
+        [sys.executable, "-m", "sidstream", "up", "--gateway", "--logs", str(logs)],
+        env={**os.environ, **environment, "SIDSTREAM_GATEWAY__PORT": str(port)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -102,6 +104,8 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         asked = command("ask", "thing 7", "--limit", "3", "--timeout", str(PATIENCE_SECONDS), environment=environment)
         assert asked.returncode == 0, asked.stderr
         assert "thing" in asked.stdout
+        over_http = send(port, "POST", "/query", {"text": "thing 7", "limit": 3})
+        assert [item["title"].split()[0] for item in over_http.json["items"]] == ["thing"] * 3
 
         gone = command("publish", str(tmp_path / "catalogue"), "--delete", "--limit", "40", environment=environment)
         assert gone.returncode == 0, gone.stderr
@@ -120,6 +124,7 @@ def test_up_publish_status_ask_and_one_ctrl_c_ends_everything(
         _, errors = up.communicate(timeout=PATIENCE_SECONDS)
     assert up.returncode == 0, errors
     assert "everything has stopped" in errors
+    assert f"http://127.0.0.1:{port}" in errors
     wait_until(lambda: not any(alive(pid) for pid in pids), what="no process left behind")
     for log in logs.iterdir():
         assert "Traceback" not in log.read_text(), log

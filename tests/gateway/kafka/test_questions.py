@@ -9,13 +9,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 from confluent_kafka import Producer
+from msgspec import UNSET
 
 from gateway.kafka.questions import Answered, Questions
 from gateway.problems import Problem
-from streamer.events.records import ANSWER, Answer, AnswerError, Query
+from streamer.events.records import ANSWER, QUERY, Answer, AnswerError, AnswerItem, Query
 from streamer.kafka.clients import producer_configuration
 from streamer.process.health import Health
 from streamer.settings import Settings
+from streamer.shards.parts import AnsweredPart, AskedPart
 from support.patience import PATIENCE_SECONDS
 from support.processes import committed_records
 
@@ -132,18 +134,89 @@ def test_query_beyond_what_may_wait_is_told_to_come_again_and_the_end_tells_thos
 
 
 def test_shard_that_answers_whoever_asks_a_whole_index_is_said_to_be_one(pipeline_settings: Settings) -> None:
-    from streamer.shards.parts import AnsweredPart
-
     async def story() -> None:
         async with questions(pipeline_settings) as asking:
             asked = asyncio.create_task(asking.ask(Query(text="kettle"), "ada", PATIENCE_SECONDS))
             ids: Sequence[str] = ()
             while not ids:
                 ids = await asyncio.to_thread(asked_ids, pipeline_settings)
-            part = AnsweredPart(partitions="0,1", partition_count=4)
-            await asyncio.to_thread(answer, pipeline_settings, Answer(query_id=ids[0], part=part))
+            said = AnsweredPart(partitions="0-1", partition_count=4)
+            await asyncio.to_thread(answer, pipeline_settings, Answer(query_id=ids[0], part=said))
             with pytest.raises(Problem, match=r"retriever\.shards") as fault:
                 await asked
             assert fault.value.status == 502
+
+    asyncio.run(story())
+
+
+def over_shards(settings: Settings) -> Settings:
+    return settings.model_copy(update={"retriever": settings.retriever.model_copy(update={"shards": 2})})
+
+
+def part(query_id: str, partitions: str, asked: AskedPart, *items: AnswerItem) -> Answer:
+    """What a shard says, of a search that has found nothing but these."""
+    said = AnsweredPart(
+        partitions=partitions,
+        partition_count=4,
+        step=asked.step,
+        round=asked.round,
+        sids=(),
+        order=tuple((item.score, 0, 0) for item in items),
+    )
+    return Answer(query_id=query_id, items=items, part=said, bundle="b", layout=1)
+
+
+async def rounds(settings: Settings, count: int) -> list[tuple[str, AskedPart]]:
+    """The id and the part of each query that was sent, once there are so many."""
+    sent: list[tuple[str, AskedPart]] = []
+    while len(sent) < count:
+        records = await asyncio.to_thread(committed_records, settings, settings.topics.queries)
+        sent = sorted(
+            ((record.key().decode(), QUERY.decode(record.value()).part) for record in records),
+            key=lambda one: one[1].round,
+        )
+    return sent
+
+
+def item(name: str, score: float) -> AnswerItem:
+    return AnswerItem(item_id=name, title=name, sid="<a_1>", score=score)
+
+
+def test_parts_of_all_shards_are_one_answer(pipeline_settings: Settings) -> None:
+    settings = over_shards(pipeline_settings)
+
+    async def story() -> None:
+        async with questions(settings) as asking:
+            asked = asyncio.create_task(asking.ask(Query(text="kettle"), "ada", PATIENCE_SECONDS))
+            for count in (1, 2):
+                query_id, step = (await rounds(settings, count))[-1]
+                parts = [
+                    part(query_id, "0-1", step, item("one", -1.0)),
+                    part(query_id, "2-3", step, item("two", -0.5)),
+                ]
+                await asyncio.to_thread(answer, settings, *parts)
+            _, answered = await asked
+            assert answered is not None
+            whole = ANSWER.decode(answered.value)
+            assert [one.item_id for one in whole.items] == ["two", "one"]
+            assert (whole.missing_partitions, whole.part) == (UNSET, UNSET)
+
+    asyncio.run(story())
+
+
+def test_shard_that_says_nothing_is_gone_on_without_in_time_and_named(pipeline_settings: Settings) -> None:
+    settings = over_shards(pipeline_settings)
+
+    async def story() -> None:
+        async with questions(settings) as asking:
+            asked = asyncio.create_task(asking.ask(Query(text="kettle", timeout_ms=2_000), "ada", PATIENCE_SECONDS))
+            for count in (1, 2):
+                query_id, step = (await rounds(settings, count))[-1]
+                await asyncio.to_thread(answer, settings, part(query_id, "0-1", step, item("one", -1.0)))
+            _, answered = await asked
+            assert answered is not None
+            whole = ANSWER.decode(answered.value)
+            assert whole.missing_partitions == (2, 3)
+            assert "a partial answer" in whole.note
 
     asyncio.run(story())
