@@ -51,7 +51,7 @@ def test_first_run_says_what_it_fetches_how_much_and_where_it_is_kept(
 ) -> None:
     first, python, kafka, total = first_steps.announcement(machine(), command)
     assert "fetches" in first
-    assert "3.3 GB" in python
+    assert "3.4 GB" in python
     assert "PyTorch with CUDA" in python
     assert ".venv" in python
     assert f"Apache Kafka {KAFKA_VERSION} ({len(pinned_jars())} jars)" in kafka
@@ -98,7 +98,7 @@ def test_too_little_disk_is_said_with_how_much_to_free(machine: Callable[..., An
     [sentence] = first_steps.troubles(machine(disk=2 * GIGABYTE), "demo")
     assert "too little disk" in sentence
     assert "2.0 GB are free" in sentence
-    assert "free 6.3 GB" in sentence, sentence
+    assert "free 6.5 GB" in sentence, sentence
     here = machine(disk=GIGABYTE, environment={"KAFKA_HOME": "/opt/kafka"})
     set_up(here.root)
     [sentence] = first_steps.troubles(here, "test")
