@@ -6,6 +6,7 @@ What must hold: the event loop never waits for Kafka; no write is said to be acc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Final, NamedTuple
@@ -92,7 +93,8 @@ class Writes:
         while not self._ended.is_set() or self._producer.flush(0):
             self._producer.poll(_POLL_SECONDS)
             if self._confirmed:
-                self._loop.call_soon_threadsafe(self._confirm, self._confirmed)
+                with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                    self._loop.call_soon_threadsafe(self._confirm, self._confirmed)
                 self._confirmed = []
             if not self._ended.is_set() and (now := time.monotonic()) >= letters_at:
                 letters_at = now + _LETTERS_SECONDS
