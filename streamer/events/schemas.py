@@ -1,4 +1,4 @@
-"""JSON Schema of each topic's values, for those who write or read them in other languages: the committed ``docs/schemas``.
+"""The schemas of each topic's values, for those who write or read them in other languages: the committed ``docs/schemas``.
 
     python -m streamer.events.schemas docs/schemas
 
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from streamer.events.formats.definitions import avro_of, protobuf_of
 from streamer.events.interactions import Interaction
 from streamer.events.records import (
     Alert,
@@ -43,6 +44,8 @@ RECORDS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "serving": Serving,
     "interactions": Interaction,
 }
+REGISTERED: Final = ("item-updates", "queries", "interactions")
+"""What a schema registry has schemas of ours for."""
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -60,10 +63,14 @@ def schema_of(topic: str) -> dict[str, Any]:
 
 
 def write_schemas(directory: Path) -> None:
-    """``<topic>.json`` for each topic, under the topic's default name."""
+    """``<topic>.json`` for each topic, under the topic's default name; of those in a registry, ``.avsc`` and ``.proto`` too."""
     directory.mkdir(parents=True, exist_ok=True)
     for topic in RECORDS:
         (directory / f"{topic}.json").write_text(json.dumps(schema_of(topic), indent=2, ensure_ascii=False) + "\n")
+    for topic in REGISTERED:
+        avro = json.dumps(json.loads(avro_of(RECORDS[topic])), indent=2, ensure_ascii=False)
+        (directory / f"{topic}.avsc").write_text(avro + "\n")
+        (directory / f"{topic}.proto").write_text(protobuf_of(RECORDS[topic]))
 
 
 if __name__ == "__main__":

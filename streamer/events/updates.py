@@ -28,7 +28,9 @@ from streamer.events.intake import (
     EventError,
     EventLimits,
     checked_attributes,
+    checked_item_id,
     checked_time,
+    decode_event,
     decode_plain,
     item_id_of,
     plain_event,
@@ -280,15 +282,17 @@ class UpdateIntake:
         return self._read(record, None, now)
 
     def _read(self, record: Message, plain: Plain | EventError | None, now: int) -> Update:
-        item_id = item_id_of(record, self._formats)
+        formats = self._formats
+        item_id = item_id_of(record, formats) if formats.reads_keys else checked_item_id(record.key())
         value = record.value()
         if value is None:
             return Update(record, item_id, None)
-        if isinstance(plain, EventError):
-            raise plain
         if plain is None:
-            plain = plain_event(record, value, self._event, self._formats)
-        decoded = decode_plain(self._codec, plain, self._formats)
+            decoded = decode_event(self._codec, record, value, self._event, formats)
+        elif isinstance(plain, EventError):
+            raise plain
+        else:
+            decoded = decode_plain(self._codec, plain, formats)
         if decoded.value is None:
             return Update(record, item_id, None)
         return self._checked(record, item_id, decoded.value, decoded.headers, now, of_json=decoded.of_json)

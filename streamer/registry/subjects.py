@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from streamer.events.formats.definitions import NAMESPACE, avro_of, protobuf_of
-from streamer.events.schemas import RECORDS, schema_of
+from streamer.events.schemas import RECORDS, REGISTERED, schema_of
 from streamer.registry.client import RegistryError, away, registry_client
 from streamer.settings import Settings
 
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 Form = Literal["avro", "protobuf", "json"]
-SUBJECTS: Final = ("item_updates", "queries", "interactions")
-"""The topics that have one, by the names of their settings."""
 _TYPES: Final[Mapping[Form, str]] = {"avro": "AVRO", "protobuf": "PROTOBUF", "json": "JSON"}
 _CONFIGURATION: Final = {"subject.name.strategy.type": "TOPIC", "auto.register.schemas": False}
 _NOT_FOUND: Final = 404
+_FIRST_MESSAGE: Final = b"\x00"  # the place of the message in its file
 
 
 def definition_of(topic: str, form: Form) -> str:
@@ -47,9 +46,9 @@ def register_subjects(settings: Settings) -> dict[str, int]:
 
     client, form = registry_client(settings.registry), settings.registry.format
     found = {}
-    for name in SUBJECTS:
-        subject = f"{getattr(settings.topics, name)}-value"
-        schema = Schema(definition_of(name.replace("_", "-"), form), _TYPES[form])
+    for topic in REGISTERED:
+        subject = f"{getattr(settings.topics, topic.replace('-', '_'))}-value"
+        schema = Schema(definition_of(topic, form), _TYPES[form])
         try:
             found[subject] = client.register_schema(subject, schema)
         except Exception as error:
@@ -64,7 +63,7 @@ def register_subjects(settings: Settings) -> dict[str, int]:
 
 
 class FramedValues:
-    """Writes item updates in the frame of our subject's schema, by confluent-kafka's own serializers."""
+    """Writes item updates in the frame of our subject's schema."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ``RegistryError`` without a registry, or without its packages."""
@@ -114,7 +113,8 @@ def _serializer(client: SchemaRegistryClient, form: Form) -> Callable[[dict[str,
 
 
 def _protobuf_serializer(client: SchemaRegistryClient, text: str) -> Callable[[dict[str, Any], Any], bytes]:
-    from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
+    """confluent-kafka's own looks for the schema by its descriptor, which a registry that keeps the text does not find."""
+    from confluent_kafka.schema_registry import Schema
     from google.protobuf.descriptor_pool import DescriptorPool
     from google.protobuf.message_factory import GetMessageClass
 
@@ -123,15 +123,15 @@ def _protobuf_serializer(client: SchemaRegistryClient, text: str) -> Callable[[d
     pool = DescriptorPool()
     pool.Add(parsed_proto(text, "item-updates.proto"))
     update = GetMessageClass(pool.FindMessageTypeByName(f"{NAMESPACE}.ItemUpdate"))
-    serialize = ProtobufSerializer(update, client, conf={**_CONFIGURATION, "use.latest.version": True})
 
     def serialized(fields: dict[str, Any], context: Any) -> bytes:
+        found = client.lookup_schema(f"{context.topic}-value", Schema(text, _TYPES["protobuf"]))  # asked once, then kept
         attributes = fields.pop("attributes", {})
         message = update(**fields)
         for name, value in attributes.items():
             _set_attribute(message, name, value)
-        content: bytes = serialize(message, context)
-        return content
+        content: bytes = message.SerializeToString()
+        return b"\x00" + int(found.schema_id).to_bytes(4) + _FIRST_MESSAGE + content
 
     return serialized
 

@@ -205,7 +205,7 @@ def _plain(value: Any) -> Any:
         case Decimal():
             return float(value)
         case dict():
-            return {str(name): _plain(inner) for name, inner in value.items()}
+            return {str(name): _plain(inner) for name, inner in value.items() if inner is not None}
         case tuple() | list() if value and not isinstance(value[0], int | float | str | bytes):
             return [_plain(inner) for inner in value]
     return value

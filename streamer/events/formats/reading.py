@@ -34,28 +34,18 @@ class Opened(NamedTuple):
 
 class Formats:
     """What values of other formats are read by. ``schemas``: of a registry, None if the settings name none; ``columns``: of rows,
-    None for records that are no rows.
+    None for records that are no rows. ``reads_frames``: whether there is a registry; ``maps_columns``: whether every value is to
+    be looked at for columns of other names; ``reads_keys``: whether a key may have the id inside.
     """
 
     def __init__(self, schemas: SchemaReader | None = None, columns: ColumnSettings | None = None) -> None:
         self._schemas = schemas
         self._columns = Columns(columns or ColumnSettings())
         self._rows = columns is not None
-
-    @property
-    def maps_columns(self) -> bool:
-        """Whether every value is to be looked at for columns of other names."""
-        return self._columns.mapped
-
-    @property
-    def reads_frames(self) -> bool:
-        """Whether there is a registry."""
-        return self._schemas is not None
-
-    @property
-    def reads_keys(self) -> bool:
-        """Whether a key may have the id inside."""
-        return self._columns.reads_keys
+        # Read for each event: attributes, as a property takes longer.
+        self.reads_frames = schemas is not None
+        self.maps_columns = self._columns.mapped
+        self.reads_keys = self._columns.reads_keys
 
     def is_framed(self, value: bytes, said: EventAttributes) -> bool:
         """Whether a registry's schema says how the value is to be read."""

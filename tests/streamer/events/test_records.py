@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from streamer.events.formats.definitions import avro_of, protobuf_of
 from streamer.events.records import (
     ALERT,
     ANSWER,
@@ -25,7 +26,7 @@ from streamer.events.records import (
     ItemCodes,
     RecordVersionError,
 )
-from streamer.events.schemas import RECORDS, schema_of
+from streamer.events.schemas import RECORDS, REGISTERED, schema_of
 from support.schema_compatibility import incompatibilities
 
 SCHEMAS: Final = Path(__file__).parents[3] / "docs" / "schemas"
@@ -48,6 +49,13 @@ CODECS: Final = {
 def test_committed_schema_is_what_the_code_makes(topic: str) -> None:
     committed = json.loads((SCHEMAS / f"{topic}.json").read_text())
     assert committed == schema_of(topic), "run `python -m streamer.events.schemas docs/schemas`"
+
+
+@pytest.mark.parametrize("topic", REGISTERED)
+def test_committed_schemas_of_a_registry_are_the_codes(topic: str) -> None:
+    remedy = "run `python -m streamer.events.schemas docs/schemas`; a field of Protobuf keeps its number"
+    assert json.loads((SCHEMAS / f"{topic}.avsc").read_text()) == json.loads(avro_of(RECORDS[topic])), remedy
+    assert (SCHEMAS / f"{topic}.proto").read_text() == protobuf_of(RECORDS[topic]), remedy
 
 
 RELEASED: Final = sorted(RECORDS_OF_LAST_RELEASE)
