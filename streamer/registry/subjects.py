@@ -125,7 +125,9 @@ def _protobuf_serializer(client: SchemaRegistryClient, text: str) -> Callable[[d
     update = GetMessageClass(pool.FindMessageTypeByName(f"{NAMESPACE}.ItemUpdate"))
 
     def serialized(fields: dict[str, Any], context: Any) -> bytes:
-        found = client.lookup_schema(f"{context.topic}-value", Schema(text, _TYPES["protobuf"]))  # asked once, then kept
+        found = client.lookup_schema(
+            f"{context.topic}-value", Schema(text, _TYPES["protobuf"])
+        )  # asked once, then kept
         attributes = fields.pop("attributes", {})
         message = update(**fields)
         for name, value in attributes.items():
