@@ -74,6 +74,7 @@ COMMANDS: Final[dict[str, list[Callable[..., None]]]] = {
     ],
     "Prepare": [
         streamer.commands.broker.broker,
+        streamer.commands.broker.acls,
         models.commands.towers.towers,
         models.commands.fit.fit,
         models.commands.train.train,

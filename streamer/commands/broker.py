@@ -1,7 +1,10 @@
-"""The command line of the local broker and the topics: ``broker``, ``topics create``, ``describe`` and ``repartition``."""
+"""The command line of the local broker and the topics: ``broker``, ``acls``, ``topics create``, ``describe`` and
+``repartition``.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.progress import WorkProgress, WorkTask
-from models.terminal import print_line, print_table, shown, terminal
+from models.terminal import print_line, print_table, printable, shown, terminal
 from streamer.events.topics import TopicSpec, topic_specs
 from streamer.kafka.admin import create, describe
 from streamer.local.broker import LocalBroker
@@ -26,7 +29,7 @@ from streamer.local.broker_process import STOP_SECONDS
 from streamer.local.kafka_distribution import KAFKA_VERSION, FetchProgress
 from streamer.process.logs import configure_logging, speaks_json
 from streamer.process.shutdown import Shutdown
-from streamer.settings import Settings, load_settings
+from streamer.settings import CONFIGURATION_FILE, CONFIGURATION_VARIABLE, Settings, load_settings
 
 log = structlog.get_logger(__name__)
 _WATCH_SECONDS: Final = 0.5
@@ -129,6 +132,36 @@ def describe_topics() -> None:
     print_table(console, table)
     if missing:
         print_line(console, "create the missing ones with: sidstream topics create")
+
+
+def acls(
+    settings_file: Annotated[
+        Path | None,
+        typer.Argument(help="A settings file.", show_default=f"{CONFIGURATION_VARIABLE}, or {CONFIGURATION_FILE}"),
+    ] = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=PRINCIPAL, such as assigner=User:indexing; repeat it.", show_default="User:sidstream-NAME"
+        ),
+    ] = None,
+) -> None:
+    """Print the lines of kafka-acls that give each process and client the rights that it needs, and no more."""
+    from streamer.events.documents.users import topic_users
+    from streamer.operations.acls import acl_lines
+
+    if settings_file is not None:
+        os.environ[CONFIGURATION_VARIABLE] = str(settings_file)
+    settings = load_settings()
+    principals = dict(one.partition("=")[::2] for one in user or ())
+    known = [one.name for one in topic_users(settings)]
+    for name, principal in principals.items():
+        if name not in known or ":" not in principal:
+            raise typer.BadParameter(
+                f"--user takes NAME=TYPE:PRINCIPAL, with a name of {', '.join(known)}; not {name!r}"
+            )
+    for line in acl_lines(settings, principals):
+        print(printable(line))
 
 
 @topics.command("repartition")

@@ -16,6 +16,7 @@ from typing import Final
 from models.errors import SidstreamError
 
 MECHANISM: Final = "SCRAM-SHA-512"
+_BROKER: Final = "broker"
 _ITERATIONS: Final = 8_192  # Kafka takes 4,096 to 16,384
 _FORBIDDEN_IN_NAMES: Final = frozenset('[],="\\ \n')
 
@@ -27,11 +28,13 @@ class BrokerSecurity:
     keystore: PEM file of an unencrypted PKCS 8 key and its certificate, whose names hold 127.0.0.1 as an IP address and which
     is good for servers and clients alike. truststore: PEM file of the certificates that signed it, or itself.
     users: name → password, stored when the broker's directory is first used; later changes have no effect there.
+    super_users: those that may do everything, while others have the rights that are given to them; None: everyone may.
     """
 
     keystore: Path
     truststore: Path
     users: Mapping[str, str] = field(repr=False)
+    super_users: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.users:
@@ -78,4 +81,11 @@ class BrokerSecurity:
             f"listener.name.{clients.lower()}.sasl.enabled.mechanisms": MECHANISM,
             f"listener.name.{clients.lower()}.{MECHANISM.lower()}.sasl.jaas.config": login,
         }
+        if self.super_users is not None:
+            properties |= {
+                "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                # Whoever has a certificate on the internal listeners is the broker itself.
+                "ssl.principal.mapping.rules": f"RULE:^.*$/{_BROKER}/",
+                "super.users": ";".join(f"User:{name}" for name in (_BROKER, *self.super_users)),
+            }
         return properties | {f"listener.name.{name.lower()}.ssl.client.auth": "required" for name in internal}

@@ -1,8 +1,12 @@
-"""The whole pipeline over SASL_SSL with SCRAM-SHA-512 and a certificate of the test's own; and what a wrong login looks like."""
+"""The whole pipeline over SASL_SSL with SCRAM-SHA-512 and a certificate of the test's own, each process with the rights that
+``sidstream acls`` prints for it and no others; and what a wrong login looks like.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +18,15 @@ import numpy as np
 import pytest
 import tomli_w
 import trustme
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -30,11 +42,13 @@ from streamer.client.publisher import ItemPublisher
 from streamer.events.records import TOKEN_COUNT
 from streamer.events.topics import monitor_changelog, topic_specs
 from streamer.kafka.admin import create, require
+from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.kafka.errors import LoginRefusedError
 from streamer.local.broker import LocalBroker
 from streamer.local.broker_security import BrokerSecurity
 from streamer.monitor.faust_app import check_login, credentials
 from streamer.monitor.token_state import decode_state
+from streamer.operations.acls import acl_lines
 from streamer.settings import KafkaSettings, Settings, load_settings
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
@@ -42,6 +56,7 @@ from support.processes import SidstreamProcess, committed_records, wait_until
 pytestmark = pytest.mark.broker
 USER = "pipeline"
 PASSWORD = 'correct "horse" = battery, staple\\$7c1f'  # with all that a configuration file could trip over
+LIMITED = ("producer", "assigner", "indexer", "monitor", "retriever", "client")  # who has the rights of its lines alone
 WRONG_PASSWORD = "wrong-horse-9d2e"
 
 
@@ -60,7 +75,8 @@ def security(tmp_path_factory: pytest.TempPathFactory) -> BrokerSecurity:
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
     trustme.CA().cert_pem.write_to_path(str(directory / "another-ca.pem"))
     keystore = pem_keystore(authority.issue_cert("127.0.0.1"), directory / "broker.pem")
-    return BrokerSecurity(keystore, directory / "ca.pem", {USER: PASSWORD, "reader": "another-password"})
+    users = {USER: PASSWORD, "reader": "another-password"} | {f"sidstream-{name}": PASSWORD for name in LIMITED}
+    return BrokerSecurity(keystore, directory / "ca.pem", users, super_users=(USER,))
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +123,55 @@ def with_security(settings: Settings, **changes: str) -> Settings:
     return settings.model_copy(update={"kafka": kafka})
 
 
+def give_rights(settings: Settings) -> None:
+    """What `sidstream acls` prints, as kafka-acls does it."""
+    admin = AdminClient(client_configuration(settings.kafka))
+    kinds = {
+        "--topic": ResourceType.TOPIC,
+        "--group": ResourceType.GROUP,
+        "--transactional-id": ResourceType.TRANSACTIONAL_ID,
+    }
+    bindings = []
+    for line in acl_lines(settings, {}):
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        [(kind, name)] = [(kinds[word], words[place + 1]) for place, word in enumerate(words) if word in kinds]
+        pattern = ResourcePatternType.PREFIXED if words[-1] == "prefixed" else ResourcePatternType.LITERAL
+        principal = words[words.index("--allow-principal") + 1]
+        for place, word in enumerate(words):
+            if word == "--operation":
+                operation = AclOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", words[place + 1]).upper()]
+                bindings.append(AclBinding(kind, name, pattern, principal, "*", operation, AclPermissionType.ALLOW))
+    for done in admin.create_acls(bindings).values():
+        done.result(PATIENCE_SECONDS)
+
+
+def of_user(settings: Settings, name: str) -> Settings:
+    return with_security(settings, sasl_username=f"sidstream-{name}")
+
+
+def produced(settings: Settings, topic: str) -> str | None:
+    """Sends a record to a topic; the name of the error that the broker has for it."""
+    outcome: list[str | None] = []
+    producer = Producer(producer_configuration(settings.kafka))
+    producer.produce(
+        topic, key=b"nothing", value=None, on_delivery=lambda error, _: outcome.append(error and error.name())
+    )
+    producer.flush(PATIENCE_SECONDS)
+    return outcome[0]
+
+
 def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reaches_a_log(
     secure_settings: Settings, tiny_embeddings: NDArray[np.float32], tmp_path: Path
 ) -> None:
     settings = secure_settings
     topics = settings.topics
     changelog = monitor_changelog(settings)
+    assert produced(of_user(settings, "producer"), topics.item_updates) == "TOPIC_AUTHORIZATION_FAILED", (
+        "before it has any right"
+    )
+    give_rights(settings)
 
     def items() -> int:
         if not settings.index.exists():
@@ -126,11 +185,11 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
         return sum(decode_state(value).n for key, value in states.items() if key.split(b":")[1] == b"1")
 
     with (
-        SecureProcess(settings, "assigner", tmp_path),
-        SecureProcess(settings, "indexer", tmp_path),
-        SecureProcess(settings, "monitor", tmp_path),
-        SecureProcess(settings, "retriever", tmp_path),
-        Client(settings) as client,
+        SecureProcess(of_user(settings, "assigner"), "assigner", tmp_path),
+        SecureProcess(of_user(settings, "indexer"), "indexer", tmp_path),
+        SecureProcess(of_user(settings, "monitor"), "monitor", tmp_path),
+        SecureProcess(of_user(settings, "retriever"), "retriever", tmp_path),
+        Client(of_user(settings, "client")) as client,
     ):
         with ItemPublisher(settings) as publisher:
             for number, embedding in enumerate(tiny_embeddings[:100]):
@@ -142,6 +201,8 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
         status = sidstream(settings, tmp_path, "status")
         assert status.returncode == 0, status.stderr
         assert "100 items" in status.stdout
+    assert produced(of_user(settings, "producer"), topics.item_updates) is None
+    assert produced(of_user(settings, "producer"), topics.item_codes) == "TOPIC_AUTHORIZATION_FAILED"
     counts = [TOKEN_COUNT.decode(record.value()) for record in committed_records(settings, topics.token_counts)]
     assert counts
 
