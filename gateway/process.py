@@ -85,7 +85,8 @@ def serve(settings: Settings, stop: threading.Event, health: Health) -> None:
                 health.set_ready(Part.START)
                 log.info("serving", address=own.address)
             stop.wait(_LOOK_SECONDS)
-        server.end(settings.shutdown_seconds * _WAITERS_SHARE)
+        # Without the thread that reads answers there is nothing to wait for.
+        server.end(settings.shutdown_seconds * _WAITERS_SHARE if gateway.questions.fault is None else 0.0)
         thread.join()
     if (fault := server.fault or gateway.questions.fault) is not None:
         raise GatewayError(

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["models", "store", "streamer", "retriever", "gateway", "study", "demo", "sidstream"]
-HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo"}
+HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo", "litestar", "uvicorn"}
 # The rooms of a part, from the one that may import all others down to the one that imports none.
 ROOMS = {
     "models": "commands towers bundles training examples language dense codebooks sids tables catalogue data_files attributes "

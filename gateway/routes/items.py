@@ -11,6 +11,7 @@ from litestar import Response, delete, patch, post, put
 from litestar.params import PathParameter
 from litestar.types import ASGIApp
 
+from gateway.clients.keys import ClientRecord
 from gateway.gateway import Gateway
 from gateway.kafka.writes import Place
 from gateway.problems import Problem
@@ -50,11 +51,11 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     responses=problems(**_REFUSALS),
 )
 async def put_item(request: AnyRequest, item_id: ItemId) -> Response[Accepted]:
-    gateway, key = _begin(request, item_id)
+    gateway, client, key = _begin(request, item_id)
     require_type(request, JSON_TYPES)
     body = await body_of(request)
     model = gateway.intake.update(key, body)
-    return await _write(gateway, key, updates=[body], models=[model])
+    return await _write(gateway, client, key, updates=[body], models=[model])
 
 
 @delete(
@@ -66,8 +67,8 @@ async def put_item(request: AnyRequest, item_id: ItemId) -> Response[Accepted]:
     responses=problems(**_REFUSALS),
 )
 async def delete_item(request: AnyRequest, item_id: ItemId) -> Response[Accepted]:
-    gateway, key = _begin(request, item_id)
-    return await _write(gateway, key, updates=[None], attributes=[None])
+    gateway, client, key = _begin(request, item_id)
+    return await _write(gateway, client, key, updates=[None], attributes=[None])
 
 
 @patch(
@@ -79,11 +80,11 @@ async def delete_item(request: AnyRequest, item_id: ItemId) -> Response[Accepted
     responses=problems(**_REFUSALS),
 )
 async def patch_attributes(request: AnyRequest, item_id: ItemId) -> Response[Accepted]:
-    gateway, key = _begin(request, item_id)
+    gateway, client, key = _begin(request, item_id)
     require_type(request, JSON_TYPES[:1])
     value = _record(await body_of(request))
     gateway.intake.attributes(key, value)
-    return await _write(gateway, key, attributes=[value])
+    return await _write(gateway, client, key, attributes=[value])
 
 
 @delete(
@@ -94,8 +95,8 @@ async def patch_attributes(request: AnyRequest, item_id: ItemId) -> Response[Acc
     responses=problems(**_REFUSALS),
 )
 async def delete_attributes(request: AnyRequest, item_id: ItemId) -> Response[Accepted]:
-    gateway, key = _begin(request, item_id)
-    return await _write(gateway, key, attributes=[None])
+    gateway, client, key = _begin(request, item_id)
+    return await _write(gateway, client, key, attributes=[None])
 
 
 @post(
@@ -115,13 +116,13 @@ async def post_items(request: AnyRequest) -> ASGIApp:
     return Lines(gateway, client)
 
 
-def _begin(request: AnyRequest, item_id: str) -> tuple[Gateway, bytes]:
+def _begin(request: AnyRequest, item_id: str) -> tuple[Gateway, ClientRecord, bytes]:
     """Lets the client in, and looks at the id."""
     gateway = gateway_of(request)
-    gateway.access.admit(request, "write")
+    client = gateway.access.admit(request, "write")
     key = gateway.intake.item_id(id_of_path(item_id))
     require_broker(request)
-    return gateway, key
+    return gateway, client, key
 
 
 def _record(body: bytes) -> bytes:
@@ -137,6 +138,7 @@ def _record(body: bytes) -> bytes:
 
 async def _write(
     gateway: Gateway,
+    client: ClientRecord,
     key: bytes,
     *,
     updates: Sequence[bytes | None] = (),
@@ -149,10 +151,11 @@ async def _write(
         writes.letters[topics.item_updates_dead_letters],
         writes.letters[topics.item_attributes_dead_letters],
     )
-    sent = [writes.send(topics.item_updates, key, value) for value in updates]
-    sent += [writes.send(topics.item_attributes, key, value) for value in attributes]
     seconds = gateway.settings.gateway.wait_seconds
-    _, late = await asyncio.wait(sent, timeout=seconds)
+    with gateway.access.waiting(client):
+        sent = [writes.send(topics.item_updates, key, value) for value in updates]
+        sent += [writes.send(topics.item_attributes, key, value) for value in attributes]
+        _, late = await asyncio.wait(sent, timeout=seconds)
     if late:
         raise Problem(
             504,

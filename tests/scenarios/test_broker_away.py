@@ -1,4 +1,4 @@
-"""A broker of its own is killed under the assigner, and away when the next one starts: both say so, wait, and go on."""
+"""A broker of its own is killed under assigner and gateway, and away when the next assigner starts: all say so, wait, go on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 from numpy.typing import NDArray
 
+from streamer.events.records import ANSWER, Answer
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
+from streamer.kafka.clients import producer_configuration
 from streamer.local.broker import LocalBroker
-from streamer.settings import load_settings
+from streamer.settings import MetricsSettings, Settings, load_settings
+from support.gateways import start
+from support.http import send
 from support.item_stream import publish_updates
 from support.processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
+
+
+def answered_late(settings: Settings) -> int:
+    """Asks a gateway, answers instead of a retriever, and fetches that: the status."""
+    port = settings.gateway.port
+    query_id = send(port, "POST", "/query", {"text": "kettle"}, headers={"Prefer": "wait=0"}).json["query_id"]
+    producer = Producer(producer_configuration(settings.kafka))
+    producer.produce(settings.topics.results, key=query_id.encode(), value=ANSWER.encode(Answer(query_id=query_id)))
+    producer.flush()
+    wait_until(lambda: send(port, "GET", f"/answers/{query_id}").status != 202, what="the late answer")
+    return send(port, "GET", f"/answers/{query_id}").status
 
 
 @pytest.mark.broker
@@ -33,19 +49,40 @@ def test_assigner_waits_for_a_broker_that_was_killed_or_is_not_there_yet_and_goe
             return http_get(port, "/ready")[0] == 200
 
         def assigned() -> list[bytes]:
-            return sorted(record.key() for record in committed_records(settings, settings.topics.item_codes))
+            keys = [record.key() for record in committed_records(settings, settings.topics.item_codes)]
+            return sorted(key for key in keys if key.startswith(b"item-"))  # not what the gateway deletes
 
-        with SidstreamProcess(settings, "assigner", tmp_path) as assigner:
+        over_http = settings.model_copy(
+            update={
+                "metrics": MetricsSettings(),
+                "gateway": settings.gateway.model_copy(update={"port": free_port(), "wait_seconds": 0.5}),
+            }
+        )
+
+        def written() -> int:
+            return send(over_http.gateway.port, "DELETE", "/items/never").status
+
+        with (
+            SidstreamProcess(settings, "assigner", tmp_path) as assigner,
+            SidstreamProcess(over_http, "gateway", tmp_path) as gateway,
+        ):
             publish_updates(settings, tiny_embeddings, range(100))
             wait_until(lambda: len(assigned()) == 100, what="100 items before", every=0.5)
             assert is_ready()
+            start(gateway, over_http)
+            assert written() == 202
 
             os.kill(broker.pid, signal.SIGKILL)
             wait_until(lambda: not is_ready(), what="an assigner that says that the broker is away")
+            wait_until(lambda: written() == 503, what="a gateway that says that the broker is away")
             broker.start()
             publish_updates(settings, tiny_embeddings, range(100, 200))
             wait_until(lambda: len(assigned()) >= 200, what="100 items after", every=0.5)
             wait_until(is_ready, what="a ready assigner")
+            wait_until(lambda: written() == 202, what="a gateway that writes again")
+            assert answered_late(over_http) == 200
+            assert gateway.stop() == 0, gateway.log()
+            assert "Traceback" not in gateway.log()
             assert assigned() == sorted(f"item-{number}".encode() for number in range(200))
 
             broker.stop()

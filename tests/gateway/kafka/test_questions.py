@@ -209,7 +209,7 @@ def test_shard_that_says_nothing_is_gone_on_without_in_time_and_named(pipeline_s
 
     async def story() -> None:
         async with questions(settings) as asking:
-            asked = asyncio.create_task(asking.ask(Query(text="kettle", timeout_ms=2_000), "ada", PATIENCE_SECONDS))
+            asked = asyncio.create_task(asking.ask(Query(text="kettle", timeout_ms=1_000), "ada", PATIENCE_SECONDS))
             for count in (1, 2):
                 query_id, step = (await rounds(settings, count))[-1]
                 await asyncio.to_thread(answer, settings, part(query_id, "0-1", step, item("one", -1.0)))
