@@ -116,6 +116,10 @@ class RegistrySettings(Section):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:
+        if "@" in url:  # the address stands in messages
+            raise ValueError(
+                "a user and a password go into registry.security, as basic.auth.user.info, not into the address"
+            )
         for one in filter(None, url.split(",")):
             if not one.strip().startswith(("http://", "https://", "mock://")):
                 raise ValueError(f"{one.strip()!r} is no address of a registry: it begins with http:// or https://")

@@ -20,6 +20,7 @@ from models.attributes import AttributeType
 from models.catalogue import MAXIMUM_ID_BYTES
 from models.dense.vectors import SCALE_BYTES, bytes_an_item
 from models.sids.layout import HEAD_LAYER_INDEX, MAXIMUM_LAYERS, MAXIMUM_SIZE
+from streamer.events.formats.frames import RegistryAwayError
 from streamer.events.formats.reading import NO_FORMATS, Formats
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import QUERY, Query
@@ -250,6 +251,10 @@ class Admission:
                 query = self.decode(record).query
             except EventError:
                 continue
+            except RegistryAwayError:
+                if number == 1:
+                    raise
+                return number - 1  # those before it need not wait
             work += self.waited_ms(record, query) <= self._deadline_ms(query)
             if work == self._settings.batch_size:
                 return number

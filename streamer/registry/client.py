@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from streamer.settings import RegistrySettings
 if TYPE_CHECKING:  # an extra of its own
     from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
+_HTTP_CLIENTS: Final = ("httpx", "httpx2")
 _NOT_FOUND: Final = 404
 _NO_SUCH_SCHEMA: Final = 40403  # Confluent's code; a wrong path is a 404 without it
 _UNKNOWN_SECONDS: Final = 5.0  # for so long a schema that is not there is not asked for again
@@ -36,6 +38,8 @@ def registry_client(settings: RegistrySettings) -> SchemaRegistryClient:
         raise RegistryError(
             f"registry.url is set, and reading schemas needs packages that are not installed ({error.name}): {INSTALL}"
         ) from None
+    for client in _HTTP_CLIENTS:
+        logging.getLogger(client).setLevel(logging.WARNING)  # each request would be a line
     own = {"url": settings.url, "timeout": settings.timeout_seconds, "max.retries": 0}
     secret = {name: value.get_secret_value() for name, value in settings.security.items()}
     try:

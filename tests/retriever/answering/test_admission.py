@@ -15,6 +15,8 @@ from confluent_kafka import Message
 from models.attributes import AttributeType
 from retriever.answering.admission import Admission, BundleLimits, QueryRefused
 from retriever.client import Client, ClientError
+from streamer.events.formats.frames import RegistryAwayError
+from streamer.events.formats.reading import Formats
 from streamer.events.intake import EventError
 from streamer.events.records import QUERY, Query, excludes_history
 from streamer.filters.grammar import to_json
@@ -180,6 +182,20 @@ def test_transaction_reaches_to_one_batch_of_work_and_takes_the_late_ones_along(
     gate = admission(batch_size=4, maximum_wait_seconds=5)
     records = [record(age_ms=age) for age in ages_ms]
     assert gate.next_batch(records) == expected
+
+
+def test_queries_before_one_whose_schema_cannot_be_asked_for_do_not_wait() -> None:
+    class Away:
+        def plain(self, *_: object) -> bytes:
+            raise RegistryAwayError("away")
+
+    gate = Admission(
+        RetrieverSettings(), limits_of=lambda who: BundleLimits(4), formats=Formats(Away()), clock=lambda: NOW
+    )
+    framed = Message(topic="queries", key=b"q", value=b"\x00\x00\x00\x00\x07...", timestamp=(1, int(NOW * 1000)))
+    assert gate.next_batch([record(), record(), framed, record()]) == 2
+    with pytest.raises(RegistryAwayError):
+        gate.next_batch([framed, record()])
 
 
 @pytest.mark.parametrize(
