@@ -50,13 +50,23 @@ from streamer.monitor.faust_app import check_login, credentials
 from streamer.monitor.token_state import decode_state
 from streamer.operations.acls import acl_lines
 from streamer.settings import KafkaSettings, Settings, load_settings
+from support.gateways import start
+from support.http import send
 from support.patience import PATIENCE_SECONDS
-from support.processes import SidstreamProcess, committed_records, wait_until
+from support.processes import SidstreamProcess, committed_records, free_port, wait_until
 
 pytestmark = pytest.mark.broker
 USER = "pipeline"
 PASSWORD = 'correct "horse" = battery, staple\\$7c1f'  # with all that a configuration file could trip over
-LIMITED = ("producer", "assigner", "indexer", "monitor", "retriever", "client")  # who has the rights of its lines alone
+LIMITED = (
+    "producer",
+    "assigner",
+    "indexer",
+    "monitor",
+    "retriever",
+    "gateway",
+    "client",
+)  # who has the rights of its lines alone
 WRONG_PASSWORD = "wrong-horse-9d2e"
 
 
@@ -94,6 +104,7 @@ def secure_settings(
         index=tmp_path / "index",
         kafka={"bootstrap_servers": secure_broker.bootstrap_servers, "security": security.client_properties(USER)},
         topics={"prefix": unique_prefix},
+        gateway={"port": free_port(), "wait_seconds": PATIENCE_SECONDS},
         retriever={"maximum_wait_seconds": 300},  # a busy machine takes a while to load a model
         logging={"level": "debug"},
     )
@@ -189,6 +200,7 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
         SecureProcess(of_user(settings, "indexer"), "indexer", tmp_path),
         SecureProcess(of_user(settings, "monitor"), "monitor", tmp_path),
         SecureProcess(of_user(settings, "retriever"), "retriever", tmp_path),
+        SecureProcess(of_user(settings, "gateway"), "gateway", tmp_path) as gateway,
         Client(of_user(settings, "client")) as client,
     ):
         with ItemPublisher(settings) as publisher:
@@ -198,16 +210,24 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
         wait_until(lambda: counted_by_monitor() == 100, what="100 items in the monitor's table", every=1.0)
         answer = client.ask("thing number 7", timeout_seconds=PATIENCE_SECONDS)
         assert answer.error is None
+        start(gateway, settings)
+        port = settings.gateway.port
+        gone = send(port, "DELETE", "/items/item-7")
+        after = {"Sidstream-After": gone.json["token"]}
+        over_http = send(port, "POST", "/query", {"text": "thing number 7", "limit": 100}, headers=after)
+        found = {item["item_id"] for item in over_http.json["items"]}
+        assert len(found) > 50
+        assert "item-7" not in found
         status = sidstream(settings, tmp_path, "status")
         assert status.returncode == 0, status.stderr
-        assert "100 items" in status.stdout
+        assert "99 items" in status.stdout
     assert produced(of_user(settings, "producer"), topics.item_updates) is None
     assert produced(of_user(settings, "producer"), topics.item_codes) == "TOPIC_AUTHORIZATION_FAILED"
     counts = [TOKEN_COUNT.decode(record.value()) for record in committed_records(settings, topics.token_counts)]
     assert counts
 
     said = {path.name: path.read_text(errors="replace") for path in tmp_path.glob("*.log")}
-    assert set(said) == {"assigner.log", "indexer.log", "monitor.log", "retriever.log"}
+    assert set(said) == {"assigner.log", "indexer.log", "monitor.log", "retriever.log", "gateway.log"}
     said |= {"status": status.stdout + status.stderr, "settings": repr(settings) + settings.model_dump_json()}
     said["broker security"] = repr(BrokerSecurity(Path(), Path(), {USER: PASSWORD}))
     for where, text in said.items():

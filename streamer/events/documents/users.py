@@ -85,6 +85,26 @@ def topic_users(settings: Settings) -> tuple[TopicUser, ...]:
             transactional_ids=(retriever,),
         ),
         TopicUser(
+            "gateway",
+            "asks, answers and writes for those who speak HTTP",
+            reads=(
+                topics.results,
+                topics.drift,
+                topics.alerts,
+                topics.layouts,
+                topics.serving,
+                # Whether a write is indexed, or was refused.
+                topics.item_updates,
+                topics.item_updates_dead_letters,
+                topics.item_codes,
+                topics.item_attributes,
+                topics.item_attributes_dead_letters,
+            ),
+            writes=(topics.queries, topics.item_updates, topics.item_attributes),
+            groups=(named("sidstream-"), assigner),
+            prefixed=(topics.item_codes,),
+        ),
+        TopicUser(
             "client",
             "asks queries and reads the answers",
             reads=(topics.results, topics.alerts, topics.drift),

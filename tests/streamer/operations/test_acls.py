@@ -21,7 +21,8 @@ def test_each_line_is_of_one_user_and_one_resource_of_the_settings() -> None:
         assert words[words.index(resource) + 1].startswith("shop-"), "what is of another prefix is none of ours"
     users = {words[words.index("--allow-principal") + 1] for words in commands}
     assert users == {
-        f"User:sidstream-{name}" for name in ("producer", "indexer", "monitor", "retriever", "client", "operator")
+        f"User:sidstream-{name}"
+        for name in ("producer", "indexer", "monitor", "retriever", "gateway", "client", "operator")
     } | {"User:CN=idx, O=Shop"}
     written = [words for words in commands if "Write" in words and "shop-results" in words]
     assert [words[words.index("--allow-principal") + 1] for words in written] == ["User:sidstream-retriever"]
