@@ -104,6 +104,11 @@ def answer_file(
     """
     if out.suffix not in (".parquet", ".jsonl"):
         raise SidstreamError(f"{out}: answers are written as .parquet or .jsonl, by the end of the name")
+    if settings.indexer.partitions:
+        raise SidstreamError(
+            f"the index {settings.index} is a shard (partitions {settings.indexer.partitions} of item-codes), and answers from "
+            "it are none of the whole catalogue: give an index of all partitions"
+        )
     own = settings.retriever.model_copy(update={"user_queries_per_second": 0.0})  # nobody is kept waiting
     loaded = load_bundle(settings.bundle, settings.index, settings)
     try:

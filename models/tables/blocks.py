@@ -154,12 +154,14 @@ class _read_by_pyarrow:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
         import pyarrow
 
-        if isinstance(error, DataFileError) or not isinstance(
-            error, (pyarrow.ArrowException, OSError, ValueError, KeyError)
-        ):
+        if isinstance(error, DataFileError) or not isinstance(error, Exception):
             return
-        if isinstance(error, FileNotFoundError):
+        of_pyarrow = isinstance(error, pyarrow.ArrowException)
+        at_fault = self._file.location.remote is not None and not of_pyarrow  # whatever its filesystem raises
+        if at_fault or isinstance(error, FileNotFoundError):
             raise self._file.location.fault(error) from error
+        if not of_pyarrow and not isinstance(error, (OSError, ValueError, KeyError)):
+            return
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         kind_of_file = {ARROW: "Arrow", PARQUET: "Parquet", CSV: "CSV", TSV: "TSV"}[self._file.kind]
         raise DataFileError(

@@ -121,6 +121,9 @@ def test_command_tells_reasons_and_refuses_what_does_not_go_together(
     assert "1 × UnknownField" in told.stderr
     for arguments in (["--batch", "x.jsonl"], ["kettle", "--batch", "x", "--out", "y.jsonl"], ["--out", "y.jsonl"]):
         assert CliRunner().invoke(app, ["ask", *arguments], env=environment).exit_code == 2
+    shard = settings.model_copy(update={"indexer": settings.indexer.model_copy(update={"partitions": "0"})})
+    with pytest.raises(SidstreamError, match="is a shard"):
+        answer_file(shard, queries, out)
     (tmp_path / "none.jsonl").touch()
     for source, wanted, why in (
         ("none.jsonl", "y.jsonl", "has no query"),

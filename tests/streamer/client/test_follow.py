@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import streamer.commands.publish
 from models.data_files import DataFileError
+from sidstream import app
 from store.writing.failpoints import FAILPOINT_VARIABLE, Failpoint
 from streamer.client.follow import FollowedLook, Follower, FollowOptions
 from streamer.client.follow_state import FollowStateError
@@ -115,6 +118,36 @@ def test_every_change_is_published_once_wherever_the_publisher_is_killed(
         found = followed.look(settled=False)
     assert found.whole
     assert published(pipeline_settings) == sorted((f"{name}{number}", "1") for name in "abc" for number in range(50))
+
+
+def test_command_follows_until_it_is_interrupted(
+    pipeline_settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "a.jsonl", a="1")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            write(folder / "a.jsonl", a="2", b="1")
+        elif len(pauses) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(streamer.commands.publish.time, "sleep", pause)
+    environment = {
+        "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": pipeline_settings.kafka.bootstrap_servers,
+        "SIDSTREAM_TOPICS__PREFIX": pipeline_settings.topics.prefix,
+    }
+    arguments = ["publish", str(folder), "--follow", "--every", "0.5", "--state", str(folder.parent / "state")]
+    told = CliRunner().invoke(app, arguments, env=environment)
+    assert told.exit_code == 0, told.output
+    assert "1 files: 1 new items, 0 changed, 0 as before" in told.stderr
+    assert "1 files: 1 new items, 1 changed, 0 as before" in told.stderr
+    assert "it goes on from here" in told.stderr
+    assert pauses == [0.5] * 4
+    assert published(pipeline_settings) == [("a", "1"), ("a", "2"), ("b", "1")]
+    for options in (["--follow", "--limit", "3"], ["--delete-missing"], ["--state", "x", "--delete"]):
+        assert CliRunner().invoke(app, ["publish", str(folder), *options], env=environment).exit_code == 2
 
 
 def test_state_of_something_else_and_addresses_that_tell_no_change_are_refused(

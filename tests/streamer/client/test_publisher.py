@@ -167,3 +167,25 @@ def test_wait_ends_with_one_and_the_classes_when_something_was_refused(
     assert "16 of 16 were refused" in text
     assert "16 × WrongDimension: 64 bytes of embedding; this codebook takes 32" in text
     assert f"sidstream dlq show {settings.topics.item_updates_dead_letters}/0:" in text
+
+
+def test_table_of_texts_is_embedded_and_followed_by_its_texts(
+    pipeline_settings: Settings, towers: Towers, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    table, embed = tmp_path / "shop.csv", ("--embed", towers.directory)
+    table.write_text("sku,title,brand\n1,red kettle,Alta\n2,,\n3,blue rug,Alta\n")
+    code, text = publish(pipeline_settings, table, "--id", "sku", *embed)
+    assert (code, "2 item updates are on" in text) == (1, True), text
+    assert "shop.csv row 2: item '2' has no text" in text
+    state = ("--state", tmp_path / "state")
+    code, text = publish(pipeline_settings, table, "--id", "sku", *embed, *state)
+    assert (code, "2 new items, 0 changed" in text, "row 2: item '2' has no text" in text) == (1, True, True), text
+    table.write_text("sku,title,brand\n1,red kettle,Alta\n3,green rug,Alta\n")
+    code, text = publish(pipeline_settings, table, "--id", "sku", *embed, *state)
+    assert (code, "0 new items, 1 changed, 1 as before" in text) == (0, True), text
+    records = committed_records(pipeline_settings, pipeline_settings.topics.item_updates)
+    assert sorted(record.key() for record in records) == [b"1", b"1", b"3", b"3", b"3"]
+    newest = ITEM_UPDATE.decode([record for record in records if record.key() == b"3"][-1].value())
+    expected = towers.item_encoder().encode_items([CatalogueItem(id="3", title="green rug", brand="Alta")])
+    assert np.array_equal(np.frombuffer(newest.embedding, "<f4"), expected[0])

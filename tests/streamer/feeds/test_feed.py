@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import streamer.commands.exports
+from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
+from sidstream import app
 from store.reading.reader import IndexReader
 from store.writing.writer import IndexWriter
 from streamer.feeds.feed import Feed, FeedPosition, read_position
@@ -117,3 +121,32 @@ def test_another_layout_or_another_index_is_a_new_snapshot(tmp_path: Path) -> No
         with pytest.raises(FeedError, match="decodes SIDs of one length"):
             Feed(reader, LAYOUT, tmp_path / "full", format_named("flashrec")).write()
         assert read_position(tmp_path / "full") == full, "what was there stays"
+
+
+def test_command_writes_the_index_and_follows_it_until_it_is_interrupted(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, out = Bundle.open(tiny_bundle).layout, tmp_path / "feed"
+    with IndexWriter.open(tmp_path / "index", codebook_id=layout.codebook_id, layers=3, size=16) as writer:
+        apply(writer, 50, *EVENTS)
+        pauses: list[float] = []
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                raise KeyboardInterrupt
+            apply(writer, 50 + len(pauses), Event(f"new{len(pauses)}".encode(), (1, 2, 3)))
+
+        monkeypatch.setattr(streamer.commands.exports.time, "sleep", pause)
+        environment = {"SIDSTREAM_BUNDLE": str(tiny_bundle), "SIDSTREAM_INDEX": str(tmp_path / "index")}
+        arguments = ["export", str(out), "--format", "nvidia-jsonl", "--follow", "--token-base", "7"]
+        told = CliRunner().invoke(app, arguments, env=environment)
+        assert told.exit_code == 0, told.output
+        assert told.stderr.count("1 items are new or other, 0 are gone") == 2
+        items, offset = replayed(out)
+        assert (len(items), offset, items["new2"]) == (52, 52, [7 + 1, 7 + 16 + 2, 7 + 32 + 3])
+        once = CliRunner().invoke(app, ["export", str(out), "--format", "parquet"], env=environment)
+        assert once.exit_code == 0, once.output
+        found = read_position(out)
+        assert found is not None
+        assert (found.format, found.items, found.token_base) == ("parquet", 52, 0), "the bundle has no model"
