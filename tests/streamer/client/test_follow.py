@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -133,7 +134,7 @@ def test_command_follows_until_it_is_interrupted(
         elif len(pauses) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(streamer.commands.publish.time, "sleep", pause)
+    monkeypatch.setattr(streamer.commands.publish, "time", SimpleNamespace(sleep=pause))  # nobody else's
     environment = {
         "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": pipeline_settings.kafka.bootstrap_servers,
         "SIDSTREAM_TOPICS__PREFIX": pipeline_settings.topics.prefix,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,7 +139,8 @@ def test_command_writes_the_index_and_follows_it_until_it_is_interrupted(
                 raise KeyboardInterrupt
             apply(writer, 50 + len(pauses), Event(f"new{len(pauses)}".encode(), (1, 2, 3)))
 
-        monkeypatch.setattr(streamer.commands.exports.time, "sleep", pause)
+        clock = SimpleNamespace(sleep=pause, monotonic=time.monotonic)  # nobody else's
+        monkeypatch.setattr(streamer.commands.exports, "time", clock)
         environment = {"SIDSTREAM_BUNDLE": str(tiny_bundle), "SIDSTREAM_INDEX": str(tmp_path / "index")}
         arguments = ["export", str(out), "--format", "nvidia-jsonl", "--follow", "--token-base", "7"]
         told = CliRunner().invoke(app, arguments, env=environment)
