@@ -234,6 +234,10 @@ def _embeddings(
         path = Path(source)
         holds_items = bool({".jsonl", ".tsv"} & set(path.suffixes))
         if path.suffix in MATRIX_SUFFIXES or (path.is_file() and not holds_items and not is_table(path, columns)):
+            if columns.given():
+                raise SidstreamError(
+                    f"{path} holds embeddings alone, which have no columns to name: leave --id and the like away"
+                )
             return read_matrix(path), None, None
     catalogue, towers = read_catalogue(source, embed, columns)
     return catalogue.embeddings, catalogue, towers

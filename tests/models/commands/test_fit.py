@@ -310,3 +310,29 @@ def test_file_that_is_no_matrix_is_refused_in_one_sentence(tmp_path: Path, name:
 def test_without_a_terminal_the_progress_comes_in_lines(tmp_path: Path, embeddings: np.ndarray) -> None:
     told, _ = fit(save(tmp_path / "some.npy", embeddings), "--iterations", "3")
     assert re.search(r"layer 1: 3 of 3 iterations \(100%\), .* iterations/s, took \d+ s, mean squared error ", told)
+
+
+def test_columns_of_a_matrix_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.ones((4, 2), np.float32))
+    arguments = ["fit", str(tmp_path / "rows.npy"), "--bundle", str(tmp_path / "bundle"), "--id", "sku"]
+    answer = CliRunner().invoke(app, arguments)
+    assert isinstance(answer.exception, SidstreamError)
+    assert "holds embeddings alone, which have no columns to name" in str(answer.exception)
+
+
+def test_table_gives_the_codebook_of_the_same_folder(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    embeddings = np.random.default_rng(4).normal(size=(200, 4)).astype(np.float32)
+    items = tuple(CatalogueItem(id=f"i{row}", title=f"thing {row}") for row in range(200))
+    Catalogue(items=items, embeddings=embeddings).write(tmp_path / "folder")
+    columns = {"sku": [item.id for item in items], "name": [item.title for item in items], "vec": embeddings.tolist()}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "shop.parquet")
+    named = ["--id", "sku", "--title", "name", "--embedding", "vec"]
+    for source, bundle, more in ((tmp_path / "folder", "one", []), (tmp_path / "shop.parquet", "other", named)):
+        arguments = ["fit", str(source), "--bundle", str(tmp_path / bundle), "--size", "8", "--iterations", "3", *more]
+        answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert answer.exit_code == 0, answer.output
+    one, other = Bundle.open(tmp_path / "one").manifest, Bundle.open(tmp_path / "other").manifest
+    assert one.codebook_id == other.codebook_id
