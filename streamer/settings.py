@@ -33,6 +33,11 @@ class KafkaSettings(Section):
     """How to reach the cluster; ``security``: librdkafka properties (``security.protocol``, ``sasl.*``, ``ssl.*``)."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
+    group_protocol: Literal["classic", "consumer"] = Field(
+        "classic",
+        description="of the groups of assigners and retrievers; consumer: the broker assigns partitions one by one (KIP-848), "
+        "for Kafka 4.0 and later (docs/reliability.md)",
+    )
     security: dict[str, SecretStr] = Field(default_factory=dict)
 
     def security_properties(self) -> dict[str, str]:

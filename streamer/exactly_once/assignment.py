@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 
 from models.errors import SidstreamError
 from streamer.exactly_once.commit_note import Standing, missed, parse_note, replaced_logs
@@ -59,10 +59,13 @@ class Assignment:
         input_progress: InputProgress,
         before_revoke: Callable[[], None],
         has_records: Callable[[str], bool],
+        *,
+        one_by_one: bool = False,
     ) -> None:
         """Subscribes. ``before_revoke`` ends what is under way, while the partitions are still ours; ``has_records``:
-        whether a topic holds any committed record.
+        whether a topic holds any committed record; ``one_by_one``: partitions come and go while others stay (KIP-848).
         """
+        self._one_by_one = one_by_one
         self._consumer = consumer
         self._reads = reads
         self._health = health
@@ -109,7 +112,7 @@ class Assignment:
             standings = [replace(one, committed=None) for one in standings]
         self._to_take_up = False
         self.standings = {standing.partition: standing for standing in standings}
-        self._consumer.assign([TopicPartition(reads.source, one.partition, one.start) for one in standings])
+        self._read([TopicPartition(reads.source, one.partition, one.start) for one in standings])
         self._input.assign(
             {(one.topic, one.partition): one.end for one in standings},
             {(one.topic, one.partition): one.start for one in standings},
@@ -119,7 +122,7 @@ class Assignment:
 
     def take_up_again(self) -> None:
         """From what is committed, at the next turn: what is in hand must be committed or thrown away before."""
-        self._consumer.assign([])
+        self._read_nothing()
         self._to_take_up = True
 
     def has_room(self, topics: Mapping[str, TopicState]) -> bool:
@@ -210,17 +213,47 @@ class Assignment:
                     raise FatalKafkaError(f"cannot seek back to {target}: {error_text(error)}") from error
                 time.sleep(0.05)
 
+    def _read(self, starts: list[TopicPartition]) -> None:
+        """From these positions, and nothing else."""
+        if not self._one_by_one:
+            self._consumer.assign(starts)
+            return
+        if starts:  # in this order: a position that is set while a partition rests is forgotten
+            self._consumer.resume([TopicPartition(start.topic, start.partition) for start in starts])
+        for start in starts:
+            self._seek(start)
+
+    def _read_nothing(self) -> None:
+        """Partitions that come one by one stay ours and rest: giving them up would give them to another."""
+        if not self._one_by_one:
+            self._consumer.assign([])
+        elif self._given:
+            self._consumer.pause([TopicPartition(self._reads.source, partition) for partition in self._given])
+
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.rebalanced = True
-        self._given = [given.partition for given in partitions]
-        self._to_take_up = True
-        # Nothing is read until it is known where from.
-        consumer.assign([])
-        log.info("partitions_assigned", partitions=self._given)
+        came = [given.partition for given in partitions]
+        if self._one_by_one:
+            self._before_revoke()  # positions of all are read anew, so that none may be on its way
+            self._given = sorted({*self._given, *came})
+            # Of no use but to be ours: nothing is read until it is known where from.
+            consumer.incremental_assign(
+                [TopicPartition(given.topic, given.partition, OFFSET_END) for given in partitions]
+            )
+        else:
+            self._given = came
+        self._read_nothing()
+        self._to_take_up = bool(self._given)
+        log.info("partitions_assigned", partitions=came)
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Revoked or lost: finish what is under way first. A lost partition's commit is refused by the coordinator."""
         self.rebalanced = True
-        self._given, self._held, self._to_take_up = [], [], False
-        log.info("partitions_revoked", partitions=[revoked.partition for revoked in partitions])
+        gone = [revoked.partition for revoked in partitions]
+        # Those that stay are taken up again, so that one way of reading holds for all.
+        self._given = [partition for partition in self._given if self._one_by_one and partition not in gone]
+        self._held, self._to_take_up = [], bool(self._given)
+        log.info("partitions_revoked", partitions=gone)
         self._before_revoke()
+        if self._one_by_one:
+            self._read_nothing()

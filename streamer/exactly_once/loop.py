@@ -196,6 +196,7 @@ class TransactionalLoop:
             self._input,
             before_revoke=self._finish_under_way,
             has_records=partial(has_records, self._kafka, f"{settings.group}-start"),
+            one_by_one=self._kafka.group_protocol == "consumer",
         )
         return consumer
 

@@ -113,8 +113,12 @@ def consumer_configuration(
     }
     if on_statistics is not None:
         configuration |= {"stats_cb": on_statistics, "statistics.interval.ms": STATISTICS_INTERVAL_MS}
-    if instance is not None:
+    if instance is not None and kafka.group_protocol == "classic":
         configuration["group.instance.id"] = f"{group}-{instance}"
+    elif instance is not None:
+        # Not under a fixed name: the broker keeps that of a member that was killed until its session ends, and refuses the next.
+        configuration["group.protocol"] = "consumer"
+        del configuration["session.timeout.ms"]  # the broker's group.consumer.session.timeout.ms decides
     return configuration
 
 

@@ -65,6 +65,11 @@ def _properties(host: str, ports: Sequence[int], data: Path, security: BrokerSec
         "share.coordinator.state.topic.replication.factor": 1,
         "share.coordinator.state.topic.min.isr": 1,
         "group.initial.rebalance.delay.ms": 0,
+        # Of groups of the newer protocol (KIP-848), whose members cannot say it themselves: as ours say for the classic one.
+        "group.consumer.min.session.timeout.ms": 6_000,
+        "group.consumer.session.timeout.ms": 6_000,
+        "group.consumer.min.heartbeat.interval.ms": 1_000,
+        "group.consumer.heartbeat.interval.ms": 2_000,
         "message.max.bytes": MAXIMUM_BATCH_BYTES,
         # The cleaner's default of 128 MiB is a quarter of the heap; 32 MiB hold 1.3 million keys a pass.
         "log.cleaner.dedupe.buffer.size": 32 * 1024 * 1024,

@@ -36,6 +36,10 @@ CORE: Final = ("assigner", "indexer", "monitor", "retriever")
 _CLOCK: Final = Path(__file__).parent / "clock"
 
 
+# Read here: the tests run without any of our variables.
+GROUP_PROTOCOL = os.environ.get("SIDSTREAM_CHAOS_GROUP_PROTOCOL", "classic")
+
+
 @dataclass(frozen=True)
 class Occurrence:
     """A fault that was done, when it was over (``time.monotonic``), and whether a process was killed by it."""
@@ -99,7 +103,7 @@ class World:
         return load_settings(
             bundle=self._bundle,
             index=self.disk.path / "index",
-            kafka={"bootstrap_servers": self.broker.bootstrap_servers},
+            kafka={"bootstrap_servers": self.broker.bootstrap_servers, "group_protocol": GROUP_PROTOCOL},
             # Larger batches: more in a transaction when a kill comes, and less of the cores for the broker. After each kill
             # some come full, whose transactions run in a second thread.
             assigner={"minimum_batch_interval_ms": 50, "batch_size": 200},

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from confluent_kafka import Consumer, Message, Producer
 from numpy.typing import NDArray
 
@@ -54,11 +55,44 @@ def test_consumer_whose_static_membership_was_taken_is_replaced_and_events_stay_
     assert sorted(key or b"" for key in assigned()) == sorted(f"item-{number}".encode() for number in range(200))
 
 
+def test_assigner_that_is_killed_in_a_group_of_the_newer_protocol_goes_on_exactly_once(
+    pipeline_settings: Settings, tiny_bundle: Path, tiny_embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    """A second instance takes over what the killed one had, and gives it back once that is there again (KIP-848)."""
+    kafka = pipeline_settings.kafka.model_copy(update={"group_protocol": "consumer"})
+    settings = pipeline_settings.model_copy(update={"bundle": tiny_bundle, "kafka": kafka})
+    other = settings.model_copy(update={"assigner": settings.assigner.model_copy(update={"instance": "1"})})
+
+    def assigned() -> list[bytes | None]:
+        return [record.key() for record in committed_records(settings, settings.topics.item_codes)]
+
+    with (
+        SidstreamProcess(settings, "assigner", tmp_path) as first,
+        SidstreamProcess(other, "assigner", tmp_path, name="second") as second,
+    ):
+        publish_updates(settings, tiny_embeddings, range(100))
+        wait_until(lambda: len(assigned()) == 100, what="100 items before", every=0.5)
+        publish_updates(settings, tiny_embeddings, range(100, 150))
+        first.kill()
+        publish_updates(settings, tiny_embeddings, range(150, 200))
+        wait_until(lambda: len(assigned()) >= 200, what="the items of the killed one", every=0.5)
+        first.start()
+        wait_until(
+            lambda: first.log().count("partitions_assigned") == 2, what="partitions for the first again", every=0.5
+        )
+        publish_updates(settings, tiny_embeddings, range(200, 300))
+        wait_until(lambda: len(assigned()) >= 300, what="300 items", every=0.5)
+        assert (first.stop(), second.stop()) == (0, 0)
+    assert sorted(key or b"" for key in assigned()) == sorted(f"item-{number}".encode() for number in range(300))
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_gathered_records_that_wait_for_their_batch_survive_rebalances_exactly_once_and_in_order(
-    pipeline_settings: Settings,
+    pipeline_settings: Settings, protocol: str
 ) -> None:
     """Two more instances join while hundreds of records wait in the first one, and leave again one by one."""
-    settings = pipeline_settings
+    kafka = pipeline_settings.kafka.model_copy(update={"group_protocol": protocol})
+    settings = pipeline_settings.model_copy(update={"kafka": kafka})
     source, target = settings.topics.queries, settings.topics.results
     producer = Producer(producer_configuration(settings.kafka))
     for number in range(2_000):
