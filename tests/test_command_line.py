@@ -20,7 +20,7 @@ from models.bundles.bundle import Bundle
 from models.bundles.dense_part import fit_dense_part
 from models.catalogue import Catalogue, CatalogueItem
 from streamer.local.broker import LocalBroker
-from support.http import send
+from support.gateway_requests import send
 from support.patience import PATIENCE_SECONDS
 from support.processes import FORK_SERVER, alive, free_port, processes_of, wait_until
 

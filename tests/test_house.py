@@ -208,3 +208,9 @@ def test_architecture_names_files_that_are_there() -> None:
             if not path.is_file():
                 missing.append(name)
     assert not missing
+
+
+def test_no_helper_of_the_tests_takes_the_name_of_a_module_of_python() -> None:
+    """A script among them has its folder first on the path: `http.py` there would be everybody's `http`."""
+    names = {path.stem for path in (ROOT / "tests" / "support").glob("*.py")}
+    assert names & sys.stdlib_module_names <= {"__init__"}

@@ -20,7 +20,7 @@ FETCH_QUEUE_BACKOFF_MS: Final = 10
 # The coordinator answers "concurrent transactions" right after a commit; librdkafka would wait 100 ms: p50 68 → 15 ms.
 # It waits twice as long each time, up to a second by default: how long a marker takes does not grow that way.
 TRANSACTION_RETRY_BACKOFF_MS: Final = 2
-TRANSACTION_RETRY_BACKOFF_MAX_MS: Final = 4
+TRANSACTION_RETRY_BACKOFF_MAX_MS: Final = 8
 # A killed instance comes back under its static name within this time, without a rebalance.
 SESSION_TIMEOUT_MS: Final = 6_000
 # A dangling transaction holds readers back until this has passed, when its producer never comes back.

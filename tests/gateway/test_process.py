@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from streamer.events.records import ANSWER, Answer
 from streamer.kafka.clients import producer_configuration
 from streamer.settings import Settings
+from support.gateway_requests import Reply, send
 from support.gateways import ITEMS, Served, start
-from support.http import Reply, send
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, free_port, wait_until
 

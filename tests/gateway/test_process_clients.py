@@ -16,8 +16,8 @@ from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.settings import Settings, SettingsError, load_settings
+from support.gateway_requests import send
 from support.gateways import start
-from support.http import send
 from support.processes import SidstreamProcess, free_port, wait_until
 
 

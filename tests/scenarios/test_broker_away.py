@@ -17,8 +17,8 @@ from streamer.kafka.admin import create
 from streamer.kafka.clients import producer_configuration
 from streamer.local.broker import LocalBroker
 from streamer.settings import MetricsSettings, Settings, load_settings
+from support.gateway_requests import send
 from support.gateways import start
-from support.http import send
 from support.item_stream import publish_updates
 from support.processes import SidstreamProcess, committed_records, free_port, http_get, wait_until
 

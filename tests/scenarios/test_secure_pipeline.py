@@ -50,8 +50,8 @@ from streamer.monitor.faust_app import check_login, credentials
 from streamer.monitor.token_state import decode_state
 from streamer.operations.acls import acl_lines
 from streamer.settings import KafkaSettings, Settings, load_settings
+from support.gateway_requests import send
 from support.gateways import start
-from support.http import send
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, free_port, wait_until
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.settings import Settings
-from support.http import Reply, send
+from support.gateway_requests import Reply, send
 from support.processes import SidstreamProcess, wait_until
 
 ITEMS: Final = 60

@@ -8,8 +8,8 @@ import socket
 import numpy as np
 from numpy.typing import NDArray
 
+from support.gateway_requests import HOST
 from support.gateways import LINES, MAXIMUM_LINES, Served, update
-from support.http import HOST
 from support.processes import committed_records
 
 
