@@ -30,8 +30,13 @@ ALL = {
         "attributes": {"filterable": {"price": "number"}},
     },
     "autoscaling": {"enabled": True, "authenticationRef": "kafka"},
+    "gateway": {"enabled": True, "clientsSecret": "clients", "tokenSecret": "token"},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "networkPolicy": {"metricsFrom": [{"podSelector": {}}], "dashboardFrom": [{"podSelector": {}}]},
+    "networkPolicy": {
+        "metricsFrom": [{"podSelector": {}}],
+        "dashboardFrom": [{"podSelector": {}}],
+        "gatewayFrom": [{"podSelector": {}}],
+    },
     "tolerations": [{"key": "dedicated", "operator": "Exists"}],
     "nodeSelector": {"disk": "fast"},
     "podAnnotations": {"team": "search"},
@@ -168,6 +173,9 @@ def test_containers_run_commands_that_exist_with_settings_that_are_read(
                 assert ("/var/lib/sidstream/bundles" in mounted) == bool(values["bundle"].get("storeClaim"))
             if container["args"] == ["assigner"]:
                 assert settings.assigner.instance == "3"
+            if container["args"] == ["gateway"]:
+                assert settings.gateway.clients == Path("/etc/sidstream/gateway/clients.toml")
+                assert settings.gateway.token_secret is not None
             if container["args"] == ["retriever"]:
                 assert settings.retriever.instance == f"{fields['POD_NAME']}-{container['name'][-1]}"
 
@@ -264,6 +272,8 @@ def test_every_port_with_metrics_is_scraped_and_let_through(tmp_path: Path) -> N
     [monitor] = of(documents, "ServiceMonitor")
     assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} == ports.keys()
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    [address] = of(documents, "Service", "gateway")
+    assert [port["targetPort"] for port in address["spec"]["ports"]] == ["http"]
     [policy] = of(documents, "NetworkPolicy", "demo-sidstream")
     [rule] = policy["spec"]["ingress"][0]["ports"]
     assert all(rule["port"] <= port <= rule["endPort"] for port in ports.values())
@@ -300,6 +310,7 @@ def test_each_kind_of_process_has_a_disruption_budget_that_selects_its_pods(docu
         ({"indexHosts": [{"name": "a", "partitions": "0-2"}, {"name": "b", "partitions": "2-3"}]}, "partition 2 is in several"),
         ({"indexHosts": [{"name": "a", "partitions": "0-1"}, {"name": "b", "partitions": "2"}]}, "no shard has partition 3"),
         ({"settings": {"shutdown_seconds": 60}}, "terminationGracePeriodSeconds must be more than settings.shutdown_seconds"),
+        ({"gateway": {"enabled": True}}, "gateway.clientsSecret is missing"),
         ({"candidates": ["792e25b5661db80d"]}, "candidates need bundle.storeClaim"),
         ({"retreivers": 2}, "retreivers"),
         ({"retrievers": 0}, "retrievers"),

@@ -48,6 +48,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if gt (len $holders) 1 }}{{ fail (printf "indexHosts: partition %d is in several shards: %s" $number (join ", " $holders)) }}{{ end }}
 {{- end }}
 {{- end }}
+{{- if and .Values.gateway.enabled (not .Values.gateway.clientsSecret) }}{{ fail "gateway.clientsSecret is missing: who may ask (sidstream gateway --new-key NAME, docs/gateway.md)" }}{{ end }}
 {{- if and .Values.candidates (not .Values.bundle.storeClaim) }}{{ fail "candidates need bundle.storeClaim: their bundles lie in the store" }}{{ end }}
 {{- $grace := get .Values.settings "shutdown_seconds" | default 20 }}
 {{- if le (float64 .Values.terminationGracePeriodSeconds) (float64 $grace) }}{{ fail (printf "terminationGracePeriodSeconds must be more than settings.shutdown_seconds (%v)" $grace) }}{{ end }}
@@ -218,6 +219,7 @@ checksum/settings: {{ include "sidstream.toml" . | sha256sum }}
 {{- $names := list "metrics" }}
 {{- range $number := until (int .Values.retrievers) }}{{ $names = append $names (printf "metrics-r%d" $number) }}{{ end }}
 {{- range $number, $_ := .Values.candidates }}{{ $names = append $names (printf "metrics-c%d" (add1 $number)) }}{{ end }}
+{{- if .Values.gateway.enabled }}{{ $names = append $names "metrics-g" }}{{ end }}
 {{- toJson $names }}
 {{- end }}
 
