@@ -71,7 +71,9 @@ def one_topic(broker_settings: Settings) -> str:
 @pytest.fixture
 def stopped(tmp_path: Path) -> Iterator[LocalBroker]:
     """A broker of the test's own; never left running."""
-    broker = LocalBroker(tmp_path / "a broker's diréctory ₂")  # paths of real people have blanks and accents
+    broker = LocalBroker(
+        tmp_path / "a broker's diréctory ₂", short_lived=True
+    )  # paths of real people have blanks and accents
     yield broker
     broker.stop()
 
@@ -139,7 +141,7 @@ def test_given_port_is_used_and_data_survives_a_restart(stopped: LocalBroker, tm
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    first = LocalBroker(stopped.directory, port=port)
+    first = LocalBroker(stopped.directory, port=port, short_lived=True)
     kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{port}")
     with first:
         assert first.bootstrap_servers == kafka.bootstrap_servers
@@ -158,7 +160,7 @@ def test_broker_ends_when_its_starter_is_killed_and_the_directory_is_free_again(
     script = (
         "import sys, time, pathlib, threading\n"
         "from streamer.local.broker import LocalBroker\n"
-        "broker = LocalBroker(pathlib.Path(sys.argv[1]))\n"
+        "broker = LocalBroker(pathlib.Path(sys.argv[1]), short_lived=True)\n"
         # A thread of its own, which ends: the broker's life must hang on the process and not on that thread.
         "thread = threading.Thread(target=broker.start); thread.start(); thread.join()\n"
         "assert broker.running\n"
@@ -252,7 +254,7 @@ def test_death_at_the_start_shows_the_log_and_leaves_the_directory_free(
         stopped.start()
     assert str(stopped.log_file) in str(death.value)
     assert not stopped.running
-    other = LocalBroker(stopped.directory)
+    other = LocalBroker(stopped.directory, short_lived=True)
     other._take_lock()
     other.stop()
 
