@@ -18,9 +18,7 @@ Configuration = dict[str, Any]
 # librdkafka's default of 1,000 ms stalls the fetcher whenever its queue is full: 50 → 80 k records/s (design § 11).
 FETCH_QUEUE_BACKOFF_MS: Final = 10
 # The coordinator answers "concurrent transactions" right after a commit; librdkafka would wait 100 ms: p50 68 → 15 ms.
-# It waits twice as long each time, up to a second by default: how long a marker takes does not grow that way.
 TRANSACTION_RETRY_BACKOFF_MS: Final = 2
-TRANSACTION_RETRY_BACKOFF_MAX_MS: Final = 8
 # A killed instance comes back under its static name within this time, without a rebalance.
 SESSION_TIMEOUT_MS: Final = 6_000
 # A dangling transaction holds readers back until this has passed, when its producer never comes back.
@@ -143,7 +141,6 @@ def producer_configuration(
             "transactional.id": transactional_id,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
             "retry.backoff.ms": TRANSACTION_RETRY_BACKOFF_MS,
-            "retry.backoff.max.ms": TRANSACTION_RETRY_BACKOFF_MAX_MS,
             # Re-bootstrapping, librdkafka's default, forgets the coordinators when every broker is away for a moment: the
             # next send_offsets_to_transaction then hangs (librdkafka issue 5511).
             "metadata.recovery.strategy": "none",
