@@ -12,20 +12,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.commands.columns import (
-    AttributeOption,
-    BrandOption,
-    DescriptionOption,
-    EmbeddingOption,
-    IdOption,
-    TitleOption,
-    TypeOption,
-    WeightOption,
-    columns_of,
-)
+from models.commands.columns import with_columns
 from models.commands.towers import EmbedOption
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.tables.columns import ColumnNames
 from models.terminal import print_command, print_line, print_table, shown, terminal
 from retriever.explanation_tables import show_explanations
 from streamer.commands.terminal import ascii_json
@@ -211,6 +202,7 @@ def show_answer(console: Console, answer: Answer) -> None:
     )
 
 
+@with_columns
 def evaluate(
     catalogue: Annotated[
         str,
@@ -304,14 +296,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Write the whole result as JSON.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="Write one HTML file with tables and plots.")] = None,
-    id_column: IdOption = None,
-    title_column: TitleOption = None,
-    embedding_column: EmbeddingOption = None,
-    brand_column: BrandOption = None,
-    type_column: TypeOption = None,
-    description_column: DescriptionOption = None,
-    weight_column: WeightOption = None,
-    attributes: AttributeOption = None,
+    columns: ColumnNames = ColumnNames(),
 ) -> None:
     """Measure how well items are found, beside the references to beat, on cases of yours."""
     from models.bundles.store import BundleStore
@@ -348,16 +333,7 @@ def evaluate(
     shop, towers = read_catalogue(
         catalogue,
         embed,
-        columns_of(
-            id_column,
-            title_column,
-            embedding_column,
-            brand_column,
-            type_column,
-            description_column,
-            weight_column,
-            attributes,
-        ),
+        columns,
     )
     if write_split is not None:
         write_parts(shop, choose_split(shop, sources), write_split)

@@ -2,75 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, Final
 
 import typer
 
 from models.tables.columns import ColumnNames
 
-_PANEL = "A table's columns (Parquet, Arrow, CSV, JSON lines …)"
-
-IdOption = Annotated[
-    str | None,
-    typer.Option("--id", help="Column of the ids.", show_default="item_id or id", rich_help_panel=_PANEL),
-]
-TitleOption = Annotated[
-    str | None, typer.Option("--title", help="Column of the titles.", show_default="title", rich_help_panel=_PANEL)
-]
-EmbeddingOption = Annotated[
-    str | None,
-    typer.Option(
-        "--embedding",
-        help="Column of the embeddings: a list of numbers in each row.",
-        show_default="embedding",
-        rich_help_panel=_PANEL,
-    ),
-]
-BrandOption = Annotated[
-    str | None, typer.Option("--brand", help="Column of the brands.", show_default="brand", rich_help_panel=_PANEL)
-]
-TypeOption = Annotated[
-    str | None, typer.Option("--type", help="Column of the types.", show_default="type", rich_help_panel=_PANEL)
-]
-DescriptionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--description", help="Column of the descriptions.", show_default="description", rich_help_panel=_PANEL
-    ),
-]
-WeightOption = Annotated[
-    str | None,
-    typer.Option("--weight", help="Column of the weights.", show_default="weight, or 1", rich_help_panel=_PANEL),
-]
-AttributeOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--attribute",
-        help="A column that becomes an attribute: NAME or NAME=COLUMN; repeat it for several.",
-        show_default="those of a column attributes",
-        rich_help_panel=_PANEL,
-    ),
-]
+_PANEL: Final = "A table's columns (Parquet, Arrow, CSV, JSON lines …)"
 
 
-def columns_of(
-    identity: str | None,
-    title: str | None,
-    embedding: str | None,
-    brand: str | None,
-    kind: str | None,
-    description: str | None,
-    weight: str | None,
-    attribute: list[str] | None,
-) -> ColumnNames:
-    """The options as one record."""
-    return ColumnNames(
-        id=identity,
-        title=title,
-        embedding=embedding,
-        brand=brand,
-        type=kind,
-        description=description,
-        weight=weight,
-        attributes=tuple(attribute or ()),
-    )
+def _option(name: str, help_text: str, default: str) -> Any:
+    return typer.Option(name, help=help_text, show_default=default, rich_help_panel=_PANEL)
+
+
+# Field of ColumnNames → its option.
+_OPTIONS: Final = {
+    "id": Annotated[str | None, _option("--id", "Column of the ids.", "item_id or id")],
+    "title": Annotated[str | None, _option("--title", "Column of the titles.", "title")],
+    "embedding": Annotated[
+        str | None,
+        _option("--embedding", "Column of the embeddings: a list of numbers in each row.", "embedding"),
+    ],
+    "brand": Annotated[str | None, _option("--brand", "Column of the brands.", "brand")],
+    "type": Annotated[str | None, _option("--type", "Column of the types.", "type")],
+    "description": Annotated[str | None, _option("--description", "Column of the descriptions.", "description")],
+    "weight": Annotated[str | None, _option("--weight", "Column of the weights.", "weight, or 1")],
+    "attributes": Annotated[
+        list[str] | None,
+        _option(
+            "--attribute",
+            "A column that becomes an attribute: NAME or NAME=COLUMN; repeat it for several.",
+            "those of a column attributes",
+        ),
+    ],
+}
+
+
+def with_columns(command: Callable[..., None]) -> Callable[..., None]:
+    """``command``, whose parameter ``columns`` is filled by options: Typer sees one for each field of ``ColumnNames``."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name != "columns":
+            parameters.append(parameter)
+            continue
+        parameters += [
+            inspect.Parameter(_parameter(field), parameter.kind, default=None, annotation=option)
+            for field, option in _OPTIONS.items()
+        ]
+
+    @wraps(command)
+    def of_options(**given: Any) -> None:
+        fields = {field: given.pop(_parameter(field)) for field in _OPTIONS}
+        fields["attributes"] = tuple(fields["attributes"] or ())
+        command(columns=ColumnNames(**fields), **given)
+
+    of_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    of_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return of_options
+
+
+def _parameter(field: str) -> str:
+    """Not the field's own name: a command may have a parameter that is called so."""
+    return f"{field}_column"

@@ -12,20 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from models.commands.choices import one_of
-from models.commands.columns import (
-    AttributeOption,
-    BrandOption,
-    DescriptionOption,
-    EmbeddingOption,
-    IdOption,
-    TitleOption,
-    TypeOption,
-    WeightOption,
-    columns_of,
-)
+from models.commands.columns import with_columns
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, print_next, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.tables.columns import ColumnNames
 from models.terminal import print_table, shown, terminal
 
 if TYPE_CHECKING:
@@ -34,7 +25,6 @@ if TYPE_CHECKING:
 
     from models.bundles.building import FitMethod, Fitted, HeadMethod
     from models.catalogue import Catalogue
-    from models.tables.columns import ColumnNames
     from models.towers.text_encoder import Towers
 
 _FIT_METHODS = ("k-means", "rq-vae")
@@ -42,6 +32,7 @@ _ENOUGH_NAMED = 0.5  # of the items: fewer, and most items' co-occurrence is a g
 _HEAD_METHODS: tuple[HeadMethod, ...] = ("none", "top-k", "top-p", "all")
 
 
+@with_columns
 def fit(
     catalogue: Annotated[
         str,
@@ -104,14 +95,7 @@ def fit(
         ),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there already.")] = False,
-    id_column: IdOption = None,
-    title_column: TitleOption = None,
-    embedding_column: EmbeddingOption = None,
-    brand_column: BrandOption = None,
-    type_column: TypeOption = None,
-    description_column: DescriptionOption = None,
-    weight_column: WeightOption = None,
-    attributes: AttributeOption = None,
+    columns: ColumnNames = ColumnNames(),
 ) -> None:
     """Fit residual codebooks on a catalogue and write a bundle: codebook, ONNX encoder, first layout."""
     from models.bundles.building import FitSettings, fit_bundle
@@ -125,16 +109,7 @@ def fit(
     embeddings, shop, towers = _embeddings(
         catalogue,
         embed,
-        columns_of(
-            id_column,
-            title_column,
-            embedding_column,
-            brand_column,
-            type_column,
-            description_column,
-            weight_column,
-            attributes,
-        ),
+        columns,
     )
     ids = [item.id for item in shop.items] if shop else []
     if (co_occurrence or histories) and not ids:

@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 
-from models.commands.columns import (
-    AttributeOption,
-    BrandOption,
-    DescriptionOption,
-    EmbeddingOption,
-    IdOption,
-    TitleOption,
-    TypeOption,
-    WeightOption,
-    columns_of,
-)
+from models.commands.columns import with_columns
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.tables.columns import ColumnNames
 from models.terminal import print_line, shown, terminal
 
 if TYPE_CHECKING:
@@ -30,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.catalogue import Catalogue, CatalogueItem
-    from models.tables.columns import ColumnNames
     from models.towers.text_encoder import Towers
 
 MATRIX_SUFFIXES: Final = (".npy", ".npz")  # of files that hold embeddings alone
@@ -45,6 +35,7 @@ EmbedOption = Annotated[
 ]
 
 
+@with_columns
 def towers(
     catalogue: Annotated[
         str, typer.Argument(help="Catalogue folder, table or address, or a file of items; embeddings are not needed.")
@@ -65,14 +56,7 @@ def towers(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     replace: Annotated[bool, typer.Option("--replace", help="Replace towers that are there already.")] = False,
-    id_column: IdOption = None,
-    title_column: TitleOption = None,
-    embedding_column: EmbeddingOption = None,
-    brand_column: BrandOption = None,
-    type_column: TypeOption = None,
-    description_column: DescriptionOption = None,
-    weight_column: WeightOption = None,
-    attributes: AttributeOption = None,
+    columns: ColumnNames = ColumnNames(),
 ) -> None:
     """Train a query and an item text tower (a dual tower), so that text alone becomes embeddings."""
     import torch
@@ -97,16 +81,7 @@ def towers(
     require_free(towers, replace=replace)
     items = read_items(
         catalogue,
-        columns_of(
-            id_column,
-            title_column,
-            embedding_column,
-            brand_column,
-            type_column,
-            description_column,
-            weight_column,
-            attributes,
-        ),
+        columns,
     )
     require_text(items)
     if examples is not None:

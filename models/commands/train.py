@@ -9,23 +9,15 @@ from typing import Annotated
 import typer
 
 from models.commands.choices import alignment_of, architecture_of, instruction_of, loss_of, precision_of, rank_of
-from models.commands.columns import (
-    AttributeOption,
-    BrandOption,
-    DescriptionOption,
-    EmbeddingOption,
-    IdOption,
-    TitleOption,
-    TypeOption,
-    WeightOption,
-    columns_of,
-)
+from models.commands.columns import with_columns
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
+from models.tables.columns import ColumnNames
 from models.terminal import shown, terminal
 
 
+@with_columns
 def train(
     context: typer.Context,
     catalogue: Annotated[str, typer.Argument(help="Catalogue folder, table or address that the bundle was fitted on.")],
@@ -225,14 +217,7 @@ def train(
     embed: EmbedOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
-    id_column: IdOption = None,
-    title_column: TitleOption = None,
-    embedding_column: EmbeddingOption = None,
-    brand_column: BrandOption = None,
-    type_column: TypeOption = None,
-    description_column: DescriptionOption = None,
-    weight_column: WeightOption = None,
-    attributes: AttributeOption = None,
+    columns: ColumnNames = ColumnNames(),
 ) -> None:
     """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle.
 
@@ -350,16 +335,7 @@ def train(
     shop, towers = read_catalogue(
         catalogue,
         embed,
-        columns_of(
-            id_column,
-            title_column,
-            embedding_column,
-            brand_column,
-            type_column,
-            description_column,
-            weight_column,
-            attributes,
-        ),
+        columns,
     )
     if towers is not None:
         towers.require_fit(opened.manifest, bundle)

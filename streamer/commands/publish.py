@@ -13,24 +13,14 @@ import typer
 from rich.console import Console
 from rich.padding import Padding
 
-from models.commands.columns import (
-    AttributeOption,
-    BrandOption,
-    DescriptionOption,
-    EmbeddingOption,
-    IdOption,
-    TitleOption,
-    TypeOption,
-    WeightOption,
-    columns_of,
-)
+from models.commands.columns import with_columns
 from models.commands.towers import EmbedOption
 from models.progress import WorkProgress
+from models.tables.columns import ColumnNames
 from models.terminal import print_command, print_line, shown, terminal
 from streamer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from models.tables.columns import ColumnNames
     from models.tables.item_table import Faults
     from models.towers.text_encoder import TextEncoder
     from streamer.client.delivery import Delivery
@@ -47,6 +37,7 @@ class PublishFormat(StrEnum):
     REGISTRY = "registry"
 
 
+@with_columns
 def publish(
     source: Annotated[
         str,
@@ -100,14 +91,7 @@ def publish(
         bool,
         typer.Option("--delete-missing", help="With --follow or --state: delete items that no file has any more."),
     ] = False,
-    id_column: IdOption = None,
-    title_column: TitleOption = None,
-    embedding_column: EmbeddingOption = None,
-    brand_column: BrandOption = None,
-    type_column: TypeOption = None,
-    description_column: DescriptionOption = None,
-    weight_column: WeightOption = None,
-    attributes: AttributeOption = None,
+    columns: ColumnNames = ColumnNames(),
 ) -> None:
     """Publish item updates (or deletions) of a catalogue. Exit status 1 if a row could not be taken; the others are sent."""
     from streamer.client.follow import Follower, FollowOptions
@@ -118,16 +102,6 @@ def publish(
         raise typer.BadParameter("--embeddings brings embeddings and --embed makes them: give one of the two")
     if embedding_model is not None and (embed is not None or delete):
         raise typer.BadParameter("--embedding-model goes with embeddings of your own: leave it out")
-    columns = columns_of(
-        id_column,
-        title_column,
-        embedding_column,
-        brand_column,
-        type_column,
-        description_column,
-        weight_column,
-        attributes,
-    )
     if embeddings is not None and columns.given():
         raise typer.BadParameter("--embeddings goes with a file of items, which has no columns to name")
     settings = load_settings() if form is None else load_settings(registry={"publish": form is PublishFormat.REGISTRY})
