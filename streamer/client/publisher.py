@@ -166,6 +166,23 @@ class ItemPublisher:
         self._models.add(embedding_model)
         self._send(self._topic, item_id, value)
 
+    def update_item(
+        self,
+        item: CatalogueItem,
+        embedding: NDArray[np.float32] | NDArray[np.float16],
+        *,
+        embedding_model: str | None = None,
+    ) -> None:
+        """All that a catalogue says of an item, see ``update``."""
+        self.update(
+            item.id,
+            embedding,
+            title=item.title,
+            weight=item.weight,
+            attributes=item.attributes or None,
+            embedding_model=embedding_model,
+        )
+
     def update_attributes(self, item_id: str, attributes: Mapping[str, AttributeValue] | None) -> None:
         """All that ``item-attributes`` says of an item, in the place of what it said before; None takes it away. No embedding
         is sent again: made for prices and stock. The item may come later.
@@ -189,7 +206,7 @@ class ItemPublisher:
                 "the publisher has no item tower: give ItemPublisher the encoder of Towers.item_encoder()"
             )
         for item, embedding in zip(items, self._encoder.encode_items(items), strict=True):
-            self.update(item.id, embedding, title=item.title, weight=item.weight, attributes=item.attributes or None)
+            self.update_item(item, embedding)
 
     def delete(self, item_id: str) -> None:
         """A tombstone: the item leaves index and results.
@@ -263,14 +280,7 @@ def publish_items(
     """
     with ItemPublisher(settings) as publisher:
         for row, item in enumerate(items):
-            publisher.update(
-                item.id,
-                embeddings[row],
-                title=item.title,
-                weight=item.weight,
-                attributes=item.attributes or None,
-                embedding_model=embedding_model,
-            )
+            publisher.update_item(item, embeddings[row], embedding_model=embedding_model)
             if (row + 1) % _POLL_EVERY == 0:
                 advance(_POLL_EVERY)
         advance(len(items) % _POLL_EVERY)

@@ -86,14 +86,7 @@ def _send(
     for row, place in enumerate(chosen):
         item = items[place]
         try:
-            publisher.update(
-                item.id,
-                embeddings[row],
-                title=item.title,
-                weight=item.weight,
-                attributes=item.attributes or None,
-                embedding_model=embedding_model,
-            )
+            publisher.update_item(item, embeddings[row], embedding_model=embedding_model)
         except PublishError as error:  # attributes that nothing would take
             faults.add([Fault(block.file, block.places[place], "", str(error))])
             continue
