@@ -134,12 +134,17 @@ readinessProbe: { httpGet: { path: /ready, port: {{ . }} }, periodSeconds: 5, ti
 {{- end }}
 {{- end }}
 
-{{/* Of every pod: who it runs as, where it may run, and the bundle's init container. */}}
+{{/* Of every pod of the release. */}}
 {{- define "sidstream.pod" -}}
 serviceAccountName: {{ include "sidstream.name" . }}
+terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+{{ include "sidstream.anyPod" . }}
+{{- end }}
+
+{{/* Of the job before the release, too. */}}
+{{- define "sidstream.anyPod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
 securityContext:
   runAsNonRoot: true
   runAsUser: 10001
