@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS: Final = 0.2
 # One attempt; then the process says that it is not ready, looks whether it is to stop, and makes the same call again.
 _CALL_SECONDS: Final = 5.0
+# An attempt may ignore its time while the coordinator is away (librdkafka issue 5456); then this is when we say so.
+_OVERDUE_SECONDS: Final = 2 * _CALL_SECONDS
 # All outputs of a batch go to a partition in one request: librdkafka sends the second one when the first is answered, and spins
 # until then (up to 2 µs of processor time an item). Lingering costs nothing, as the commit sends at once.
 _LINGER_MS: Final = 50
@@ -124,9 +126,9 @@ class TransactionalProducer:
         guard: CutOffGuard | None = None
 
         def attempt() -> None:
-            # An attempt that does not return at all (librdkafka issue 5456) is a reason to start anew; attempts that fail
-            # while the broker is away are not.
-            with self._health.working(name):
+            # An attempt that does not return at all is a reason to start anew; attempts that fail while the broker is away
+            # are not.
+            with self._health.working(name, _OVERDUE_SECONDS):
                 call(*arguments)
 
         def wait(error: KafkaException) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -37,6 +40,18 @@ FETCHED_AHEAD_RECORDS: Final = 100_000
 FETCH_BYTES: Final = 16 * 1024 * 1024
 UNSENT_KIB: Final = 64 * 1024
 UNSENT_RECORDS: Final = 100_000
+_TELL_AGAIN_SECONDS: Final = 10.0
+_TOLD_AT: Final[dict[str, float]] = {}  # by cluster, of all clients of this process
+_TOLD_LOCK: Final = threading.Lock()
+
+
+def _is_due(servers: str, clock: Callable[[], float] = time.monotonic) -> bool:
+    """Whether a broker that is away is to be told again: each client hears it with each try, some every 50 ms."""
+    with _TOLD_LOCK:
+        due = clock() - _TOLD_AT.get(servers, -math.inf) >= _TELL_AGAIN_SECONDS
+        if due:
+            _TOLD_AT[servers] = clock()
+    return due
 
 
 class ErrorListener:
@@ -50,7 +65,8 @@ class ErrorListener:
     def __call__(self, error: KafkaError) -> None:
         code = error.code()
         if code == KafkaError._ALL_BROKERS_DOWN:
-            log.warning("broker_away", servers=self._servers)
+            if _is_due(self._servers):
+                log.warning("broker_away", servers=self._servers)
             self._unready(f"no broker of {self._servers} answers")
         elif meaning(error) is Meaning.LOGIN_REFUSED:
             self.refusal = error.str()

@@ -2,16 +2,18 @@
 
 Alive: its loop has turned a moment ago, or a call that may take long has not taken too long. Who is not alive is to be
 restarted. Ready: its model is loaded, its store open, its input read as far as it went at the start, the broker answers,
-and its loop turns. Who is not ready gets well by waiting: a broker that is away must never make a process look dead.
+its loop turns, and no call that has a time of its own is long over it. Who is not ready gets well by waiting: a broker that is away must never make a process look dead.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import NamedTuple
 
 from streamer.settings import MetricsSettings
 
@@ -36,6 +38,12 @@ class Part(StrEnum):
     """Everything that was on the topics at the start is read."""
 
 
+class _Call(NamedTuple):
+    what: str
+    since: float
+    due_seconds: float = math.inf
+
+
 class Health:
     """Set by the loop, read by the HTTP server; thread-safe. Unready until start, broker and input were said to be well."""
 
@@ -51,7 +59,7 @@ class Health:
         }
         self._turned_at = time.monotonic()
         # A start is a long call like any other: a model is loaded, an index checked.
-        self._in_hand: dict[object, tuple[str, float]] = {Part.START: ("the start", self._turned_at)}
+        self._in_hand: dict[object, _Call] = {Part.START: _Call("the start", self._turned_at)}
 
     @property
     def ready(self) -> bool:
@@ -60,8 +68,11 @@ class Health:
     @property
     def reason(self) -> str | None:
         """Why the process is not ready, in sentences; ``None`` when it is."""
+        now = time.monotonic()
         with self._lock:
             reasons = [self._reasons[part] for part in Part if part in self._reasons]
+            overdue = [call for call in self._in_hand.values() if now - call.since > call.due_seconds]
+        reasons += [f"{call.what} has not returned for {now - call.since:.0f} s" for call in overdue]
         if (stalled := self.stalled) is not None:
             reasons.append(stalled)
         return "; ".join(reasons) or None
@@ -71,12 +82,12 @@ class Health:
         """Why the process is not alive, in a sentence; ``None`` when it is."""
         now = time.monotonic()
         with self._lock:
-            oldest = min(self._in_hand.values(), key=lambda call: call[1], default=None)
+            oldest = min(self._in_hand.values(), key=lambda call: call.since, default=None)
             silent = now - self._turned_at
         if oldest is not None:
-            what, since = oldest
-            if now - since > self._slow_seconds:
-                return f"{what} has taken {now - since:.0f} s; metrics.slow_seconds allows {self._slow_seconds:g}"
+            seconds = now - oldest.since
+            if seconds > self._slow_seconds:
+                return f"{oldest.what} has taken {seconds:.0f} s; metrics.slow_seconds allows {self._slow_seconds:g}"
         elif silent > self._stalled_seconds:
             return (
                 f"the loop has not turned for {silent:.0f} s; metrics.stalled_seconds allows {self._stalled_seconds:g}"
@@ -107,14 +118,17 @@ class Health:
         self._turned_at = time.monotonic()
         if Part.START in self._in_hand:
             with self._lock:
-                self._in_hand[Part.START] = ("the start", self._turned_at)
+                self._in_hand[Part.START] = _Call("the start", self._turned_at)
 
     @contextmanager
-    def working(self, what: str) -> Iterator[None]:
-        """A call that may rightly take longer than a turn: decoding a batch, one attempt at a commit, a large LMDB batch."""
+    def working(self, what: str, due_seconds: float = math.inf) -> Iterator[None]:
+        """A call that may rightly take longer than a turn: decoding a batch, one attempt at a commit, a large LMDB batch.
+
+        One that should have returned after ``due_seconds`` makes the process unready, long before it counts as dead.
+        """
         token = object()
         with self._lock:
-            self._in_hand[token] = (what, time.monotonic())
+            self._in_hand[token] = _Call(what, time.monotonic(), due_seconds)
         try:
             yield
         finally:
@@ -126,4 +140,4 @@ class Health:
         """The long calls that are in hand, each with its seconds: what a process that does not end is stuck in."""
         now = time.monotonic()
         with self._lock:
-            return [f"{what} for {now - since:.1f} s" for what, since in self._in_hand.values()]
+            return [f"{call.what} for {now - call.since:.1f} s" for call in self._in_hand.values()]

@@ -125,3 +125,15 @@ def test_attempts_that_fail_again_and_again_are_alive_and_one_that_hangs_is_not(
     with health.working("commit_transaction"):
         clock.advance(0.3)
         assert "commit_transaction" in (health.stalled or "")
+
+
+def test_call_that_is_long_over_its_time_makes_the_process_unready_and_not_dead(clock: Clock) -> None:
+    health = well()
+    with serving(health) as port:
+        with health.working("commit_transaction", due_seconds=10.0), health.working("a batch of 3 events"):
+            clock.advance(9.0)
+            assert http_get(port, "/ready")[0] == 200
+            clock.advance(3.0)
+            assert http_get(port, "/ready") == (503, "commit_transaction has not returned for 12 s\n")
+            assert http_get(port, "/live")[0] == 200
+        assert http_get(port, "/ready")[0] == 200
