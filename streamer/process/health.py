@@ -2,7 +2,8 @@
 
 Alive: its loop has turned a moment ago, or a call that may take long has not taken too long. Who is not alive is to be
 restarted. Ready: its model is loaded, its store open, its input read as far as it went at the start, the broker answers,
-its loop turns, and no call that has a time of its own is long over it. Who is not ready gets well by waiting: a broker that is away must never make a process look dead.
+its loop turns, and no call that has a time of its own is long over it. Who is not ready gets well by waiting: a broker that
+is away must never make a process look dead.
 """
 
 from __future__ import annotations
