@@ -18,6 +18,7 @@ from study.quick import quick_study
 from study.report.report import write_report
 
 
+@pytest.mark.long
 def test_the_quick_study_shows_what_is_certain_and_its_report_is_rebuilt_from_its_records(tmp_path: Path) -> None:
     console = Console(record=True, width=200)
     holds = quick_study(console, 2, tmp_path)
