@@ -23,6 +23,7 @@ from gateway.routes.items import delete_attributes, delete_item, patch_attribute
 from gateway.routes.pages import figures, healthz, metrics, page
 from gateway.routes.paths import decoded_path
 from gateway.routes.queries import answer, ask
+from gateway.traced import Traced
 from streamer.process.http_headers import HEADERS
 
 log = structlog.get_logger(__name__)
@@ -69,13 +70,13 @@ def application(gateway: Gateway) -> ASGIApp:
         request_max_body_size=largest + 1,
         logging_config=None,
     )
-    return _Measured(app)
+    return _Measured(Traced(app))
 
 
 class _Measured:
     """Counts and times requests, and gives each answer the headers that all have."""
 
-    def __init__(self, app: Litestar) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:

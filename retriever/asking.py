@@ -7,6 +7,7 @@ beginning.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -92,17 +93,31 @@ def query_producer(settings: Settings, health: Health | None = None) -> Producer
     )
 
 
-def query_record(query_id: str, query: Query, seconds: float) -> dict[str, Any]:
-    """What ``produce`` sends of a query; no retriever works on it after so many seconds, or those that it says itself."""
+def query_record(
+    query_id: str, query: Query, seconds: float, traced: Sequence[tuple[str, bytes]] = ()
+) -> dict[str, Any]:
+    """What ``produce`` sends of a query; no retriever works on it after so many seconds, or those that it says itself.
+    ``traced``: headers of its trace, none without.
+    """
     if query.timeout_ms is None:
         query = msgspec.structs.replace(query, timeout_ms=max(1, int(seconds * 1000)))
     return {
         "key": query_id.encode(),
         "value": QUERY.encode(query),
-        "headers": cloud_event_headers("query", identity=query_id, subject=query_id, at=int(time.time() * 1000)),
+        "headers": [
+            *cloud_event_headers("query", identity=query_id, subject=query_id, at=int(time.time() * 1000)),
+            *traced,
+        ],
     }
 
 
-def send_query(producer: Producer, topic: str, query_id: str, query: Query, seconds: float) -> None:
+def send_query(
+    producer: Producer,
+    topic: str,
+    query_id: str,
+    query: Query,
+    seconds: float,
+    traced: Sequence[tuple[str, bytes]] = (),
+) -> None:
     """Sends ``query_record``. Raises as ``produce``, and waits as that does."""
-    produce(producer, topic, **query_record(query_id, query, seconds))
+    produce(producer, topic, **query_record(query_id, query, seconds, traced))

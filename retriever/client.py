@@ -1,6 +1,7 @@
 """Ask a question and wait for its answer, over the queries and results topics.
 
 Anyone with a Kafka client can do the same: send a JSON query under a key of your own, read the record with that key.
+In an application that uses OpenTelemetry a question is part of the trace that is current (docs/tracing.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from streamer.filters.slate import SlateRule
 from streamer.kafka.admin import require
 from streamer.settings import Settings
 from streamer.shards.parts import AnsweredPart
+from streamer.tracing.context import Headers
+from streamer.tracing.sending import asking
 
 _POLL_SECONDS: Final = 0.02
 
@@ -141,12 +144,19 @@ class Client:
                     checked_time(query.asked_at, "asked_at", int(time.time() * 1000))
                 except EventError as error:
                     raise ClientError(f"query {number} of {len(queries)}: {error}") from None
-        results, producer = self._connect()
+        self._connect()
         ids = [uuid.uuid4().hex for _ in queries]
-        if self._settings.retriever.shards > 1:
-            return self._ask_shards(ids, queries, timeout_seconds)
+        with asking(self._settings.topics.queries, len(queries)) as traced:
+            if self._settings.retriever.shards > 1:
+                return self._ask_shards(ids, queries, timeout_seconds, traced)
+            return self._ask_one_index(ids, queries, timeout_seconds, traced)
+
+    def _ask_one_index(
+        self, ids: Sequence[str], queries: Sequence[Query], timeout_seconds: float, traced: Headers
+    ) -> list[Answer | None]:
+        results, producer = self._connect()
         for query_id, query in zip(ids, queries, strict=True):
-            send_query(producer, self._settings.topics.queries, query_id, query, timeout_seconds)
+            send_query(producer, self._settings.topics.queries, query_id, query, timeout_seconds, traced)
         producer.flush(timeout_seconds)
         waiting = {query_id.encode() for query_id in ids}
         answers: dict[str, Answer] = {}
@@ -168,7 +178,9 @@ class Client:
                     answers[answer.query_id] = answer
         return [answers.get(query_id) for query_id in ids]
 
-    def _ask_shards(self, ids: Sequence[str], queries: Sequence[Query], timeout_seconds: float) -> list[Answer | None]:
+    def _ask_shards(
+        self, ids: Sequence[str], queries: Sequence[Query], timeout_seconds: float, traced: Headers
+    ) -> list[Answer | None]:
         """Each query in its rounds over all shards."""
         results, producer = self._connect()
         began = time.monotonic()
@@ -186,7 +198,7 @@ class Client:
                 for key, asked in list(open_.items()):
                     if (record := asked.due(now)) is not None:
                         left = began + timeout_seconds - now
-                        send_query(producer, self._settings.topics.queries, key.decode(), record, left)
+                        send_query(producer, self._settings.topics.queries, key.decode(), record, left, traced)
                     elif asked.answered:
                         del open_[key]
                 if not open_:

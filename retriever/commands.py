@@ -23,6 +23,7 @@ from streamer.commands.terminal import ascii_json
 from streamer.events.records import Answer
 from streamer.settings import Settings, load_settings
 from streamer.shards.partitions import text_of
+from streamer.tracing.start import tracing_started
 
 BOUND_MISSED: Final = 3  # the exit status of an evaluation that misses a bound
 
@@ -96,7 +97,7 @@ def ask(
     from streamer.filters.slate import parsed_at_most
 
     settings = load_settings()
-    with Client(settings) as client:
+    with tracing_started(settings, "ask"), Client(settings) as client:
         answer = client.ask(
             text,
             history=history or (),

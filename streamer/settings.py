@@ -20,6 +20,7 @@ from models.errors import SidstreamError
 from streamer.gateway_settings import GatewaySettings
 from streamer.settings_section import Section
 from streamer.shards.partitions import EVERY, numbers_of, text_of
+from streamer.tracing_settings import TracingSettings
 
 CONFIGURATION_FILE: Final = "sidstream.toml"
 CONFIGURATION_VARIABLE: Final = "SIDSTREAM_CONFIG"
@@ -465,6 +466,7 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="before")
     @classmethod

@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own settings must not change what the tests see."""
     for name in list(os.environ):
-        if name.startswith("SIDSTREAM_") and name not in ("SIDSTREAM_CACHE", "SIDSTREAM_SHARED_DATA"):
+        if name.startswith(("SIDSTREAM_", "OTEL_")) and name not in ("SIDSTREAM_CACHE", "SIDSTREAM_SHARED_DATA"):
             monkeypatch.delenv(name)
 
 

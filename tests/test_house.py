@@ -15,17 +15,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["models", "store", "streamer", "retriever", "gateway", "study", "demo", "sidstream"]
-HEAVY = {"matplotlib", "torch", "transformers", "faiss", "onnx", "faust", "jgo", "litestar", "uvicorn"}
+HEAVY = {"matplotlib", "opentelemetry", "torch", "transformers", "faiss", "onnx", "faust", "jgo", "litestar", "uvicorn"}
 # The rooms of a part, from the one that may import all others down to the one that imports none.
 ROOMS = {
     "models": "commands towers bundles training examples language dense codebooks sids tables catalogue data_files attributes "
     "progress terminal errors",
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
-    "kafka registry process events filters feeds settings gateway_settings settings_section shards",
+    "kafka registry process tracing events filters feeds settings gateway_settings tracing_settings settings_section shards",
     "store": "checks writing topology reading records files errors",
     "retriever": "commands explanation_tables refreshing evaluation batch_answers client asking merging choosing_mixture "
     "serving answering dense device_search search eligibility",
-    "gateway": "commands process application openapi routes gateway intake clients kafka metrics problems",
+    "gateway": "commands process application traced openapi routes gateway intake clients kafka metrics problems",
     "study": "commands quick report experiments measures data",
 }
 MOST_FILES = 13  # on one floor, __init__ included

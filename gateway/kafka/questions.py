@@ -26,6 +26,8 @@ from streamer.events.records import ANSWER, AnswerError, Query
 from streamer.kafka.reachability import BrokerProbe
 from streamer.process.health import Health, Part
 from streamer.settings import Settings
+from streamer.tracing.context import Headers
+from streamer.tracing.sending import headers_of_new
 
 log = structlog.get_logger(__name__)
 _POLL_SECONDS: Final = 0.05
@@ -61,12 +63,15 @@ class Kept(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A query without an answer. ``future``: of the request that waits for it, None once that has gone."""
+    """A query without an answer. ``future``: of the request that waits for it, None once that has gone; ``traced``: headers of
+    the request's trace.
+    """
 
     client: str
     future: asyncio.Future[Answered] | None
     until: float
     rounds: PacedQuestion | None
+    traced: Headers
 
 
 class Questions:
@@ -114,10 +119,11 @@ class Questions:
         shards = self._settings.retriever.shards
         rounds = PacedQuestion(Question(query_id, query, shards), now, longest) if shards > 1 else None
         future: asyncio.Future[Answered] = self._loop.create_future()
-        asked = _Open(client, future, now + longest + _MARGIN_SECONDS, rounds)
+        traced = headers_of_new(self._settings.topics.queries, query_id.encode()) or []
+        asked = _Open(client, future, now + longest + _MARGIN_SECONDS, rounds, traced)
         self._open[query_id.encode()] = asked
         try:
-            self._send(query_id, query if rounds is None else rounds.due(now) or query, longest)
+            self._send(query_id, query if rounds is None else rounds.due(now) or query, longest, traced)
         except BaseException:
             del self._open[query_id.encode()]
             raise
@@ -129,9 +135,9 @@ class Questions:
         finally:
             asked.future = None
 
-    def _send(self, query_id: str, query: Query, seconds: float) -> None:
+    def _send(self, query_id: str, query: Query, seconds: float, traced: Headers) -> None:
         try:
-            self._producer.produce(self._settings.topics.queries, **query_record(query_id, query, seconds))
+            self._producer.produce(self._settings.topics.queries, **query_record(query_id, query, seconds, traced))
         except BufferError:
             raise too_busy("as many queries are on their way to the broker as are held: ask again") from None
 
@@ -212,7 +218,7 @@ class Questions:
         try:
             record = rounds.due(now)
             if record is not None:
-                self._send(key.decode(), record, max(0.1, asked.until - _MARGIN_SECONDS - now))
+                self._send(key.decode(), record, max(0.1, asked.until - _MARGIN_SECONDS - now), asked.traced)
             elif rounds.answered:
                 answer = rounds.answer()
                 self._answer(key, asked, Answered(ANSWER.encode(answer), answer.error))

@@ -20,6 +20,7 @@ from streamer.kafka.clients import producer_configuration
 from streamer.kafka.errors import error_text
 from streamer.process.health import Health
 from streamer.settings import Settings
+from streamer.tracing.sending import headers_of_new
 
 log = structlog.get_logger(__name__)
 _POLL_SECONDS: Final = 0.1
@@ -80,7 +81,9 @@ class Writes:
             self._confirmed.append((future, error, Place(record.partition(), record.offset())))
 
         try:
-            self._producer.produce(topic, key=item_id, value=value, on_delivery=on_delivery)
+            self._producer.produce(
+                topic, key=item_id, value=value, headers=headers_of_new(topic, item_id), on_delivery=on_delivery
+            )
         except BufferError:
             raise too_busy("as many writes are on their way to the broker as are held: send this one again") from None
         except KafkaException as error:

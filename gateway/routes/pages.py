@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 from litestar import Response, get
 from litestar.openapi.datastructures import ResponseSpec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.kafka.figures import Figures
 from gateway.routes.queries import problems
 from gateway.routes.requests import AnyRequest, gateway_of
+from streamer.process.health_server import exposition
 from streamer.process.http_headers import page_headers
 
 _PAGE = files("gateway").joinpath("page.html").read_text(encoding="utf-8")
@@ -48,14 +48,15 @@ async def healthz(request: AnyRequest) -> Response[Verdict]:
 
 @get(
     "/metrics",
-    summary="Metrics in Prometheus' format",
+    summary="Metrics in Prometheus' format, or in that of OpenMetrics for whoever accepts it",
     responses=problems(s401="no client has this key"),
     media_type="text/plain",
 )
 async def metrics(request: AnyRequest) -> Response[str]:
     gateway_of(request).access.admit(request, "ask")
-    content: Any = generate_latest()
-    return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    kind, text = exposition(request.headers.get("accept", ""))
+    content: Any = text
+    return Response(content, headers={"Content-Type": kind})
 
 
 @get(

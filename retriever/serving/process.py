@@ -21,6 +21,7 @@ from streamer.process.health import Health, Part
 from streamer.process.run import run_process
 from streamer.registry.reading import formats_of
 from streamer.settings import Settings
+from streamer.tracing.batches import traces_of
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +41,7 @@ def run_retriever(settings: Settings) -> None:
             bundles = BundlesOfRecord(settings, follower, health)
             if not bundles.start(stop):
                 return
+            traces = traces_of("answer", topics.queries, group=settings.retriever_group)
             with bundles:
                 transform = AnswerBatch(
                     bundles.current,
@@ -49,6 +51,7 @@ def run_retriever(settings: Settings) -> None:
                     filterable=settings.attributes.filterable,
                     partitions=settings.indexer.partitions,
                     formats=formats_of(settings),
+                    traces=traces,
                 )
                 loop = LoopSettings(
                     process=PROCESS,
@@ -60,7 +63,7 @@ def run_retriever(settings: Settings) -> None:
                     event_seconds=QUERY_SECONDS,
                     gather_size=own.gather_size,
                 )
-                TransactionalLoop(loop, settings.kafka, transform, health, transform.next_batch).run(stop)
+                TransactionalLoop(loop, settings.kafka, transform, health, transform.next_batch, traces).run(stop)
 
     run_process(PROCESS, settings, work, instance=settings.retriever.instance)
 

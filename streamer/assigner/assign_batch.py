@@ -30,6 +30,7 @@ from streamer.events.values.embeddings import PlausibleNorms
 from streamer.events.values.unknown_fields import OTHER, nearest, note_of
 from streamer.process.metrics import count_dead_letter
 from streamer.settings import AssignerSettings
+from streamer.tracing.batches import PassedOn, Traces
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +59,8 @@ class AssignBatch:
     The last usable event of an item in a partition and a batch wins; the others of that item are not sent on.
     ``attributes``: what those of an update may be, by default the defaults; ``norms``: the norms of the bundle's fit at 0, 1,
     50, 99 and 100 % of its items; ``embedding_model``: the bundle's: updates of another one are passed over;
-    ``formats``: what values are read by that are no plain JSON or MessagePack; ``clock``: milliseconds since the epoch.
+    ``formats``: what values are read by that are no plain JSON or MessagePack; ``traces``: of the loop's batches; ``clock``:
+    milliseconds since the epoch.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class AssignBatch:
         norms: Sequence[float] | None = None,
         embedding_model: str | None = None,
         formats: Formats = NO_FORMATS,
+        traces: Traces | None = None,
         clock: Callable[[], int] = _now_ms,
     ) -> None:
         self._encoder = encoder
@@ -83,6 +86,7 @@ class AssignBatch:
         self._model = embedding_model
         self._passed_over = 0
         self._plausible = PlausibleNorms.of(norms)
+        self._traces: Traces = PassedOn() if traces is None else traces
         self._clock = clock
         self._fields_told: dict[str, int] = {}
         self._norms_logged_at = -_NORMS_LOGGED_EVERY_MS
@@ -166,11 +170,18 @@ class AssignBatch:
     ) -> list[Outgoing]:
         """The codes of the items at ``places``; None is an item's tombstone."""
         topic, ids, stamps, records = self._codes_topic, updates.ids, updates.stamps, updates.records
+        traced = self._traces.onward(records) if updates.headers else None
+        headers = [None] * len(records) if traced is None else traced
         # What comes of an event has its Kafka timestamp, as in Kafka Streams: so the indexer can tell how long an update
         # took. Never one of the future, which the broker might refuse for ever; 0 is the time of producing.
         return [
             Outgoing(
-                topic, ids[place], value, records[place].partition(), None, at if 0 < (at := stamps[place]) < now else 0
+                topic,
+                ids[place],
+                value,
+                records[place].partition(),
+                headers[place],
+                at if 0 < (at := stamps[place]) < now else 0,
             )
             for place, value in zip(places, values, strict=True)
         ]
@@ -204,6 +215,7 @@ class AssignBatch:
 
     def _reject(self, record: Message, kind: str, error: Exception) -> Outgoing:
         count_dead_letter(PROCESS, kind)
+        self._traces.refused(record, kind)
         return dead_letter(
             self._dead_letter_topic, record, Rejection(PROCESS, kind, str(error), self._encoder.codebook_id)
         )

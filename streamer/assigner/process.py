@@ -23,6 +23,7 @@ from streamer.process.metrics import FRESHNESS_SECONDS
 from streamer.process.run import collect_garbage_rarely, run_process
 from streamer.registry.reading import formats_of
 from streamer.settings import Settings
+from streamer.tracing.batches import traces_of
 
 
 def _remedy(settings: Settings) -> str:
@@ -52,6 +53,8 @@ def run_assigner(loaded: Settings) -> None:
         if not await_topics(settings, needed, stop, health):
             return
         partitioner = PartitionerCheck(topics.item_updates, lambda: consuming.partitions)
+        group = settings.in_cluster(own.group)
+        traces = traces_of("assign", topics.item_updates, group=group)
         assign = AssignBatch(
             encoder,
             codes_topic=topics.item_codes,
@@ -61,11 +64,12 @@ def run_assigner(loaded: Settings) -> None:
             norms=bundle.manifest.embedding_norms,
             embedding_model=bundle.manifest.embedding_model,
             formats=formats_of(settings, rows=True),
+            traces=traces,
         )
         loop = LoopSettings(
             process=PROCESS,
             source=topics.item_updates,
-            group=settings.in_cluster(own.group),
+            group=group,
             instance=own.instance,
             batch_size=own.batch_size,
             minimum_batch_interval_ms=own.minimum_batch_interval_ms,
@@ -84,7 +88,7 @@ def run_assigner(loaded: Settings) -> None:
             partitioner.look(records)  # once a batch: not of one that waits for the schema registry
             return outgoing
 
-        consuming = TransactionalLoop(loop, settings.kafka, transform, health)
+        consuming = TransactionalLoop(loop, settings.kafka, transform, health, traces=traces)
         consuming.run(stop)
 
     run_process(PROCESS, loaded, work, instance=loaded.assigner.instance)

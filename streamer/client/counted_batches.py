@@ -18,6 +18,7 @@ from streamer.exactly_once.retrying import repeated_for_a_while
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.errors import Meaning, error_text
 from streamer.settings import Settings
+from streamer.tracing.sending import headers_of_new
 
 _CALL_SECONDS: Final = 15.0
 _AGAIN: Final = "run it again: it goes on from there, and sends nothing twice"
@@ -54,9 +55,10 @@ class CountedBatches:
             metadata = self._group.consumer_group_metadata()
             self._call(producer.send_offsets_to_transaction, [offset], metadata, _CALL_SECONDS)
             for topic, key, value in records:
+                traced = headers_of_new(topic, key)
                 while True:
                     try:
-                        producer.produce(topic, value, key)
+                        producer.produce(topic, value, key, headers=traced)
                         break
                     except BufferError:
                         producer.poll(0.1)

@@ -25,6 +25,7 @@ from streamer.kafka.admin import require
 from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.settings import Settings
+from streamer.tracing.sending import headers_of_new
 
 _POLL_EVERY: Final = 1_000
 _FLUSH_SECONDS: Final = 30.0
@@ -83,9 +84,15 @@ class InteractionPublisher:
             self._topic,
             key=user.encode(),
             value=INTERACTION.encode(said),
-            headers=cloud_event_headers(
-                "interaction", identity=f"{user}/{said.at}/{kind}/{item}", subject=item, at=now if at is None else at
-            ),
+            headers=[
+                *cloud_event_headers(
+                    "interaction",
+                    identity=f"{user}/{said.at}/{kind}/{item}",
+                    subject=item,
+                    at=now if at is None else at,
+                ),
+                *(headers_of_new(self._topic, user.encode()) or ()),
+            ],
             on_delivery=self._on_delivery,
         )
         self._sent += 1

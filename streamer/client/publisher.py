@@ -27,6 +27,7 @@ from streamer.kafka.clients import producer_configuration
 from streamer.kafka.gather import produce
 from streamer.registry.subjects import FramedValues
 from streamer.settings import Settings
+from streamer.tracing.sending import headers_of_new
 
 if TYPE_CHECKING:  # whoever publishes embeddings of his own needs no ONNX Runtime
     from models.towers.text_encoder import TextEncoder
@@ -242,7 +243,9 @@ class ItemPublisher:
         self._send(topics.item_attributes, item_id, value)
 
     def _send(self, topic: str, item_id: str, value: bytes | None) -> None:
-        produce(self._producer, topic, key=item_id.encode(), value=value, on_delivery=self._on_delivery)
+        key = item_id.encode()
+        traced = headers_of_new(topic, key)
+        produce(self._producer, topic, key=key, value=value, headers=traced, on_delivery=self._on_delivery)
         self._sent += 1
         if self._sent % _POLL_EVERY == 0:
             self._producer.poll(0)

@@ -19,6 +19,7 @@ from models.progress import WorkProgress
 from models.tables.columns import ColumnNames
 from models.terminal import print_command, print_line, shown, terminal
 from streamer.settings import Settings, load_settings
+from streamer.tracing.start import tracing_started
 
 if TYPE_CHECKING:
     from models.tables.item_table import Faults
@@ -106,35 +107,36 @@ def publish(
         raise typer.BadParameter("--embeddings goes with a file of items, which has no columns to name")
     settings = load_settings() if form is None else load_settings(registry={"publish": form is PublishFormat.REGISTRY})
     console = terminal(stderr=True)
-    if follow or state is not None:
-        if delete or embeddings is not None or limit is not None or wait:
-            raise typer.BadParameter(
-                "--follow and --state go with a table: leave --delete, --embeddings, --limit and --wait away"
-            )
-        options = FollowOptions(columns, embedding_model, delete_missing)
-        encoder = None if embed is None else _item_encoder(embed, settings.bundle)
-        with Follower.open(settings, source, state or Path(".sidstream/publish"), options, encoder) as follower:
-            whole = _follow(console, settings, follower, every if follow else None)
+    with tracing_started(settings, "publish"):
+        if follow or state is not None:
+            if delete or embeddings is not None or limit is not None or wait:
+                raise typer.BadParameter(
+                    "--follow and --state go with a table: leave --delete, --embeddings, --limit and --wait away"
+                )
+            options = FollowOptions(columns, embedding_model, delete_missing)
+            encoder = None if embed is None else _item_encoder(embed, settings.bundle)
+            with Follower.open(settings, source, state or Path(".sidstream/publish"), options, encoder) as follower:
+                whole = _follow(console, settings, follower, every if follow else None)
+            if not whole:
+                raise typer.Exit(1)
+            return
+        if delete_missing:
+            raise typer.BadParameter("--delete-missing goes with --follow or --state")
+        if delete:
+            delivered, whole = _delete(console, settings, source, columns, limit), True
+        else:
+            delivered, whole = _publish(console, settings, source, columns, embeddings, embed, embedding_model, limit)
+        if wait:
+            settings = served_settings(settings)
+            with console.status("waiting until they are indexed"):
+                outcome = await_indexed(settings, delivered, seconds=timeout)
+            if outcome.complete:
+                console.print(f"[green]✓[/] the index {shown(settings.index)} has them")
+            else:
+                _show_refused(console, settings, outcome)
+                whole = False
         if not whole:
             raise typer.Exit(1)
-        return
-    if delete_missing:
-        raise typer.BadParameter("--delete-missing goes with --follow or --state")
-    if delete:
-        delivered, whole = _delete(console, settings, source, columns, limit), True
-    else:
-        delivered, whole = _publish(console, settings, source, columns, embeddings, embed, embedding_model, limit)
-    if wait:
-        settings = served_settings(settings)
-        with console.status("waiting until they are indexed"):
-            outcome = await_indexed(settings, delivered, seconds=timeout)
-        if outcome.complete:
-            console.print(f"[green]✓[/] the index {shown(settings.index)} has them")
-        else:
-            _show_refused(console, settings, outcome)
-            whole = False
-    if not whole:
-        raise typer.Exit(1)
 
 
 def _delete(console: Console, settings: Settings, source: str, columns: ColumnNames, limit: int | None) -> Delivery:

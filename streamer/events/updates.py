@@ -113,7 +113,7 @@ class UpdateBatch:
 
     ``guessed``: the places of those that nobody said are float16; ``stamps``: milliseconds of the records' Kafka timestamps, not
     above 0 where there is none; ``rejected``: records that cannot be used, and why; ``others``: how many were for another
-    codebook.
+    codebook; ``headers``: whether any record has headers.
     """
 
     records: Sequence[Message]
@@ -127,6 +127,7 @@ class UpdateBatch:
     stamps: list[int]
     rejected: list[tuple[Message, EventError]]
     others: int
+    headers: bool
 
     def checked_embeddings(
         self, dimension: int, plausible: PlausibleNorms
@@ -199,7 +200,7 @@ class UpdateIntake:
             odd.update(place for place in plain if (headers := said[place]) is not None and headers.dtype is not None)
         bare = [row.attributes for row in rows].count(UNSET) == len(rows)
         if whole and not odd and bare:
-            return _columns(records, keys, rows, times, [None] * len(rows), stamps, [], [], 0)
+            return _columns(records, keys, rows, times, [None] * len(rows), stamps, [], [], 0, said is not None)
 
         found: list[Any] = [None] * len(records)
         for place, row in zip(plain, rows, strict=True):
@@ -231,7 +232,7 @@ class UpdateIntake:
         guessed = [place for place, row in enumerate(found) if type(row) is Update and row.guessed]
         if self._formats.reads_keys:
             keys = [row.item_id if type(row) is Update else key for key, row in zip(keys, found, strict=True)]
-        return _columns(records, keys, found, times, attributes, stamps, guessed, rejected, others)
+        return _columns(records, keys, found, times, attributes, stamps, guessed, rejected, others, said is not None)
 
     def _out_of_frames(
         self,
@@ -413,6 +414,7 @@ def _columns(
     guessed: list[int],
     rejected: list[tuple[Message, EventError]],
     others: int,
+    headers: bool,
 ) -> UpdateBatch:
     """Of usable updates, each an ``ItemUpdate`` or an ``Update``; ``times``: of those that have none of their own."""
     return UpdateBatch(
@@ -427,6 +429,7 @@ def _columns(
         stamps,
         rejected,
         others,
+        headers,
     )
 
 

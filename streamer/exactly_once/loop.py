@@ -45,6 +45,7 @@ from streamer.process.health import Health, Part
 from streamer.process.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, TRANSACTION_ABORTS, observe_ages
 from streamer.process.yielding import Yielding
 from streamer.settings import KafkaSettings
+from streamer.tracing.batches import UNTRACED, BatchTrace, PassedOn, Traces
 
 log = structlog.get_logger(__name__)
 
@@ -103,9 +104,12 @@ class TransactionalLoop:
         transform: Transform,
         health: Health,
         select: Select = len,
+        traces: Traces | None = None,
     ) -> None:
+        """``traces``: of its batches; the same that ``transform`` asks."""
         self._settings = settings
         self._select = select
+        self._traces: Traces = PassedOn() if traces is None else traces
         self._kafka = kafka
         self._transform = transform
         self._health = health
@@ -244,7 +248,8 @@ class TransactionalLoop:
         try:
             batch_size = self._select(records)
             records, self._waiting = records[:batch_size], records[batch_size:]
-            with self._health.working(f"a batch of {len(records)} events"):
+            trace = self._traces.begin(records)
+            with trace.current(), self._health.working(f"a batch of {len(records)} events"):
                 outgoing = self._transform(records)
         except RegistryAwayError as reason:
             self._wait_for_registry(gathered, reason)
@@ -254,7 +259,7 @@ class TransactionalLoop:
             return
         last = dict(zip(map(Message.partition, records), map(Message.offset, records), strict=True))
         offsets = {partition: offset + 1 for partition, offset in last.items()}
-        transact = self._transaction(records, outgoing, offsets)
+        transact = self._transaction(records, outgoing, offsets, trace)
         if len(records) >= settings.batch_size:
             self._committing = committer.submit(transact)
             self._unfinished = records
@@ -348,12 +353,12 @@ class TransactionalLoop:
         if not (due and self._committed and self._input.caught_up):
             return
         try:
-            self._transaction([], (), {})()
+            self._transaction([], (), {}, UNTRACED)()
         except AbortRequired as reason:
             self._abort([], reason)
 
     def _transaction(
-        self, records: list[Message], outgoing: Sequence[Outgoing], offsets: dict[int, int]
+        self, records: list[Message], outgoing: Sequence[Outgoing], offsets: dict[int, int], trace: BatchTrace
     ) -> Callable[[], None]:
         """One transaction, to be run by any thread; what the group and the topics say of it is of this moment.
 
@@ -366,7 +371,8 @@ class TransactionalLoop:
         more = settings.commit_note() if settings.commit_note is not None else {}
         note = encode_note(time.time_ns() // 1_000_000, logs, more)
         noted = [TopicPartition(settings.source, partition, offset, note) for partition, offset in offsets.items()]
-        return partial(self._transact, records, outgoing, offsets, noted, self._consumer.consumer_group_metadata())
+        group = self._consumer.consumer_group_metadata()
+        return partial(self._transact, records, outgoing, offsets, noted, group, trace)
 
     def _transact(
         self,
@@ -375,14 +381,21 @@ class TransactionalLoop:
         offsets: dict[int, int],
         noted: list[TopicPartition],
         group_metadata: object,
+        trace: BatchTrace,
     ) -> None:
-        self._producer.send(noted, group_metadata, outgoing)
-        self._producer.commit()
+        try:
+            with trace.current():
+                self._producer.send(noted, group_metadata, outgoing)
+                self._producer.commit()
+        except BaseException as fault:
+            trace.fail(fault)
+            raise
+        trace.end()
         if offsets.keys() >= self._committed.keys():
             self._life_sign_at = time.monotonic()
         self._committed |= offsets
         self._broker.answered()
-        observe_ages(self._settings.event_seconds, records)
+        observe_ages(self._settings.event_seconds, records, trace.traced)
 
     def _finish_or_abort(self, next_records: list[Message]) -> bool:
         """Wait for the commit under way; ``False`` when it failed and ``next_records`` are to be gathered again."""

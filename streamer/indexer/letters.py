@@ -16,6 +16,7 @@ from streamer.indexer.codes import IndexerError
 from streamer.kafka.gather import produce
 from streamer.process.health import Health
 from streamer.process.metrics import count_dead_letter
+from streamer.tracing.batches import Traces
 
 STAGE: Final = "indexer"
 _FLUSH_SECONDS: Final = 1.0
@@ -24,11 +25,12 @@ _FLUSH_SECONDS: Final = 1.0
 class Letters:
     """Writes dead letters; for the writer's thread."""
 
-    def __init__(self, producer: Producer, health: Health, codebook: str) -> None:
-        """``codebook``: of the index that does not take them."""
+    def __init__(self, producer: Producer, health: Health, codebook: str, traces: Sequence[Traces] = ()) -> None:
+        """``codebook``: of the index that does not take them; ``traces``: of the batches that the records are of."""
         self._producer = producer
         self._health = health
         self._codebook = codebook
+        self._traces = traces
 
     def send(self, topic: str, refused: Sequence[tuple[Message, Rejection]]) -> None:
         """Return once the broker has a letter for each record.
@@ -47,6 +49,8 @@ class Letters:
             sent: dict[str, Any] = {"key": letter.key, "value": letter.value, "headers": letter.headers}
             produce(self._producer, letter.topic, **sent, on_delivery=delivered)
             count_dead_letter(STAGE, rejection.kind)
+            for traces in self._traces:
+                traces.refused(record, rejection.kind)
         while self._producer.flush(_FLUSH_SECONDS):
             self._health.progress()  # a broker that is away; the records are given up after message.timeout.ms
         if failures:

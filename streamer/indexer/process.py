@@ -52,9 +52,11 @@ from streamer.process.metrics import (
 from streamer.process.run import collect_garbage_rarely, run_process
 from streamer.process.yielding import Yielding
 from streamer.settings import Settings
+from streamer.tracing.batches import traces_of
 
 log = structlog.get_logger(__name__)
 PROCESS: Final = "indexer"
+_CLIENT_GROUP: Final = "sidstream-indexer"
 _IDLE_WAIT_SECONDS: Final = 0.1
 _LIFE_SIGN_SECONDS: Final = 3_600.0
 
@@ -78,6 +80,9 @@ class Indexer:
         self._layouts_topic = settings.topics.layouts
         self._attributes_topic = settings.topics.item_attributes
         self._attributes = AttributesReader(settings.attributes)
+        group = settings.in_cluster(_CLIENT_GROUP)
+        self._codes_traces = traces_of("index", self._codes_topic, group=group)
+        self._attributes_traces = traces_of("index", self._attributes_topic, group=group)
         self._token_counts_topic = settings.topics.token_counts
         self._input = InputProgress(PROCESS, health, f"the ends of {self._codes_topic} are not read yet")
         generations = settings.generations
@@ -107,7 +112,7 @@ class Indexer:
         consumer = Consumer(
             consumer_configuration(
                 settings.kafka,
-                group=settings.in_cluster("sidstream-indexer"),  # asked for by the client; never used for offsets
+                group=settings.in_cluster(_CLIENT_GROUP),  # asked for by the client; never used for offsets
                 health=self._health,
                 enable_partition_eof=True,
                 auto_offset_reset="error",  # offsets that are gone are records that are lost: never passed over in silence
@@ -122,7 +127,9 @@ class Indexer:
             interval_seconds=settings.indexer.counts_interval_seconds,
             partitions=settings.indexer.partitions,
         )
-        self._letters = Letters(producer, self._health, self._codebook.codebook_id)
+        self._letters = Letters(
+            producer, self._health, self._codebook.codebook_id, (self._codes_traces, self._attributes_traces)
+        )
         self._limit = ItemLimit(settings, self._writer, self._letters)
         self._broker = BrokerProbe((consumer, producer), settings.kafka, self._health)
         try:
@@ -216,17 +223,7 @@ class Indexer:
         codes = [record for record in records if record.topic() == self._codes_topic]
         done: dict[tuple[str, int], int] = {}
         if codes:
-            offsets = next_offsets(codes)
-            done |= offsets
-            admitted = self._limit.admit(codes)
-            batch = codes_batch(admitted, self._codebook)
-            with self._health.working(f"an index batch of {len(codes)} events"), COMMIT_SECONDS.time():
-                outcome = self._writer.apply(batch, offsets)
-            self._positions |= offsets
-            publisher.add(outcome.changed_tokens)
-            self._show_items(outcome.items, outcome.split_keys)
-            STALE_UPDATES.inc(outcome.stale)
-            observe_ages(FRESHNESS_SECONDS.labels(PROCESS), codes)
+            done |= self._apply_codes(codes, publisher)
         alone = [record for record in records if record.topic() == self._attributes_topic]
         if alone:
             done |= self._apply_attributes(alone)
@@ -247,17 +244,36 @@ class Indexer:
         if rest > 0:
             time.sleep(rest)
 
+    def _apply_codes(self, records: Sequence[Message], publisher: CensusPublisher) -> dict[tuple[str, int], int]:
+        """Stores records of ``item-codes``; where they lead to."""
+        offsets = next_offsets(records)
+        trace = self._codes_traces.begin(records)
+        with trace.current():
+            batch = codes_batch(self._limit.admit(records), self._codebook)
+            with self._health.working(f"an index batch of {len(records)} events"), COMMIT_SECONDS.time():
+                outcome = self._writer.apply(batch, offsets)
+        trace.end()
+        self._positions |= offsets
+        publisher.add(outcome.changed_tokens)
+        self._show_items(outcome.items, outcome.split_keys)
+        STALE_UPDATES.inc(outcome.stale)
+        observe_ages(FRESHNESS_SECONDS.labels(PROCESS), records, trace.traced)
+        return offsets
+
     def _apply_attributes(self, records: Sequence[Message]) -> dict[tuple[str, int], int]:
         """Stores records of ``item-attributes``; where they lead to."""
         offsets = next_offsets(records)
-        read = self._attributes.read(records)
-        if read.refused:
-            self._letters.send(self._settings.topics.item_attributes_dead_letters, read.refused)
-        batch = attributes_batch(self._limit.admit_attributes(read.updates))
-        with self._health.working(f"attributes of {len(records)} events"), COMMIT_SECONDS.time():
-            self._writer.apply_attributes(batch, offsets)
+        trace = self._attributes_traces.begin(records)
+        with trace.current():
+            read = self._attributes.read(records)
+            if read.refused:
+                self._letters.send(self._settings.topics.item_attributes_dead_letters, read.refused)
+            batch = attributes_batch(self._limit.admit_attributes(read.updates))
+            with self._health.working(f"attributes of {len(records)} events"), COMMIT_SECONDS.time():
+                self._writer.apply_attributes(batch, offsets)
+        trace.end()
         self._positions |= offsets
-        observe_ages(FRESHNESS_SECONDS.labels(PROCESS), records)
+        observe_ages(FRESHNESS_SECONDS.labels(PROCESS), records, trace.traced)
         return offsets
 
     def _gather(self, consumer: Consumer) -> list[Message]:

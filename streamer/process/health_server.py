@@ -1,4 +1,4 @@
-"""``/metrics``, ``/live`` and ``/ready`` of a process over HTTP."""
+"""``/metrics``, ``/live`` and ``/ready`` of a process over HTTP; ``/metrics`` in OpenMetrics for whoever accepts that."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 
 from streamer.process.health import Health
 from streamer.process.http_headers import HEADERS
@@ -29,7 +30,7 @@ class HealthServer:
             server_version, sys_version = "sidstream", ""
 
             def do_GET(self) -> None:
-                status, kind, body = _respond(self.path, health)
+                status, kind, body = _respond(self.path, self.headers.get("Accept", ""), health)
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
@@ -53,10 +54,16 @@ class HealthServer:
             self._server.server_close()
 
 
-def _respond(path: str, health: Health) -> tuple[int, str, bytes]:
+def exposition(accept: str) -> tuple[str, bytes]:
+    """Media type and text of all metrics: OpenMetrics, which has exemplars, for whoever accepts it, else Prometheus' own."""
+    encode, kind = choose_encoder(accept)
+    return kind, encode(REGISTRY)
+
+
+def _respond(path: str, accept: str, health: Health) -> tuple[int, str, bytes]:
     match path.partition("?")[0]:
         case "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest()
+            return 200, *exposition(accept)
         case "/live":
             return _verdict("alive", health.stalled)
         case "/ready":

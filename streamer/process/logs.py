@@ -11,6 +11,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from models.terminal import printable
 from streamer.settings import LoggingSettings
+from streamer.tracing.context import current_context
 
 # These libraries tell at "info" what only their developers need.
 _QUIETER: Final = {
@@ -19,6 +20,8 @@ _QUIETER: Final = {
     "mode": logging.WARNING,
     "jgo": logging.WARNING,
     "uvicorn": logging.WARNING,
+    # A line for each attempt: who exports says it once (streamer.tracing.export).
+    "opentelemetry": logging.CRITICAL,
 }
 
 
@@ -33,12 +36,14 @@ def speaks_json() -> bool:
 def configure_logging(settings: LoggingSettings, *, process: str, instance: str = "") -> None:
     """Send every log line of this process to standard error, for a console or as one JSON object a line.
 
-    Each line says which ``process`` wrote it, and which ``instance`` where there may be several, whatever thread it comes from.
+    Each line says which ``process`` wrote it, and which ``instance`` where there may be several, whatever thread it comes from;
+    and the ``trace_id`` of what is worked on, where that has one.
     """
     whose = {"process": process} | ({"instance": instance} if instance else {})
 
     def say_whose(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        return {**whose, **event}
+        context = current_context()
+        return {**whose, **event} if context is None else {**whose, "trace_id": context.trace_id, **event}
 
     shared: list[Processor] = [
         say_whose,  # not a context variable: a thread has a context of its own, without what the main one has bound

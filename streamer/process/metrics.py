@@ -15,6 +15,7 @@ from confluent_kafka import Message
 from prometheus_client import Counter, Gauge, Histogram
 
 from streamer.process.health import Health
+from streamer.tracing.context import context_of
 
 _BATCH_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _AGE_SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
@@ -89,13 +90,17 @@ def count_dead_letter(process: str, kind: str) -> None:
     DEAD_LETTERS.labels(process, bounded_class(kind)).inc()
 
 
-def observe_ages(histogram: Histogram, records: Sequence[Message]) -> None:
-    """Seconds from the Kafka timestamps of ``records`` until now; at most 32 of them, spread evenly over the batch.
+def observe_ages(histogram: Histogram, records: Sequence[Message], traced: Message | None = None) -> None:
+    """Seconds from the Kafka timestamps of ``records`` until now; at most 32 of them, spread evenly over the batch, and
+    ``traced`` among them. Of those whose trace is recorded, its id is the exemplar.
 
     A timestamp comes from the producer's clock, and so does a negative age, which counts as none.
     """
-    now = time.time()
-    for record in records[:: len(records) // _MOST_TIMED + 1]:
+    now, step = time.time(), len(records) // _MOST_TIMED + 1
+    first = 0 if traced is None else next(place for place, one in enumerate(records) if one is traced) % step
+    for record in records[first::step]:
         kind, milliseconds = record.timestamp()
         if kind:  # else the record has none
-            histogram.observe(max(0.0, now - milliseconds / 1000))
+            context = context_of(record)
+            exemplar = {"trace_id": context.trace_id} if context is not None and context.sampled else None
+            histogram.observe(max(0.0, now - milliseconds / 1000), exemplar)

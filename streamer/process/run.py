@@ -19,6 +19,7 @@ from streamer.process.logs import configure_logging
 from streamer.process.metrics import describe_process
 from streamer.process.shutdown import Shutdown
 from streamer.settings import Settings
+from streamer.tracing.start import tracing_started
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,10 @@ def run_process(
     server = HealthServer(settings.metrics, health)
     log.info("starting", broker=settings.kafka.bootstrap_servers)
     try:
-        work(stop, health)
+        with tracing_started(settings, name, instance=instance) as collector:
+            if collector:
+                log.info("tracing", endpoint=collector)
+            work(stop, health)
     finally:
         server.close()
     log.info("stopped")

@@ -14,11 +14,23 @@ from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.settings import load_settings
 from support.gateways import ITEMS, MAXIMUM_LINES, Served, start, update
+from support.otlp_receiver import OtlpReceiver
 from support.processes import SidstreamProcess, free_port
+
+SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}  # spans need not wait for others
 
 
 @pytest.fixture(scope="session")
-def served(broker: LocalBroker, tiny_model_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def receiver() -> Iterator[OtlpReceiver]:
+    """Where the spans of the pipeline go."""
+    with OtlpReceiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def served(
+    broker: LocalBroker, receiver: OtlpReceiver, tiny_model_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("gateway")
     settings = load_settings(
         bundle=tiny_model_bundle,
@@ -28,13 +40,14 @@ def served(broker: LocalBroker, tiny_model_bundle: Path, tmp_path_factory: pytes
         attributes={"filterable": {"price": "number"}},
         retriever={"maximum_wait_seconds": 300},
         gateway={"port": free_port(), "wait_seconds": 120, "maximum_lines": MAXIMUM_LINES},
+        tracing={"endpoint": receiver.address, "ratio": 0},  # nothing but what a test traces
     )
     create(settings.kafka, topic_specs(settings))
     with (
-        SidstreamProcess(settings, "gateway", directory) as process,
-        SidstreamProcess(settings, "assigner", directory),
-        SidstreamProcess(settings, "indexer", directory),
-        SidstreamProcess(settings, "retriever", directory),
+        SidstreamProcess(settings, "gateway", directory, environment=SOON) as process,
+        SidstreamProcess(settings, "assigner", directory, environment=SOON),
+        SidstreamProcess(settings, "indexer", directory, environment=SOON),
+        SidstreamProcess(settings, "retriever", directory, environment=SOON),
     ):
         start(process, settings)
         yield Served(settings, process)

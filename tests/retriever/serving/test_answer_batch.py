@@ -369,6 +369,22 @@ def test_unusable_query_gets_an_error_answer_and_a_dead_letter_and_the_next_one_
     assert by_id["good"].error is None
 
 
+def test_answer_of_any_kind_has_the_trace_of_its_query(bundle: Bundle, writer: IndexWriter) -> None:
+    asked = [
+        query(b"good", text="thing"),
+        query(b"bad", value=b"{"),
+        query(b"late", text="a", asked_at=int(time.time()) * 1000 - 60_000),
+    ]
+    parents = [("traceparent", f"00-{number * 32}-{number * 16}-01".encode()) for number in "123"]
+    for one, parent in zip(asked, parents, strict=True):
+        one.set_headers([parent])
+    outgoing = answer_batch(bundle, writer)([*asked, query(b"plain", text="thing")])
+    found = {out.key: dict(out.headers or []).get("traceparent") for out in outgoing if out.topic == "results"}
+    assert found == {one.key(): content for one, (_, content) in zip(asked, parents, strict=True)} | {b"plain": None}
+    [letter] = [out for out in outgoing if out.topic == "dlq"]
+    assert (letter.headers or [])[0] == parents[1]
+
+
 def test_outcomes_of_queries_and_the_time_of_decoding_are_counted(bundle: Bundle, writer: IndexWriter) -> None:
     def value(name: str, **labels: str) -> float:
         return REGISTRY.get_sample_value(name, labels) or 0.0

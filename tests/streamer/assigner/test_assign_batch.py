@@ -439,3 +439,27 @@ def test_any_batch_gives_each_item_one_output_and_each_unusable_event_one_letter
     assert {out.key: out.value for out in outs if out.topic == "codes"} == expected
     assert len([out for out in outs if out.topic == "codes"]) == len(expected)
     assert len([out for out in outs if out.topic == "dlq"]) == sum(out.topic == "dlq" for out in alone)
+
+
+def test_codes_have_the_trace_of_their_update_and_a_dead_letter_its_headers_as_they_came(assign: AssignBatch) -> None:
+    first, last, bad = (("traceparent", f"00-{number * 32}-{number * 16}-01".encode()) for number in "123")
+    outgoing = assign(
+        [
+            record(b"twice", update(1, 2, 3, 0), headers=[first]),
+            record(b"plain", update(1, 2, 3, 0)),
+            record(b"twice", update(4, 5, 6, 0), headers=[last, ("tracestate", b"shop=7"), ("source", b"erp")]),
+            record(b"bad", b"{", headers=[bad]),
+            record(b"odd", update(1, 2, 3, 0), headers=[("traceparent", b"nonsense")]),
+            record(b"gone", None, headers=[first]),
+        ]
+    )
+    *codes, letter = outgoing
+    assert {one.key: one.headers for one in codes} == {
+        b"plain": None,
+        b"twice": [last, ("tracestate", b"shop=7")],
+        b"odd": None,
+        b"gone": [first],
+    }
+    assert fault(letter) == "UndecodableEvent"
+    assert letter.headers is not None
+    assert letter.headers[0] == bad

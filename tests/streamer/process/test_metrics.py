@@ -56,3 +56,17 @@ def test_readiness_and_liveness_are_asked_anew_at_every_scrape() -> None:
     assert value("sidstream_ready") == 1.0
     health.set_unready(Part.BROKER, "no broker answers")
     assert value("sidstream_ready") == 0.0
+
+
+def test_exemplar_is_of_a_recorded_trace_wherever_it_stands_in_a_batch() -> None:
+    ages, registry = histogram()
+    batch = records(10_000, seconds_ago=5)
+    for place, flags in ((4_321, "01"), (77, "00")):
+        parent = f"00-{place:032x}-{place:016x}-{flags}".encode()
+        batch[place].set_headers([("traceparent", parent)])
+    observe_ages(ages, batch, traced=batch[4_321])
+    [family] = registry.collect()
+    exemplars = [sample.exemplar.labels["trace_id"] for sample in family.samples if sample.exemplar]
+    assert exemplars == [f"{4_321:032x}"]
+    timed = registry.get_sample_value("age_seconds_count") or 0
+    assert 30 <= timed <= 32, "no more of them are timed for that"
