@@ -68,7 +68,8 @@ def test_update_and_query_over_http_are_one_connected_trace_each_with_links_to_t
         "every operation of both traces",
     )
     request, assign, index = (of_trace(spans, write)[name] for name in sorted(names[0]))
-    assert [one.service for one in (request, assign, index)] == [f"sidstream-{name}" for name in ("gateway", "assigner", "indexer")]  # fmt: skip
+    services = [f"sidstream-{name}" for name in ("gateway", "assigner", "indexer")]
+    assert [one.service for one in (request, assign, index)] == services
     assert [request.parent_id, assign.parent_id, index.parent_id] == [CALLER, request.span_id, assign.span_id]
     assert [request.kind, assign.kind, index.kind] == ["SERVER", "CONSUMER", "CONSUMER"]
     assert index.attributes["messaging.kafka.message.key"] == "traced-1"

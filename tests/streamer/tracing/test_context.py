@@ -123,9 +123,9 @@ def test_no_tracestate_harms_its_parent_or_grows_beyond_its_limit(states: list[b
         ([b",".join(b"k%d=v" % number for number in range(33))], b""),
         # The longest members go first, then the last ones.
         ([b"a=" + b"x" * 300, b"b=1", b"c=" + b"y" * 300], b"b=1"),
-        ([b",".join(b"%c=" % (97 + number) + b"x" * 98 for number in range(6))], b",".join(b"%c=" % (97 + n) + b"x" * 98 for n in range(5))),
+        ([b",".join([b"a=" + b"x" * 98] * 6)], b",".join([b"a=" + b"x" * 98] * 5)),
     ],
-)  # fmt: skip
+)
 def test_tracestate_is_joined_cleaned_and_cut_as_the_specification_says(states: list[bytes], kept: bytes) -> None:
     context = read(VALID, *states)
     assert context is not None
