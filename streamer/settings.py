@@ -270,12 +270,20 @@ class IndexerSettings(Section):
 
 
 class GenerationSettings(Section):
-    """A codebook's pipeline beside the one that answers, while it catches up; on a machine of its own, share 1."""
+    """A codebook's pipeline beside the one that answers; on a machine of its own, share 1 and no interval."""
 
     catching_up_share: float = Field(
-        0.33, gt=0, le=1, description="part of the time that its assigner and its indexer work; they rest in between"
+        0.33,
+        gt=0,
+        le=1,
+        description="part of the time that its assigner and its indexer work until they have caught up; they rest in between",
     )
-    catching_up_batch: int = Field(2_000, ge=1, description="records that they take at once")
+    catching_up_batch: int = Field(2_000, ge=1, description="records that they take at once until then")
+    beside_batch_interval_ms: float = Field(
+        50.0,
+        ge=0,
+        description="least time between their batches, a canary's and a previous one's too: each costs a transaction and a sync",
+    )
 
 
 class MonitorSettings(Section):

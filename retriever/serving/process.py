@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import threading
 
-import structlog
-
 from retriever.answering.metrics import QUERY_SECONDS
 from retriever.serving.answer_batch import PROCESS, AnswerBatch
 from retriever.serving.bundles import BundlesOfRecord
-from streamer.deployments.follow import ServingFollower
+from streamer.deployments.follow import await_follower
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
 from streamer.kafka.admin import await_topics
-from streamer.kafka.read_to_end import LogReadError
-from streamer.process.health import Health, Part
+from streamer.process.health import Health
 from streamer.process.run import run_process
 from streamer.registry.reading import formats_of
 from streamer.settings import Settings
 from streamer.tracing.batches import traces_of
-
-log = structlog.get_logger(__name__)
 
 
 def run_retriever(settings: Settings) -> None:
@@ -34,7 +29,7 @@ def run_retriever(settings: Settings) -> None:
         needed = [topics.queries, topics.queries_dead_letters, topics.results, topics.serving]
         if not await_topics(settings, needed, stop, health):
             return
-        follower = _follower(settings, stop, health)
+        follower = await_follower(settings, PROCESS, stop, health)
         if follower is None:
             return
         with follower:
@@ -59,23 +54,10 @@ def run_retriever(settings: Settings) -> None:
                     group=settings.retriever_group,
                     instance=own.instance,
                     batch_size=own.batch_size,
-                    minimum_batch_interval_ms=0,
+                    batch_interval_ms=lambda: 0.0,
                     event_seconds=QUERY_SECONDS,
                     gather_size=own.gather_size,
                 )
                 TransactionalLoop(loop, settings.kafka, transform, health, transform.next_batch, traces).run(stop)
 
     run_process(PROCESS, settings, work, instance=settings.retriever.instance)
-
-
-def _follower(settings: Settings, stop: threading.Event, health: Health) -> ServingFollower | None:
-    """Reads the record; a broker that goes away just then is waited for. None if ``stop`` was set first."""
-    while not stop.is_set():
-        health.progress()
-        try:
-            return ServingFollower(settings, PROCESS)
-        except LogReadError as error:
-            log.warning("waiting_for_broker", reason=str(error))
-            health.set_unready(Part.BROKER, str(error))
-            stop.wait(1.0)
-    return None

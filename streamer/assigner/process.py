@@ -13,6 +13,7 @@ from confluent_kafka import Message
 from models.bundles.bundle import Bundle
 from models.bundles.item_encoder import ItemEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
+from streamer.deployments.batch_interval import batch_interval
 from streamer.deployments.served import await_own
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
@@ -66,21 +67,6 @@ def run_assigner(loaded: Settings) -> None:
             formats=formats_of(settings, rows=True),
             traces=traces,
         )
-        loop = LoopSettings(
-            process=PROCESS,
-            source=topics.item_updates,
-            group=group,
-            instance=own.instance,
-            batch_size=own.batch_size,
-            minimum_batch_interval_ms=own.minimum_batch_interval_ms,
-            event_seconds=FRESHNESS_SECONDS.labels(PROCESS),
-            outputs=(topics.item_codes,),
-            every_record=True,
-            remedy=_remedy(settings),
-            accept_missed=own.accept_missed_updates,
-            commit_note=assign.commit_note,
-            yields=(share, settings.generations.catching_up_batch) if beside else None,
-        )
         collect_garbage_rarely()
 
         def transform(records: list[Message]) -> list[Outgoing]:
@@ -88,7 +74,24 @@ def run_assigner(loaded: Settings) -> None:
             partitioner.look(records)  # once a batch: not of one that waits for the schema registry
             return outgoing
 
-        consuming = TransactionalLoop(loop, settings.kafka, transform, health, traces=traces)
-        consuming.run(stop)
+        codebook, own_interval = bundle.layout.codebook_id, own.minimum_batch_interval_ms
+        with batch_interval(settings, codebook, own_interval, PROCESS, stop, health) as interval:
+            loop = LoopSettings(
+                process=PROCESS,
+                source=topics.item_updates,
+                group=group,
+                instance=own.instance,
+                batch_size=own.batch_size,
+                batch_interval_ms=interval,
+                event_seconds=FRESHNESS_SECONDS.labels(PROCESS),
+                outputs=(topics.item_codes,),
+                every_record=True,
+                remedy=_remedy(settings),
+                accept_missed=own.accept_missed_updates,
+                commit_note=assign.commit_note,
+                yields=(share, settings.generations.catching_up_batch) if beside else None,
+            )
+            consuming = TransactionalLoop(loop, settings.kafka, transform, health, traces=traces)
+            consuming.run(stop)
 
     run_process(PROCESS, loaded, work, instance=loaded.assigner.instance)

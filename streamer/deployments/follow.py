@@ -17,11 +17,32 @@ from streamer.events.serving import Serving
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError
 from streamer.kafka.gather import drain
+from streamer.kafka.read_to_end import LogReadError
+from streamer.process.health import Health, Part
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
 _WAIT_SECONDS: Final = 0.1
+_FETCH_WAIT_MS: Final = 5_000  # a change comes at once all the same; the broker need not be asked ten times a second
 _RETRY_SECONDS: Final = 1.0
+
+
+def await_follower(settings: Settings, purpose: str, stop: threading.Event, health: Health) -> ServingFollower | None:
+    """A follower that has read the record once; a cluster that is away is waited for. None when ``stop`` was set first.
+
+    Raises:
+        MissingTopicsError: there is no topic ``serving``.
+        ServingRecordError: it holds what this sidstream does not read.
+    """
+    while not stop.is_set():
+        health.progress()
+        try:
+            return ServingFollower(settings, purpose)
+        except LogReadError as error:
+            log.warning("waiting_for_broker", reason=str(error))
+            health.set_unready(Part.BROKER, str(error))
+            stop.wait(1.0)
+    return None
 
 
 class ServingFollower:
@@ -57,7 +78,7 @@ class ServingFollower:
         group = settings.in_cluster(
             f"sidstream-{self._purpose}-serving"
         )  # asked for by the client; never used for offsets
-        consumer = Consumer(consumer_configuration(settings.kafka, group=group))
+        consumer = Consumer(consumer_configuration(settings.kafka, group=group, fetch_wait_max_ms=_FETCH_WAIT_MS))
         try:
             consumer.assign([TopicPartition(settings.topics.serving, 0, OFFSET_BEGINNING)])
             newest = None

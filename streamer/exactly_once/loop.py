@@ -65,12 +65,12 @@ Select = Callable[[list[Message]], int]
 class LoopSettings:
     """One transactional loop: ``group`` and ``instance`` make its stable transactional id.
 
-    ``event_seconds`` is told how long events took from their Kafka timestamps to the commit of what came of them.
-    ``gather_size``: records to select a batch from; without it, ``batch_size``. ``outputs`` to ``accept_missed``:
-    see ``Input``. ``commit_note``: fields for the note that is committed with each offset (JSON, a few hundred bytes at
-    most), asked once a batch. ``life_sign_seconds``: how often an idle loop commits where it stands, so that the time in
-    the note says when somebody read last. ``yields``: share of the time, and records at once, until it has caught up; None takes
-    all there is.
+    ``batch_interval_ms``: asked after each batch for the least time from its begin to that of the next. ``event_seconds`` is
+    told how long events took from their Kafka timestamps to the commit of what came of them. ``gather_size``: records to
+    select a batch from; without it, ``batch_size``. ``outputs`` to ``accept_missed``: see ``Input``. ``commit_note``: fields
+    for the note that is committed with each offset (JSON, a few hundred bytes at most), asked once a batch.
+    ``life_sign_seconds``: how often an idle loop commits where it stands, so that the time in the note says when somebody
+    read last. ``yields``: share of the time, and records at once, until it has caught up; None takes all there is.
     """
 
     process: str
@@ -78,7 +78,7 @@ class LoopSettings:
     group: str
     instance: str
     batch_size: int
-    minimum_batch_interval_ms: float
+    batch_interval_ms: Callable[[], float]
     event_seconds: Histogram
     gather_size: int | None = None
     outputs: tuple[str, ...] = ()
@@ -277,9 +277,7 @@ class TransactionalLoop:
         EVENTS.labels(settings.process).inc(len(records))
         BATCH_SECONDS.labels(settings.process).observe(seconds)
         self._summary.add(len(records), seconds)
-        rest = max(
-            settings.minimum_batch_interval_ms / 1000 - (time.monotonic() - started), self._yielding.rest(seconds)
-        )
+        rest = max(settings.batch_interval_ms() / 1000 - (time.monotonic() - started), self._yielding.rest(seconds))
         if rest > 0:
             time.sleep(rest)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -21,6 +21,7 @@ from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.files.read_ahead import read_ahead
 from store.writing.writer import IndexWriter
+from streamer.deployments.batch_interval import batch_interval
 from streamer.deployments.served import await_own
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
@@ -66,10 +67,18 @@ class Indexer:
     batch."""
 
     def __init__(
-        self, settings: Settings, writer: IndexWriter, layout: Layout, health: Health, *, beside: bool = False
+        self,
+        settings: Settings,
+        writer: IndexWriter,
+        layout: Layout,
+        health: Health,
+        *,
+        beside: bool = False,
+        batch_interval_ms: Callable[[], float] | None = None,
     ) -> None:
         """``layout``: any layout of the index's codebook, for its id, layers and size; ``beside``: queries are answered from
-        another index, and this one yields until it has caught up.
+        another index, and this one yields until it has caught up; ``batch_interval_ms``: asked after each batch for the least
+        time from its begin to that of the next, else the settings' own counts.
         """
         self._settings = settings
         self._writer = writer
@@ -89,6 +98,7 @@ class Indexer:
         share = generations.catching_up_share if beside else 1.0
         batch = generations.catching_up_batch if beside else settings.indexer.batch_size
         self._yielding = Yielding(share, batch, lambda: self._input.has_caught_up)
+        self._batch_interval_ms = batch_interval_ms or (lambda: settings.indexer.minimum_batch_interval_ms)
         self._storage = StorageMetrics(writer)
         self._summary = BatchSummary()
         # How far a partition is known to hold no record that was not applied: markers of transactions take offsets, too.
@@ -208,7 +218,6 @@ class Indexer:
         return assignment, ends
 
     def _one_batch(self, consumer: Consumer, publisher: CensusPublisher) -> None:
-        own = self._settings.indexer
         self._health.progress()
         if added := self._logs.look(self._reached()):
             self._add_partitions(consumer, added)
@@ -240,7 +249,7 @@ class Indexer:
         BATCH_EVENTS.labels(PROCESS).observe(len(records))
         BATCH_SECONDS.labels(PROCESS).observe(seconds)
         self._summary.add(len(records), seconds)
-        rest = max(own.minimum_batch_interval_ms / 1000 - (time.monotonic() - started), self._yielding.rest(seconds))
+        rest = max(self._batch_interval_ms() / 1000 - (time.monotonic() - started), self._yielding.rest(seconds))
         if rest > 0:
             time.sleep(rest)
 
@@ -373,18 +382,22 @@ def run_indexer(loaded: Settings) -> None:
         ]
         if not await_topics(settings, needed, stop, health):
             return
-        with IndexWriter.open(
-            settings.index,
-            codebook_id=layout.codebook_id,
-            layers=layout.layers,
-            size=layout.size,
-            map_size=settings.indexer.map_bytes,
-            order=settings.indexer.order,
-            partitions=settings.indexer.partitions,
-            on_progress=health.progress,  # of an upgrade
-        ) as writer:
+        own = settings.indexer.minimum_batch_interval_ms
+        with (
+            batch_interval(settings, layout.codebook_id, own, PROCESS, stop, health) as interval,
+            IndexWriter.open(
+                settings.index,
+                codebook_id=layout.codebook_id,
+                layers=layout.layers,
+                size=layout.size,
+                map_size=settings.indexer.map_bytes,
+                order=settings.indexer.order,
+                partitions=settings.indexer.partitions,
+                on_progress=health.progress,  # of an upgrade
+            ) as writer,
+        ):
             writer.put_layout(layout, {})
             collect_garbage_rarely()
-            Indexer(settings, writer, layout, health, beside=beside).run(stop)
+            Indexer(settings, writer, layout, health, beside=beside, batch_interval_ms=interval).run(stop)
 
     run_process(PROCESS, loaded, work)

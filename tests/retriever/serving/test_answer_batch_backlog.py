@@ -80,7 +80,9 @@ def slow_retriever(
 
             answerer._searches.search = slowly  # type: ignore[method-assign]
             group = settings.topics.prefix + settings.retriever.group
-            loop = LoopSettings("retriever", settings.topics.queries, group, "0", BATCH, 0, QUERY_SECONDS, 1_000)
+            loop = LoopSettings(
+                "retriever", settings.topics.queries, group, "0", BATCH, lambda: 0.0, QUERY_SECONDS, 1_000
+            )
             yield TransactionalLoop(loop, settings.kafka, counted, Health(), transform.next_batch), batches, calls
 
 

@@ -63,7 +63,7 @@ def loop_settings(settings: Settings) -> LoopSettings:
         group=settings.topics.prefix + "copy",
         instance="0",
         batch_size=100,
-        minimum_batch_interval_ms=0,
+        batch_interval_ms=lambda: 0.0,
         event_seconds=FRESHNESS_SECONDS.labels("assigner"),
         outputs=(settings.topics.item_codes,),
         every_record=True,

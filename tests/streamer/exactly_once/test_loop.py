@@ -116,7 +116,9 @@ def test_gathered_records_that_wait_for_their_batch_survive_rebalances_exactly_o
 
     def instance(name: str) -> tuple[threading.Thread, threading.Event]:
         group = settings.topics.prefix + "loop"
-        loop = LoopSettings("retriever", source, group, name, 10, 0, FRESHNESS_SECONDS.labels("retriever"), 500)
+        loop = LoopSettings(
+            "retriever", source, group, name, 10, lambda: 0.0, FRESHNESS_SECONDS.labels("retriever"), 500
+        )
         stop = threading.Event()
         run = TransactionalLoop(loop, settings.kafka, transform, Health(), lambda records: min(len(records), 10)).run
         thread = threading.Thread(target=run, args=(stop,))

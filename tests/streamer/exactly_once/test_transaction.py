@@ -37,7 +37,7 @@ class FencedOnce:
             group=self._group,
             instance="0",
             batch_size=batch_size,
-            minimum_batch_interval_ms=0,
+            batch_interval_ms=lambda: 0.0,
             event_seconds=FRESHNESS_SECONDS.labels("assigner"),
         )
         self._loop = TransactionalLoop(loop, settings.kafka, self._transform, Health())

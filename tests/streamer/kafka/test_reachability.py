@@ -116,7 +116,7 @@ def test_loop_whose_producer_reaches_nobody_gets_a_new_one_and_does_its_events_o
             group=f"{settings.topics.prefix}cut-off",
             instance="0",
             batch_size=100,
-            minimum_batch_interval_ms=0,
+            batch_interval_ms=lambda: 0.0,
             event_seconds=FRESHNESS_SECONDS.labels("assigner"),
         ),
         settings.kafka,
