@@ -42,6 +42,7 @@ BENCHMARKS: Final = {
     "warm-start": "recall after a share of a cold training's steps, from nothing and from an older bundle; an hour",
     "sizing": "what a catalogue of any size needs, from measured constants",
     "sizing-constants": "the constants of this machine, for sizing",
+    "tracing": "what traces cost an item of the assigner's and the indexer's work, with headers and without",
     "pipeline": "item updates → retrievable on a real broker, against a plain copy; minutes",
 }
 

@@ -31,6 +31,7 @@ ALL = {
     },
     "autoscaling": {"enabled": True, "authenticationRef": "kafka"},
     "gateway": {"enabled": True, "clientsSecret": "clients", "tokenSecret": "token"},
+    "tracing": {"endpoint": "https://collector.example"},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "networkPolicy": {
         "metricsFrom": [{"podSelector": {}}],
@@ -286,6 +287,21 @@ def test_whoever_is_not_named_is_kept_out_and_kafka_alone_is_reached(tmp_path: P
     assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [53, 53, 9092]
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://collector.observability:4318", 4318), ("https://collector/otlp", 443), ("http://c", 80)],
+)
+def test_spans_reach_the_collector_that_every_process_is_told_of(endpoint: str, port: int, tmp_path: Path) -> None:
+    to = [{"namespaceSelector": {"matchLabels": {"name": "observability"}}}]
+    documents = rendered(LEAST | {"tracing": {"endpoint": endpoint}, "networkPolicy": {"tracingTo": to}}, tmp_path)
+    for pod in pods(documents):
+        for container in pod["spec"]["containers"]:
+            given = {one["name"]: one.get("value") for one in container["env"]}
+            assert given["SIDSTREAM_TRACING__ENDPOINT"] == endpoint
+    [policy] = of(documents, "NetworkPolicy")
+    assert policy["spec"]["egress"][-1] == {"ports": [{"protocol": "TCP", "port": port}], "to": to}
+
+
 def test_each_kind_of_process_has_a_disruption_budget_that_selects_its_pods(documents: list[dict[str, Any]]) -> None:
     labels = [
         owner["spec"]["template"]["metadata"]["labels"]
@@ -304,6 +320,8 @@ def test_each_kind_of_process_has_a_disruption_budget_that_selects_its_pods(docu
         ({"bundle": {"existingClaim": "a", "image": "b"}}, "set one of the two"),
         ({"settings": {"index": "/elsewhere"}}, "settings.index is decided by the chart"),
         ({"settings": {"retriever": {"instance": "7"}}}, "settings.retriever.instance is each pod's own name"),
+        ({"settings": {"tracing": {"endpoint": "http://c:4318"}}}, "set it as tracing.endpoint"),
+        ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
         ({"settings": {"indexer": {"partitions": "0"}}}, "settings.indexer.partitions comes from indexHosts"),
         ({"indexHosts": [{"name": "a", "partitions": "0"}, {"name": "b"}]}, "b has no partitions"),
         ({"indexHosts": [{"name": "a", "partitions": "0"}, {"name": "a", "partitions": "1"}]}, "a is there twice"),

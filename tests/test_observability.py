@@ -22,6 +22,7 @@ import streamer.indexer.metrics
 import streamer.kafka.partitioner
 import streamer.monitor.metrics
 import streamer.process.metrics
+import streamer.tracing.metrics
 
 ROOT = Path(__file__).parents[1]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -36,6 +37,7 @@ _MODULES = (
     streamer.assigner.metrics,
     streamer.indexer.metrics,
     streamer.monitor.metrics,
+    streamer.tracing.metrics,
     retriever.answering.metrics,
 )
 _SERIES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}

@@ -20,8 +20,6 @@ _QUIETER: Final = {
     "mode": logging.WARNING,
     "jgo": logging.WARNING,
     "uvicorn": logging.WARNING,
-    # A line for each attempt: who exports says it once (streamer.tracing.export).
-    "opentelemetry": logging.CRITICAL,
 }
 
 

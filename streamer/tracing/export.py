@@ -6,7 +6,9 @@ dropped, counted, and told once. At the end a process sends what is left within 
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import threading
 from collections.abc import Sequence
 from typing import Any, Final
@@ -126,6 +128,8 @@ class Export:
             None if _variable("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT") else _TIMEOUT_SECONDS
         )
         self._exporter = OTLPSpanExporter(endpoint=address, timeout=seconds)
+        for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # a line for each attempt; CountingExporter says it once
         self.endpoint = address or _variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
         more = {} if _variable("OTEL_BSP_SCHEDULE_DELAY") else {"schedule_delay_millis": _DELAY_MS}
         self.provider = TracerProvider(
@@ -151,9 +155,12 @@ class Export:
 
 def _resource(process: str, instance: str, version: str) -> Resource:
     """``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` go over what is said here."""
-    own = {"service.name": f"sidstream-{process}", "service.namespace": "sidstream", "service.version": version}
-    if instance:
-        own["service.instance.id"] = instance
+    own = {
+        "service.name": f"sidstream-{process}",
+        "service.namespace": "sidstream",
+        "service.version": version,
+        "service.instance.id": instance or socket.gethostname(),
+    }
     given = Resource.create()
     named = bool(_variable("OTEL_SERVICE_NAME")) or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     over = {name: value for name, value in given.attributes.items() if name != "service.name" or named}

@@ -19,7 +19,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
-from streamer.tracing.context import Headers, TraceContext, contexts_of, current_context, working_in
+from streamer.events.headers import all_headers
+from streamer.tracing.context import Headers, TraceContext, context_of, current_context, working_in
 from streamer.tracing.started import own_provider
 
 MOST_TRACED: Final = 128  # OpenTelemetry's own limit of a span's links
@@ -107,37 +108,26 @@ class SpansOfBatches:
         }
         self._of_batch = {**common, "messaging.operation.name": "process"}
         self._of_record = {**common, "messaging.operation.name": operation}
-        # Of the batch in hand, by the identity of its records.
-        self._onward: dict[int, Headers] = {}
+        # Of the batch in hand; spans by the identity of their records.
+        self._has_headers = False
         self._spans: dict[int, Span] = {}
 
     def begin(self, records: Sequence[Message]) -> _BatchSpans:
         now = self._clock()
-        contexts = contexts_of(records) or ()
-        self._onward = {
-            id(record): context.headers
-            for record, context in zip(records, contexts, strict=False)
-            if context is not None
-        }
-        recorded = [
-            (record, context)
-            for record, context in zip(records, contexts, strict=False)
-            if context is not None and context.sampled and record.timestamp()[1] > now // 1_000_000 - _OLD_MS
-        ]
-        chosen = recorded[:MOST_TRACED]
+        headers = all_headers(records)
+        self._has_headers = headers.count(None) < len(records)
+        chosen = _recorded(records, headers, now // 1_000_000 - _OLD_MS) if self._has_headers else []
         batch = self._tracer.start_span(
             self._batch_name,
             Context(),
             SpanKind.CONSUMER,
-            {**self._of_batch, "messaging.batch.message_count": len(records), TRACED_COUNT: len(recorded)},
+            {**self._of_batch, "messaging.batch.message_count": len(records), TRACED_COUNT: len(chosen)},
             [Link(remote(context)) for _, context in chosen],
             now,
         )
         links = [Link(batch.get_span_context())]
         spans = [(record, self._span_of(record, context, links, now)) for record, context in chosen]
         self._spans = {id(record): span for record, span in spans}
-        for record, span in spans:
-            self._onward[id(record)] = context_of_span(span).headers
         return _BatchSpans(batch, spans)
 
     def _span_of(self, record: Message, context: TraceContext, links: Sequence[Link], now: int) -> Span:
@@ -153,11 +143,32 @@ class SpansOfBatches:
         return self._tracer.start_span(self._record_name, parent_of(context), SpanKind.CONSUMER, attributes, links, now)
 
     def onward(self, records: Sequence[Message]) -> list[Headers | None] | None:
-        return [self._onward.get(id(record)) for record in records] if self._onward else None
+        return [self._onward_of(record) for record in records] if self._has_headers else None
+
+    def _onward_of(self, record: Message) -> Headers | None:
+        if (span := self._spans.get(id(record))) is not None:
+            return context_of_span(span).headers
+        context = context_of(record)
+        return None if context is None else context.headers
 
     def refused(self, record: Message, kind: str) -> None:
         if (span := self._spans.get(id(record))) is not None:
             _failed(span, kind, "")
+
+
+def _recorded(
+    records: Sequence[Message], headers: Sequence[object | None], since_ms: int
+) -> list[tuple[Message, TraceContext]]:
+    """The records whose trace is recorded, the first ones; ``headers``: None of those that have none."""
+    found: list[tuple[Message, TraceContext]] = []
+    for record, one in zip(records, headers, strict=True):
+        if one is None or (context := context_of(record)) is None:
+            continue
+        if context.sampled and record.timestamp()[1] > since_ms:
+            found.append((record, context))
+            if len(found) == MOST_TRACED:
+                break
+    return found
 
 
 def created(topic: str, key: bytes) -> TraceContext | None:

@@ -17,7 +17,7 @@ from streamer.tracing.started import is_tracing, set_provider
 log = structlog.get_logger(__name__)
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _CLOSE_SHARE: Final = 0.25  # of shutdown_seconds
-_MOST_CLOSE_SECONDS: Final = 5.0
+_MOST_CLOSE_SECONDS: Final = 2.0
 
 
 class TracingError(SidstreamError):

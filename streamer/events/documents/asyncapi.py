@@ -40,6 +40,12 @@ _CLOUD_EVENT_HEADERS: Final = {
     "ce_time": "RFC 3339",
     "content-type": "application/json or application/msgpack",
 }
+_TRACE_HEADERS: Final = {
+    "traceparent": "W3C Trace Context: the operation that the record comes from",
+    "tracestate": "what other tracing systems say of it",
+}
+# Topics whose records may have a trace, which is passed on to what is made of them (docs/tracing.md).
+_TRACED: Final = frozenset({"item-updates", "item-codes", "item-attributes", "queries", "results", "interactions"})
 # Topics whose records have CloudEvents headers of ours; of those that others send they are taken where they are there.
 _EVENTS: Final = frozenset({"layouts", "drift", "alerts", "results", "serving"})
 _KEYS: Final = {
@@ -140,7 +146,8 @@ def _message(topic: str, schemas: dict[str, Any]) -> dict[str, Any]:
         for name, described in found["$defs"].items():
             schemas[name] = _moved(described)
         name = RECORDS[topic].__name__
-        events = _headers(_CLOUD_EVENT_HEADERS, required=topic in _EVENTS)
+        traced = _TRACE_HEADERS if topic in _TRACED else {}
+        events = _headers(_CLOUD_EVENT_HEADERS, required=topic in _EVENTS, optional=traced)
         payload: dict[str, Any] = {"$ref": f"#/components/schemas/{name}"}
         key = {"type": "string", "description": _KEYS[topic]}
         return _described(name, topic, payload, events, key)
@@ -160,8 +167,9 @@ def _described(
     return message | {"bindings": {"kafka": {"key": key, "bindingVersion": _BINDING}}}
 
 
-def _headers(names: Mapping[str, str], *, required: bool) -> dict[str, Any]:
-    properties = {name: {"type": "string", "description": said} for name, said in names.items()}
+def _headers(names: Mapping[str, str], *, required: bool, optional: Mapping[str, str] | None = None) -> dict[str, Any]:
+    every = {**names, **(optional or {})}
+    properties = {name: {"type": "string", "description": said} for name, said in every.items()}
     return {"type": "object", "properties": properties} | ({"required": list(names)} if required else {})
 
 

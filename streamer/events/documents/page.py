@@ -54,8 +54,13 @@ def _message(document: Mapping[str, Any], message: Mapping[str, Any]) -> list[st
         lines += _fields(document["components"]["schemas"][reference.rpartition("/")[2]])
     headers = message.get("headers")
     if headers is not None:
-        needed = " (always there)" if headers.get("required") else " (where they are there)"
-        said = "; ".join(f"`{name}`: {one['description']}" for name, one in headers["properties"].items())
+        required = headers.get("required", ())
+        needed = " (always there)" if required else " (where they are there)"
+        rest = len(required) < len(headers["properties"])
+        said = "; ".join(
+            f"`{name}`{' (where it is there)' if required and rest and name not in required else ''}: {one['description']}"
+            for name, one in headers["properties"].items()
+        )
         lines += ["", f"Headers{needed}: {said}."]
     return lines
 

@@ -128,7 +128,7 @@ def test_no_batch_makes_more_spans_than_its_bound_and_the_rest_is_passed_on(
     trace.end()
     batch, spans = batch_and_records(exported)
     assert (len(spans), len(batch.links)) == (MOST_TRACED, MOST_TRACED)
-    assert (batch.attributes or {})[TRACED_COUNT] == MOST_TRACED + 2
+    assert (batch.attributes or {})[TRACED_COUNT] == MOST_TRACED
     assert onward is not None
     assert [headers == one.headers() for headers, one in zip(onward, records, strict=True)].count(True) == 2
 

@@ -30,6 +30,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- range $section, $key := dict "indexer" "partitions" "retriever" "shards" }}
 {{- if hasKey (get $.Values.settings $section | default dict) $key }}{{ fail (printf "settings.%s.%s comes from indexHosts: set it there" $section $key) }}{{ end }}
 {{- end }}
+{{- if hasKey (get .Values.settings "tracing" | default dict) "endpoint" }}{{ fail "settings.tracing.endpoint: set it as tracing.endpoint, so that the network policies let spans through" }}{{ end }}
 {{- range $section := list "assigner" "retriever" }}
 {{- if hasKey (get $.Values.settings $section | default dict) "instance" }}{{ fail (printf "settings.%s.instance is each pod's own name: leave it out of settings" $section) }}{{ end }}
 {{- end }}
@@ -75,6 +76,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - { name: SIDSTREAM_INDEX, value: /var/lib/sidstream/index }
 - { name: SIDSTREAM_LOGGING__FORMAT, value: json }
 - { name: SIDSTREAM_METRICS__HOST, value: 0.0.0.0 }
+{{- with .Values.tracing.endpoint }}
+- { name: SIDSTREAM_TRACING__ENDPOINT, value: {{ . | quote }} }
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
