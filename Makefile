@@ -2,13 +2,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_PORT ?= 8000
 # Says what is fetched, what cannot work here, and sets up .venv where it is not there yet or out of date.
 FIRST_STEPS := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "sidstream needs Python 3.11 or newer: install it, or name it with make PYTHON=/path/to/python"; exit 1; } \
 	&& $(PYTHON) .ci/first_steps.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup lint bench chaos audit lock clean
+.PHONY: help demo test setup lint docs pictures bench chaos audit lock clean
 
 demo: ## The whole story on a real Apache Kafka
 	@$(FIRST_STEPS) demo
@@ -28,6 +29,16 @@ lint: $(READY) ## Style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(READY) ## The documentation as a site, checked, on http://127.0.0.1:8000 (DOCS_PORT=8000)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@$(BIN)/python -m documentation.links build/site
+	@echo "Read it on http://127.0.0.1:$(DOCS_PORT); Ctrl-C ends that. It is in build/site."
+	@$(BIN)/python -m http.server $(DOCS_PORT) --bind 127.0.0.1 --directory build/site >/dev/null 2>&1
+
+pictures: $(READY) ## Take the documentation's pictures anew, of two runs of the demo (needs Chromium and npx)
+	@$(BIN)/python -m documentation.pictures docs/pictures
+	@$(BIN)/python -m documentation.recording docs/pictures/demo.svg
 
 bench: $(READY) ## Benchmarks, as tables and as JSON under .sidstream/benchmarks
 	@$(BIN)/python -m benchmarks
@@ -51,4 +62,4 @@ clean: ## Remove what runs and builds have left, but not .venv
 	@rm -rf .sidstream build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help: ## What you can do here
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'

@@ -61,7 +61,7 @@ TROUBLES: Final = (
     (
         r"has no wheels with a matching|no wheel.{0,60}(?:platform|Python)|is not a supported wheel|Failed to build|command .?gcc"
         r"|error: command .* failed|Microsoft Visual C",
-        "a package has no ready-made wheel for this machine and cannot be built here: see the platforms in README.md, or "
+        "a package has no ready-made wheel for this machine and cannot be built here: see docs/platforms.md, or "
         "install a C compiler and start again",
     ),
     (
@@ -119,7 +119,7 @@ class Fetch:
 
 
 def requirements_of(machine: Machine) -> list[dict[str, str]]:
-    """The files that the pinned requirements are on this machine; none if its platform is not one that README.md names."""
+    """The files that the pinned requirements are on this machine; none if docs/platforms.md does not name its platform."""
     with (machine.root / "requirements" / "wheels.tsv").open(newline="") as table:
         return [row for row in csv.DictReader(table, delimiter="\t") if row["platform"] == machine.name]
 
@@ -180,8 +180,8 @@ def doubts(machine: Machine) -> list[str]:
     if environment_is_ready(machine) or requirements_of(machine):
         return []
     return [
-        f"this machine is {machine.name}, for which not all pinned packages are known to have wheels: README.md names the "
-        "platforms that have them; if this fails, use one of those, or the container image"
+        f"this machine is {machine.name}, for which not all pinned packages are known to have wheels: docs/platforms.md names "
+        "the platforms that have them; if this fails, use one of those, or the container image"
     ]
 
 

@@ -1,6 +1,6 @@
-"""Writes ``requirements/wheels.tsv``: the files that the pinned requirements are on each platform that the README names.
+"""Writes ``requirements/wheels.tsv``: the files that the pinned requirements are on each platform that docs/platforms.md names.
 
-Run by ``make lock`` with the lock as ``pylock.toml``, which has the files' names beside their hashes. The README's words on
+Run by ``make lock`` with the lock as ``pylock.toml``, which has the files' names beside their hashes. That page's words on
 platforms are tested against the table and the table against ``requirements/dev.txt``; ``first_steps.py`` reads sizes from it.
 """
 

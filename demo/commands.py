@@ -59,7 +59,9 @@ def demo(
         (".venv/bin/sidstream alerts --follow", "hourglass drift as it happens"),
     ]
     if catalog is None:
-        steps.append((".venv/bin/sidstream demo --catalog DIR", "the same story on your own products (README)"))
+        steps.append(
+            (".venv/bin/sidstream demo --catalog DIR", "the same story on your own products (docs/catalogues.md)")
+        )
     console.print()
     show_summary(console, figures, time.monotonic() - started, steps)
 

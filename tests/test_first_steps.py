@@ -98,7 +98,7 @@ def test_too_little_disk_is_said_with_how_much_to_free(machine: Callable[..., An
     [sentence] = first_steps.troubles(machine(disk=2 * GIGABYTE), "demo")
     assert "too little disk" in sentence
     assert "2.0 GB are free" in sentence
-    assert "free 6.5 GB" in sentence, sentence
+    assert "free 6.6 GB" in sentence, sentence
     here = machine(disk=GIGABYTE, environment={"KAFKA_HOME": "/opt/kafka"})
     set_up(here.root)
     [sentence] = first_steps.troubles(here, "test")

@@ -1,4 +1,4 @@
-"""The pinned requirements: every platform that the README names has the files of each package, known without a network."""
+"""The pinned requirements: every platform that docs/platforms.md names has the files of each package, known without a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.ci_scripts import of_ci
 from support.paths import ROOT
 
 wheels = of_ci("wheels")
-# What has to be built there, and the README says so.
+# What has to be built there, and the page says so.
 BUILT = {("Linux aarch64", "faust-streaming")}
 
 
@@ -31,12 +31,12 @@ with (ROOT / "requirements" / "wheels.tsv").open(newline="") as _table:
     ROWS = list(csv.DictReader(_table, delimiter="\t"))
 
 
-def platforms_of_the_readme() -> set[str]:
-    """The first cells of the README's table of platforms, less those that it says are not known to work."""
-    section = (ROOT / "README.md").read_text().split("### Where it runs")[1].split("\n#")[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
-    ]
+PAGE = (ROOT / "docs" / "platforms.md").read_text()
+
+
+def platforms_of_the_page() -> set[str]:
+    """The first cells of its table, less those that it says are not known to work."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("|")]
     return {name for name, has, *_ in rows[2:] if has.startswith("every package")}
 
 
@@ -67,10 +67,9 @@ def test_every_package_that_a_platform_needs_has_a_wheel_for_it(platform: str) -
     assert built == {entry for entry in BUILT if entry[0] == platform}
 
 
-def test_readme_names_the_platforms_of_the_table_and_no_other() -> None:
-    assert platforms_of_the_readme() == set(wheels.PLATFORMS)
-    text = (ROOT / "README.md").read_text()
-    assert all(package in text for _, package in BUILT), "what has to be built is said"
+def test_page_names_the_platforms_of_the_table_and_no_other() -> None:
+    assert platforms_of_the_page() == set(wheels.PLATFORMS)
+    assert all(package in PAGE for _, package in BUILT), "what has to be built is said"
 
 
 def test_cuda_is_pinned_for_linux_alone() -> None:
