@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind
@@ -56,6 +58,16 @@ class LinkedOrRatio(Sampler):
 
     def get_description(self) -> str:
         return f"LinkedOr{{{self._ratio.get_description()}}}"
+
+
+class RandomIds(IdGenerator):
+    """The SDK's are those of ``random``: whoever seeds that, as training does, gets the same traces again."""
+
+    def generate_trace_id(self) -> int:
+        return secrets.randbits(128) or 1
+
+    def generate_span_id(self) -> int:
+        return secrets.randbits(64) or 1
 
 
 class CountingExporter(SpanExporter):
@@ -135,6 +147,7 @@ class Export:
         self.provider = TracerProvider(
             sampler=ParentBased(LinkedOrRatio(ratio_of_variables() if ratio is None else ratio)),
             resource=_resource(process, instance, version),
+            id_generator=RandomIds(),
             shutdown_on_exit=False,
         )
         size = _queue_size()

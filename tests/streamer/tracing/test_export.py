@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -48,6 +49,16 @@ def test_collector_that_is_away_is_told_once_and_the_end_is_within_its_bound(mon
         export.close(5.0)
     assert [line["event"] for line in lines] == ["spans_dropped", "spans_exported_again"]
     assert {span.service for span in receiver.spans} == {"sidstream-assigner"}
+
+
+def test_traces_differ_although_somebody_seeds_the_random_numbers() -> None:
+    with OtlpReceiver() as receiver:
+        for _ in range(2):
+            random.seed(0)
+            export = an_export(receiver.address)
+            spans(export, 1)
+            export.close(5.0)
+        assert len({span.trace_id for span in receiver.spans}) == len({span.span_id for span in receiver.spans}) == 2
 
 
 def test_queue_that_is_full_drops_and_counts_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
