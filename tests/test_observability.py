@@ -195,6 +195,11 @@ def test_prometheus_scrapes_every_process_service_on_its_metrics_port() -> None:
     [job] = configuration["scrape_configs"]
     targets = {target for static in job["static_configs"] for target in static["targets"]}
     assert targets == {f"{name}:{compose[name]['environment']['SIDSTREAM_METRICS__PORT']}" for name in PROCESSES}
+    [gateway] = job["dns_sd_configs"]
+    assert (gateway["names"], gateway["port"]) == (
+        ["gateway"],
+        int(compose["gateway"]["environment"]["SIDSTREAM_METRICS__PORT"]),
+    )
     assert job["job_name"] == "sidstream"
     assert configuration["rule_files"] == [RULES.name]
 
