@@ -26,6 +26,7 @@ _CARRIERS: Final = {
     "refused": "HTTP",
     "Problem": "HTTP",
 }
+_ANSWERS: Final = ("retriever", "streamer/shards")  # what is refused there is a query or a part of one
 _MOST_MESSAGES: Final = 3
 _OF_ITS_OWN: Final = "a sentence made of what was sent"
 _BEGINNING: Final = """\
@@ -62,7 +63,8 @@ def raised() -> Iterator[Raised]:
 def _met_in(carrier: str, path: Path) -> str:
     """A query that is a dead letter has an answer too."""
     met_in = _CARRIERS[carrier]
-    return "answer" if met_in == "dead letter" and path.is_relative_to(_ROOT / "retriever") else met_in
+    answers = any(path.is_relative_to(_ROOT / part) for part in _ANSWERS)
+    return "answer" if met_in == "dead letter" and answers else met_in
 
 
 def _of_call(call: ast.Call, met_in: str) -> Iterator[Raised]:

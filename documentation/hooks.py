@@ -30,6 +30,8 @@ _FENCE: Final = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)[ \t]*$)", re.MULTILINE
 _SPAN: Final = re.compile(r"(!?\[[^\]]*\]\([^)]*\)|`[^`\n]+`)")
 _PATH: Final = re.compile(r"\bdocs/((?:[\w-]+/)*[\w.-]+\.(?:md|json)|schemas/?(?![\w/])|study/?(?![\w/]))(#[\w-]+)?")
 _FOLDERS: Final = {"schemas": schemas_page.PAGE, "study": "study/README.md"}
+# A test's name is a sentence.
+_TEST: Final = re.compile(r"(tests/[\w/]+\.py)::test_(\w+)")
 _LINK: Final = re.compile(r"\[`?[\w./-]+\.md`?\]\(([\w./-]+\.md)(#[\w-]+)?\)")
 _HEADING: Final = re.compile(r"^#{1,6} ")
 
@@ -58,9 +60,26 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Makes links of what a page names."""
-    links = _Links(page.file.src_uri, files)
+    links, headings = _Links(page.file.src_uri, files), _Headings()
     parts = _FENCE.split(markdown)
-    return "".join(part if number % 2 else links.in_text(part) for number, part in enumerate(parts))
+    return "".join(part if number % 2 else links.in_text(headings.in_text(part)) for number, part in enumerate(parts))
+
+
+class _Headings:
+    """A page has one heading of the first level, as its table of contents ends at a second one: what stands there goes down."""
+
+    def __init__(self) -> None:
+        self._first = True
+        self._down = ""
+
+    def in_text(self, text: str) -> str:
+        return re.sub(r"^(#{1,5}) ", self._heading, text, flags=re.MULTILINE)
+
+    def _heading(self, match: re.Match[str]) -> str:
+        if match[1] == "#":
+            self._down = "" if self._first else "#"
+            self._first = False
+        return f"{self._down}{match[1]} "
 
 
 class _Links:
@@ -87,6 +106,9 @@ class _Links:
         if not part.startswith("`"):
             return _PATH.sub(lambda match: self._to_page(match, match[0]), part)
         said = part.strip("`")
+        if match := _TEST.fullmatch(said):
+            sentence = match[2].replace("_", " ")
+            return f'<span title="{said}">{sentence}</span><br><small>{match[1]}</small>'
         if match := _PATH.fullmatch(said):
             return self._to_page(match, part)
         for page, source in ELSEWHERE.items():

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table; each cell is Markdown, with its bars escaped."""
-    lines = [_row(columns), _row(["---"] * len(columns))]
-    return lines + [_row(row) for row in rows]
+    """The lines of a table; each cell is Markdown, with its bars escaped. The site gives its last column the most room."""
+    lines = [_row(columns), _row(["---"] * len(columns)), *(_row(row) for row in rows)]
+    return ['<div class="reference" markdown>', "", *lines, "", "</div>"]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -29,7 +29,11 @@ def unbroken(text: str) -> str:
 def plain(text: str) -> str:
     """A sentence of a docstring or help text: its double backticks are Markdown's single ones, and nothing else is markup."""
     parts = re.split(r"(`[^`]*`)", text.replace("``", "`"))
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>\[\]#])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _escaped(part) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\*_\[\]#])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def anchor(name: str) -> str:

@@ -15,7 +15,12 @@ from streamer.settings import Settings
 from streamer.settings_section import Section
 
 PAGE: Final = "reference/settings.md"
-_BOUNDS: Final = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+_BOUNDS: Final = {
+    "minimum": "≥\u00a0{}",
+    "exclusiveMinimum": ">\u00a0{}",
+    "maximum": "≤\u00a0{}",
+    "exclusiveMaximum": "<\u00a0{}",
+}
 _KINDS: Final = {
     "string": "text",
     "integer": "whole number",

@@ -7,6 +7,7 @@ import itertools
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_every_setting_is_in_the_reference_and_may_be_said(monkeypatch: pytest.M
     monkeypatch.setenv("SIDSTREAM_RETRIEVER__BEAMS", "7")  # the page's rule for variables
     assert load_settings().retriever.beams == 7
     row = next(line for line in page.splitlines() if 'id="retriever.beams"' in line)
-    assert "whole number (≥ 1) | `50` |" in row
+    assert "whole number (≥\u00a01) | `50` |" in row
 
 
 def test_every_command_and_option_is_in_the_reference() -> None:
@@ -89,6 +90,16 @@ def test_every_command_and_option_is_in_the_reference() -> None:
         for option in command.params:
             if option.opts[0].startswith("--") and option.name != "help":
                 assert f'<a id="{name.replace(" ", "-")}{option.opts[0]}"></a>' in page, (name, option.opts)
+
+
+def test_help_texts_arrive_on_the_site_as_they_are_written(site: Path) -> None:
+    page = (site / "reference" / "command-line" / "index.html").read_text()
+    shown = " ".join(unescape(re.sub(r"<[^>]+>", "", page)).split())
+    texts = [option.help for _, _, command in command_line_page.commands() for option in command.params if option.help]
+    assert any("<" in text for text in texts)
+    for text in texts:
+        if "docs/" not in text:  # which becomes a link with the page's title
+            assert " ".join(text.replace("`", "").split()) in shown
 
 
 def test_every_metric_of_ours_is_in_the_reference_once() -> None:

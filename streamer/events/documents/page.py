@@ -58,7 +58,7 @@ def _message(document: Mapping[str, Any], message: Mapping[str, Any]) -> list[st
         needed = " (always there)" if required else " (where they are there)"
         rest = len(required) < len(headers["properties"])
         said = "; ".join(
-            f"`{name}`{' (where it is there)' if required and rest and name not in required else ''}: {one['description']}"
+            f"`{name}`{' (where it is there)' if required and rest and name not in required else ''}: {_text(one['description'])}"
             for name, one in headers["properties"].items()
         )
         lines += ["", f"Headers{needed}: {said}."]
@@ -85,6 +85,11 @@ def _kept(kafka: Mapping[str, Any]) -> str:
 
 def _paragraph(schema: Mapping[str, Any]) -> list[str]:
     return [_plain(schema["description"]), ""] if "description" in schema else []
+
+
+def _text(description: str) -> str:
+    """Words in which no angle bracket begins a tag."""
+    return description.replace("<", "&lt;")
 
 
 def _plain(description: str) -> str:
