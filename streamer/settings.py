@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, Self, cast
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -31,7 +31,7 @@ class SettingsError(SidstreamError):
 
 
 class KafkaSettings(Section):
-    """How to reach the cluster; ``security``: librdkafka properties (``security.protocol``, ``sasl.*``, ``ssl.*``)."""
+    """How to reach the cluster; ``security``: properties of librdkafka (``security.protocol``, ``sasl.*``, ``ssl.*``, …)."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     group_protocol: Literal["classic", "consumer"] = Field(
@@ -40,6 +40,39 @@ class KafkaSettings(Section):
         "for Kafka 4.0 and later (docs/reliability.md)",
     )
     security: dict[str, SecretStr] = Field(default_factory=dict)
+    oauth_token_provider: str = Field(
+        "",
+        pattern=r"^([A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*)?$",
+        description="package.module:function that gives OAUTHBEARER tokens, as (token, seconds since the epoch at which it "
+        "expires); absent: kafka.security says how to get them (docs/security.md)",
+    )
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        properties = self.security_properties()
+        oidc = properties.get("sasl.oauthbearer.method", "default").lower() == "oidc"
+        unsecured = properties.get("enable.sasl.oauthbearer.unsecure.jwt", "false").lower() == "true"
+        if self.oauth_token_provider and not self.uses_tokens:
+            raise ValueError(
+                "oauth_token_provider gives tokens: set security.protocol SASL_SSL and sasl.mechanism OAUTHBEARER in security"
+            )
+        if self.oauth_token_provider and oidc:
+            raise ValueError(
+                "tokens come from oauth_token_provider or by sasl.oauthbearer.method oidc: set one of the two"
+            )
+        if self.uses_tokens and not (self.oauth_token_provider or oidc or unsecured):
+            raise ValueError(
+                "sasl.mechanism OAUTHBEARER needs a source of tokens: sasl.oauthbearer.method oidc in security, or "
+                "oauth_token_provider"
+            )
+        return self
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether the mechanism is OAUTHBEARER."""
+        properties = self.security_properties()
+        mechanism = properties.get("sasl.mechanism", properties.get("sasl.mechanisms", ""))
+        return mechanism.upper() == "OAUTHBEARER" and properties.get("security.protocol", "").upper().startswith("SASL")
 
     def security_properties(self) -> dict[str, str]:
         """The security settings in clear, for the clients alone."""

@@ -16,6 +16,8 @@ from models.errors import SidstreamError
 from streamer.events.topics import FoundTopic, TopicSpec, topic_faults, topic_specs
 from streamer.kafka.clients import ErrorListener, client_configuration
 from streamer.kafka.errors import LoginRefusedError, Meaning, error_text, meaning, told
+from streamer.kafka.login.sources import reason_for_no_token
+from streamer.kafka.login.tokens import TokenRefusedError
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings, Settings
 
@@ -250,9 +252,16 @@ def _refuse_mismatches(admin: _Admin, kafka: KafkaSettings, specs: Sequence[Topi
 
 
 class _Admin(AdminClient):  # type: ignore[misc]
-    """An admin client that tells what it heard of a refused login."""
+    """An admin client that tells what it heard of a refused login.
+
+    Raises:
+        LoginRefusedError, ClusterAwayError: a token provider of the user's own gives no token.
+        TopicError: a property of ``kafka.security`` is refused.
+    """
 
     def __init__(self, kafka: KafkaSettings) -> None:
+        if kafka.oauth_token_provider:
+            _refuse_tokenless(kafka)  # the client would wait for a token, and not say why there is none
         configuration = client_configuration(kafka)
         self.errors: ErrorListener = configuration["error_cb"]
         try:
@@ -272,13 +281,31 @@ def _metadata(
         else:
             return topics
         admin.poll(0)  # what the client heard meanwhile
+        if admin.errors.no_token is not None:
+            _refuse_tokenless(kafka)
         # A broker that goes away during the handshake looks the same, once.
         if attempt and admin.errors.refusal is not None:
             raise LoginRefusedError(kafka, admin.errors.refusal)
+    if kafka.uses_tokens:  # a client that has none looks the same as one whose broker is away
+        _refuse_tokenless(kafka)
     raise ClusterAwayError(
         f"{kafka.bootstrap_servers} does not tell its topics ({reason}): is the broker running "
         "(`sidstream up` or `sidstream broker`), and are kafka.bootstrap_servers and kafka.security right?"
     )
+
+
+def _refuse_tokenless(kafka: KafkaSettings) -> None:
+    """Return if a token is given to us.
+
+    Raises:
+        LoginRefusedError: it is refused.
+        ClusterAwayError: nobody answers who could give one.
+    """
+    reason = reason_for_no_token(kafka)
+    if isinstance(reason, TokenRefusedError):
+        raise LoginRefusedError(kafka, str(reason))
+    if reason is not None:
+        raise ClusterAwayError(f"there is no token to log in to {kafka.bootstrap_servers} with: {reason}")
 
 
 def _replication(topic: TopicMetadata) -> int:

@@ -12,7 +12,9 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaError
 
-from streamer.kafka.errors import Meaning, meaning
+from streamer.kafka.errors import Meaning, has_no_token, meaning
+from streamer.kafka.login.authorities import with_authorities
+from streamer.kafka.login.sources import confluent_callback
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings
 
@@ -55,12 +57,15 @@ def _is_due(servers: str, clock: Callable[[], float] = time.monotonic) -> bool:
 
 
 class ErrorListener:
-    """Hears what a client complains of; ``refusal`` is the last complaint that only other settings can end."""
+    """Hears what a client complains of; ``refusal`` is the last complaint that only other settings can end, ``no_token`` the last
+    one of a token that could not be got, which may pass."""
 
     def __init__(self, kafka: KafkaSettings, health: Health | None) -> None:
         self._servers = kafka.bootstrap_servers
+        self._tells_itself = bool(kafka.oauth_token_provider)  # a function of the user's own, which knows more of why
         self._health = health
         self.refusal: str | None = None
+        self.no_token: str | None = None
 
     def __call__(self, error: KafkaError) -> None:
         code = error.code()
@@ -68,6 +73,11 @@ class ErrorListener:
             if _is_due(self._servers):
                 log.warning("broker_away", servers=self._servers)
             self._unready(f"no broker of {self._servers} answers")
+        elif has_no_token(error):
+            self.no_token = error.str()
+            if not self._tells_itself:
+                log.error("no_login_token", servers=self._servers, reason=self.no_token, next="it is asked for again")
+            self._unready(self.no_token)
         elif meaning(error) is Meaning.LOGIN_REFUSED:
             self.refusal = error.str()
             log.error("login_refused", servers=self._servers, reason=self.refusal, next="correct kafka.security")
@@ -81,7 +91,12 @@ class ErrorListener:
 
 
 def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> Configuration:
-    """What every client shares: where the cluster is, security, and an ``ErrorListener`` that reports into ``health``."""
+    """What every client shares: where the cluster is, security, and an ``ErrorListener`` that reports into ``health``.
+
+    Raises:
+        TokenRefusedError: the function of ``kafka.oauth_token_provider`` cannot be loaded.
+    """
+    callback = confluent_callback(kafka)
     return {
         "bootstrap.servers": kafka.bootstrap_servers,
         "error_cb": ErrorListener(kafka, health),
@@ -89,7 +104,8 @@ def client_configuration(kafka: KafkaSettings, health: Health | None = None) -> 
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2_000,
         "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
-        **kafka.security_properties(),
+        **with_authorities(kafka.security_properties()),
+        **({} if callback is None else {"oauth_cb": callback}),
     }
 
 

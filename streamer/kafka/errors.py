@@ -76,6 +76,7 @@ _MEANINGS: Final = {
     Meaning.UNKNOWN_PARTITION: (KafkaError._UNKNOWN_PARTITION,),
     Meaning.GONE: (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_ID),
 }
+_NO_TOKEN: Final = "Failed to acquire SASL OAUTHBEARER token"
 _MEANING_OF_CODE: Final = {code: means for means, codes in _MEANINGS.items() for code in codes}
 
 
@@ -89,6 +90,11 @@ def meaning(error: KafkaError) -> Meaning:
     if error.retriable():
         return Meaning.PASSING
     return Meaning.FATAL if means is None else means
+
+
+def has_no_token(error: KafkaError) -> bool:
+    """Whether the client could not get an OAUTHBEARER token: refused, or because nobody answered, which its text alone tells."""
+    return bool(error.code() == KafkaError._AUTHENTICATION and error.str().startswith(_NO_TOKEN))
 
 
 def took_our_place(error: KafkaError) -> bool:
@@ -121,12 +127,18 @@ class OffsetGoneError(FatalKafkaError):
 
 
 class LoginRefusedError(FatalKafkaError):
-    """The broker refuses our user or password, or one side does not trust the other's certificate."""
+    """The broker refuses our user, password, token or certificate, we are given no token, or do not trust its certificate."""
 
     def __init__(self, kafka: KafkaSettings, reason: str) -> None:
+        if kafka.uses_tokens:
+            given = "sasl.oauthbearer.client.id, .client.secret, .scope and .token.endpoint.url (or kafka.oauth_token_provider)"
+        elif kafka.security_properties().get("security.protocol", "").upper() == "SSL":
+            given = "ssl.certificate.location and ssl.key.location"
+        else:
+            given = "sasl.username and sasl.password"
         super().__init__(
-            f"{kafka.bootstrap_servers} and we do not agree on who we are: {reason}. Correct kafka.security in the settings: "
-            "sasl.username and sasl.password, or the certificate in ssl.ca.location"
+            f"{kafka.bootstrap_servers} and we do not agree on who we are: {reason.rstrip('.')}. Correct kafka.security in the "
+            f"settings: {given}, or the certificate in ssl.ca.location"
         )
 
 

@@ -59,7 +59,7 @@ class LocalBroker:
         heap: of the JVM, as ``-Xmx`` takes it.
         short_lived: its code is compiled lightly, which pays for a few minutes (tests, the demo).
         progress: told of each jar that the first use fetches.
-        security: SASL_SSL for clients; without it the listeners are plain, on loopback.
+        security: SASL_SSL for clients, certificates at ``certificate_servers``; without it all is plain, on loopback.
     """
 
     def __init__(
@@ -89,6 +89,13 @@ class LocalBroker:
         if self._ports is None:
             raise BrokerError(f"the broker on {self.directory} has not been started: call start() first")
         return f"{_HOST}:{self._ports[0]}"
+
+    @property
+    def certificate_servers(self) -> str:
+        """``host:port`` for clients that log in by a certificate; of a started broker with ``security``."""
+        if self._ports is None or self._security is None:
+            raise BrokerError(f"the broker on {self.directory} has not been started, or has no security")
+        return f"{_HOST}:{self._ports[2]}"
 
     @property
     def running(self) -> bool:
@@ -132,7 +139,8 @@ class LocalBroker:
                 "correct its permissions or choose another directory (broker.directory)"
             ) from None
         try:
-            self._launch([str(java.executable), "-cp", class_path])
+            options = [] if self._security is None else self._security.java_options()
+            self._launch([str(java.executable), *options, "-cp", class_path])
         except BaseException:
             self.stop()
             raise

@@ -1,4 +1,5 @@
-"""The local broker behind TLS and passwords: SASL_SSL with SCRAM-SHA-512 for clients, mutual TLS for what it says to itself.
+"""The local broker behind TLS and logins: SASL_SSL with passwords (SCRAM-SHA-512) or tokens (OAUTHBEARER) for clients, mutual TLS
+for what it says to itself and for clients with a certificate.
 
 No password is on a command line or in a file of the broker: its log of metadata gets salted hashes (RFC 5802).
 """
@@ -19,6 +20,29 @@ MECHANISM: Final = "SCRAM-SHA-512"
 _BROKER: Final = "broker"
 _ITERATIONS: Final = 8_192  # Kafka takes 4,096 to 16,384
 _FORBIDDEN_IN_NAMES: Final = frozenset('[],="\\ \n')
+_ALLOWED_URLS: Final = "org.apache.kafka.sasl.oauthbearer.allowed.urls"
+_OAUTH: Final = "org.apache.kafka.common.security.oauthbearer"
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """Which tokens are a login: those that a key of ``keys_url`` (a JSON Web Key Set) has signed, of this issuer and for this
+    audience; their ``sub`` is the user."""
+
+    keys_url: str
+    issuer: str
+    audience: str
+
+    def broker_properties(self, clients: str) -> dict[str, str]:
+        """Kafka's, for the listener ``clients``."""
+        prefix = f"listener.name.{clients.lower()}"
+        return {
+            f"{prefix}.oauthbearer.sasl.jaas.config": f"{_OAUTH}.OAuthBearerLoginModule required;",
+            f"{prefix}.oauthbearer.sasl.server.callback.handler.class": f"{_OAUTH}.OAuthBearerValidatorCallbackHandler",
+            f"{prefix}.sasl.oauthbearer.jwks.endpoint.url": self.keys_url,
+            f"{prefix}.sasl.oauthbearer.expected.issuer": self.issuer,
+            f"{prefix}.sasl.oauthbearer.expected.audience": self.audience,
+        }
 
 
 @dataclass(frozen=True)
@@ -29,12 +53,14 @@ class BrokerSecurity:
     is good for servers and clients alike. truststore: PEM file of the certificates that signed it, or itself.
     users: name → password, stored when the broker's directory is first used; later changes have no effect there.
     super_users: those that may do everything, while others have the rights that are given to them; None: everyone may.
+    tokens: which ones are a login, besides the passwords.
     """
 
     keystore: Path
     truststore: Path
     users: Mapping[str, str] = field(repr=False)
     super_users: tuple[str, ...] | None = None
+    tokens: TokenRules | None = None
 
     def __post_init__(self) -> None:
         if not self.users:
@@ -71,21 +97,28 @@ class BrokerSecurity:
         return records
 
     def broker_properties(self, clients: str, *internal: str) -> dict[str, str]:
-        """Kafka's properties: SCRAM on the listener ``clients``, certificates of clients on the ``internal`` ones."""
+        """Kafka's properties: SCRAM and tokens on the listener ``clients``, certificates of clients on the ``internal`` ones."""
         login = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        mechanisms = [MECHANISM] if self.tokens is None else [MECHANISM, "OAUTHBEARER"]
         properties = {
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(self.keystore.absolute()),
             "ssl.truststore.type": "PEM",
             "ssl.truststore.location": str(self.truststore.absolute()),
-            f"listener.name.{clients.lower()}.sasl.enabled.mechanisms": MECHANISM,
+            f"listener.name.{clients.lower()}.sasl.enabled.mechanisms": ",".join(mechanisms),
             f"listener.name.{clients.lower()}.{MECHANISM.lower()}.sasl.jaas.config": login,
         }
         if self.super_users is not None:
             properties |= {
                 "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-                # Whoever has a certificate on the internal listeners is the broker itself.
-                "ssl.principal.mapping.rules": f"RULE:^.*$/{_BROKER}/",
+                # Whoever has a certificate on the internal listeners is the user of its name, or the broker itself.
+                "ssl.principal.mapping.rules": f"RULE:^(?:.*,)?CN=([^,]+).*$/$1/,RULE:^.*$/{_BROKER}/",
                 "super.users": ";".join(f"User:{name}" for name in (_BROKER, *self.super_users)),
             }
+        if self.tokens is not None:
+            properties |= self.tokens.broker_properties(clients)
         return properties | {f"listener.name.{name.lower()}.ssl.client.auth": "required" for name in internal}
+
+    def java_options(self) -> list[str]:
+        """Since Kafka 4.0 a broker asks no address for keys that its command line does not name."""
+        return [] if self.tokens is None else [f"-D{_ALLOWED_URLS}={self.tokens.keys_url}"]

@@ -7,40 +7,31 @@ confluent-kafka, handle ten times that and more. Not what is published: the jour
 windows: Faust keeps their bookkeeping in memory alone, so ours lie inside the table's values. No topics: they are created by us,
 with their policies. And no decoding: an exception in an agent acknowledges the event and drops it.
 
-Everything that reaches into Faust's or aiokafka's internals is in this file; both are pinned to the patch release.
+Everything that reaches into Faust's or aiokafka's internals is here and in ``login``; both are pinned to the patch release.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import faust
 import mode
-from aiokafka.conn import create_conn
-from aiokafka.errors import (
-    AuthenticationFailedError,
-    KafkaError,
-    SaslAuthenticationFailed,
-    UnsupportedSaslMechanismError,
-)
-from faust.auth import SASLCredentials, SSLCredentials
+from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError
 from faust.tables.table import Table
 from faust.transport.drivers import aiokafka as driver
 from faust.web.drivers.aiohttp import Web
 from yarl import URL
 
-from models.errors import SidstreamError
 from store.writing.failpoints import Failpoint, reach
-from streamer.kafka.errors import LoginRefusedError
+from streamer.monitor.login import credentials
 from streamer.process.http_headers import HEADERS
-from streamer.settings import KafkaSettings, Settings
+from streamer.settings import Settings
 
 # Faust hard-codes 1,500 ms: the time that a new record may lie unread while nothing else arrives.
 FETCH_WAIT_MS: Final = 100
@@ -49,8 +40,6 @@ SESSION_TIMEOUT_SECONDS: Final = 6.0
 # Otherwise every change of the table is a request of its own.
 PRODUCER_LINGER_SECONDS: Final = 0.01
 _RARELY_SECONDS: Final = 30.0
-_SUPPORTED: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-_CERTIFICATES_ELSEWHERE: Final = ("ssl.keystore.location", "ssl.certificate.pem", "ssl.key.pem")
 
 
 # Faust's services name their loggers after the module of their class, which for these is this one.
@@ -210,7 +199,7 @@ def new_app(settings: Settings, data_directory: Path) -> MonitorApp:
         env={},  # Faust would take DEBUG, WEB_PORT and the like from the environment
         autodiscover=False,
         broker=[URL(f"kafka://{server.strip()}") for server in servers],
-        broker_credentials=credentials(kafka.security_properties()),
+        broker_credentials=credentials(kafka),
         broker_session_timeout=SESSION_TIMEOUT_SECONDS,
         broker_heartbeat_interval=2.0,
         broker_commit_interval=1.0,
@@ -240,87 +229,3 @@ def new_app(settings: Settings, data_directory: Path) -> MonitorApp:
 def raw_schema() -> Any:
     """Keys and values as bytes: decoding is ours, where a fault can be counted instead of thrown."""
     return faust.Schema(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
-
-
-async def check_login(kafka: KafkaSettings) -> None:
-    """Log in once as Faust will: its own clients take a refused login for a broker that is away, and try for ever.
-
-    Raises:
-        LoginRefusedError: wrong user or password, or a certificate that is not trusted.
-    """
-    given = credentials(kafka.security_properties())
-    if given is None:
-        return
-    for server in kafka.bootstrap_servers.split(","):
-        host, _, port = server.strip().rpartition(":")
-        try:
-            connection = await create_conn(host, int(port), **driver.credentials_to_aiokafka_auth(given))
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            continue  # it went away during the handshake
-        except (
-            AuthenticationFailedError,
-            SaslAuthenticationFailed,
-            UnsupportedSaslMechanismError,
-            ssl.SSLError,
-        ) as error:
-            raise LoginRefusedError(kafka, f"{type(error).__name__}: {error}") from None
-        except (TimeoutError, KafkaError, OSError):
-            continue  # away; that is waited for elsewhere
-        connection.close()
-        return
-
-
-def credentials(properties: Mapping[str, str]) -> SASLCredentials | SSLCredentials | None:
-    """Faust's credentials of librdkafka's properties; ``None`` for a plain connection.
-
-    Raises:
-        SidstreamError: a protocol or mechanism that Faust cannot do, or files that cannot be read.
-    """
-    protocol = properties.get("security.protocol", "plaintext").upper()
-    if protocol == "PLAINTEXT":
-        return None
-    if protocol not in ("SSL", "SASL_PLAINTEXT", "SASL_SSL"):
-        raise SidstreamError(
-            f"kafka.security: security.protocol {protocol!r} is not one of plaintext, ssl, sasl_plaintext, sasl_ssl"
-        )
-    unable = sorted(name for name in _CERTIFICATES_ELSEWHERE if name in properties)
-    if unable:
-        raise SidstreamError(
-            f"kafka.security: the monitor cannot read {', '.join(unable)}: give ssl.certificate.location and ssl.key.location"
-        )
-    context = _ssl_context(properties) if protocol.endswith("SSL") else None
-    if protocol == "SSL":
-        return SSLCredentials(context)
-    mechanism = properties.get("sasl.mechanism", properties.get("sasl.mechanisms", "PLAIN")).upper()
-    if mechanism not in _SUPPORTED:
-        raise SidstreamError(
-            f"kafka.security: the monitor cannot do sasl.mechanism {mechanism!r}; it can do {', '.join(_SUPPORTED)}"
-        )
-    if not properties.get("sasl.username") or "sasl.password" not in properties:
-        raise SidstreamError("kafka.security: sasl.username and sasl.password are needed with security.protocol sasl_…")
-    return SASLCredentials(
-        username=properties["sasl.username"],
-        password=properties["sasl.password"],
-        mechanism=mechanism,
-        ssl_context=context,
-    )
-
-
-def _ssl_context(properties: Mapping[str, str]) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(
-            cafile=properties.get("ssl.ca.location"), cadata=properties.get("ssl.ca.pem")
-        )
-        if certificate := properties.get("ssl.certificate.location"):
-            context.load_cert_chain(certificate, properties.get("ssl.key.location"), properties.get("ssl.key.password"))
-    except (OSError, ssl.SSLError) as error:
-        raise SidstreamError(
-            f"kafka.security: the TLS files cannot be used ({error}): check ssl.ca.location, "
-            "ssl.certificate.location and ssl.key.location"
-        ) from None
-    if properties.get("enable.ssl.certificate.verification", "true").lower() == "false":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    elif properties.get("ssl.endpoint.identification.algorithm", "https").lower() in ("none", ""):
-        context.check_hostname = False
-    return context

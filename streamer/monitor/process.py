@@ -31,7 +31,8 @@ from streamer.events.topics import monitor_changelog
 from streamer.kafka.admin import MissingTopicsError, await_answer, await_topics
 from streamer.monitor import dashboard
 from streamer.monitor.agent import PROCESS, Monitor
-from streamer.monitor.faust_app import PASSING_ERRORS, MonitorApp, check_login, new_app, raw_schema
+from streamer.monitor.faust_app import PASSING_ERRORS, MonitorApp, new_app, raw_schema
+from streamer.monitor.login import check_login
 from streamer.process.health import Health, Part
 from streamer.process.ports import require_free_port
 from streamer.process.run import run_process

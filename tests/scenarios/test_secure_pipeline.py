@@ -1,15 +1,18 @@
-"""The whole pipeline over SASL_SSL with SCRAM-SHA-512 and a certificate of the test's own, each process with the rights that
-``sidstream acls`` prints for it and no others; and what a wrong login looks like.
+"""The whole pipeline over TLS, its processes logged in by all that managed clusters ask for (passwords, tokens, certificates),
+each with the rights that ``sidstream acls`` prints for it and no others; and what a wrong login looks like.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -41,19 +45,21 @@ from store.reading.reader import IndexReader
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import TOKEN_COUNT
 from streamer.events.topics import monitor_changelog, topic_specs
-from streamer.kafka.admin import create, require
+from streamer.kafka.admin import ClusterAwayError, create, require
 from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.kafka.errors import LoginRefusedError
 from streamer.local.broker import LocalBroker
-from streamer.local.broker_security import BrokerSecurity
-from streamer.monitor.faust_app import check_login, credentials
+from streamer.local.broker_security import BrokerSecurity, TokenRules
+from streamer.monitor.login import check_login, credentials
 from streamer.monitor.token_state import decode_state
 from streamer.operations.acls import acl_lines
 from streamer.settings import KafkaSettings, Settings, load_settings
 from support.gateway_requests import send
 from support.gateways import start
+from support.paths import ROOT
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, free_port, wait_until
+from support.token_issuer import AUDIENCE, TokenIssuer
 
 pytestmark = pytest.mark.broker
 USER = "pipeline"
@@ -68,6 +74,23 @@ LIMITED = (
     "client",
 )  # who has the rights of its lines alone
 WRONG_PASSWORD = "wrong-horse-9d2e"
+SECRET = "client-secret-1f6a:+/%"
+KEY_PASSWORD = "key-password-5e0b"
+SECRETS = (PASSWORD, SECRET, KEY_PASSWORD)
+# How each of them logs in; who is not named here, by password.
+BY_TOKEN = ("assigner", "monitor", "client")
+BY_CERTIFICATE = ("retriever", "monitor")
+BY_PROVIDER = "indexer"
+TOKEN_SECONDS = 12.0  # librdkafka looks once a second whether it needs another: less, and it is late
+PROVIDER = """\
+import json, ssl, time, urllib.request
+
+def token(configuration):
+    address, authority = configuration.split()
+    request = urllib.request.Request(address, headers={"Metadata": "true"})
+    with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=authority)) as answer:
+        return json.load(answer)["access_token"], time.time() + 10
+"""
 
 
 def pem_keystore(certificate: trustme.LeafCert, path: Path) -> Path:
@@ -79,14 +102,33 @@ def pem_keystore(certificate: trustme.LeafCert, path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def security(tmp_path_factory: pytest.TempPathFactory) -> BrokerSecurity:
-    directory = tmp_path_factory.mktemp("certificates")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def issuer(certificates: Path) -> Iterator[TokenIssuer]:
+    with TokenIssuer({f"sidstream-{name}": SECRET for name in BY_TOKEN}, trustme.CA(), certificates) as issuer:
+        yield issuer
+
+
+@pytest.fixture(scope="module")
+def security(certificates: Path, issuer: TokenIssuer) -> BrokerSecurity:
+    directory = certificates
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
     trustme.CA().cert_pem.write_to_path(str(directory / "another-ca.pem"))
     keystore = pem_keystore(authority.issue_cert("127.0.0.1"), directory / "broker.pem")
+    for name in BY_CERTIFICATE:
+        certificate = authority.issue_cert(f"{name}.test", common_name=f"sidstream-{name}")
+        pem = load_pem_private_key(certificate.private_key_pem.bytes(), None).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(KEY_PASSWORD.encode())
+        )
+        (directory / f"{name}.key").write_bytes(pem)
+        certificate.cert_chain_pems[0].write_to_path(str(directory / f"{name}.pem"))
     users = {USER: PASSWORD, "reader": "another-password"} | {f"sidstream-{name}": PASSWORD for name in LIMITED}
-    return BrokerSecurity(keystore, directory / "ca.pem", users, super_users=(USER,))
+    rules = TokenRules(issuer.keys_url, issuer.name, AUDIENCE)
+    return BrokerSecurity(keystore, directory / "ca.pem", users, super_users=(USER,), tokens=rules)
 
 
 @pytest.fixture(scope="module")
@@ -113,25 +155,30 @@ def secure_settings(
 
 
 class SecureProcess(SidstreamProcess):
-    """With the password in its configuration: settings are dumped with it masked."""
+    """With the secrets in its configuration: settings are dumped with them masked."""
 
-    def __init__(self, settings: Settings, command: str, directory: Path) -> None:
-        super().__init__(settings, command, directory)
-        configuration = directory / f"{command}.toml"
+    def __init__(self, settings: Settings, command: str, directory: Path, *, name: str | None = None) -> None:
+        # A module of the user's own is found by a process that starts with it.
+        provided = bool(settings.kafka.oauth_token_provider)
+        places = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, directory)))} if provided else None
+        super().__init__(settings, command, directory, name=name, environment=places, alone=provided)
+        configuration = directory / f"{name or command}.toml"
         values = settings.model_dump(mode="json", exclude_none=True)
-        assert PASSWORD not in str(values)
+        assert not [secret for secret in SECRETS if secret in str(values)]
         values["kafka"]["security"] = settings.kafka.security_properties()
         configuration.write_text(tomli_w.dumps(values))
         self.configuration = configuration
 
 
+def with_kafka(settings: Settings, **kafka: object) -> Settings:
+    return settings.model_copy(
+        update={"kafka": KafkaSettings.model_validate({"bootstrap_servers": settings.kafka.bootstrap_servers, **kafka})}
+    )
+
+
 def with_security(settings: Settings, **changes: str) -> Settings:
-    security = {
-        **settings.kafka.security_properties(),
-        **{name.replace("_", "."): value for name, value in changes.items()},
-    }
-    kafka = KafkaSettings.model_validate({"bootstrap_servers": settings.kafka.bootstrap_servers, "security": security})
-    return settings.model_copy(update={"kafka": kafka})
+    changed = {name.replace("_", "."): value for name, value in changes.items()}
+    return with_kafka(settings, security={**settings.kafka.security_properties(), **changed})
 
 
 def give_rights(settings: Settings) -> None:
@@ -158,8 +205,54 @@ def give_rights(settings: Settings) -> None:
         done.result(PATIENCE_SECONDS)
 
 
-def of_user(settings: Settings, name: str) -> Settings:
-    return with_security(settings, sasl_username=f"sidstream-{name}")
+@dataclass(frozen=True)
+class Logins:
+    """Settings of each user, who logs in in a way of their own."""
+
+    settings: Settings
+    broker: LocalBroker
+    security: BrokerSecurity
+    issuer: TokenIssuer
+    directory: Path
+    """Of keys, certificates and the provider's module."""
+
+    @property
+    def _over_tls(self) -> dict[str, str]:
+        return {"security.protocol": "SASL_SSL", "ssl.ca.location": str(self.security.truststore)}
+
+    def by_password(self, name: str) -> Settings:
+        return with_security(self.settings, sasl_username=f"sidstream-{name}")
+
+    def by_token(self, name: str, secret: str | None = None) -> Settings:
+        tokens = self.issuer.client_properties(f"sidstream-{name}", secret)
+        return with_kafka(self.settings, security={**self._over_tls, **tokens})
+
+    def by_certificate(self, name: str) -> Settings:
+        properties = {
+            "security.protocol": "SSL",
+            "ssl.ca.location": str(self.security.truststore),
+            "ssl.certificate.location": str(self.directory / f"{name}.pem"),
+            "ssl.key.location": str(self.directory / f"{name}.key"),
+            "ssl.key.password": KEY_PASSWORD,
+        }
+        return with_kafka(self.settings, bootstrap_servers=self.broker.certificate_servers, security=properties)
+
+    def by_provider(self, name: str) -> Settings:
+        configuration = f"{self.issuer.identity_endpoint}?client_id=sidstream-{name} {self.issuer.authority}"
+        tokens = {"sasl.mechanism": "OAUTHBEARER", "sasl.oauthbearer.config": configuration}
+        security = {**self._over_tls, **tokens}
+        return with_kafka(self.settings, security=security, oauth_token_provider="shops_login:token")
+
+
+@pytest.fixture
+def logins(
+    secure_settings: Settings,
+    secure_broker: LocalBroker,
+    security: BrokerSecurity,
+    issuer: TokenIssuer,
+    certificates: Path,
+) -> Logins:
+    return Logins(secure_settings, secure_broker, security, issuer, certificates)
 
 
 def produced(settings: Settings, topic: str) -> str | None:
@@ -173,13 +266,22 @@ def produced(settings: Settings, topic: str) -> str | None:
     return outcome[0]
 
 
-def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reaches_a_log(
-    secure_settings: Settings, tiny_embeddings: NDArray[np.float32], tmp_path: Path
+def test_item_reaches_index_answer_and_monitor_by_every_kind_of_login_and_no_secret_reaches_a_log(
+    secure_settings: Settings,
+    logins: Logins,
+    issuer: TokenIssuer,
+    tiny_embeddings: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A token lives for seconds: with it the broker ends each connection on which no other has come."""
+    begun = time.monotonic()
+    monkeypatch.setattr(issuer, "lifetime", TOKEN_SECONDS)
+    (tmp_path / "shops_login.py").write_text(PROVIDER)
     settings = secure_settings
     topics = settings.topics
     changelog = monitor_changelog(settings)
-    assert produced(of_user(settings, "producer"), topics.item_updates) == "TOPIC_AUTHORIZATION_FAILED", (
+    assert produced(logins.by_password("producer"), topics.item_updates) == "TOPIC_AUTHORIZATION_FAILED", (
         "before it has any right"
     )
     give_rights(settings)
@@ -196,12 +298,12 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
         return sum(decode_state(value).n for key, value in states.items() if key.split(b":")[1] == b"1")
 
     with (
-        SecureProcess(of_user(settings, "assigner"), "assigner", tmp_path),
-        SecureProcess(of_user(settings, "indexer"), "indexer", tmp_path),
-        SecureProcess(of_user(settings, "monitor"), "monitor", tmp_path),
-        SecureProcess(of_user(settings, "retriever"), "retriever", tmp_path),
-        SecureProcess(of_user(settings, "gateway"), "gateway", tmp_path) as gateway,
-        Client(of_user(settings, "client")) as client,
+        SecureProcess(logins.by_token("assigner"), "assigner", tmp_path),
+        SecureProcess(logins.by_provider(BY_PROVIDER), "indexer", tmp_path),
+        SecureProcess(logins.by_token("monitor"), "monitor", tmp_path) as monitor,
+        SecureProcess(logins.by_certificate("retriever"), "retriever", tmp_path),
+        SecureProcess(logins.by_password("gateway"), "gateway", tmp_path) as gateway,
+        Client(logins.by_token("client")) as client,
     ):
         with ItemPublisher(settings) as publisher:
             for number, embedding in enumerate(tiny_embeddings[:100]):
@@ -211,6 +313,7 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
         answer = client.ask("thing number 7", timeout_seconds=PATIENCE_SECONDS)
         assert answer.error is None
         start(gateway, settings)
+        time.sleep(max(0.0, begun + TOKEN_SECONDS + 3 - time.monotonic()))  # the first tokens are no login any more
         port = settings.gateway.port
         gone = send(port, "DELETE", "/items/item-7")
         after = {"Sidstream-After": gone.json["token"]}
@@ -218,22 +321,32 @@ def test_item_reaches_index_answer_and_monitor_over_sasl_ssl_and_no_secret_reach
         found = {item["item_id"] for item in over_http.json["items"]}
         assert len(found) > 50
         assert "item-7" not in found
+        wait_until(lambda: counted_by_monitor() == 99, what="the deletion in the monitor's table", every=1.0)
+        monitor.stop()
+        with SecureProcess(logins.by_certificate("monitor"), "monitor", tmp_path, name="another-monitor"):
+            with ItemPublisher(settings) as publisher:
+                publisher.update("item-7", tiny_embeddings[7])
+            wait_until(
+                lambda: counted_by_monitor() == 100, what="the next item, counted by the next monitor", every=1.0
+            )
         status = sidstream(settings, tmp_path, "status")
         assert status.returncode == 0, status.stderr
-        assert "99 items" in status.stdout
-    assert produced(of_user(settings, "producer"), topics.item_updates) is None
-    assert produced(of_user(settings, "producer"), topics.item_codes) == "TOPIC_AUTHORIZATION_FAILED"
+        assert "100 items" in status.stdout
+    assert produced(logins.by_password("producer"), topics.item_updates) is None
+    assert produced(logins.by_password("producer"), topics.item_codes) == "TOPIC_AUTHORIZATION_FAILED"
     counts = [TOKEN_COUNT.decode(record.value()) for record in committed_records(settings, topics.token_counts)]
     assert counts
 
     said = {path.name: path.read_text(errors="replace") for path in tmp_path.glob("*.log")}
-    assert set(said) == {"assigner.log", "indexer.log", "monitor.log", "retriever.log", "gateway.log"}
+    names = ("assigner", "indexer", "monitor", "another-monitor", "retriever", "gateway")
+    assert set(said) == {f"{name}.log" for name in names}
     said |= {"status": status.stdout + status.stderr, "settings": repr(settings) + settings.model_dump_json()}
     said["broker security"] = repr(BrokerSecurity(Path(), Path(), {USER: PASSWORD}))
+    issued = issuer.token("anyone").partition(".")[0]  # the header, with which every token begins
     for where, text in said.items():
         assert text
-        assert PASSWORD not in text, where
-        assert msgspec.json.encode(PASSWORD).decode()[1:-1] not in text, where
+        for secret in (*SECRETS, msgspec.json.encode(PASSWORD).decode()[1:-1], issued):
+            assert secret not in text, where
 
 
 def sidstream(settings: Settings, directory: Path, command: str) -> subprocess.CompletedProcess[str]:
@@ -250,39 +363,86 @@ def sidstream(settings: Settings, directory: Path, command: str) -> subprocess.C
     )
 
 
-@pytest.mark.parametrize("command", ["assigner", "monitor", "status"])
-@pytest.mark.parametrize("fault", ["wrong password", "untrusted certificate"])
-def test_wrong_login_ends_each_process_with_what_to_do(
-    secure_settings: Settings, security: BrokerSecurity, tmp_path: Path, command: str, fault: str
-) -> None:
+def wrong_login(logins: Logins, fault: str) -> Settings:
     if fault == "wrong password":
-        wrong = with_security(secure_settings, sasl_password=WRONG_PASSWORD)
-    else:
-        wrong = with_security(secure_settings, ssl_ca_location=str(security.truststore.parent / "another-ca.pem"))
-    ended = sidstream(wrong, tmp_path, command)
+        return with_security(logins.settings, sasl_password=WRONG_PASSWORD)
+    if fault == "wrong secret":
+        return logins.by_token("monitor", WRONG_PASSWORD)
+    return with_security(logins.settings, ssl_ca_location=str(logins.directory / "another-ca.pem"))
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        ("assigner", "wrong password"),
+        ("monitor", "wrong password"),
+        ("monitor", "wrong secret"),
+        ("status", "wrong secret"),
+        ("assigner", "untrusted certificate"),
+        ("status", "untrusted certificate"),
+    ],
+)
+def test_wrong_login_ends_each_process_with_what_to_do(
+    logins: Logins, tmp_path: Path, command: str, fault: str
+) -> None:
+    ended = sidstream(wrong_login(logins, fault), tmp_path, command)
     said = ended.stdout + ended.stderr
     assert ended.returncode == 1, said
     assert "Correct kafka.security" in " ".join(said.split())
     assert "Traceback" not in said
-    assert WRONG_PASSWORD not in said
-    assert PASSWORD not in said
+    assert not [secret for secret in (WRONG_PASSWORD, *SECRETS) if secret in said]
+    if fault == "wrong secret":
+        assert "answers 401 Unauthorized (invalid_client Invalid client or wrong secret)" in " ".join(said.split())
+        assert "sasl.oauthbearer.client.id" in said
 
 
-@pytest.mark.parametrize("fault", ["wrong password", "untrusted certificate"])
-def test_fausts_own_client_hears_of_a_wrong_login(
-    secure_settings: Settings, security: BrokerSecurity, fault: str
-) -> None:
+@pytest.mark.parametrize("login", ["by_password", "by_token", "by_certificate"])
+def test_fausts_own_client_logs_in_as_the_others_do(logins: Logins, login: str) -> None:
+    asyncio.run(check_login(getattr(logins, login)("monitor").kafka))
+
+
+@pytest.mark.parametrize("fault", ["wrong password", "wrong secret", "untrusted certificate"])
+def test_fausts_own_client_hears_of_a_wrong_login(logins: Logins, fault: str) -> None:
     """The monitor asks librdkafka first; that the two clients agree must not decide whether it waits for ever."""
-    import asyncio
-
-    asyncio.run(check_login(secure_settings.kafka))
-    if fault == "wrong password":
-        wrong = with_security(secure_settings, sasl_password=WRONG_PASSWORD)
-    else:
-        wrong = with_security(secure_settings, ssl_ca_location=str(security.truststore.parent / "another-ca.pem"))
     with pytest.raises(LoginRefusedError, match=r"kafka\.security") as refused:
-        asyncio.run(check_login(wrong.kafka))
+        asyncio.run(check_login(wrong_login(logins, fault).kafka))
     assert WRONG_PASSWORD not in str(refused.value)
+
+
+def test_token_that_the_broker_refuses_is_no_login_for_either_client(
+    logins: Logins, issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuer, "audience", "another cluster")
+    refused = logins.by_token("assigner").kafka
+    with pytest.raises(LoginRefusedError, match="invalid_token"):
+        require(refused, [])
+    with pytest.raises(LoginRefusedError, match="invalid_token"):
+        asyncio.run(check_login(refused))
+
+
+def test_issuer_that_does_not_answer_is_waited_for_as_a_broker_is(logins: Logins) -> None:
+    nobody = with_security(
+        logins.by_token("client"), **{"sasl.oauthbearer.token.endpoint.url": "https://127.0.0.1:1/token"}
+    )
+    with pytest.raises(ClusterAwayError, match=r"token endpoint https://127\.0\.0\.1:1/token does not answer"):
+        require(nobody.kafka, [], attempt_seconds=(1.0,))
+    asyncio.run(check_login(nobody.kafka))
+
+
+def test_managed_identity_of_an_azure_machine_logs_both_clients_in(logins: Logins, issuer: TokenIssuer) -> None:
+    query = "api-version=2025-04-07&resource=https://shop.servicebus.windows.net&client_id=sidstream-client"
+    identity = with_security(
+        logins.by_token("client"),
+        **{
+            "sasl.oauthbearer.metadata.authentication.type": "azure_imds",
+            "sasl.oauthbearer.token.endpoint.url": issuer.identity_endpoint,
+            "sasl.oauthbearer.config": f"query={query}",
+        },
+    )
+    before = len(issuer.asked)
+    require(identity.kafka, [])
+    asyncio.run(check_login(identity.kafka))
+    assert [asked["resource"] for asked in issuer.asked[before:]] == 2 * ["https://shop.servicebus.windows.net"]
 
 
 def test_files_that_a_client_cannot_read_are_refused_with_what_to_correct(secure_settings: Settings) -> None:
@@ -290,7 +450,7 @@ def test_files_that_a_client_cannot_read_are_refused_with_what_to_correct(secure
     with pytest.raises(SidstreamError, match=r"kafka\.security"):
         require(missing.kafka, [secure_settings.topics.results])
     with pytest.raises(SidstreamError, match=r"ssl\.keystore\.location"):
-        credentials({**secure_settings.kafka.security_properties(), "ssl.keystore.location": "x"})
+        credentials(with_security(secure_settings, ssl_keystore_location="x").kafka)
 
 
 def test_internal_listeners_refuse_who_has_no_certificate(secure_broker: LocalBroker, security: BrokerSecurity) -> None:

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from models.errors import SidstreamError
 from models.sids.layout import Layout
 from streamer.events.records import ALERT, DRIFT, LAYOUT, TOKEN_COUNT, Codec, TokenCount, token_count, token_count_key
 from streamer.events.topics import topic_specs
@@ -339,57 +338,6 @@ def test_monitor_that_was_told_of_no_topics_by_a_broker_takes_the_counts_soon_af
         until(lambda: monitor.counts() == (indexer.as_of, indexer.truth.tolist()), "its counts", monitor)
     finally:
         assert monitor.kill(signal.SIGTERM) == 0, monitor.log
-
-
-def test_no_credentials_without_security() -> None:
-    from streamer.monitor.faust_app import credentials
-
-    assert credentials({}) is None
-    assert credentials({"security.protocol": "PLAINTEXT"}) is None
-
-
-@pytest.mark.parametrize("name", ["sasl.mechanism", "sasl.mechanisms"])
-def test_sasl_of_librdkafka_becomes_fausts(name: str) -> None:
-    from streamer.monitor.faust_app import credentials
-
-    found = credentials(
-        {"security.protocol": "sasl_ssl", name: "SCRAM-SHA-512", "sasl.username": "u", "sasl.password": "p"}
-    )
-    assert found is not None
-    assert (found.protocol.value, found.mechanism.value) == ("SASL_SSL", "SCRAM-SHA-512")
-    assert (found.username, found.password) == ("u", "p")
-    assert found.ssl_context is not None
-    plain = credentials({"security.protocol": "SASL_PLAINTEXT", "sasl.username": "u", "sasl.password": "p"})
-    assert plain is not None
-    assert (plain.protocol.value, plain.mechanism.value, plain.ssl_context) == ("SASL_PLAINTEXT", "PLAIN", None)
-
-
-def test_tls_verification_follows_librdkafkas_switches() -> None:
-    from streamer.monitor.faust_app import credentials
-
-    strict = credentials({"security.protocol": "ssl"})
-    assert strict is not None
-    assert strict.context.check_hostname
-    no_names = credentials({"security.protocol": "ssl", "ssl.endpoint.identification.algorithm": "none"})
-    assert no_names is not None
-    assert not no_names.context.check_hostname
-    assert no_names.context.verify_mode.name == "CERT_REQUIRED"
-
-
-@pytest.mark.parametrize(
-    ("properties", "message"),
-    [
-        ({"security.protocol": "smoke"}, "security.protocol 'SMOKE'"),
-        ({"security.protocol": "sasl_ssl", "sasl.mechanism": "GSSAPI"}, "cannot do sasl.mechanism 'GSSAPI'"),
-        ({"security.protocol": "sasl_plaintext"}, "sasl.username and sasl.password are needed"),
-        ({"security.protocol": "ssl", "ssl.ca.location": "/nowhere.pem"}, "check ssl.ca.location"),
-    ],
-)
-def test_security_that_cannot_work_says_what_to_do(properties: dict[str, str], message: str) -> None:
-    from streamer.monitor.faust_app import credentials
-
-    with pytest.raises(SidstreamError, match=message):
-        credentials(properties)
 
 
 def test_what_we_set_inside_faust_and_aiokafka_is_still_there(tmp_path: Path) -> None:
