@@ -87,12 +87,16 @@ def record(cast: Path) -> None:
 def draw(cast: Path, svg: Path) -> None:
     """The recording as a film in one file that asks for nothing else."""
     film = played(outputs(cast.read_text()))
+    now = film[-1].seconds - _END_SECONDS / 2
     header = {"version": 2, "width": COLUMNS + _MARGIN, "height": ROWS}
     faster = cast.with_suffix(".played.cast")
     faster.write_text("\n".join(map(json.dumps, [header, *([one.seconds, "o", one.text] for one in film)])) + "\n")
     subprocess.run(
         ["npx", "--yes", SVG_TERM, "--in", str(faster), "--out", str(svg), "--no-cursor", "--padding", "12"], check=True
     )
+    # Who wants no motion gets the last picture: what was measured.
+    still = f"{{g{{animation-play-state:paused!important;animation-delay:-{now:.0f}s!important}}}}"
+    svg.write_text(svg.read_text().replace("<style>", f"<style>@media (prefers-reduced-motion:reduce){still}", 1))
     print(f"{svg}: {len(film)} pictures, {film[-1].seconds:.0f} s, {svg.stat().st_size / 1000:.0f} kB")
 
 
