@@ -25,7 +25,7 @@ from streamer.kafka.admin import require
 from streamer.settings import Settings
 from streamer.shards.parts import AnsweredPart
 from streamer.tracing.context import Headers
-from streamer.tracing.sending import asking
+from streamer.tracing.sending import asking, tell_unanswered
 
 _POLL_SECONDS: Final = 0.02
 
@@ -147,9 +147,10 @@ class Client:
         self._connect()
         ids = [uuid.uuid4().hex for _ in queries]
         with asking(self._settings.topics.queries, len(queries)) as traced:
-            if self._settings.retriever.shards > 1:
-                return self._ask_shards(ids, queries, timeout_seconds, traced)
-            return self._ask_one_index(ids, queries, timeout_seconds, traced)
+            ask = self._ask_shards if self._settings.retriever.shards > 1 else self._ask_one_index
+            found = ask(ids, queries, timeout_seconds, traced)
+            tell_unanswered(found.count(None))
+            return found
 
     def _ask_one_index(
         self, ids: Sequence[str], queries: Sequence[Query], timeout_seconds: float, traced: Headers

@@ -30,6 +30,14 @@ def headers_of_new(topic: str, key: bytes) -> Headers | None:
     return None if context is None else context.headers
 
 
+def tell_unanswered(count: int) -> None:
+    """Within ``asking``: for so many questions no answer came in time."""
+    if count and (is_tracing() or "opentelemetry.trace" in sys.modules):
+        from streamer.tracing import spans
+
+        spans.unanswered(count)
+
+
 @contextmanager
 def asking(topic: str, count: int) -> Iterator[Headers]:
     """Around ``count`` questions and their answers; the headers of the records that ask them, none without a trace."""

@@ -24,6 +24,8 @@ from streamer.tracing.context import Headers, TraceContext, context_of, current_
 from streamer.tracing.started import own_provider
 
 MOST_TRACED: Final = 128  # OpenTelemetry's own limit of a span's links
+# Of a catalogue of a million items nobody looks at a million traces; their headers would stay in its topics.
+MOST_BEGUN_A_SECOND: Final = 100
 # A record that is read again long after (an index that is built anew) has nothing to tell to a trace of then.
 _OLD_MS: Final = 3_600_000
 _NAME: Final = "sidstream"
@@ -171,8 +173,19 @@ def _recorded(
     return found
 
 
+class _Begun:
+    """Traces that began within the same second, for all threads: that one too many begins does no harm."""
+
+    second = 0
+    count = 0
+
+
 def created(topic: str, key: bytes) -> TraceContext | None:
-    """A trace begins with a record that is handed to the client; None if it is not recorded."""
+    """A trace begins with a record that is handed to the client; None if it is not recorded, or one too many of this second."""
+    if (second := int(time.monotonic())) != _Begun.second:
+        _Begun.second, _Begun.count = second, 0
+    if _Begun.count >= MOST_BEGUN_A_SECOND:
+        return None
     attributes = {
         "messaging.system": "kafka",
         "messaging.destination.name": topic,
@@ -182,7 +195,10 @@ def created(topic: str, key: bytes) -> TraceContext | None:
     }
     span = tracer().start_span(f"create {topic}", Context(), SpanKind.PRODUCER, attributes)
     span.end()
-    return context_of_span(span) if span.get_span_context().trace_flags.sampled else None
+    if not span.get_span_context().trace_flags.sampled:
+        return None
+    _Begun.count += 1
+    return context_of_span(span)
 
 
 @contextmanager
@@ -202,6 +218,13 @@ def asking(topic: str, count: int) -> Iterator[TraceContext | None]:
             context = context_of_span(sent) if found.is_valid else None
         with working_in(context_of_span(whole) if found.is_valid else None):
             yield context
+
+
+def unanswered(count: int) -> None:
+    """Of the questions of ``asking`` so many have no answer."""
+    span = trace.get_current_span()
+    span.set_attribute("sidstream.unanswered_count", count)
+    _failed(span, "timeout", f"{count} of the queries were not answered in time")
 
 
 @contextmanager

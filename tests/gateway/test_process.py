@@ -128,6 +128,8 @@ def test_metrics_count_requests_by_route_and_status_and_never_by_id(served: Serv
     served.send("DELETE", "/items/counted-1")
     served.send("GET", "/no-such-path-1")
     text = served.send("GET", "/metrics").body.decode()
+    exemplars = served.send("GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert exemplars.headers["content-type"].startswith("application/openmetrics-text")
     wanted = 'sidstream_gateway_requests_total{method="DELETE",route="/items/{item_id}",status="202"}'
     assert wanted in text
     assert "counted-1" not in text
