@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # MkDocs loads this file by its path
     sys.path.insert(0, str(ROOT))
 
-from documentation import command_line_page, errors_page, metrics_page, schemas_page, settings_page  # noqa: E402
+from documentation import command_line_page, errors_page, http_page, metrics_page, schemas_page, settings_page  # noqa: E402
 
 # Pages that lie beside the code, where whoever opens the project looks for them.
 ELSEWHERE: Final = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md"}
@@ -38,12 +38,14 @@ _HEADING: Final = re.compile(r"^#{1,6} ")
 
 @cache
 def generated() -> dict[str, str]:
-    """Path → Markdown of every page that is made from the code."""
+    """Path → content of every page and file that is made from the code."""
     return {
         settings_page.PAGE: settings_page.settings_page(),
         command_line_page.PAGE: command_line_page.command_line_page(),
         metrics_page.PAGE: metrics_page.metrics_page(),
         errors_page.PAGE: errors_page.errors_page(),
+        http_page.PAGE: http_page.http_page(),
+        http_page.DOCUMENT: http_page.openapi_file(),
         schemas_page.PAGE: schemas_page.schemas_page(),
     }
 

@@ -16,7 +16,7 @@ import pytest
 from markdown_it import MarkdownIt
 from prometheus_client import REGISTRY
 
-from documentation import command_line_page, errors_page, links, metrics_page, recording, settings_page
+from documentation import command_line_page, errors_page, http_page, links, metrics_page, recording, settings_page
 from documentation.hooks import ELSEWHERE
 from streamer.settings import load_settings
 from support.paths import ROOT
@@ -100,6 +100,15 @@ def test_help_texts_arrive_on_the_site_as_they_are_written(site: Path) -> None:
     for text in texts:
         if "docs/" not in text:  # which becomes a link with the page's title
             assert " ".join(text.replace("`", "").split()) in shown
+
+
+def test_every_operation_and_status_of_the_gateway_is_in_the_reference() -> None:
+    page = http_page.http_page()
+    found = list(http_page.operations())
+    assert len(found) > 8
+    for method, path, operation in found:
+        section = page.split(f"## {method} {path}\n")[1].split("\n## ")[0]
+        assert all(f"\n| {status} | " in section for status in operation["responses"])
 
 
 def test_every_metric_of_ours_is_in_the_reference_once() -> None:
