@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+ROOT: Final = Path(__file__).resolve().parent.parent
 ASCIINEMA: Final = "asciinema==2.4.0"
 SVG_TERM: Final = "svg-term-cli@2.1.1"
 COLUMNS: Final = 104
@@ -73,14 +75,14 @@ def played(run: Iterable[Output]) -> list[Output]:
 
 
 def record(cast: Path) -> None:
-    """Runs the demo in a terminal of its own; what it keeps goes into a directory beside ``cast``."""
-    demo = f"{sys.executable} -m sidstream demo --directory {cast.parent / 'demo'}"
+    """Runs the demo in a terminal and a directory of its own, that of ``cast``."""
+    demo = f"{sys.executable} -m sidstream demo"
     shown = f"printf '\\033[1;32m$\\033[0m sidstream demo\\r\\n'; {demo}"
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
     subprocess.run(
         [uv, "tool", "run", ASCIINEMA, "rec", "--overwrite", "--cols", str(COLUMNS), "--rows", str(ROWS),
          "--command", shown, str(cast)],
-        check=True,
+        check=True, cwd=cast.parent, env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from documentation.markdown import anchor, code, plain, table, unbroken
-from streamer.settings import Settings
+from streamer.settings import TOPIC_NAMES, Settings
 from streamer.settings_section import Section
 
 PAGE: Final = "reference/settings.md"
@@ -65,7 +65,7 @@ def settings_page() -> str:
         rows = []
         for full, name in _fields(prefix, model):
             field = schema["properties"][name]
-            meaning = plain(field.get("description", ""))
+            meaning = plain(field.get("description", "")) or _meaning(full)
             rows.append((anchor(full) + unbroken(name), _type(field, schema), _default(model, name, field), meaning))
         lines += [*table(("setting", "type", "default", "meaning"), rows), ""]
     return "\n".join(lines)
@@ -76,6 +76,14 @@ def _fields(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     for name, field in model.model_fields.items():
         if not (inspect.isclass(field.annotation) and issubclass(field.annotation, Section)):
             yield (f"{prefix}.{name}" if prefix else name), name
+
+
+def _meaning(full: str) -> str:
+    """Of a setting that describes itself by its name: what a topic is called, or the port that a server listens on."""
+    topic = TOPIC_NAMES.get(full.removeprefix("topics."))
+    if topic is not None:
+        return f"the name of [this topic](../topics.md#{topic.replace('.', '')})"
+    return "where it listens" if full.endswith(".port") else ""
 
 
 def _type(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def is_loopback(host: str) -> bool:
 class GatewaySettings(Section):
     """HTTP → Kafka (docs/gateway.md). A client is who has a key, or a certificate; without either, an address."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="where it listens")
     port: int = Field(8080, ge=1, le=65535)
     clients: Path | None = Field(
         None,

@@ -33,13 +33,15 @@ class SettingsError(SidstreamError):
 class KafkaSettings(Section):
     """How to reach the cluster; ``security``: properties of librdkafka (``security.protocol``, ``sasl.*``, ``ssl.*``, …)."""
 
-    bootstrap_servers: str = "127.0.0.1:9092"
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port of some brokers, with commas between them")
     group_protocol: Literal["classic", "consumer"] = Field(
         "classic",
         description="of the groups of assigners and retrievers; consumer: the broker assigns partitions one by one (KIP-848), "
         "for Kafka 4.0 and later (docs/reliability.md)",
     )
-    security: dict[str, SecretStr] = Field(default_factory=dict)
+    security: dict[str, SecretStr] = Field(
+        default_factory=dict, description="librdkafka properties, for the monitor too (docs/security.md)"
+    )
     oauth_token_provider: str = Field(
         "",
         pattern=r"^([A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*)?$",
@@ -102,7 +104,7 @@ TOPIC_NAMES: Final = {
 class TopicSettings(Section):
     """Names and shapes of the topics. A name that is not given is ``prefix`` + its default."""
 
-    prefix: str = ""
+    prefix: str = Field("", description="before each name of a topic, a group and a transaction that is not given")
     item_updates: str
     item_updates_dead_letters: str
     item_codes: str
@@ -122,7 +124,9 @@ class TopicSettings(Section):
     partitions: int = Field(
         4, ge=1, description="of item-updates, item-codes, item-attributes, queries, results and interactions"
     )
-    replication_factor: int = Field(1, ge=1)
+    replication_factor: int = Field(
+        1, ge=1, description="of topics that are created; 3 in production (docs/reliability.md)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -175,22 +179,22 @@ class ColumnSettings(Section):
         description="the field of a key that is a map, such as Debezium's, which is the item's id; absent: the key is the id",
     )
     embedding: str = Field("", description="a list of numbers, bytes, base64, or a text like [0.1,0.2]")
-    title: str = ""
-    weight: str = ""
+    title: str = Field("", description="a text")
+    weight: str = Field("", description="a number, or a text that is one")
     updated_at: str = Field(
         "", description="milliseconds since the epoch, a time like 2026-01-31T09:30:00Z, or Connect's"
     )
-    dtype: str = ""
-    embedding_model: str = ""
+    dtype: str = Field("", description="float32 or float16, of an embedding in bytes")
+    embedding_model: str = Field("", description="the name of what made the embedding")
     attributes: dict[str, str] = Field({}, description="attribute → the column that has it")
 
 
 class BrokerSettings(Section):
     """The embedded single-node Apache Kafka of ``sidstream broker`` and ``sidstream up``."""
 
-    directory: Path = Path(".sidstream/broker")
+    directory: Path = Field(Path(".sidstream/broker"), description="its data, settings and log")
     port: int = Field(9092, ge=0, le=65535, description="0 takes a free port")
-    heap: str = Field("768m", pattern=r"^\d+[mg]$")
+    heap: str = Field("768m", pattern=r"^\d+[mg]$", description="of Java, such as 768m or 2g")
     short_lived: bool = Field(
         False,
         description="compile its code lightly: a third less of the processor in its first half minute, more after minutes",
@@ -239,10 +243,12 @@ class AttributeSettings(IntakeSettings):
 class AssignerSettings(IntakeSettings):
     """Item updates → codes."""
 
-    group: str = "sidstream-assigner"
+    group: str = Field("sidstream-assigner", description="the consumer group, after topics.prefix")
     instance: str = Field("0", description="stable name of this instance; unique within the group")
     batch_size: int = Field(8_000, ge=1, description="events a transaction at the most")
-    minimum_batch_interval_ms: float = Field(5.0, ge=0)
+    minimum_batch_interval_ms: float = Field(
+        5.0, ge=0, description="between the beginnings of two transactions; more are larger batches, and less work"
+    )
     maximum_event_bytes: int = Field(262_144, ge=1_024, description="larger events are dead letters")
     maximum_title_characters: int = Field(8_192, ge=0, description="events with a longer title are dead letters")
     maximum_weight: float = Field(1e12, gt=0, le=1e30, description="events with a greater weight are dead letters")
@@ -252,7 +258,7 @@ class AssignerSettings(IntakeSettings):
         description="keep each item's vector, a byte a dimension, beside its codes: new items are found by it (retriever.dense); "
         "it takes D + 4 bytes an item in item-codes and in the index",
     )
-    encoder_threads: int = Field(1, ge=1)
+    encoder_threads: int = Field(1, ge=1, description="of ONNX Runtime; the codes are the same with any number")
     accept_missed_updates: bool = Field(
         False, description="start although updates or deletions may have been missed; for one start (docs/runbook.md)"
     )
@@ -278,7 +284,9 @@ class IndexerSettings(Section):
     map_bytes: int = Field(
         1 << 30, ge=1 << 16, description="address space that a new index begins with; doubled whenever it is full"
     )
-    minimum_batch_interval_ms: float = Field(5.0, ge=0)
+    minimum_batch_interval_ms: float = Field(
+        5.0, ge=0, description="between the beginnings of two transactions; more are larger batches, and less work"
+    )
     counts_interval_seconds: float = Field(1.0, gt=0, description="how often changed counts are published")
     maximum_items: int = Field(
         0,
@@ -325,10 +333,12 @@ class MonitorSettings(Section):
     app_id: str = Field("sidstream-monitor", description="names the group, changelog and journal, after topics.prefix")
     interval_seconds: float = Field(1.0, gt=0, description="how often the counts are evaluated")
     drift_interval_seconds: float = Field(5.0, gt=0, description="how often a changed drift record is published")
-    bucket_seconds: float = Field(10.0, gt=0)
+    bucket_seconds: float = Field(10.0, gt=0, description="of a step in which the window moves on")
     buckets: int = Field(6, ge=1, le=60, description="the rolling window is bucket_seconds × buckets long")
 
-    method: Literal["none", "top_k", "top_p", "all"] = "top_k"
+    method: Literal["none", "top_k", "top_p", "all"] = Field(
+        "top_k", description="which layer-2 tokens are left out (docs/layouts.md); none: no layout is issued"
+    )
     head_size: int | None = Field(None, ge=1, description="K; absent: as many as the bundle's layout has, or M / 10")
     head_share: float = Field(0.85, gt=0, le=1, description="p of top_p")
     exit_factor: float = Field(1.5, ge=1, description="a head token leaves past rank K × this")
@@ -343,16 +353,16 @@ class MonitorSettings(Section):
     growth_share: float = Field(0.01, gt=0, description="alert: a token gained this share beyond its fair part")
     growth_traffic_share: float = Field(0.25, gt=0, description="alert: or this share of all that was gained")
     minimum_growth: int = Field(50, ge=1, description="and at least this many items")
-    entropy_change: float = Field(0.05, gt=0)
-    gini_change: float = Field(0.10, gt=0)
+    entropy_change: float = Field(0.05, gt=0, description="alert: a layer's entropy has changed so much since the fit")
+    gini_change: float = Field(0.10, gt=0, description="the same of its Gini coefficient")
     standard_deviation_change: float = Field(0.5, gt=0, description="relative change of deviation / mean")
-    head_share_change: float = Field(0.10, gt=0)
+    head_share_change: float = Field(0.10, gt=0, description="of what the most crowded tenth of tokens holds")
     critical_factor: float = Field(2.0, gt=1, description="critical from this many times a threshold")
     clear_factor: float = Field(0.8, gt=0, le=1, description="cleared below this part of a threshold")
     repeat_seconds: float = Field(600.0, gt=0, description="a firing alert is sent again after this time")
     reshortened_seconds: float = Field(60.0, gt=0, description="how long the news of a new layout stays up")
 
-    web_host: str = "127.0.0.1"
+    web_host: str = Field("127.0.0.1", description="where the dashboard listens")
     web_port: int = Field(0, ge=0, le=65535, description="dashboard; 0 switches it off")
 
 
@@ -364,7 +374,7 @@ class RetrieverSettings(IntakeSettings):
         ge=1,
         description="in how many parts the index is (indexer.partitions); clients ask each, and put their answers together",
     )
-    group: str = "sidstream-retriever"
+    group: str = Field("sidstream-retriever", description="the consumer group, after topics.prefix")
     instance: str = Field("0", description="stable name of this instance; unique within the group")
     batch_size: int = Field(16, ge=1, description="queries decoded together at the most")
     gather_size: int = Field(1_000, ge=1, description="queries looked at ahead, so that late ones are answered at once")
@@ -387,9 +397,9 @@ class RetrieverSettings(IntakeSettings):
     )
     filters_kept: int = Field(16, ge=1, description="filters last used, kept current in memory: a byte an item each")
     maximum_query_bytes: int = Field(131_072, ge=256, description="of all fields of a query together")
-    maximum_text_characters: int = Field(2_048, ge=1)
+    maximum_text_characters: int = Field(2_048, ge=1, description="of a query's text")
     maximum_history: int = Field(256, ge=0, description="item ids in a query's history; each of up to 256 bytes")
-    maximum_user_bytes: int = Field(256, ge=1)
+    maximum_user_bytes: int = Field(256, ge=1, description="of a query's user")
     maximum_exclusions: int = Field(1_000, ge=0, description="item ids in a query's exclude; each of up to 256 bytes")
     maximum_why_not: int = Field(10, ge=0, description="item ids in a query's why_not; each of up to 256 bytes")
     maximum_slate_rules: int = Field(8, ge=0, description="of a query's slate")
@@ -447,15 +457,20 @@ class RetrieverSettings(IntakeSettings):
 class LoggingSettings(Section):
     """One configuration for our log lines and the libraries'."""
 
-    format: Literal["console", "json"] = "console"
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = Field("console", description="json: a JSON object a line")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is told")
 
 
 class MetricsSettings(Section):
     """Prometheus metrics and health over HTTP: ``/metrics``, ``/live``, ``/ready``. Port 0 switches the server off."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(0, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="where each process listens")
+    port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="0 switches it off; of `sidstream up`'s first process, the others have the next ones",
+    )
     stalled_seconds: float = Field(30.0, gt=0, description="/live fails when the loop has not turned for so long")
     slow_seconds: float = Field(
         300.0,
