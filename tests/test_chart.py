@@ -37,7 +37,9 @@ ALL = {
         "metricsFrom": [{"podSelector": {}}],
         "dashboardFrom": [{"podSelector": {}}],
         "gatewayFrom": [{"podSelector": {}}],
+        "tokenPorts": [443],
     },
+    "serviceAccount": {"name": "shop"},
     "tolerations": [{"key": "dedicated", "operator": "Exists"}],
     "nodeSelector": {"disk": "fast"},
     "podAnnotations": {"team": "search"},
@@ -285,6 +287,23 @@ def test_whoever_is_not_named_is_kept_out_and_kafka_alone_is_reached(tmp_path: P
     assert policy["spec"]["ingress"] == []
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [53, 53, 9092]
+
+
+def test_tokens_are_got_by_every_process_and_no_secret_lies_in_what_is_rendered(tmp_path: Path) -> None:
+    to = [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+    kafka = LEAST["kafka"] | {"oauthTokenProvider": "shops_login:token", "securitySecret": "kafka"}
+    given = {"kafka": kafka, "networkPolicy": {"tokenPorts": [443], "tokensTo": to}, "serviceAccount": {"name": "shop"}}
+    documents = rendered(LEAST | given, tmp_path)
+    assert not of(documents, "ServiceAccount")
+    for pod in pods(documents):  # the job before the release, too
+        assert pod["spec"]["serviceAccountName"] == "shop"
+        for container in pod["spec"]["containers"]:
+            variables = {one["name"]: one for one in container["env"]}
+            assert variables["SIDSTREAM_KAFKA__OAUTH_TOKEN_PROVIDER"]["value"] == "shops_login:token"
+            from_secret = variables["SIDSTREAM_KAFKA__SECURITY"]["valueFrom"]["secretKeyRef"]
+            assert from_secret == {"name": "kafka", "key": "security"}
+    [policy] = of(documents, "NetworkPolicy")
+    assert policy["spec"]["egress"][-1] == {"ports": [{"protocol": "TCP", "port": 443}], "to": to}
 
 
 @pytest.mark.parametrize(

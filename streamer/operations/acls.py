@@ -43,7 +43,7 @@ def rights_of(user: TopicUser, settings: Settings) -> list[Right]:
 
 
 def _topic_operations(user: TopicUser, topic: str) -> tuple[str, ...]:
-    read = ("Read",) if topic in user.reads else ()
+    read = ("Read",) if topic in user.reads or topic in user.offsets else ()
     write = ("Write",) if topic in user.writes else ()
     # Each process looks at the shape of its topics when it starts.
     return (*read, *write, "Describe", "DescribeConfigs")

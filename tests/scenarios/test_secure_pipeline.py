@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from models.errors import SidstreamError
 from retriever.client import Client
 from store.reading.reader import IndexReader
+from streamer.client.follow import Follower, FollowOptions
 from streamer.client.publisher import ItemPublisher
 from streamer.events.records import TOKEN_COUNT
 from streamer.events.topics import monitor_changelog, topic_specs
@@ -65,6 +66,7 @@ USER = "pipeline"
 PASSWORD = 'correct "horse" = battery, staple\\$7c1f'  # with all that a configuration file could trip over
 LIMITED = (
     "producer",
+    "follower",
     "assigner",
     "indexer",
     "monitor",
@@ -277,6 +279,8 @@ def test_item_reaches_index_answer_and_monitor_by_every_kind_of_login_and_no_sec
     settings = secure_settings
     topics = settings.topics
     changelog = monitor_changelog(settings)
+    table = tmp_path / "table.jsonl"
+    table.write_bytes(msgspec.json.encode({"id": "item-0", "embedding": tiny_embeddings[0].tolist()}))
     assert produced(logins.by_password("producer"), topics.item_updates) == "TOPIC_AUTHORIZATION_FAILED", (
         "before it has any right"
     )
@@ -303,7 +307,12 @@ def test_item_reaches_index_answer_and_monitor_by_every_kind_of_login_and_no_sec
     ):
         with ItemPublisher(settings) as publisher:
             for number, embedding in enumerate(tiny_embeddings[:100]):
-                publisher.update(f"item-{number}", embedding, title=f"thing {number}")
+                if number:
+                    publisher.update(f"item-{number}", embedding, title=f"thing {number}")
+        with Follower.open(
+            logins.by_password("follower"), str(table), tmp_path / "followed", FollowOptions()
+        ) as follower:
+            assert follower.look(settled=False).new == 1
         wait_until(lambda: items() == 100, what="100 items in the index", every=0.5)
         wait_until(lambda: counted_by_monitor() == 100, what="100 items in the monitor's table", every=1.0)
         first_tokens_end = time.monotonic() + TOKEN_SECONDS

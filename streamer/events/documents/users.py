@@ -16,8 +16,9 @@ class TopicUser:
     """A process, or a client.
 
     ``does``: in a sentence; ``reads``, ``writes``: names of topics; ``groups``, ``transactional_ids``: beginnings of their names;
-    ``prefixed``: topics whose names begin so belong to it too (those of the codebooks after the first); ``process``: it is one of
-    ours; ``everything``: its commands may concern any topic.
+    ``offsets``: topics of which it keeps offsets of its own without reading them; ``prefixed``: topics whose names begin so
+    belong to it too (those of the codebooks after the first); ``process``: it is one of ours; ``everything``: its commands may
+    concern any topic.
     """
 
     name: str
@@ -26,6 +27,7 @@ class TopicUser:
     writes: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     transactional_ids: tuple[str, ...] = ()
+    offsets: tuple[str, ...] = ()
     prefixed: tuple[str, ...] = ()
     process: bool = True
     everything: bool = False
@@ -41,6 +43,15 @@ def topic_users(settings: Settings) -> tuple[TopicUser, ...]:
             "producer",
             "publishes items, their attributes, and what users did",
             writes=(topics.item_updates, topics.item_attributes, topics.interactions),
+            process=False,
+        ),
+        TopicUser(
+            "follower",
+            "publishes a table and what changes in it, each batch once (sidstream publish --follow)",
+            writes=(topics.item_updates, topics.item_attributes),
+            groups=(named("sidstream-publish-"),),
+            transactional_ids=(named("sidstream-publish-"),),
+            offsets=(topics.item_updates,),
             process=False,
         ),
         TopicUser(

@@ -71,6 +71,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- with .Values.kafka.securitySecret }}
 - { name: SIDSTREAM_KAFKA__SECURITY, valueFrom: { secretKeyRef: { name: {{ . }}, key: security } } }
 {{- end }}
+{{- with .Values.kafka.oauthTokenProvider }}
+- { name: SIDSTREAM_KAFKA__OAUTH_TOKEN_PROVIDER, value: {{ . | quote }} }
+{{- end }}
 - { name: SIDSTREAM_BUNDLE, value: /bundle }
 - { name: SIDSTREAM_BUNDLES, value: /var/lib/sidstream/bundles }
 - { name: SIDSTREAM_INDEX, value: /var/lib/sidstream/index }
@@ -140,7 +143,7 @@ readinessProbe: { httpGet: { path: /ready, port: {{ . }} }, periodSeconds: 5, ti
 
 {{/* Of every pod of the release. */}}
 {{- define "sidstream.pod" -}}
-serviceAccountName: {{ include "sidstream.name" . }}
+serviceAccountName: {{ .Values.serviceAccount.name | default (include "sidstream.name" .) }}
 terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
 {{ include "sidstream.anyPod" . }}
 {{- end }}
