@@ -139,7 +139,8 @@ def main() -> None:
         _tell(str(error))
         sys.exit(1)
     except KafkaException as error:
-        if error.args[0].code() != KafkaError._INVALID_ARG:
+        # The second: a client got no token, of which the log says why.
+        if error.args[0].code() not in (KafkaError._INVALID_ARG, KafkaError.SASL_AUTHENTICATION_FAILED):
             raise
         _tell(f"the Kafka client refuses its settings ([kafka] and [kafka.security]): {error.args[0].str()}")
         sys.exit(1)

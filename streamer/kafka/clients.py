@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaError
 
-from streamer.kafka.errors import Meaning, has_no_token, meaning
+from streamer.kafka.errors import Meaning, has_no_token, meaning, refuses_our_certificate
 from streamer.kafka.login.authorities import with_authorities
 from streamer.kafka.login.sources import confluent_callback
 from streamer.process.health import Health, Part
@@ -43,16 +43,16 @@ FETCH_BYTES: Final = 16 * 1024 * 1024
 UNSENT_KIB: Final = 64 * 1024
 UNSENT_RECORDS: Final = 100_000
 _TELL_AGAIN_SECONDS: Final = 10.0
-_TOLD_AT: Final[dict[str, float]] = {}  # by cluster, of all clients of this process
+_TOLD_AT: Final[dict[str, float]] = {}  # by complaint and cluster, of all clients of this process
 _TOLD_LOCK: Final = threading.Lock()
 
 
-def _is_due(servers: str, clock: Callable[[], float] = time.monotonic) -> bool:
-    """Whether a broker that is away is to be told again: each client hears it with each try, some every 50 ms."""
+def _is_due(what: str, clock: Callable[[], float] = time.monotonic) -> bool:
+    """Whether what a client complains of is to be told again: each client hears it with each try, some every 50 ms."""
     with _TOLD_LOCK:
-        due = clock() - _TOLD_AT.get(servers, -math.inf) >= _TELL_AGAIN_SECONDS
+        due = clock() - _TOLD_AT.get(what, -math.inf) >= _TELL_AGAIN_SECONDS
         if due:
-            _TOLD_AT[servers] = clock()
+            _TOLD_AT[what] = clock()
     return due
 
 
@@ -75,12 +75,13 @@ class ErrorListener:
             self._unready(f"no broker of {self._servers} answers")
         elif has_no_token(error):
             self.no_token = error.str()
-            if not self._tells_itself:
+            if not self._tells_itself and _is_due(f"no token for {self._servers}"):
                 log.error("no_login_token", servers=self._servers, reason=self.no_token, next="it is asked for again")
             self._unready(self.no_token)
-        elif meaning(error) is Meaning.LOGIN_REFUSED:
+        elif meaning(error) is Meaning.LOGIN_REFUSED or refuses_our_certificate(error):
             self.refusal = error.str()
-            log.error("login_refused", servers=self._servers, reason=self.refusal, next="correct kafka.security")
+            if _is_due(f"login refused by {self._servers}"):
+                log.error("login_refused", servers=self._servers, reason=self.refusal, next="correct kafka.security")
             self._unready(self.refusal)
         elif code not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             log.warning("kafka_client_error", code=error.name(), message=error.str())

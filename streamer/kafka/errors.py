@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 from typing import Final
 
@@ -77,6 +78,8 @@ _MEANINGS: Final = {
     Meaning.GONE: (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_ID),
 }
 _NO_TOKEN: Final = "Failed to acquire SASL OAUTHBEARER token"
+# Alerts of TLS (RFC 8446, 6.2): a certificate that is bad, unsupported, revoked, expired or unknown, access denied, none given.
+_CERTIFICATE_REFUSED: Final = re.compile(r"SSL alert number (4[2-689]|116)\b")
 _MEANING_OF_CODE: Final = {code: means for means, codes in _MEANINGS.items() for code in codes}
 
 
@@ -95,6 +98,11 @@ def meaning(error: KafkaError) -> Meaning:
 def has_no_token(error: KafkaError) -> bool:
     """Whether the client could not get an OAUTHBEARER token: refused, or because nobody answered, which its text alone tells."""
     return bool(error.code() == KafkaError._AUTHENTICATION and error.str().startswith(_NO_TOKEN))
+
+
+def refuses_our_certificate(error: KafkaError) -> bool:
+    """Whether the broker ends TLS over our certificate or its absence: librdkafka takes that for a broker that went away."""
+    return bool(error.code() == KafkaError._TRANSPORT and _CERTIFICATE_REFUSED.search(error.str()))
 
 
 def took_our_place(error: KafkaError) -> bool:
@@ -130,8 +138,10 @@ class LoginRefusedError(FatalKafkaError):
     """The broker refuses our user, password, token or certificate, we are given no token, or do not trust its certificate."""
 
     def __init__(self, kafka: KafkaSettings, reason: str) -> None:
-        if kafka.uses_tokens:
-            given = "sasl.oauthbearer.client.id, .client.secret, .scope and .token.endpoint.url (or kafka.oauth_token_provider)"
+        if kafka.oauth_token_provider:
+            given = "what kafka.oauth_token_provider gives"
+        elif kafka.uses_tokens:
+            given = "sasl.oauthbearer.client.id, .client.secret, .scope and .token.endpoint.url"
         elif kafka.security_properties().get("security.protocol", "").upper() == "SSL":
             given = "ssl.certificate.location and ssl.key.location"
         else:

@@ -91,8 +91,12 @@ async def check_login(kafka: KafkaSettings) -> None:
         ) as error:
             raise LoginRefusedError(kafka, f"{type(error).__name__}: {error}") from None
         except (TimeoutError, KafkaError, OSError) as error:
-            if isinstance(error.__cause__, TokenRefusedError):
-                raise LoginRefusedError(kafka, str(error.__cause__)) from None
+            # Of its own certificate a client of TLS 1.3 hears when it reads, which aiokafka takes for a broker that went away.
+            cause = error.__cause__
+            if isinstance(cause, TokenRefusedError) or (
+                isinstance(cause, ssl.SSLError) and "ALERT" in str(cause.reason)
+            ):
+                raise LoginRefusedError(kafka, str(cause)) from None
             continue  # away; that is waited for elsewhere
         connection.close()
         return

@@ -119,6 +119,9 @@ def security(certificates: Path, issuer: TokenIssuer) -> BrokerSecurity:
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
     trustme.CA().cert_pem.write_to_path(str(directory / "another-ca.pem"))
     keystore = pem_keystore(authority.issue_cert("127.0.0.1"), directory / "broker.pem")
+    stranger = trustme.CA().issue_cert("stranger.test", common_name="sidstream-monitor")
+    stranger.private_key_pem.write_to_path(str(directory / "stranger.key"))
+    stranger.cert_chain_pems[0].write_to_path(str(directory / "stranger.certificate"))
     for name in BY_CERTIFICATE:
         certificate = authority.issue_cert(f"{name}.test", common_name=f"sidstream-{name}")
         pem = load_pem_private_key(certificate.private_key_pem.bytes(), None).private_bytes(
@@ -141,7 +144,8 @@ def secure_broker(security: BrokerSecurity, tmp_path_factory: pytest.TempPathFac
 def secure_settings(
     secure_broker: LocalBroker, security: BrokerSecurity, tiny_model_bundle: Path, unique_prefix: str, tmp_path: Path
 ) -> Settings:
-    settings = load_settings(
+    """Without topics yet: most of these tests end at the login."""
+    return load_settings(
         bundle=tiny_model_bundle,
         index=tmp_path / "index",
         kafka={"bootstrap_servers": secure_broker.bootstrap_servers, "security": security.client_properties(USER)},
@@ -150,8 +154,6 @@ def secure_settings(
         retriever={"maximum_wait_seconds": 300},  # a busy machine takes a while to load a model
         logging={"level": "debug"},
     )
-    create(settings.kafka, topic_specs(settings))
-    return settings
 
 
 class SecureProcess(SidstreamProcess):
@@ -277,6 +279,7 @@ def test_item_reaches_index_answer_and_monitor_by_every_kind_of_login_and_no_sec
     """A token lives for seconds: with it the broker ends each connection on which no other has come."""
     monkeypatch.setattr(issuer, "lifetime", TOKEN_SECONDS)
     settings = secure_settings
+    create(settings.kafka, topic_specs(settings))
     topics = settings.topics
     changelog = monitor_changelog(settings)
     table = tmp_path / "table.jsonl"
@@ -374,6 +377,16 @@ def wrong_login(logins: Logins, fault: str) -> Settings:
         return with_security(logins.settings, sasl_password=WRONG_PASSWORD)
     if fault == "wrong secret":
         return logins.by_token("monitor", WRONG_PASSWORD)
+    if fault == "certificate of a stranger":
+        stranger = {
+            f"ssl_{part}_location": str(logins.directory / f"stranger.{part}") for part in ("certificate", "key")
+        }
+        return with_security(logins.by_certificate("monitor"), ssl_key_password="", **stranger)
+    if fault == "no certificate":
+        known = logins.by_certificate("monitor").kafka
+        names = ("security.protocol", "ssl.ca.location")
+        security = {name: known.security_properties()[name] for name in names}
+        return with_kafka(logins.settings, bootstrap_servers=known.bootstrap_servers, security=security)
     return with_security(logins.settings, ssl_ca_location=str(logins.directory / "another-ca.pem"))
 
 
@@ -407,12 +420,21 @@ def test_fausts_own_client_logs_in_as_the_others_do(logins: Logins, login: str) 
     asyncio.run(check_login(getattr(logins, login)("monitor").kafka))
 
 
-@pytest.mark.parametrize("fault", ["wrong password", "wrong secret", "untrusted certificate"])
+@pytest.mark.parametrize(
+    "fault",
+    ["wrong password", "wrong secret", "untrusted certificate", "certificate of a stranger", "no certificate"],
+)
 def test_fausts_own_client_hears_of_a_wrong_login(logins: Logins, fault: str) -> None:
     """The monitor asks librdkafka first; that the two clients agree must not decide whether it waits for ever."""
     with pytest.raises(LoginRefusedError, match=r"kafka\.security") as refused:
         asyncio.run(check_login(wrong_login(logins, fault).kafka))
     assert WRONG_PASSWORD not in str(refused.value)
+
+
+@pytest.mark.parametrize("fault", ["certificate of a stranger", "no certificate"])
+def test_certificate_that_the_broker_refuses_is_no_broker_that_is_away(logins: Logins, fault: str) -> None:
+    with pytest.raises(LoginRefusedError, match=r"ssl\.certificate\.location and ssl\.key\.location"):
+        require(wrong_login(logins, fault).kafka, [], attempt_seconds=(0.5, 0.5, 4.0))
 
 
 def test_token_that_the_broker_refuses_is_no_login_for_either_client(
@@ -421,7 +443,7 @@ def test_token_that_the_broker_refuses_is_no_login_for_either_client(
     monkeypatch.setattr(issuer, "audience", "another cluster")
     refused = logins.by_token("assigner").kafka
     with pytest.raises(LoginRefusedError, match="invalid_token"):
-        require(refused, [])
+        require(refused, [], attempt_seconds=(0.5, 0.5, 4.0))
     with pytest.raises(LoginRefusedError, match="invalid_token"):
         asyncio.run(check_login(refused))
 
@@ -457,6 +479,15 @@ def test_files_that_a_client_cannot_read_are_refused_with_what_to_correct(secure
         require(missing.kafka, [secure_settings.topics.results])
     with pytest.raises(SidstreamError, match=r"ssl\.keystore\.location"):
         credentials(with_security(secure_settings, ssl_keystore_location="x").kafka)
+
+
+def test_wrong_password_of_a_key_is_told_by_either_client_and_never_asked_of_a_terminal(logins: Logins) -> None:
+    for password in ("wrong", ""):
+        locked = with_security(logins.by_certificate("monitor"), ssl_key_password=password).kafka
+        with pytest.raises(SidstreamError, match=r"kafka\.security"):
+            require(locked, [])
+        with pytest.raises(SidstreamError, match=r"ssl\.key\.password"):
+            credentials(locked)
 
 
 def test_internal_listeners_refuse_who_has_no_certificate(secure_broker: LocalBroker, security: BrokerSecurity) -> None:

@@ -1,6 +1,10 @@
-"""What a client complains of is heard by its process, and told to people once in a while."""
+"""Every client is made of one configuration, so that none forgets how to log in. What a client complains of is heard by its
+process, and told to people once in a while."""
 
 from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
 
 from confluent_kafka import KafkaError
 from structlog.testing import capture_logs
@@ -8,6 +12,57 @@ from structlog.testing import capture_logs
 from streamer.kafka.clients import ErrorListener
 from streamer.process.health import Health, Part
 from streamer.settings import KafkaSettings
+from support.paths import ROOT
+
+PARTS = ("models", "store", "streamer", "retriever", "gateway", "demo", "benchmarks", "tests")
+CLIENTS = {"Producer", "Consumer", "AdminClient"}
+MAKERS = {"client_configuration", "consumer_configuration", "producer_configuration"}
+# The local broker asks itself by the login that it has given; its tests and those of topics speak to a broker without login, and
+# the secure pipeline's test also sends somebody without one.
+ELSEWHERE = (
+    "streamer/local/broker.py",
+    "tests/streamer/local/",
+    "tests/streamer/kafka/",
+    "tests/streamer/exactly_once/",
+    "tests/scenarios/test_secure_pipeline.py",
+)
+TREES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text())
+    for part in PARTS
+    for path in sorted((ROOT / part).rglob("*.py"))
+}
+
+
+def clients_made(tree: ast.Module) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in CLIENTS and node.args:
+            yield node
+
+
+def of_the_settings(call: ast.Call, tree: ast.Module) -> bool:
+    """Whether its configuration is asked for in place, or is a name that such a call was given to."""
+    names = {node.id for node in ast.walk(call.args[0]) if isinstance(node, ast.Name)}
+    given = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and MAKERS & {one.id for one in ast.walk(node.value) if isinstance(one, ast.Name)}
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return bool(names & (MAKERS | given))
+
+
+def test_no_client_is_made_without_the_login_of_the_settings() -> None:
+    assert sum(1 for tree in TREES.values() for _call in clients_made(tree)) > 100
+    forgetful = [
+        f"{path}: {ast.unparse(call)}"
+        for path, tree in TREES.items()
+        if not path.startswith(ELSEWHERE)
+        for call in clients_made(tree)
+        if not of_the_settings(call, tree)
+    ]
+    assert not forgetful
 
 
 def test_broker_that_is_away_is_told_once_by_all_clients_of_a_process_and_each_makes_its_own_health_unready() -> None:
