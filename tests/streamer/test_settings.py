@@ -123,3 +123,35 @@ def test_wrong_declaration_of_an_attribute_is_named(declaration: dict[str, str],
     with pytest.raises(SettingsError) as caught:
         load_settings(attributes={"filterable": declaration})
     assert said in str(caught.value)
+
+
+TOKENS = {"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"}
+
+
+@pytest.mark.parametrize(
+    ("kafka", "message"),
+    [
+        ({"security": TOKENS}, "OAUTHBEARER needs a source of tokens"),
+        ({"security": TOKENS | {"sasl.oauthbearer.method": "oidc"}, "oauth_token_provider": "a:b"}, "one of the two"),
+        ({"oauth_token_provider": "a:b"}, "set security.protocol SASL_SSL and sasl.mechanism OAUTHBEARER"),
+        ({"security": TOKENS, "oauth_token_provider": "no function"}, "kafka.oauth_token_provider"),
+    ],
+)
+def test_tokens_come_from_one_source(kafka: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(kafka=kafka)
+
+
+def test_secret_comes_from_the_environment_and_the_rest_of_the_login_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sidstream.toml").write_text(
+        '[kafka.security]\n"security.protocol" = "SASL_SSL"\n"sasl.mechanism" = "OAUTHBEARER"\n'
+        '"sasl.oauthbearer.method" = "oidc"\n"sasl.oauthbearer.client.secret" = "of the file"\n'
+    )
+    monkeypatch.setenv("SIDSTREAM_KAFKA__SECURITY", '{"sasl.oauthbearer.client.secret": "hunter2"}')
+    kafka = load_settings().kafka
+    assert kafka.uses_tokens
+    assert kafka.security_properties()["sasl.oauthbearer.client.secret"] == "hunter2"
+    assert "hunter2" not in repr(kafka)
