@@ -6,8 +6,11 @@ Which client asks whom: confluent-kafka's ask librdkafka (``sasl.oauthbearer.met
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
 import structlog
 
@@ -19,6 +22,8 @@ from streamer.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
+_TELL_AGAIN_SECONDS: Final = 10.0
+_TOLD_AT: Final[dict[type[SidstreamError], float]] = {}
 ConfluentToken = tuple[str, float, str, dict[str, str]]
 
 
@@ -68,8 +73,11 @@ def confluent_callback(kafka: KafkaSettings) -> Callable[[str], ConfluentToken] 
 
 
 def tell_no_token(error: SidstreamError) -> None:
-    """Log why there is none."""
-    log.error("no_login_token", reason=str(error), next="it is asked for again")
+    """Log why there is none, once in a while: a client that cannot connect tries many times a second."""
+    kind, now = type(error), time.monotonic()
+    if now - _TOLD_AT.get(kind, -math.inf) >= _TELL_AGAIN_SECONDS:
+        _TOLD_AT[kind] = now
+        log.error("no_login_token", reason=str(error), next="it is asked for again")
 
 
 def reason_for_no_token(kafka: KafkaSettings) -> TokenRefusedError | TokenSourceAwayError | None:

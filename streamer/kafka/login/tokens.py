@@ -15,6 +15,8 @@ from models.errors import SidstreamError
 
 # librdkafka asks again when four fifths of what was left have passed: it never gets the token that it has.
 _REUSED_SHARE: Final = 0.5
+# A client that cannot connect tries many times a second; whoever issues tokens is asked once.
+_REFUSAL_SECONDS: Final = 1.0
 
 
 class TokenRefusedError(SidstreamError):
@@ -36,14 +38,15 @@ class Token:
 
 
 class TokenSource:
-    """Tokens that ``fetch`` gets, each handed out until half of its life has passed; for any thread."""
+    """Tokens that ``fetch`` gets, each handed out until half of its life has passed; a failure for a second. For any thread."""
 
     def __init__(self, fetch: Callable[[], Token], clock: Callable[[], float] = time.time) -> None:
         self._fetch = fetch
         self._clock = clock
         self._lock = threading.Lock()
         self._held: Token | None = None
-        self._reused_until = 0.0
+        self._failure: TokenRefusedError | TokenSourceAwayError | None = None
+        self._reused_until = 0.0  # the token, or the failure
 
     def token(self) -> Token:
         """One with at least half of its life left, if it was issued as it was asked for.
@@ -53,13 +56,20 @@ class TokenSource:
             TokenSourceAwayError: nobody answers for now.
         """
         with self._lock:
-            if self._held is not None and self._clock() < self._reused_until:
-                return self._held
-            token = self._fetch()
-            now = self._clock()
-            if token.expires_at <= now:
-                raise TokenRefusedError(
-                    f"the token that was issued expired {now - token.expires_at:.0f} s ago: compare the clocks"
-                )
+            if self._clock() < self._reused_until:
+                if self._held is not None:
+                    return self._held
+                if self._failure is not None:
+                    raise self._failure
+            self._held = self._failure = None
+            try:
+                token = self._fetch()
+                now = self._clock()
+                if token.expires_at <= now:
+                    ago = now - token.expires_at
+                    raise TokenRefusedError(f"the token that was issued expired {ago:.0f} s ago: compare the clocks")
+            except (TokenRefusedError, TokenSourceAwayError) as error:
+                self._failure, self._reused_until = error, self._clock() + _REFUSAL_SECONDS
+                raise
             self._held, self._reused_until = token, now + _REUSED_SHARE * (token.expires_at - now)
             return token

@@ -65,6 +65,20 @@ def test_no_client_is_made_without_the_login_of_the_settings() -> None:
     assert not forgetful
 
 
+def test_login_that_is_renewed_too_often_is_none_that_is_refused() -> None:
+    """As librdkafka has it, word by word: a test on a broker sees it now and then, when a token lives for seconds."""
+    health = Health()
+    health.set_ready(Part.BROKER)
+    listener = ErrorListener(KafkaSettings(), health)
+    text = "SASL OAUTHBEARER mechanism handshake failed: Broker: Request not valid in current SASL state: broker's supported"
+    listener(KafkaError(KafkaError._AUTHENTICATION, text))
+    assert listener.refusal is None
+    assert health.is_well(Part.BROKER)
+    listener(KafkaError(KafkaError._AUTHENTICATION, "SASL authentication error: Authentication failed"))
+    assert listener.refusal is not None
+    assert not health.is_well(Part.BROKER)
+
+
 def test_broker_that_is_away_is_told_once_by_all_clients_of_a_process_and_each_makes_its_own_health_unready() -> None:
     kafka = KafkaSettings(bootstrap_servers="nobody.invalid:1")
     listeners = [(ErrorListener(kafka, health), health) for health in (Health(), Health())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamer.kafka.login.tokens import Token, TokenRefusedError, TokenSource
+from streamer.kafka.login.tokens import Token, TokenRefusedError, TokenSource, TokenSourceAwayError
 
 
 class Issuer:
@@ -34,7 +34,23 @@ def test_token_that_is_over_as_it_comes_is_refused_and_not_kept() -> None:
     with pytest.raises(TokenRefusedError, match="expired 7 s ago: compare the clocks"):
         source.token()
     issuer.life = 100.0
+    issuer.now += 1
     assert source.token().value == "token-2"
+
+
+def test_whoever_fails_is_asked_once_a_second_however_often_a_client_tries() -> None:
+    issuer = Issuer()
+    asked = []
+
+    def away() -> Token:
+        asked.append(issuer.now)
+        raise TokenSourceAwayError("nobody answers")
+
+    source = TokenSource(away, clock=lambda: issuer.now)
+    for issuer.now in (1_000.0, 1_000.3, 1_000.9, 1_001.1):
+        with pytest.raises(TokenSourceAwayError, match="nobody answers"):
+            source.token()
+    assert asked == [1_000.0, 1_001.1]
 
 
 def test_token_is_in_no_repr() -> None:
