@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaError
 
-from streamer.kafka.errors import Meaning, has_no_token, logs_in_too_often, meaning, refuses_our_certificate
+from streamer.kafka.errors import Meaning, has_no_token, login_was_cut_off, meaning, refuses_our_certificate
 from streamer.kafka.login.authorities import with_authorities
 from streamer.kafka.login.sources import confluent_callback
 from streamer.process.health import Health, Part
@@ -78,7 +78,7 @@ class ErrorListener:
             if not self._tells_itself and _is_due(f"no token for {self._servers}"):
                 log.error("no_login_token", servers=self._servers, reason=self.no_token, next="it is asked for again")
             self._unready(self.no_token)
-        elif logs_in_too_often(error):
+        elif login_was_cut_off(error):
             log.info("connects_anew", servers=self._servers, reason=error.str())
         elif meaning(error) is Meaning.LOGIN_REFUSED or refuses_our_certificate(error):
             self.refusal = error.str()

@@ -77,7 +77,7 @@ _MEANINGS: Final = {
     Meaning.UNKNOWN_PARTITION: (KafkaError._UNKNOWN_PARTITION,),
     Meaning.GONE: (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_ID),
 }
-_ILLEGAL_STATE: Final = "Request not valid in current SASL state"
+_CUT_OFF: Final = ("Request not valid in current SASL state", "handshake failed: Local: ")
 _NO_TOKEN: Final = "Failed to acquire SASL OAUTHBEARER token"
 # Alerts of TLS (RFC 8446, 6.2): a certificate that is bad, unsupported, revoked, expired or unknown, access denied, none given.
 _CERTIFICATE_REFUSED: Final = re.compile(r"SSL alert number (4[2-689]|116)\b")
@@ -101,9 +101,10 @@ def has_no_token(error: KafkaError) -> bool:
     return bool(error.code() == KafkaError._AUTHENTICATION and error.str().startswith(_NO_TOKEN))
 
 
-def logs_in_too_often(error: KafkaError) -> bool:
-    """Whether a client renewed its login twice in a second, which Kafka does not take: the client connects anew by itself."""
-    return bool(error.code() == KafkaError._AUTHENTICATION and _ILLEGAL_STATE in error.str())
+def login_was_cut_off(error: KafkaError) -> bool:
+    """Whether a login ended with its connection, or was renewed twice in a second, which Kafka does not take: the client connects
+    anew by itself."""
+    return bool(error.code() == KafkaError._AUTHENTICATION and any(text in error.str() for text in _CUT_OFF))
 
 
 def refuses_our_certificate(error: KafkaError) -> bool:
