@@ -38,12 +38,14 @@ class Kill:
 class KillAt:
     """``kill -9`` of the process, then of each successor when it passes its failpoint for the so-many-th time; the last
     successor lives. ``sure``: each has to die there; otherwise a passing that does not come soon is given up.
-    ``meanwhile``: the script goes on."""
+    ``meanwhile``: the script goes on. ``crowd``: once it is armed, so many items crowd onto one layer-2 token, and later onto
+    another one, until the monitor switches the layout and the process has been in the middle of that."""
 
     process: str
     visits: tuple[tuple[Failpoint, int], ...]
     sure: bool = False
     meanwhile: bool = False
+    crowd: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class DiskFull:
 
 @dataclass(frozen=True)
 class Switch:
-    """Items crowd onto one layer-2 token until the monitor switches the layout."""
+    """Items crowd onto one layer-2 token, so that the monitor switches the layout."""
 
     items: int
 
@@ -153,14 +155,13 @@ _VICTIMS: Final = {"assigner": 5, "indexer": 5, "monitor": 1, "retriever": 2}
 
 
 def every_failpoint() -> Iterator[Fault]:
-    """A visit to each of them; those of a switch follow one. Retriever and monitor start slowly: they go meanwhile."""
+    """A visit to each of them, to those of a switch with a crowd. Retriever and monitor start slowly: they go meanwhile."""
     of_a_switch = (Failpoint.LAYOUT_WRITTEN, Failpoint.LAYOUT_COMMITTED, Failpoint.JOURNAL_SENT)
     for process in ("retriever", "assigner", "indexer", "monitor"):
         mine = [(point, passing) for name, point, passing in FAILPOINTS if name == process]
         for point, passing in mine:
             if point in of_a_switch:
-                yield Switch(300)
-                yield KillAt(process, ((point, passing),), sure=True)
+                yield KillAt(process, ((point, passing),), sure=True, crowd=300)
         others = tuple((point, passing) for point, passing in mine if point not in of_a_switch)
         yield KillAt(process, others, sure=True, meanwhile=process in ("retriever", "monitor"))
 
@@ -186,11 +187,12 @@ def script(seed: int, kills: int) -> Iterator[Step]:
             [victim] = dice.choices(names, weights)
             if dice.random() < 0.5:
                 process, point, passing = dice.choice([entry for entry in FAILPOINTS if entry[0] == victim])
+                crowd = 0
                 if point in (Failpoint.LAYOUT_WRITTEN, Failpoint.LAYOUT_COMMITTED):
-                    yield Step(0.2, Switch(400))  # there must be a switch to be in the middle of
+                    crowd = 400  # there must be a switch to be in the middle of
                 elif process in ("assigner", "indexer"):
                     passing += dice.choice([0, 0, 1, 3])
-                yield Step(dice.uniform(0.3, 2.0), KillAt(process, ((point, passing),)))
+                yield Step(dice.uniform(0.3, 2.0), KillAt(process, ((point, passing),), crowd=crowd))
                 done += 2
             else:
                 yield Step(dice.uniform(0.3, 2.5), Kill(victim))

@@ -81,9 +81,13 @@ class Supervisor:
         self._visits[fault.process] = _Visits(fault, began, deque(fault.visits))
         self._start(fault.process)
 
-    def await_visits(self, *names: str) -> None:
-        """Return when the visits of these processes are over (of all, if none is named)."""
-        while any(name in self._visits for name in names or self.processes):
+    def is_on_visits(self, name: str) -> bool:
+        return name in self._visits
+
+    def await_visits(self, *names: str, seconds: float = float("inf")) -> None:
+        """Return when the visits of these processes are over (of all, if none is named), or after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while any(name in self._visits for name in names or self.processes) and time.monotonic() < deadline:
             self.look()
             time.sleep(0.02)
 

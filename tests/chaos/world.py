@@ -33,6 +33,7 @@ from streamer.settings import Settings, load_settings
 from support.processes import SidstreamProcess, free_port
 
 CORE: Final = ("assigner", "indexer", "monitor", "retriever")
+_CROWD_SECONDS: Final = 20.0  # until another crowd
 _CLOCK: Final = Path(__file__).parent / "clock"
 
 
@@ -162,6 +163,10 @@ class World:
         match fault:
             case faults.KillAt(name):
                 supervisor.kill_at(fault)
+                while fault.crowd and supervisor.is_on_visits(name):
+                    # Not every crowd switches a layout: the token may be left out of SIDs already.
+                    self.producers.crowd(fault.crowd)
+                    supervisor.await_visits(name, seconds=_CROWD_SECONDS)
                 if not fault.meanwhile:
                     supervisor.await_visits(name)
                 return

@@ -213,6 +213,8 @@ def test_reading_ends_where_the_topic_ended_at_the_start_and_before_an_open_tran
     assert spans[topic, 0] == Span(0, 10), "the end is where the open transaction begins"
     assert list(offsets(spans)) == list(range(10))
     opened.abort_transaction(20)
+    # The coordinator has noted the end; the partition hears of it a moment later.
+    wait_until(lambda: whole_topics(consumer, [topic])[topic, 0].end > 10, what="the end of the transaction")
     spans = whole_topics(consumer, [topic])
     assert list(offsets(spans)) == [*range(10), *range(11, 16)]
     consumer.close()

@@ -19,19 +19,18 @@ from streamer.tracing.export import LinkedOrRatio
 from streamer.tracing.spans import AGE, MOST_TRACED, TRACED_COUNT, SpansOfBatches
 from streamer.tracing.started import set_provider
 
-NOW = time.time_ns() // 1_000_000
 
-
-def traced(number: int, *, sampled: bool = True, at: int = NOW - 250, value: bytes | None = b"{}") -> Message:
+def traced(number: int, *, sampled: bool = True, age_ms: int = 250, value: bytes | None = b"{}") -> Message:
     parent = f"00-{number:032x}-{number:016x}-{int(sampled):02x}".encode()
-    return record(number, at=at, value=value, headers=[("traceparent", parent)])
+    return record(number, age_ms=age_ms, value=value, headers=[("traceparent", parent)])
 
 
 def record(
-    number: int, *, at: int = NOW, value: bytes | None = b"{}", headers: list[tuple[str, bytes]] | None = None
+    number: int, *, age_ms: int = 0, value: bytes | None = b"{}", headers: list[tuple[str, bytes]] | None = None
 ) -> Message:
+    sent = (1, time.time_ns() // 1_000_000 - age_ms)
     return Message(
-        topic="item-updates", partition=3, offset=number, key=b"sku", value=value, timestamp=(1, at), headers=headers
+        topic="item-updates", partition=3, offset=number, key=b"sku", value=value, timestamp=sent, headers=headers
     )
 
 
@@ -136,7 +135,7 @@ def test_no_batch_makes_more_spans_than_its_bound_and_the_rest_is_passed_on(
 def test_record_that_is_read_again_long_after_has_no_span_in_its_old_trace(
     exported: InMemorySpanExporter, traces: SpansOfBatches
 ) -> None:
-    old = traced(5, at=NOW - 2 * 3_600_000)
+    old = traced(5, age_ms=2 * 3_600_000)
     traces.begin([old]).end()
     assert exported.get_finished_spans() == ()
     assert traces.onward([old]) == [old.headers()]
