@@ -319,7 +319,7 @@ class GenerationSettings(Section):
         le=1,
         description="part of the time that its assigner and its indexer work until they have caught up; they rest in between",
     )
-    catching_up_batch: int = Field(2_000, ge=1, description="records that they take at once until then")
+    catching_up_batch: int = Field(1_000, ge=1, description="records that they take at once until then")
     beside_batch_interval_ms: float = Field(
         50.0,
         ge=0,

@@ -2,7 +2,8 @@
 
 Broker, assigners, indexers, monitor and retriever run as `sidstream up` runs them, each in a process of its own; the changes are
 made by `sidstream deploy`, `promote` and `rollback`. A process of its own asks for users drawn anew and reads every answer;
-a thread publishes item updates and knows how long each took to the first pipeline's index. Phases follow one another:
+a thread publishes item updates and knows how long each took to the index from which most users are answered. Phases follow one
+another:
 
 - *before*: nothing changes, which is the baseline of the same minute;
 - *model swap*: a bundle with another model of the same codebook is deployed and promoted;
@@ -28,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -142,11 +143,12 @@ class Asking:
 
 
 class Freshening:
-    """A thread that updates items at a steady rate and knows how long each took to be retrievable."""
+    """A thread that updates items at a steady rate and knows how long each took to be retrievable from what answers."""
 
-    def __init__(self, settings: Settings, index: Path, embeddings: Any, rate: int) -> None:
-        self._settings, self._index, self._embeddings, self._rate = settings, index, embeddings, rate
-        self._stop = threading.Event()
+    def __init__(self, settings: Settings, indexes: Sequence[Path], embeddings: Any, rate: int) -> None:
+        """``indexes``: of the pipeline that answers, and of the one that does after ``changed``."""
+        self._settings, self._indexes, self._embeddings, self._rate = settings, indexes, embeddings, rate
+        self._stop, self.changed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._ready = threading.Event()
         self.p99_ms = float("nan")
@@ -154,22 +156,25 @@ class Freshening:
         self._ready.wait(PATIENCE_SECONDS)  # the start of the probe belongs to no phase
 
     def _run(self) -> None:
-        with FreshnessProbe(self._index) as probe, ItemPublisher(self._settings) as publisher:
+        with ExitStack() as stack:
+            probes = [stack.enter_context(FreshnessProbe(index)) for index in dict.fromkeys(self._indexes)]
+            publisher = stack.enter_context(ItemPublisher(self._settings))
             self._ready.set()
             started, now, number = time.monotonic(), int(time.time() * 1000), 0
             while not self._stop.is_set():
                 while number < (time.monotonic() - started) * self._rate:
                     number += 1
                     row = number % 1_000
-                    probe.sent(f"item-{row}", now + number)
+                    probes[-1 if self.changed.is_set() else 0].sent(f"item-{row}", now + number)
                     publisher.update(
                         f"item-{row}", self._embeddings[row], title=f"thing number {row}", updated_at=now + number
                     )
                 publisher.poll()
                 time.sleep(_PACE_SECONDS)
             publisher.flush()
-            probe.wait(PATIENCE_SECONDS)
-            self.p99_ms = probe.percentile_ms(99)
+            for probe in probes:
+                probe.wait(PATIENCE_SECONDS)
+            self.p99_ms = float(np.percentile(np.concatenate([probe.seconds for probe in probes]), 99) * 1000)
 
     def stop(self) -> float:
         """p99 in milliseconds."""
@@ -194,15 +199,20 @@ class Switch:
     def __init__(self, settings: Settings, directory: Path, embeddings: Any, seconds: float, updates: int) -> None:
         self.settings, self.directory, self.embeddings = settings, directory, embeddings
         self.seconds, self.updates = seconds, updates
+        self.index = settings.index  # of the pipeline that answers most users
         self.phases: list[Phase] = []
 
-    def phase(self, name: str, *commands: Sequence[str], keep_on: bool = True) -> None:
-        """Runs the commands one after the other while items are updated, then waits until the phase is long enough."""
-        freshening = Freshening(self.settings, self.settings.index, self.embeddings, self.updates)
+    def phase(self, name: str, *commands: Sequence[str], then: Path | None = None) -> None:
+        """Runs the commands one after the other while items are updated, then waits until the phase is long enough. ``then``: the
+        index from which most users are answered after them, if it is another one."""
+        indexes = (self.index, then or self.index)
+        freshening = Freshening(self.settings, indexes, self.embeddings, self.updates)
         begin = time.time() * 1000
         for command in commands:
             self.command(*command)
-        while keep_on and time.time() * 1000 - begin < 1000 * self.seconds:
+        self.index = indexes[-1]
+        freshening.changed.set()
+        while time.time() * 1000 - begin < 1000 * self.seconds:
             time.sleep(0.05)
         end = time.time() * 1000
         self.phases.append(Phase(name, begin, end, freshening.stop()))
@@ -379,8 +389,9 @@ def _run(directory: Path, bundles: Sequence[Bundle], embeddings: Any, arguments:
             switch.phase("model swap", ("deploy", str(other_model.directory)), ("promote", other_model.id))
             switch.phase("catching up", ("deploy", str(other_codebook.directory)))
             switch.phase("canary", ("deploy", str(other_codebook.directory), "--share", "10%"))
-            switch.phase("codebook switch", ("promote", other_codebook.id))
-            switch.phase("rollback", ("rollback",))
+            theirs = running.settings.indexes / other_codebook.manifest.codebook_id
+            switch.phase("codebook switch", ("promote", other_codebook.id), then=theirs)
+            switch.phase("rollback", ("rollback",), then=running.settings.index)
             return Run(asking.stop(), switch.phases)
         finally:
             supervised.set()
