@@ -46,7 +46,9 @@ def _is_event(record: Message, on_end: Callable[[Message], None] | None) -> bool
         if on_end is not None:
             on_end(record)
         return True
-    if means is Meaning.PASSING or error.retriable():
+    # A login that is renewed (KIP-368) may be cut off with its connection, which the client makes anew; one that is refused for
+    # good is refused at the start, and told by the ``ErrorListener`` from then on.
+    if means in (Meaning.PASSING, Meaning.LOGIN_REFUSED) or error.retriable():
         log.warning("consumer_waits", code=error.name(), message=error.str())
         return True
     if means is Meaning.GONE:
