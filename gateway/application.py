@@ -13,7 +13,7 @@ from litestar import Litestar, Response, get
 from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.types import ASGIApp, Message, Receive, Send
+from litestar.types import ASGIApp, HTTPResponseStartEvent, Receive, Send
 
 from gateway.gateway import Gateway
 from gateway.metrics import REQUESTS, SECONDS
@@ -23,6 +23,7 @@ from gateway.routes.items import delete_attributes, delete_item, patch_attribute
 from gateway.routes.pages import figures, healthz, metrics, page
 from gateway.routes.paths import decoded_path
 from gateway.routes.queries import answer, ask
+from gateway.sending import when_it_starts
 from gateway.traced import Traced
 from streamer.process.http_headers import HEADERS
 
@@ -88,17 +89,15 @@ class _Measured:
             scope["path"] = decoded_path(raw_path)
         status, began = "none", time.perf_counter()
 
-        async def answering(message: Message) -> None:
+        def started(message: HTTPResponseStartEvent) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-                headers = list(message.get("headers", []))
-                given = {name.lower() for name, _ in headers}
-                message["headers"] = [*headers, *(one for one in _HEADERS if one[0] not in given)]
-            await send(message)
+            status = str(message["status"])
+            headers = list(message.get("headers", []))
+            given = {name.lower() for name, _ in headers}
+            message["headers"] = [*headers, *(one for one in _HEADERS if one[0] not in given)]
 
         try:
-            await self._app(scope, receive, answering)
+            await self._app(scope, receive, when_it_starts(send, started))
         finally:
             route = scope.get("path_template") or "other"
             REQUESTS.labels(route, scope["method"], status).inc()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from litestar.types import ASGIApp, Message, Receive, Send
+from litestar.types import ASGIApp, HTTPResponseStartEvent, Receive, Send
 
+from gateway.sending import when_it_starts
 from streamer.tracing.context import PARENT, STATE, current_context, trace_context, working_in
 from streamer.tracing.started import is_tracing
 
@@ -41,16 +42,13 @@ class Traced:
         with serving(method, parent, said) as span:
             own = current_context()
 
-            async def answering(message: Message) -> None:
+            def started(message: HTTPResponseStartEvent) -> None:
                 nonlocal status
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                    if own is not None:
-                        headers = [*message.get("headers", []), (b"traceresponse", own.traceparent)]
-                        message["headers"] = headers
-                await send(message)
+                status = message["status"]
+                if own is not None:
+                    message["headers"] = [*message.get("headers", []), (b"traceresponse", own.traceparent)]
 
             try:
-                await self._app(scope, receive, answering)
+                await self._app(scope, receive, when_it_starts(send, started))
             finally:
                 answered(span, method, scope.get("path_template"), status)

@@ -25,7 +25,7 @@ ROOMS = {
     "store": "checks writing topology reading records files errors",
     "retriever": "commands explanation_tables refreshing evaluation batch_answers client asking merging choosing_mixture "
     "serving answering dense device_search search eligibility",
-    "gateway": "commands process application traced openapi routes gateway intake clients kafka metrics problems",
+    "gateway": "commands process application traced sending openapi routes gateway intake clients kafka metrics problems",
     "study": "commands quick report experiments measures data",
 }
 MOST_FILES = 13  # on one floor, __init__ included

@@ -7,7 +7,6 @@ dropped, counted, and told once. At the end a process sends what is left within 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import socket
 import threading
@@ -27,6 +26,7 @@ from opentelemetry.trace.span import TraceState
 from opentelemetry.util.types import Attributes
 
 from streamer.tracing.metrics import SPANS, SPANS_DROPPED
+from streamer.tracing.variables import ENDPOINTS, variable
 
 log = structlog.get_logger(__name__)
 _QUEUE: Final = 8_192
@@ -137,13 +137,13 @@ class Export:
         """``endpoint``: without the path, empty for that of the ``OTEL_…`` variables; ``ratio``: None for theirs."""
         address = None if not endpoint else endpoint if endpoint.endswith(_PATH) else endpoint.rstrip("/") + _PATH
         seconds = (
-            None if _variable("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT") else _TIMEOUT_SECONDS
+            None if variable("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT") else _TIMEOUT_SECONDS
         )
         self._exporter = OTLPSpanExporter(endpoint=address, timeout=seconds)
         for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # a line for each attempt; CountingExporter says it once
-        self.endpoint = address or _variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-        more = {} if _variable("OTEL_BSP_SCHEDULE_DELAY") else {"schedule_delay_millis": _DELAY_MS}
+        self.endpoint = address or variable(*ENDPOINTS)
+        more = {} if variable("OTEL_BSP_SCHEDULE_DELAY") else {"schedule_delay_millis": _DELAY_MS}
         self.provider = TracerProvider(
             sampler=ParentBased(LinkedOrRatio(ratio_of_variables() if ratio is None else ratio)),
             resource=_resource(process, instance, version),
@@ -175,14 +175,14 @@ def _resource(process: str, instance: str, version: str) -> Resource:
         "service.instance.id": instance or socket.gethostname(),
     }
     given = Resource.create()
-    named = bool(_variable("OTEL_SERVICE_NAME")) or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    named = bool(variable("OTEL_SERVICE_NAME")) or "service.name=" in variable("OTEL_RESOURCE_ATTRIBUTES")
     over = {name: value for name, value in given.attributes.items() if name != "service.name" or named}
     return Resource({**own, **over})
 
 
 def ratio_of_variables() -> float:
     """``OTEL_TRACES_SAMPLER`` and its argument; who has begun a trace always decides on it."""
-    name, argument = _variable("OTEL_TRACES_SAMPLER"), _variable("OTEL_TRACES_SAMPLER_ARG")
+    name, argument = variable("OTEL_TRACES_SAMPLER"), variable("OTEL_TRACES_SAMPLER_ARG")
     if name.endswith("always_off"):
         return 0.0
     if argument and (not name or name.endswith("traceidratio")):
@@ -196,10 +196,5 @@ def ratio_of_variables() -> float:
 
 def _queue_size() -> int:
     """Spans that wait for the collector at the most."""
-    given = _variable("OTEL_BSP_MAX_QUEUE_SIZE")
+    given = variable("OTEL_BSP_MAX_QUEUE_SIZE")
     return int(given) if given.isdecimal() and int(given) > 0 else _QUEUE
-
-
-def _variable(*names: str) -> str:
-    """The first of these that is set."""
-    return next((value for name in names if (value := os.environ.get(name, "").strip())), "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +12,9 @@ import structlog
 from models.errors import SidstreamError
 from streamer.settings import Settings
 from streamer.tracing.started import is_tracing, set_provider
+from streamer.tracing.variables import ENDPOINTS, variable
 
 log = structlog.get_logger(__name__)
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _CLOSE_SHARE: Final = 0.25  # of shutdown_seconds
 _MOST_CLOSE_SECONDS: Final = 2.0
 
@@ -33,12 +32,8 @@ def tracing_started(settings: Settings, process: str, *, instance: str = "") -> 
         TracingError: an endpoint is set, and OpenTelemetry is not installed.
     """
     own = settings.tracing
-    of_variables = any(os.environ.get(name, "").strip() for name in _ENDPOINTS)
-    off = (
-        os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-        or os.environ.get("OTEL_TRACES_EXPORTER", "").strip() == "none"
-    )
-    if off or is_tracing() or not (own.endpoint or of_variables):
+    off = variable("OTEL_SDK_DISABLED").lower() == "true" or variable("OTEL_TRACES_EXPORTER") == "none"
+    if off or is_tracing() or not (own.endpoint or variable(*ENDPOINTS)):
         yield ""
         return
     try:
