@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ COPY_TOPIC: Final = "benchmark-copy"
 HOP_TOPIC: Final = "benchmark-hop"  # what is copied within small transactions comes from there
 PATIENCE_SECONDS: Final = 120.0
 _POLL_SECONDS: Final = 0.02
+_COMPILERS: Final = ("C1 CompilerThre", "C2 CompilerThre")  # the kernel keeps 15 characters
 
 status = Console(stderr=True).print
 
@@ -119,18 +120,13 @@ class Running:
 
     def processor_seconds(self) -> dict[str, float]:
         """User and system time of each process and of the broker so far; empty where there is no /proc."""
-        pids = {name: process.pid for name, process in self._processes.items()}
+        directories = {name: Path(f"/proc/{process.pid}") for name, process in self._processes.items()}
+        if (broker := _broker()) is not None:
+            directories["broker"] = broker
         used: dict[str, float] = {}
-        for directory in Path("/proc").glob("[0-9]*"):
-            try:
-                found = task_of(directory)
-            except OSError:
-                continue  # it has ended meanwhile
-            if found.name == "java" and found.parent == os.getpid():
-                pids["broker"] = int(directory.name)
-            for process, pid in pids.items():
-                if pid == int(directory.name):
-                    used[process] = found.seconds
+        for name, directory in directories.items():
+            with suppress(OSError):  # it has ended meanwhile
+                used[name] = task_of(directory).seconds
         return used
 
     def _environment(self) -> dict[str, str]:
@@ -142,6 +138,26 @@ class Running:
             "SIDSTREAM_TOPICS__PREFIX": settings.topics.prefix,
             "OMP_NUM_THREADS": "1",
         }
+
+
+def compiler_seconds() -> float:
+    """Processor time that the broker's compilers have used so far; 0 where there is no /proc."""
+    seconds = 0.0
+    for directory in (_broker() or Path("/proc/none")).glob("task/*"):
+        with suppress(OSError):  # one that has nothing to do ends
+            found = task_of(directory)
+            seconds += found.seconds if found.name in _COMPILERS else 0.0
+    return seconds
+
+
+def _broker() -> Path | None:
+    """In /proc, if there is one and we have started it."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found = task_of(directory)
+            if found.name == "java" and found.parent == os.getpid():
+                return directory
+    return None
 
 
 def apart(running: Running, prefix: str) -> Running:

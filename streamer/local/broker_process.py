@@ -22,6 +22,10 @@ log = structlog.get_logger(__name__)
 
 STOP_SECONDS: Final = 30.0
 _LOG_LINES_SHOWN: Final = 12
+# Compiled lightly, and collected by what costs the least in all.
+_SHORT_LIVED: Final = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+# Collected as Kafka's own scripts have it: pauses of 10 ms where the serial one's are 20 to 50.
+_LONG_LIVED: Final = ("-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20")
 
 
 class BrokerError(SidstreamError):
@@ -52,8 +56,8 @@ class BrokerProcess:
         self._earlier_log_bytes = self.log_file.stat().st_size if self.log_file.is_file() else 0
         self._stopping = False
         command = [
-            *java[:1], f"-Xmx{heap}", "-Xshare:auto", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
-            "-Djava.awt.headless=true", *(["-XX:TieredStopAtLevel=1"] if short_lived else []), *java[1:],
+            *java[:1], f"-Xmx{heap}", "-Xshare:auto", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true",
+            *(_SHORT_LIVED if short_lived else _LONG_LIVED), *java[1:],
             f"-Dlog4j2.configurationFile={directory / 'log4j2.properties'}",
             "kafka.Kafka", str(directory / configuration),
         ]  # fmt: skip
