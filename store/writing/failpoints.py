@@ -25,7 +25,7 @@ class Failpoint(StrEnum):
     """Every place, in the order of the data's way; its comment says what is done and what is not."""
 
     TRANSACTION_BEGUN = "transaction-begun"  # assigner, retriever, a look at interactions: it holds nothing
-    OFFSETS_SENT = "offsets-sent"  # the batch's offsets are in the transaction; its outputs, if they are few
+    OFFSETS_SENT = "offsets-sent"  # the batch's offsets are in the transaction, its outputs are not
     OUTPUTS_SENT = "outputs-sent"  # outputs lie in the log, uncommitted; a query is answered for nobody yet
     TRANSACTION_COMMITTED = "transaction-committed"  # all of it is visible, and the process does not know yet
     BATCH_WRITTEN = "batch-written"  # indexer: inside of the LMDB transaction

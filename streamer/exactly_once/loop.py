@@ -251,7 +251,6 @@ class TransactionalLoop:
             trace = self._traces.begin(records)
             with trace.current(), self._health.working(f"a batch of {len(records)} events"):
                 outgoing = self._transform(records)
-            transformed = time.monotonic()
         except RegistryAwayError as reason:
             self._wait_for_registry(gathered, reason)
             return
@@ -279,8 +278,6 @@ class TransactionalLoop:
         BATCH_SECONDS.labels(settings.process).observe(seconds)
         self._summary.add(len(records), seconds)
         rest = max(settings.batch_interval_ms() / 1000 - (time.monotonic() - started), self._yielding.rest(seconds))
-        if self._committing is None:  # the next batch is transformed in part of that time
-            rest = max(rest, self._producer.rest() - (transformed - started))
         if rest > 0:
             time.sleep(rest)
 

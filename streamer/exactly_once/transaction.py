@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -17,7 +17,6 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from store.writing.failpoints import Failpoint, reach
 from streamer.events.outgoing import Outgoing
-from streamer.exactly_once.markers import MarkersWait
 from streamer.exactly_once.retrying import AbortRequired, Stopped, repeated
 from streamer.kafka.clients import TRANSACTION_TIMEOUT_MS, producer_configuration
 from streamer.kafka.errors import FatalKafkaError, Meaning, error_text, meaning
@@ -36,8 +35,6 @@ _OVERDUE_SECONDS: Final = 2 * _CALL_SECONDS
 # until then (up to 2 µs of processor time an item). Lingering costs nothing, as the commit sends at once.
 _LINGER_MS: Final = 50
 _REQUEST_BYTES: Final = 2_000_000  # a topic takes 2 MiB
-# So few outputs are queued before librdkafka registers their partitions, two milliseconds after the first of them.
-_FEW_OUTPUTS: Final = 500
 
 
 class TransactionalProducer:
@@ -53,9 +50,6 @@ class TransactionalProducer:
         self._health = health
         self._stop = stop
         self._begun_at = float("inf")
-        self._committed_at = float("-inf")
-        self._markers = MarkersWait()
-        self._few = False
         self.client = Producer(
             producer_configuration(
                 kafka,
@@ -73,11 +67,7 @@ class TransactionalProducer:
         """
         self._repeated(self.client.init_transactions, _CALL_SECONDS)
 
-    def rest(self) -> float:
-        """Seconds until a small transaction is best begun: what comes meanwhile is in it, the one before is out of its way."""
-        return max(0.0, self._committed_at + self._markers.seconds - time.monotonic())
-
-    def send(self, offsets: Sequence[TopicPartition], group_metadata: object, outgoing: Sequence[Outgoing]) -> None:
+    def send(self, offsets: Sequence[TopicPartition], group_metadata: object, outgoing: Iterable[Outgoing]) -> None:
         """Steps 1 to 3: everything but the commit.
 
         Raises:
@@ -85,21 +75,17 @@ class TransactionalProducer:
             FatalKafkaError: a record is larger than our clients send, or another instance took over.
             ClientCutOffError: the coordinator gave the transaction up, as it was open for too long; so do steps 4 and abort.
         """
-        few = self._few = len(outgoing) <= _FEW_OUTPUTS
-        if few:
-            time.sleep(self.rest())
         # 1. Begin: local, fails only in a client that is broken.
         self._begun_at = time.monotonic()
         self._repeated(self.client.begin_transaction)
         reach(Failpoint.TRANSACTION_BEGUN)
-        # 2. and 3. A few outputs go first: their partitions are registered while the offsets are on their way (p50 -4 ms of
-        #    10, p99 -13 of 40). Many go second: their registration would meet the group's, and wait 20 ms (``markers``).
-        if few:
-            self._send_outputs(outgoing)
-            self._send_offsets(offsets, group_metadata)
-        else:
-            self._send_offsets(offsets, group_metadata)
-            self._send_outputs(outgoing)
+        # 2. The offsets first: the coordinator is ready for them by the time that the outputs are sent (p99 -10 ms). Refused
+        #    when the group has gone on without us: the batch belongs to another instance then.
+        self._repeated(self.client.send_offsets_to_transaction, list(offsets), group_metadata, _CALL_SECONDS)
+        reach(Failpoint.OFFSETS_SENT)
+        # 3. The outputs: queued here, sent in the background; what is refused later fails step 4.
+        self._produce(outgoing)
+        reach(Failpoint.OUTPUTS_SENT, self.client.flush)
 
     def commit(self) -> None:
         """Step 4: wait for every output, then commit.
@@ -109,25 +95,14 @@ class TransactionalProducer:
         Raises:
             AbortRequired: an output was refused, or the transaction's time is over.
         """
-        called_at = time.monotonic()
         self._repeated(self.client.commit_transaction, _CALL_SECONDS)
-        committed_at = time.monotonic()
-        if self._few:
-            self._markers.took(committed_at - called_at, self._begun_at - self._committed_at)
-        self._committed_at = committed_at
         reach(Failpoint.TRANSACTION_COMMITTED)
 
     def abort(self) -> None:
         """Instead of step 4: readers of committed records see nothing of the transaction."""
         self._repeated(self.client.abort_transaction, _CALL_SECONDS)
 
-    def _send_offsets(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
-        """Refused when the group has gone on without us: the batch belongs to another instance then."""
-        self._repeated(self.client.send_offsets_to_transaction, list(offsets), group_metadata, _CALL_SECONDS)
-        reach(Failpoint.OFFSETS_SENT)
-
-    def _send_outputs(self, outgoing: Sequence[Outgoing]) -> None:
-        """Queued here, sent in the background; what is refused later fails step 4."""
+    def _produce(self, outgoing: Iterable[Outgoing]) -> None:
         produce = self.client.produce
         for one in outgoing:
             while True:
@@ -144,7 +119,6 @@ class TransactionalProducer:
                             f"a record for {one.topic} is larger than message.max.bytes: {error_text(error)}"
                         ) from error
                     raise AbortRequired(error) from error
-        reach(Failpoint.OUTPUTS_SENT, self.client.flush)
 
     def _repeated(self, call: Callable[..., Any], *arguments: Any) -> None:
         """``repeated`` that tells the health what is in hand, waits for a cluster that is away, and hears of the end."""
