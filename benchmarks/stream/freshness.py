@@ -245,8 +245,8 @@ def freshness_rows(running: Running, items: Items, rate: float, seconds: float, 
 
 
 def warm_up(running: Running, items: Items, rate: float = RATES[1]) -> None:
-    """Until the broker has compiled what small transactions need: its compilers take a core of the two meanwhile, which is all
-    of a tail. A broker that serves has done so days ago."""
+    """Until the broker has compiled what small transactions need: its compilers take a third of a core meanwhile, in bursts, and
+    half of a tail is their doing. A broker that serves has done so days ago."""
     status(f"warming up the broker at {rate:,.0f} items/s …")
     for _ in range(_WARM_UPS):
         used, since = compiler_seconds(), time.monotonic()
