@@ -46,5 +46,6 @@ def test_same_seed_same_interval_whatever_fits_into_memory_at_once(monkeypatch: 
     every = np.ones_like(values, dtype=bool)
     at_once = resample(values, every, resamples=200, seed=7).draws
     monkeypatch.setattr("retriever.evaluation.bootstrap._CELLS_AT_ONCE", 120)
-    np.testing.assert_array_equal(resample(values, every, resamples=200, seed=7).draws, at_once)
+    # To the last bit but one: on some processors a matrix product of another shape adds in another order.
+    np.testing.assert_allclose(resample(values, every, resamples=200, seed=7).draws, at_once, rtol=1e-14)
     assert (resample(values, every, resamples=200, seed=8).draws != at_once).any()
