@@ -126,7 +126,7 @@ def test_second_codebook_is_deployed_promoted_rolled_back_and_the_first_retired_
         serving = retire(settings, first.id, force=True, seconds=PATIENCE_SECONDS)
         assert [one.codebook for one in serving.pipelines] == [second.layout.codebook_id]
         assert describe(settings.kafka, [settings.topics.item_codes]) == []
-        admin = AdminClient(client_configuration(settings.kafka))  # by a name: an answer dies with its client, and never comes
+        admin = AdminClient(client_configuration(settings.kafka))  # named: an answer dies with its client
         groups = admin.list_consumer_groups().result(PATIENCE_SECONDS).valid
         assert settings.in_cluster(settings.assigner.group) not in {group.group_id for group in groups}
         assert not settings.index.exists()
