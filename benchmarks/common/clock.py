@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,3 +30,12 @@ def task_of(directory: Path) -> Task:
     name, _, fields = (directory / "stat").read_text().partition("(")[2].rpartition(")")
     values = fields.split()
     return Task(name, int(values[1]), (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK"))
+
+
+def threads_of(process: Path) -> dict[str, Task]:
+    """The threads of ``/proc/PID``, or of ``/proc/self``, by their numbers; none where there is no /proc."""
+    found = {}
+    for directory in process.glob("task/*"):
+        with suppress(OSError):  # it has ended meanwhile
+            found[directory.name] = task_of(directory)
+    return found

@@ -149,9 +149,12 @@ def answer_all(pipe: Connection, settings: Settings) -> None:
     consumer.close()
 
 
-def measure(running: Running, settings: Settings, in_flight: int, seconds: float) -> tuple[dict[str, Asked], float]:
+def measure(running: Running, in_flight: int, seconds: float) -> tuple[dict[str, Asked], float]:
     """Both ways by turns, the first turn of each not counted; and the gateway's processor seconds for a query."""
-    ways: dict[str, ThroughKafka | OverHttp] = {"kafka": ThroughKafka(settings), "http": OverHttp(settings)}
+    ways: dict[str, ThroughKafka | OverHttp] = {
+        "kafka": ThroughKafka(running.settings),
+        "http": OverHttp(running.settings),
+    }
     found = {name: Asked([]) for name in ways}
     spent = 0.0
     for turn in range(max(2, round(seconds / _TURN_SECONDS)) + 1):
@@ -194,15 +197,14 @@ def main() -> int:
     arguments = parser.parse_args()
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="sidstream-benchmark-") as directory, ExitStack() as stack:
-        settings = stack.enter_context(pipeline(Path(directory)))
-        running = Running(settings, Path(directory))
+        running = stack.enter_context(pipeline(Path(directory)))
         stack.callback(running.stop)
-        answering = stack.enter_context(other_process(answer_all, settings))
+        answering = stack.enter_context(other_process(answer_all, running.settings))
         stack.callback(lambda: answering.send(None))
         running.start("gateway")
         for in_flight in arguments.in_flight:
             status(f"asking with {in_flight} in flight …")
-            results += rows(*measure(running, settings, in_flight, arguments.seconds), in_flight)
+            results += rows(*measure(running, in_flight, arguments.seconds), in_flight)
     return report(f"The gateway, {ITEMS} items an answer", results, arguments.json)
 
 

@@ -33,7 +33,6 @@ from benchmarks.stream.running_pipeline import (
     SIZE,
     Items,
     Running,
-    compiler_seconds,
     pipeline,
     status,
 )
@@ -47,7 +46,7 @@ from streamer.process.run import collect_garbage_rarely
 from streamer.settings import Settings
 
 RATES: Final = (200.0, 2_000.0, 10_000.0)
-WARM_UP_TURNS: Final = 8  # of transactions as small as those that are measured
+_WARM_UP_TURNS: Final = 8  # of transactions as small as those that are measured
 _WARM_UPS: Final = 12
 _COMPILES_LITTLE: Final = 0.03  # of a core
 _PACE_SECONDS: Final = 0.005
@@ -249,9 +248,9 @@ def warm_up(running: Running, items: Items, rate: float = RATES[1]) -> None:
     half of a tail is their doing. A broker that serves has done so days ago."""
     status(f"warming up the broker at {rate:,.0f} items/s …")
     for _ in range(_WARM_UPS):
-        used, since = compiler_seconds(), time.monotonic()
-        measure(running, items, rate, WARM_UP_TURNS, 0)
-        share = (compiler_seconds() - used) / (time.monotonic() - since)
+        used, since = running.compiler_seconds(), time.monotonic()
+        measure(running, items, rate, _WARM_UP_TURNS, 0)
+        share = (running.compiler_seconds() - used) / (time.monotonic() - since)
         status(f"  the broker's compilers {share:.1%} of a core")
         if share < _COMPILES_LITTLE:
             return
@@ -269,12 +268,12 @@ def main() -> int:
     collect_garbage_rarely()
     with (
         tempfile.TemporaryDirectory(dir=arguments.directory, prefix="sidstream-benchmark-") as directory,
-        pipeline(Path(directory)) as settings,
+        pipeline(Path(directory)) as running,
     ):
-        running = Running(settings, Path(directory))
         if arguments.items:
             status(f"loading {arguments.items:,} items …")
-            load(settings.index, arguments.items, SIZE, Bundle.open(settings.bundle).layout.codebook_id)
+            codebook_id = Bundle.open(running.settings.bundle).layout.codebook_id
+            load(running.settings.index, arguments.items, SIZE, codebook_id)
         running.start("indexer")
         running.start("assigner")
         warm_up(running, items)

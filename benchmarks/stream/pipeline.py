@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.common.reporting import Result, benchmark_arguments, report
 from benchmarks.stream.freshness import RATES, freshness_rows, warm_up
-from benchmarks.stream.running_pipeline import DIMENSION, LAYERS, SIZE, Items, Running, pipeline
+from benchmarks.stream.running_pipeline import DIMENSION, LAYERS, SIZE, Items, pipeline
 from benchmarks.stream.throughput import throughput_rows
 from store.checks.verification import verify
 from store.reading.reader import IndexReader
@@ -38,8 +38,7 @@ def measure(
     stages: bool = True,
 ) -> list[Result]:
     items = Items()
-    with pipeline(directory) as settings:
-        running = Running(settings, directory)
+    with pipeline(directory) as running:
         rows = throughput_rows(running, items, items_count, rounds, into, stages=stages)
         if rates:
             running.start("indexer")
@@ -47,7 +46,7 @@ def measure(
             warm_up(running, items)
             rows += [row for rate in rates for row in freshness_rows(running, items, rate, seconds)]
             running.stop()
-        with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+        with IndexReader(running.settings.index) as reader, reader.snapshot() as snapshot:
             faults = verify(snapshot)
         if faults:
             raise SystemExit(f"the index disagrees with itself: {faults}")

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
 
-from benchmarks.common.clock import task_of
+from benchmarks.common.clock import Task, threads_of
 
-_TASKS: Final = Path("/proc/self/task")
+_OWN: Final = Path("/proc/self")
 _ROOT: Final = Path(__file__).parents[2]
 _EVERY_SECONDS: Final = 0.001
 
@@ -67,8 +67,8 @@ class Sampler:
     def __init__(self) -> None:
         self._seconds: defaultdict[CodeType, float] = defaultdict(float)
         self._clocks: dict[int, tuple[int, float]] = {}
-        self._first: tuple[float, dict[str, tuple[str, float]]] | None = None
-        self._last = 0.0, dict[str, tuple[str, float]]()
+        self._first: tuple[float, dict[str, Task]] | None = None
+        self._last = 0.0, dict[str, Task]()
 
     def counted(self, turn: Callable[..., Any]) -> Callable[..., Any]:
         """``turn``, whose first call begins what is counted; the last one ends it."""
@@ -79,7 +79,7 @@ class Sampler:
             try:
                 return turn(*arguments)
             finally:
-                self._last = time.process_time(), _threads()  # threads of a client are gone at the process' end
+                self._last = time.process_time(), threads_of(_OWN)  # threads of a client are gone at the process' end
 
         return marked
 
@@ -90,16 +90,17 @@ class Sampler:
         began, before = self._first or (0.0, {})
         ended, after = self._last
         found: defaultdict[str, float] = defaultdict(float)
-        for thread, (name, seconds) in after.items():
-            if name.startswith("rdk:"):
-                found[name.rstrip("0123456789-")] += seconds - before.get(thread, ("", 0.0))[1]
+        for thread, task in after.items():
+            if task.name.startswith("rdk:"):
+                used = before[thread].seconds if thread in before else 0.0
+                found[task.name.rstrip("0123456789-")] += task.seconds - used
         functions: defaultdict[str, float] = defaultdict(float)
         for code, seconds in self._seconds.items():
             functions[_name(code)] += seconds
         return Profile(dict(functions), dict(found), ended - began)
 
     def _start(self) -> None:
-        self._first = time.process_time(), _threads()
+        self._first = time.process_time(), threads_of(_OWN)
         for thread in sys._current_frames():
             self._spent(thread)
         threading.setprofile(_leave_samples_to_main)
@@ -133,18 +134,6 @@ def _leave_samples_to_main(_frame: FrameType, _event: str, _argument: Any) -> No
     """First thing in a new thread: signals go to the main thread, also when it waits."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
     sys.setprofile(None)
-
-
-def _threads() -> dict[str, tuple[str, float]]:
-    """Name and seconds of each thread of this process, by its number."""
-    found = {}
-    for task in _TASKS.glob("*"):
-        try:
-            name, _, seconds = task_of(task)
-        except OSError:
-            continue  # it has ended meanwhile
-        found[task.name] = name, seconds
-    return found
 
 
 def main() -> None:

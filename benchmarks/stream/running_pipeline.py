@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.common.clock import task_of
+from benchmarks.common.clock import task_of, threads_of
 from models.bundles.bundle import create_bundle
 from models.codebooks.codebook import fit_residual_kmeans
 from models.sids.census import count_tokens
@@ -64,6 +64,7 @@ class Running:
 
     settings: Settings
     directory: Path
+    broker: int  # its process' number
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def make_index(self) -> None:
@@ -120,14 +121,17 @@ class Running:
 
     def processor_seconds(self) -> dict[str, float]:
         """User and system time of each process and of the broker so far; empty where there is no /proc."""
-        directories = {name: Path(f"/proc/{process.pid}") for name, process in self._processes.items()}
-        if (broker := _broker()) is not None:
-            directories["broker"] = broker
+        pids = {name: process.pid for name, process in self._processes.items()} | {"broker": self.broker}
         used: dict[str, float] = {}
-        for name, directory in directories.items():
+        for name, pid in pids.items():
             with suppress(OSError):  # it has ended meanwhile
-                used[name] = task_of(directory).seconds
+                used[name] = task_of(Path(f"/proc/{pid}")).seconds
         return used
+
+    def compiler_seconds(self) -> float:
+        """Processor time that the broker's compilers have used so far; 0 where there is no /proc."""
+        threads = threads_of(Path(f"/proc/{self.broker}")).values()
+        return sum(thread.seconds for thread in threads if thread.name in _COMPILERS)
 
     def _environment(self) -> dict[str, str]:
         settings = self.settings
@@ -140,26 +144,6 @@ class Running:
         }
 
 
-def compiler_seconds() -> float:
-    """Processor time that the broker's compilers have used so far; 0 where there is no /proc."""
-    seconds = 0.0
-    for directory in (_broker() or Path("/proc/none")).glob("task/*"):
-        with suppress(OSError):  # one that has nothing to do ends
-            found = task_of(directory)
-            seconds += found.seconds if found.name in _COMPILERS else 0.0
-    return seconds
-
-
-def _broker() -> Path | None:
-    """In /proc, if there is one and we have started it."""
-    for directory in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            found = task_of(directory)
-            if found.name == "java" and found.parent == os.getpid():
-                return directory
-    return None
-
-
 def apart(running: Running, prefix: str) -> Running:
     """The same broker and bundle with topics of their own, all empty, and no index yet."""
     settings = load_settings(
@@ -169,7 +153,7 @@ def apart(running: Running, prefix: str) -> Running:
         topics={"prefix": prefix},
     )
     create(settings.kafka, list(topic_specs(settings)))
-    return Running(settings, running.directory)
+    return Running(settings, running.directory, running.broker)
 
 
 def _ready(port: int) -> bool:
@@ -181,8 +165,8 @@ def _ready(port: int) -> bool:
 
 
 @contextmanager
-def pipeline(directory: Path) -> Iterator[Settings]:
-    """A broker with the topics, and a bundle; the index is empty."""
+def pipeline(directory: Path) -> Iterator[Running]:
+    """A broker with the topics, and a bundle; the index is empty, and nothing else runs."""
     items = Items(8_192)
     codebook = fit_residual_kmeans(items.embeddings, layers=LAYERS, size=SIZE, iterations=5)
     census = count_tokens(codebook.encode(items.embeddings), SIZE)
@@ -200,4 +184,4 @@ def pipeline(directory: Path) -> Iterator[Settings]:
             TopicSpec(name, updates.partitions, 1, updates.config) for name in (BARE_TOPIC, COPY_TOPIC, HOP_TOPIC)
         ]
         create(settings.kafka, [updates, *others, *copies])
-        yield settings
+        yield Running(settings, directory, broker.pid)
