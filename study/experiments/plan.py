@@ -35,7 +35,6 @@ FEW_TOP_K: Final = tuple(LayoutChoice(heads="top-k", share=share) for share in (
 TOP_P: Final = LayoutChoice(heads="top-p", p=0.85)
 BEST_TOP_K: Final = TOP_K[1]
 SEEDS: Final = (0, 1, 2)
-TOGETHER_WITH_OTHER_LEGS: Final = ("… and a larger model, 8 epochs", "the larger model with dropout .2, 16 epochs")
 RANDOM_SHARES: Final = (0.1, 0.3)
 # M of the codebook whose full SIDs come nearest to the number that 3 × 256 has left, by what is left out (found by bisection; the
 # table of SIDs under table 2 shows both).
@@ -192,22 +191,24 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
     """
     base = scale(dataset).base
 
-    def changed(label: str, codebook: Mapping[str, object] | None = None, **changes: object) -> Row:
+    def changed(
+        label: str, codebook: Mapping[str, object] | None = None, *, legs: bool = False, **changes: object
+    ) -> Row:
         fit = msgspec.structs.replace(base.codebook, **(codebook or {}))
         choice = msgspec.structs.replace(base, codebook=fit, **changes)
-        measured = (OWN, LEGS) if label in TOGETHER_WITH_OTHER_LEGS else (OWN,)
+        measured = (OWN, LEGS) if legs else (OWN,)
         if choice.codebooks > 1:
             measured = (OWN, TOGETHER)
         return Row("levers", label, choice, measured)
 
-    large = {"hidden_size": 96, "epochs": 8}
+    large: dict[str, Any] = {"hidden_size": 96, "epochs": 8}
     several: dict[str, Any] = {"codebooks": CODEBOOKS, "epochs": base.epochs / CODEBOOKS}
     if dataset == "amazon_games":
         together = {"co_occurrence": 1.0}
         yield changed("co-occurrence in the embedding", together)
         yield changed("… and 1,024 codewords a layer", {**together, "size": 1024})
-        yield changed("… and a larger model, 8 epochs", {**together, "size": 1024}, **large)
-        larger = {"hidden_size": 128, "model_layers": 4, "epochs": 8}
+        yield changed("… and a larger model, 8 epochs", {**together, "size": 1024}, legs=True, **large)
+        larger: dict[str, Any] = {"hidden_size": 128, "model_layers": 4, "epochs": 8}
         yield changed("… and a model larger still, 8 epochs", {**together, "size": 1024}, **larger)
         yield changed("title → SID beside it", together, align=TITLE_TO_SID)
         yield changed("SID → title beside it", together, align=SID_TO_TITLE)
@@ -216,18 +217,23 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("an instruction", together, instruction=True)
         yield changed("users beside the histories", together, user_buckets=USER_BUCKETS)
         yield changed("queries, users and histories together", together, user_buckets=USER_BUCKETS, made_queries=True)
-        yield changed("embeddings of our own towers", {"embeddings": "towers"})
-        yield changed("… and co-occurrence beside them", {**together, "embeddings": "towers"})
+        towers = {"embeddings": "towers"}
+        fine = {**towers, "size": 1024}
+        longer: dict[str, Any] = {**large, "epochs": 16, "dropout": 0.2}
+        yield changed("embeddings of our own towers", towers, legs=True)
+        yield changed("… and co-occurrence beside them", {**together, **towers})
+        yield changed("our own towers, 1,024 codewords a layer", fine)
+        yield changed("… and the larger model, 8 epochs", fine, legs=True, **large)
+        yield changed("… and dropout .2, 16 epochs", fine, legs=True, **longer)
         yield changed("three codebooks a history, as many steps", together, **several)
-        longer = {**large, "epochs": 16, "dropout": 0.2}
-        yield changed("the larger model with dropout .2, 16 epochs", {**together, "size": 1024}, **longer)
+        yield changed("the larger model with dropout .2, 16 epochs", {**together, "size": 1024}, legs=True, **longer)
     elif dataset == "chorus_icecat":
         yield changed("codes of the query in the prompt", query_codes=True)
         yield changed("… and 1,024 codewords a layer", {"size": 1024}, query_codes=True)
         yield changed("… and without layer 2", {"size": 1024}, query_codes=True, layout=WITHOUT)
-        longer = {"hidden_size": 128, "epochs": 12}
-        yield changed("… and a larger model, 12 epochs", {"size": 1024}, query_codes=True, layout=WITHOUT, **longer)
-        yield changed("the same with layer 2", {"size": 1024}, query_codes=True, **longer)
+        largest: dict[str, Any] = {"hidden_size": 128, "epochs": 12}
+        yield changed("… and a larger model, 12 epochs", {"size": 1024}, query_codes=True, layout=WITHOUT, **largest)
+        yield changed("the same with layer 2", {"size": 1024}, query_codes=True, **largest)
         yield changed("title → SID beside the queries", align=TITLE_TO_SID)
         yield changed("SID → title beside the queries", align=SID_TO_TITLE)
         yield changed("attributes → SID beside the queries", align=ATTRIBUTES_TO_SID)
