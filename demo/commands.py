@@ -13,7 +13,8 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from streamer.settings import CONFIGURATION_FILE, CONFIGURATION_VARIABLE, Settings, load_settings
+from streamer.settings import Settings, load_settings
+from streamer.settings.load import CONFIGURATION_FILE, CONFIGURATION_VARIABLE
 
 
 def demo(

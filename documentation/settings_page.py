@@ -11,8 +11,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from documentation.markdown import anchor, code, plain, table, unbroken
-from streamer.settings import TOPIC_NAMES, Settings
-from streamer.settings_section import Section
+from streamer.settings import Settings
+from streamer.settings.kafka import TOPIC_NAMES
+from streamer.settings.section import Section
 
 PAGE: Final = "reference/settings.md"
 _BOUNDS: Final = {

@@ -26,12 +26,12 @@ from gateway.clients.access import CERTIFICATE_STATE
 from gateway.gateway import Gateway
 from gateway.metrics import PROCESS
 from models.errors import SidstreamError
-from streamer.gateway_settings import GatewaySettings
 from streamer.kafka.admin import await_topics
 from streamer.process.health import Health, Part
 from streamer.process.ports import refusing_a_taken_port
 from streamer.process.run import run_process
 from streamer.settings import Settings
+from streamer.settings.gateway import GatewaySettings
 
 log = structlog.get_logger(__name__)
 _BACKLOG: Final = 1_024

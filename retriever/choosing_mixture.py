@@ -25,7 +25,7 @@ from models.progress import WorkProgress
 from models.terminal import shown
 from store.writing.catalogue_index import write_catalogue
 from streamer.events.records import Query
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 _ASKED_AT_ONCE: Final = 32
 

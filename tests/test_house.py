@@ -21,7 +21,7 @@ ROOMS = {
     "models": "commands towers bundles training examples language dense codebooks sids tables catalogue data_files attributes "
     "progress terminal errors",
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
-    "kafka registry process tracing events filters feeds settings gateway_settings tracing_settings settings_section shards",
+    "kafka registry process tracing events filters feeds settings shards",
     "store": "checks writing topology reading records files errors",
     "retriever": "commands explanation_tables refreshing evaluation batch_answers client asking merging choosing_mixture "
     "serving answering dense device_search search eligibility",

@@ -28,7 +28,7 @@ from benchmarks.index.scale_ingest import CODEBOOK, LAYERS, batch_of, crowded_co
 from store.files.read_ahead import read_ahead
 from store.writing.writer import IndexWriter
 from streamer.process.run import collect_garbage_rarely
-from streamer.settings import IndexerSettings
+from streamer.settings.pipeline import IndexerSettings
 
 SIZE: Final = 256
 FEW_ITEMS: Final = 100_000

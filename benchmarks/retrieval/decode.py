@@ -35,7 +35,7 @@ from models.sids.vocabulary import SidVocabulary
 from retriever.search.beam_search import ScoredSid, beam_search
 from retriever.search.marginal_search import marginal_beam_search
 from store.topology.layout_trie import SnapshotTrie
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 LAYERS, SIZE, TEXT = 3, 256, 3000
 LARGE = 90_000_000  # parameters

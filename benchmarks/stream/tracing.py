@@ -19,7 +19,8 @@ from models.sids.layout import Layout
 from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.records import ITEM_CODES, ITEM_UPDATE, ItemCodes, ItemUpdate
 from streamer.indexer.codes import codes_batch
-from streamer.settings import AssignerSettings, load_settings
+from streamer.settings import load_settings
+from streamer.settings.pipeline import AssignerSettings
 from streamer.tracing.batches import PassedOn, Traces, traces_of
 from streamer.tracing.start import tracing_started
 

@@ -15,8 +15,8 @@ from litestar.connection import Request
 
 from gateway.clients.keys import ClientRecord, ClientsFile, Right
 from gateway.problems import Problem, too_busy
-from streamer.gateway_settings import GatewaySettings, is_loopback
 from streamer.process.rates import TokenBuckets
+from streamer.settings.gateway import GatewaySettings, is_loopback
 
 CERTIFICATE_STATE: Final = "client_certificate"
 _EVERYTHING: Final = frozenset({"ask", "write"})

@@ -29,7 +29,7 @@ from streamer.filters.grammar import Filter
 from streamer.filters.reading import FilterError, FilterLimits, FilterTooLargeError, read_filter
 from streamer.filters.slate import SlateError, check_slate
 from streamer.process.rates import TokenBuckets
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from streamer.shards.partitions import EVERY
 from streamer.shards.parts import AskedPart, DenseSums
 

@@ -47,7 +47,7 @@ from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie, require_layout
 from streamer.events.records import Answer, AnswerError, AnswerItem, excludes_history
 from streamer.filters.grammar import Filter
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from streamer.shards.partitions import EVERY
 
 log = structlog.get_logger(__name__)

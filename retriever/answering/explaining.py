@@ -22,7 +22,7 @@ from retriever.eligibility.current import CurrentCatalogue
 from store.reading.reader import Snapshot
 from store.topology.layout_trie import SnapshotTrie
 from streamer.events.records import AnswerExplanation, AnswerItem, ItemExplanation
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 
 class Explainer:

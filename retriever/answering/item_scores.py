@@ -26,7 +26,7 @@ from retriever.search.token_scores import token_scores
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import LayoutTrie, SidItems, SnapshotTrie
 from store.topology.topology import topology_of
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 DIGITS: Final = 6
 Sid = tuple[int, ...]

@@ -24,7 +24,7 @@ from retriever.dense.current_vectors import CurrentVectors
 from retriever.dense.leg import DenseLeg, DenseQuery, MixedItem, ModelCandidates, Sums
 from store.reading.reader import Snapshot
 from store.records.encoding import StoredItem
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 log = structlog.get_logger(__name__)
 

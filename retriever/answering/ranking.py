@@ -17,7 +17,7 @@ from models.bundles.bundle import Bundle
 from models.codebooks.codebook import Codebook
 from models.sids.layout import HEAD_LAYER_INDEX
 from store.records.encoding import StoredItem
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 if TYPE_CHECKING:
     from retriever.search.search_parts import ScoredSid

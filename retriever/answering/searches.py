@@ -24,7 +24,7 @@ from retriever.search.marginal_search import marginal_beam_search
 from store.reading.reader import Snapshot
 from store.topology.layout_trie import SnapshotTrie
 from streamer.filters.grammar import Filter
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ from store.reading.reader import Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie
 from streamer.events.records import NotAnswered
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 _ANOTHER_RANKING: Final = "It was not among the candidates that are ranked: ask with a greater limit"
 _LEVEL: Final = 1e-4  # scores that differ by less are one: sums of float32 in another order

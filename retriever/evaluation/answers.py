@@ -29,7 +29,8 @@ from retriever.evaluation.cases import EvaluationCase, EvaluationError
 from retriever.evaluation.metrics import RankedLists
 from store.writing.catalogue_index import write_catalogue
 from streamer.events.records import Answer, AnswerItem, Query
-from streamer.settings import RetrieverSettings, Settings
+from streamer.settings import Settings
+from streamer.settings.retriever import RetrieverSettings
 
 Progress = Callable[[int, int], None]  # cases done, of how many
 Ask = Callable[[Sequence[Query]], "list[Answer | None]"]

@@ -26,7 +26,7 @@ from streamer.events.intake import EventError
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ANSWER, Answer, AnswerError
 from streamer.process.metrics import LAYOUT_GENERATION, bounded_class, count_dead_letter
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from streamer.shards.partitions import EVERY
 from streamer.tracing.batches import PassedOn, Traces
 from streamer.tracing.context import Headers

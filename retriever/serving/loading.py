@@ -22,7 +22,8 @@ from retriever.serving.pace import Pace
 from store.reading.reader import IndexReader
 from store.topology.layout_trie import require_layout
 from streamer.process.run import collect_garbage_rarely
-from streamer.settings import RetrieverSettings, Settings
+from streamer.settings import Settings
+from streamer.settings.retriever import RetrieverSettings
 
 log = structlog.get_logger(__name__)
 

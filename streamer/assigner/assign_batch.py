@@ -29,7 +29,7 @@ from streamer.events.updates import UpdateBatch, UpdateIntake, UpdateLimits
 from streamer.events.values.embeddings import PlausibleNorms
 from streamer.events.values.unknown_fields import OTHER, nearest, note_of
 from streamer.process.metrics import count_dead_letter
-from streamer.settings import AssignerSettings
+from streamer.settings.pipeline import AssignerSettings
 from streamer.tracing.batches import PassedOn, Traces
 
 log = structlog.get_logger(__name__)

@@ -29,7 +29,8 @@ from streamer.local.broker_process import STOP_SECONDS
 from streamer.local.kafka_distribution import KAFKA_VERSION, FetchProgress
 from streamer.process.logs import configure_logging, speaks_json
 from streamer.process.shutdown import Shutdown
-from streamer.settings import CONFIGURATION_FILE, CONFIGURATION_VARIABLE, Settings, load_settings
+from streamer.settings import Settings, load_settings
+from streamer.settings.load import CONFIGURATION_FILE, CONFIGURATION_VARIABLE
 
 log = structlog.get_logger(__name__)
 _WATCH_SECONDS: Final = 0.5

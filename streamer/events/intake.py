@@ -23,7 +23,7 @@ from streamer.events.records import ITEM_ATTRIBUTES, JSON_FIRST_BYTES, UNDECODAB
 from streamer.events.values.foreign_formats import field_names, foreign_key, foreign_value
 from streamer.events.values.plain_ids import is_plain_id
 from streamer.events.values.unknown_fields import nearest, unknown_field, unknown_field_inside
-from streamer.settings import AttributeSettings, IntakeSettings
+from streamer.settings.records import AttributeSettings, IntakeSettings
 
 EARLIEST_TIME: Final = 631_152_000_000  # 1990: earlier ones are seconds, or no time at all
 _AHEAD_MS: Final = 24 * 60 * 60 * 1000  # a sender's clock may be wrong by its time zone

@@ -17,7 +17,7 @@ from streamer.events.formats.reading import NO_FORMATS, Formats
 from streamer.events.intake import EventError, EventLimits, checked_id, checked_time, decode_event, within
 from streamer.events.records import Codec, Version1
 from streamer.events.values.foreign_formats import foreign_key
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 Kind = Literal["view", "click", "cart", "purchase"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)

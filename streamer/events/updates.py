@@ -48,7 +48,8 @@ from streamer.events.values.embeddings import (
 )
 from streamer.events.values.plain_ids import are_plain_ids, is_plain_id
 from streamer.events.values.unknown_fields import CountingCodec
-from streamer.settings import AssignerSettings, AttributeSettings
+from streamer.settings.pipeline import AssignerSettings
+from streamer.settings.records import AttributeSettings
 
 _NO_TIME: Final = 0  # of an update that has no time at all
 _FIRST_BYTE: Final = itemgetter(0)

@@ -44,7 +44,7 @@ from streamer.process.batch_log import BatchSummary
 from streamer.process.health import Health, Part
 from streamer.process.metrics import BATCH_EVENTS, BATCH_SECONDS, EVENTS, TRANSACTION_ABORTS, observe_ages
 from streamer.process.yielding import Yielding
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 from streamer.tracing.batches import UNTRACED, BatchTrace, PassedOn, Traces
 
 log = structlog.get_logger(__name__)

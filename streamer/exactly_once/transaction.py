@@ -22,7 +22,7 @@ from streamer.kafka.clients import TRANSACTION_TIMEOUT_MS, producer_configuratio
 from streamer.kafka.errors import FatalKafkaError, Meaning, error_text, meaning
 from streamer.kafka.reachability import ClientCutOffError, CutOffGuard
 from streamer.process.health import Health, Part
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 

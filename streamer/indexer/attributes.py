@@ -16,7 +16,7 @@ from store.records.item_attributes import AttributesBatch
 from streamer.events.dead_letter import Rejection
 from streamer.events.intake import AttributesIntake, AttributesUpdate, EventError, checked_item_id
 from streamer.indexer.letters import STAGE
-from streamer.settings import AttributeSettings
+from streamer.settings.records import AttributeSettings
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from streamer.kafka.errors import LoginRefusedError, Meaning, error_text, meanin
 from streamer.kafka.login.sources import reason_for_no_token
 from streamer.kafka.login.tokens import TokenRefusedError
 from streamer.process.health import Health, Part
-from streamer.settings import KafkaSettings, Settings
+from streamer.settings import Settings
+from streamer.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 _REQUEST_SECONDS: Final = 15.0

@@ -16,7 +16,7 @@ from streamer.kafka.errors import Meaning, has_no_token, login_was_cut_off, mean
 from streamer.kafka.login.authorities import with_authorities
 from streamer.kafka.login.sources import confluent_callback
 from streamer.process.health import Health, Part
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 Configuration = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException
 
 from models.errors import SidstreamError
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 
 class Meaning(Enum):

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from models.errors import SidstreamError
 from streamer.kafka.clients import client_configuration, consumer_configuration
 from streamer.kafka.errors import Meaning, error_text, meaning
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 _REQUEST_SECONDS: Final = 10.0
 

@@ -20,7 +20,7 @@ from models.errors import SidstreamError
 from streamer.kafka.admin import ClusterAwayError
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.errors import Meaning, error_text, meaning
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 

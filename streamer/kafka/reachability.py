@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from models.errors import SidstreamError
 from streamer.kafka.clients import client_configuration
 from streamer.process.health import Health, Part
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 # A client that is well finds a broker that came back within its longest backoff of two seconds.
 CUT_OFF_SECONDS: Final = 10.0

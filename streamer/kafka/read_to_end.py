@@ -18,7 +18,8 @@ from streamer.events.topics import Partition
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.errors import Meaning, error_text, meaning, told
 from streamer.kafka.gather import drain
-from streamer.settings import KafkaSettings, Settings
+from streamer.settings import Settings
+from streamer.settings.kafka import KafkaSettings
 
 _BROKER_SECONDS: Final = 10.0
 _WAIT_SECONDS: Final = 0.2

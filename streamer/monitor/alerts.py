@@ -12,7 +12,7 @@ import msgspec
 
 from streamer.events.records import Alert
 from streamer.monitor.conditions import RESHORTENED_PREFIX, Condition, Severity
-from streamer.settings import MonitorSettings
+from streamer.settings.monitor import MonitorSettings
 
 
 def step(

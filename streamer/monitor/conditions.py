@@ -14,7 +14,7 @@ from models.sids.head_tokens import top_k
 from models.sids.layout import Layout
 from streamer.events.records import LayerMetrics
 from streamer.monitor.layout_policy import Situation, items_needed
-from streamer.settings import MonitorSettings
+from streamer.settings.monitor import MonitorSettings
 
 Severity = Literal["info", "warning", "critical"]
 RESHORTENED_PREFIX: Final = "reshortened:"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.sids.head_tokens import all_tokens, with_hysteresis, with_share_hysteresis
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from streamer.events.records import LayoutRecord
-from streamer.settings import MonitorSettings
+from streamer.settings.monitor import MonitorSettings
 
 _TOKENS_NAMED = 3
 

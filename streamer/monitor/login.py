@@ -27,7 +27,7 @@ from models.errors import SidstreamError
 from streamer.kafka.errors import LoginRefusedError
 from streamer.kafka.login.sources import tell_no_token, token_source
 from streamer.kafka.login.tokens import TokenRefusedError, TokenSource, TokenSourceAwayError
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 _WITH_PASSWORD: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _CERTIFICATES_ELSEWHERE: Final = ("ssl.keystore.location", "ssl.certificate.pem", "ssl.key.pem")

@@ -18,7 +18,7 @@ from streamer.events.layouts import layout_of
 from streamer.events.records import Alert, Drift, LayerMetrics, LayoutRecord
 from streamer.monitor import alerts, conditions
 from streamer.monitor.layout_policy import Situation, head_size, propose_layout
-from streamer.settings import MonitorSettings
+from streamer.settings.monitor import MonitorSettings
 
 
 @dataclass(frozen=True)

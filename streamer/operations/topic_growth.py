@@ -21,7 +21,7 @@ from confluent_kafka.admin import (
 from streamer.kafka.admin import TopicError, TopicMismatchError, describe, require
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.errors import error_text
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 _REQUEST_SECONDS: Final = 15.0
 _VISIBLE_SECONDS: Final = 30.0

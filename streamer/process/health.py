@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple
 
-from streamer.settings import MetricsSettings
+from streamer.settings.process import MetricsSettings
 
 
 class Part(StrEnum):

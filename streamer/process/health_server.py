@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from streamer.process.health import Health
 from streamer.process.http_headers import HEADERS
 from streamer.process.ports import refusing_a_taken_port
-from streamer.settings import MetricsSettings
+from streamer.settings.process import MetricsSettings
 
 _REQUEST_SECONDS: Final = 10.0  # a client that connects and says nothing keeps a thread for this long
 

@@ -10,7 +10,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from models.terminal import printable
-from streamer.settings import LoggingSettings
+from streamer.settings.process import LoggingSettings
 from streamer.tracing.context import current_context
 
 # These libraries tell at "info" what only their developers need.

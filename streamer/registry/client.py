@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from models.errors import SidstreamError
 from streamer.events.formats.frames import FormatError, RegistryAwayError
-from streamer.settings import RegistrySettings
+from streamer.settings.records import RegistrySettings
 
 if TYPE_CHECKING:  # an extra of its own
     from confluent_kafka.schema_registry import Schema, SchemaRegistryClient

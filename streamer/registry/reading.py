@@ -13,7 +13,8 @@ from streamer.events.formats.columns import plain_map
 from streamer.events.formats.frames import SCHEMA_HEADER, FormatError, RegistryAwayError, Side
 from streamer.events.formats.reading import Formats
 from streamer.registry.client import RegistryError, Schemas, away, registry_client
-from streamer.settings import RegistrySettings, Settings
+from streamer.settings import Settings
+from streamer.settings.records import RegistrySettings
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import SchemaRegistryClient

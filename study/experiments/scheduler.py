@@ -98,7 +98,7 @@ def _one(
     from transformers.utils import logging as transformers_logging
 
     from streamer.process.logs import configure_logging
-    from streamer.settings import LoggingSettings
+    from streamer.settings.process import LoggingSettings
 
     configure_logging(LoggingSettings(level="warning"), process="study")
     transformers_logging.disable_progress_bar()

@@ -28,7 +28,7 @@ from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER, QUERY, Answer, AnswerError, Query
 from streamer.filters.reading import read_filter
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from streamer.shards.parts import ASK_ANEW, AnsweredPart
 from support.dense_bundles import dense_bundle
 from support.filter_cases import LIMITS

@@ -16,7 +16,8 @@ from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.kafka.clients import producer_configuration
 from streamer.local.broker import LocalBroker
-from streamer.settings import MetricsSettings, Settings, load_settings
+from streamer.settings import Settings, load_settings
+from streamer.settings.process import MetricsSettings
 from support.gateway_requests import send
 from support.gateways import start
 from support.item_stream import publish_updates

@@ -30,7 +30,9 @@ from streamer.indexer.process import Indexer
 from streamer.monitor.agent import checked_count
 from streamer.monitor.token_state import WindowShape, apply_count, decode_state, encode_state
 from streamer.process.health import Health
-from streamer.settings import AssignerSettings, AttributeSettings, load_settings
+from streamer.settings import load_settings
+from streamer.settings.pipeline import AssignerSettings
+from streamer.settings.records import AttributeSettings
 from support.fuzzing import Fuzzer
 
 DIMENSION = 4

@@ -24,7 +24,7 @@ from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from support.answer_batches import answer_batch_of
 from support.fuzzing import Fuzzer
 

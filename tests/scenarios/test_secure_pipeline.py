@@ -54,7 +54,8 @@ from streamer.local.broker_security import BrokerSecurity, TokenRules
 from streamer.monitor.login import check_login, credentials
 from streamer.monitor.token_state import decode_state
 from streamer.operations.acls import acl_lines
-from streamer.settings import KafkaSettings, Settings, load_settings
+from streamer.settings import Settings, load_settings
+from streamer.settings.kafka import KafkaSettings
 from support.gateway_requests import send
 from support.gateways import start
 from support.patience import PATIENCE_SECONDS

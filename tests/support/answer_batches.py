@@ -13,7 +13,7 @@ from retriever.serving.answer_batch import AnswerBatch
 from retriever.serving.answering import Answering, CurrentAnswering
 from retriever.serving.loaded_bundle import LoadedBundle
 from store.reading.reader import IndexReader
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 
 def answer_batch_of(

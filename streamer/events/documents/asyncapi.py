@@ -18,7 +18,8 @@ from streamer.events.documents.page import page_of
 from streamer.events.documents.users import TopicUser, topic_users
 from streamer.events.schemas import RECORDS, schema_of
 from streamer.events.topics import TopicSpec, topic_specs
-from streamer.settings import TOPIC_NAMES, Settings
+from streamer.settings import Settings
+from streamer.settings.kafka import TOPIC_NAMES
 
 VERSION: Final = "3.0.0"
 _BINDING: Final = "0.5.0"

@@ -17,7 +17,7 @@ import msgspec
 from streamer.events.cloudevents import CloudEventError, parsed_time
 from streamer.events.formats.envelopes import NULLS, Fields, fields_of, is_json, map_of
 from streamer.events.formats.frames import FormatError
-from streamer.settings import ColumnSettings
+from streamer.settings.records import ColumnSettings
 
 # What rewritten deletions of Debezium's ExtractNewRecordState say.
 _DELETED: Final = "__deleted"

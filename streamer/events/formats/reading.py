@@ -13,7 +13,7 @@ from streamer.events.cloudevents import NO_ATTRIBUTES, EventAttributes
 from streamer.events.formats.columns import Columns
 from streamer.events.formats.envelopes import opened
 from streamer.events.formats.frames import FRAMED, FormatError, SchemaReader, said_frame
-from streamer.settings import ColumnSettings
+from streamer.settings.records import ColumnSettings
 
 Headers = Sequence[tuple[str, bytes | None]]
 

@@ -18,7 +18,7 @@ from models.errors import SidstreamError
 from streamer.kafka.login.provider import provided_token, token_function
 from streamer.kafka.login.token_endpoint import fetch_token, unable
 from streamer.kafka.login.tokens import TokenRefusedError, TokenSource, TokenSourceAwayError
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 

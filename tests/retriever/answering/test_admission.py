@@ -20,7 +20,8 @@ from streamer.events.formats.reading import Formats
 from streamer.events.intake import EventError
 from streamer.events.records import QUERY, Query, excludes_history
 from streamer.filters.grammar import to_json
-from streamer.settings import RetrieverSettings, Settings
+from streamer.settings import Settings
+from streamer.settings.retriever import RetrieverSettings
 
 FILTERABLE: dict[str, AttributeType] = {"price": "number", "brand": "string"}
 NOW = 1_800_000_000.0  # seconds since the epoch

@@ -21,7 +21,7 @@ from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.records import Answer, Query
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 LIVE = 300
 

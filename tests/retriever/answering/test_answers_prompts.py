@@ -28,7 +28,7 @@ from store.reading.reader import IndexReader
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 from streamer.events.records import Query
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 transformers = pytest.importorskip("transformers")
 

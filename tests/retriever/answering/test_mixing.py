@@ -24,7 +24,7 @@ from store.writing.writer import IndexWriter
 from streamer.events.records import Answer, Query
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import read_filter
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from support.dense_bundles import dense_bundle
 from support.filter_cases import LIMITS
 

@@ -14,7 +14,8 @@ from models.dense.vectors import quantise
 from retriever.answering.admission import Admission, BundleLimits, QueryRefused
 from retriever.answering.parts import ShardError, require_own_shard
 from streamer.events.intake import EventError
-from streamer.settings import RetrieverSettings, load_settings
+from streamer.settings import load_settings
+from streamer.settings.retriever import RetrieverSettings
 
 VECTOR = base64.b64encode(quantise(np.ones((1, 4), np.float32)).encode()[0]).decode()
 ITEM = {"item_id": "a", "codes": [1, 2, 3]}

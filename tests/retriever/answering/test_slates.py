@@ -30,7 +30,7 @@ from store.writing.writer import IndexWriter
 from streamer.events.intake import EventError
 from streamer.events.records import Answer, Query
 from streamer.filters.slate import SlateRule
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from support.dense_bundles import dense_bundle
 
 # No more than the dense leg has candidates: the ranking of all is then the one that a slate reads the beginning of.

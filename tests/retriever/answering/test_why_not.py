@@ -31,7 +31,7 @@ from streamer.events.intake import EventError
 from streamer.events.records import ANSWER, Answer, ItemExplanation, NotAnswered, Query
 from streamer.filters.grammar import Filter
 from streamer.filters.reading import read_filter
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from support.dense_bundles import dense_bundle
 from support.filter_cases import LIMITS
 

@@ -14,7 +14,8 @@ from retriever.evaluation.answers import NO_ANSWER, answer_cases, live, offline
 from retriever.evaluation.cases import EvaluationCase, EvaluationError
 from store.writing.writer import IndexWriter
 from streamer.events.records import Answer, AnswerError, AnswerItem, Query
-from streamer.settings import RetrieverSettings, load_settings
+from streamer.settings import load_settings
+from streamer.settings.retriever import RetrieverSettings
 
 CATALOGUE = Catalogue(
     items=tuple(CatalogueItem(id=f"i{row}", title="") for row in range(5)), embeddings=np.ones((5, 2), dtype=np.float32)

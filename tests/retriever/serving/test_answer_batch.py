@@ -34,7 +34,7 @@ from store.records.batch import CodesBatch
 from store.topology.layout_trie import SnapshotTrie
 from store.writing.writer import IndexWriter
 from streamer.events.records import ANSWER, QUERY, Answer, AnswerItem, Query
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from support.answer_batches import answer_batch_of
 
 LIVE = 300

@@ -19,7 +19,7 @@ from retriever.serving.answering import Answering, CurrentAnswering
 from retriever.serving.loaded_bundle import LoadedBundle
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ANSWER, Answer
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 from support.deployed import serving, twin
 
 BATCH = 8

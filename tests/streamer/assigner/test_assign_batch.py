@@ -22,7 +22,8 @@ from streamer.assigner.assign_batch import AssignBatch
 from streamer.events.dead_letter import VERBATIM_MAXIMUM_BYTES
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes
-from streamer.settings import AssignerSettings, AttributeSettings
+from streamer.settings.pipeline import AssignerSettings
+from streamer.settings.records import AttributeSettings
 
 DIMENSION = 4
 LIMIT = 4_096

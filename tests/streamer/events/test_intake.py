@@ -22,7 +22,7 @@ from streamer.events.intake import (
 )
 from streamer.events.records import Codec, Query
 from streamer.events.updates import Update, UpdateIntake, UpdateLimits
-from streamer.settings import AttributeSettings
+from streamer.settings.records import AttributeSettings
 
 DIMENSION = 4
 NOW = 1_767_323_045_000

@@ -11,7 +11,7 @@ from confluent_kafka import Message
 
 from streamer.events.intake import EventError
 from streamer.events.interactions import CLOCKS_APART_MS, CheckedInteraction, InteractionIntake
-from streamer.settings import RetrieverSettings
+from streamer.settings.retriever import RetrieverSettings
 
 HEARD = 1_767_323_045_000
 SAID: dict[str, Any] = {"item": "sku-1", "kind": "click"}

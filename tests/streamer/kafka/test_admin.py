@@ -29,7 +29,8 @@ from streamer.kafka.admin import (
     require_usable,
 )
 from streamer.process.health import Health
-from streamer.settings import KafkaSettings, Settings, load_settings
+from streamer.settings import Settings, load_settings
+from streamer.settings.kafka import KafkaSettings
 from support.processes import wait_until
 
 

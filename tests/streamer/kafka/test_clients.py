@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from streamer.kafka.clients import ErrorListener
 from streamer.process.health import Health, Part
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 from support.paths import ROOT
 
 PARTS = ("models", "store", "streamer", "retriever", "gateway", "demo", "benchmarks", "tests")

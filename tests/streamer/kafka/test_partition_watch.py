@@ -7,7 +7,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from streamer.events.topics import TopicSpec
 from streamer.kafka.admin import create
 from streamer.kafka.partition_watch import PartitionWatch, TopicChange, TopicState, topic_states
-from streamer.settings import KafkaSettings, Settings
+from streamer.settings import Settings
+from streamer.settings.kafka import KafkaSettings
 from support.processes import wait_until
 
 

@@ -26,7 +26,8 @@ from streamer.kafka.reachability import ClientCutOffError, CutOffGuard, cluster_
 from streamer.local.broker import LocalBroker
 from streamer.process.health import Health
 from streamer.process.metrics import FRESHNESS_SECONDS
-from streamer.settings import KafkaSettings, Settings, load_settings
+from streamer.settings import Settings, load_settings
+from streamer.settings.kafka import KafkaSettings
 from support.item_stream import Stream, index_has_everything, publish_updates
 from support.paths import SUPPORT
 from support.processes import SidstreamProcess, committed_records, free_port, wait_until

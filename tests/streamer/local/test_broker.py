@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from streamer.events.topics import TopicSpec
 from streamer.kafka.admin import create, describe
 from streamer.local.broker import BrokerError, DirectoryInUseError, LocalBroker, PortTakenError
-from streamer.settings import KafkaSettings, Settings
+from streamer.settings import Settings
+from streamer.settings.kafka import KafkaSettings
 from support.patience import PATIENCE_SECONDS
 from support.processes import alive, wait_until
 

@@ -14,7 +14,7 @@ from streamer.monitor.alerts import after, step
 from streamer.monitor.conditions import Condition
 from streamer.monitor.layout_policy import Situation
 from streamer.monitor.look import Judge, Memory
-from streamer.settings import MonitorSettings
+from streamer.settings.monitor import MonitorSettings
 
 NOW = 1_700_000_000_000
 SIZE = 50

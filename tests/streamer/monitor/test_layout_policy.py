@@ -11,7 +11,7 @@ import pytest
 from models.sids.layout import Layout
 from streamer.events.records import LayoutRecord
 from streamer.monitor.layout_policy import Situation, head_size, items_needed, propose_layout
-from streamer.settings import MonitorSettings
+from streamer.settings.monitor import MonitorSettings
 
 SIZE = 20
 NOW = 1_700_000_000_000

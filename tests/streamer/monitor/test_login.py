@@ -8,7 +8,7 @@ import pytest
 
 from models.errors import SidstreamError
 from streamer.monitor.login import credentials
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 
 def found(security: dict[str, str], **kafka: str) -> Any:

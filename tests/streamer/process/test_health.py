@@ -10,7 +10,7 @@ import pytest
 from models.errors import SidstreamError
 from streamer.process.health import Health, Part
 from streamer.process.health_server import HealthServer
-from streamer.settings import MetricsSettings
+from streamer.settings.process import MetricsSettings
 from support.processes import free_port, http_get
 
 

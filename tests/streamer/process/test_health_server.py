@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from streamer.process.health import Health
 from streamer.process.health_server import HealthServer
 from streamer.process.metrics import FRESHNESS_SECONDS, observe_ages
-from streamer.settings import MetricsSettings
+from streamer.settings.process import MetricsSettings
 from support.processes import free_port
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -16,7 +16,8 @@ from streamer.monitor.process import build_app
 from streamer.process.health import Health
 from streamer.process.health_server import HealthServer
 from streamer.process.http_headers import HEADERS, page_headers
-from streamer.settings import MetricsSettings, load_settings
+from streamer.settings import load_settings
+from streamer.settings.process import MetricsSettings
 from support.paths import ROOT
 
 PAGE = (ROOT / "streamer" / "monitor" / "dashboard.html").read_text()

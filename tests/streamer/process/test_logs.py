@@ -10,7 +10,7 @@ SCRIPT = """
 import logging, threading
 import structlog
 from streamer.process.logs import configure_logging
-from streamer.settings import LoggingSettings
+from streamer.settings.process import LoggingSettings
 
 log = structlog.get_logger("ours")
 configure_logging(LoggingSettings(format="json"), process="assigner", instance={instance!r})

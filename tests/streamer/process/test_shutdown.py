@@ -22,7 +22,8 @@ from streamer.events.topics import topic_specs
 from streamer.kafka.admin import create
 from streamer.local.broker import LocalBroker
 from streamer.process.shutdown import STUCK_STATUS
-from streamer.settings import MetricsSettings, Settings, load_settings
+from streamer.settings import Settings, load_settings
+from streamer.settings.process import MetricsSettings
 from support.item_stream import Stream, publish_updates
 from support.patience import PATIENCE_SECONDS
 from support.processes import (

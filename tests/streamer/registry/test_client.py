@@ -6,7 +6,8 @@ import pytest
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from streamer.registry.client import RegistryError, away, registry_client
-from streamer.settings import RegistrySettings, SettingsError, load_settings
+from streamer.settings import SettingsError, load_settings
+from streamer.settings.records import RegistrySettings
 
 URL = "http://127.0.0.1:1"
 

@@ -26,7 +26,8 @@ from streamer.events.records import ITEM_CODES
 from streamer.kafka.clients import producer_configuration
 from streamer.registry.proto_text import parsed_proto
 from streamer.registry.reading import RegistrySchemas
-from streamer.settings import RegistrySettings, Settings
+from streamer.settings import Settings
+from streamer.settings.records import RegistrySettings
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 from support.schema_registry import SchemaRegistry

@@ -20,7 +20,8 @@ from streamer.events.updates import UpdateIntake, UpdateLimits
 from streamer.registry.client import RegistryError
 from streamer.registry.reading import formats_of
 from streamer.registry.subjects import Form, definition_of, register_subjects
-from streamer.settings import RegistrySettings, Settings
+from streamer.settings import Settings
+from streamer.settings.records import RegistrySettings
 from support.processes import committed_records
 from support.schema_registry import SchemaRegistry
 

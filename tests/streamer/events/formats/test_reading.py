@@ -18,7 +18,7 @@ from streamer.events.formats.frames import RegistryAwayError
 from streamer.events.formats.reading import Formats
 from streamer.events.intake import EventError, EventLimits
 from streamer.events.updates import Update, UpdateIntake, UpdateLimits
-from streamer.settings import ColumnSettings
+from streamer.settings.records import ColumnSettings
 
 NOW = 1_767_323_045_000
 EMBEDDING = [1.0, 2.0, 3.0, 0.5]

@@ -10,7 +10,7 @@ from streamer.kafka.clients import client_configuration
 from streamer.kafka.login.authorities import authorities_file, with_authorities
 from streamer.kafka.login.sources import confluent_callback, reason_for_no_token, token_source
 from streamer.kafka.login.tokens import TokenRefusedError
-from streamer.settings import KafkaSettings
+from streamer.settings.kafka import KafkaSettings
 
 TOKENS = {"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"}
 OIDC = {**TOKENS, "sasl.oauthbearer.method": "oidc"}

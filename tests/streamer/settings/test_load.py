@@ -6,14 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from streamer.settings import (
-    AssignerSettings,
-    AttributeSettings,
-    IndexerSettings,
-    RetrieverSettings,
-    SettingsError,
-    load_settings,
-)
+from streamer.settings import SettingsError, load_settings
+from streamer.settings.pipeline import AssignerSettings, IndexerSettings
+from streamer.settings.records import AttributeSettings
+from streamer.settings.retriever import RetrieverSettings
 from support.paths import ROOT
 
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from streamer.settings_section import Section
+from streamer.settings.section import Section
 
 
 def is_loopback(host: str) -> bool:

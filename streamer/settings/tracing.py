@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from streamer.settings_section import Section
+from streamer.settings.section import Section
 
 
 class TracingSettings(Section):
