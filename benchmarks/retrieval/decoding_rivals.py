@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
 from retriever.search.forward_passes import SharedPromptPasses
-from store.reading.reader import IndexReader, Snapshot
+from store.reading.reader import IndexReader
+from store.reading.snapshot import Snapshot
 from store.records.batch import CodesBatch
 from store.writing.writer import IndexWriter
 

@@ -42,7 +42,8 @@ from retriever.dense.query_embeddings import QueryEmbeddings
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import NOTHING_ELIGIBLE, why_nothing
 from retriever.search.beam_search import ScoredSid
-from store.reading.reader import IndexReader, Snapshot
+from store.reading.reader import IndexReader
+from store.reading.snapshot import Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie, require_layout
 from streamer.events.records import Answer, AnswerError, AnswerItem, excludes_history

@@ -19,7 +19,7 @@ from retriever.answering.item_scores import DIGITS, ItemScores, by_token, log_sh
 from retriever.answering.mixing import Mixer
 from retriever.answering.why_not import WhyNot
 from retriever.eligibility.current import CurrentCatalogue
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.topology.layout_trie import SnapshotTrie
 from streamer.events.records import AnswerExplanation, AnswerItem, ItemExplanation
 from streamer.settings.retriever import RetrieverSettings

@@ -22,7 +22,7 @@ from models.dense.space import DenseSpace
 from retriever.answering.ranking import RankedItem
 from retriever.dense.current_vectors import CurrentVectors
 from retriever.dense.leg import DenseLeg, DenseQuery, MixedItem, ModelCandidates, Sums
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records.encoding import StoredItem
 from streamer.settings.retriever import RetrieverSettings
 

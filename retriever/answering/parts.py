@@ -20,7 +20,7 @@ from retriever.answering.mixing import Mixer
 from retriever.answering.ranking import counted_weights
 from retriever.dense.leg import Sums
 from retriever.search.search_parts import ScoredSid
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie
 from streamer.events.records import AnswerError, Query

@@ -21,7 +21,7 @@ from retriever.eligibility.current import CurrentCatalogue
 from retriever.search.beam_search import beam_search
 from retriever.search.exact_search import exact_search
 from retriever.search.marginal_search import marginal_beam_search
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.topology.layout_trie import SnapshotTrie
 from streamer.filters.grammar import Filter
 from streamer.settings.retriever import RetrieverSettings

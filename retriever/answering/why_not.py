@@ -22,7 +22,7 @@ from retriever.answering.mixing import Mixer
 from retriever.eligibility.current import CurrentCatalogue
 from retriever.eligibility.explanation import failed_clauses
 from retriever.search.beam_search import Step
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import SnapshotTrie
 from streamer.events.records import NotAnswered

@@ -14,8 +14,8 @@ import structlog
 from models.dense.space import DenseSpace, id_hashes
 from models.dense.vectors import SCALE_BYTES, QuantisedVectors, bytes_an_item
 from retriever.dense.item_vectors import SCREENED_FROM, ItemVectors
-from store.reading.reader import ItemVectors as StoredVectors
-from store.reading.reader import Snapshot
+from store.reading.items import ItemVectors as StoredVectors
+from store.reading.snapshot import Snapshot
 
 _READ_AT_ONCE: Final = 10_000
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from models.attributes import AttributeType
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from retriever.eligibility.columns import Columns
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records.change_log import Changes
 from store.records.path_keys import distinct_paths, keys_of
 from store.topology.current import CurrentTopology

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from store.errors import IndexAccessError, IndexMismatchError
 from store.reading.facts import read_state
-from store.reading.reader import ItemContent, Snapshot
+from store.reading.items import ItemContent
+from store.reading.snapshot import Snapshot
 from store.records import encoding
 from store.records.change_log import commit_of, items_in
 from store.records.item_attributes import (

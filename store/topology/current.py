@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records.change_log import Changes
 from store.topology.topology import Topology, topology_of
 

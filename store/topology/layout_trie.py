@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.attributes import Attributes
 from models.sids.layout import HEAD_LAYER_INDEX, PADDING, Layout
 from store.errors import IndexMismatchError
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records.encoding import StoredItem
 from store.topology.topology import Topology, topology_of
 

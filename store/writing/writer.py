@@ -35,7 +35,7 @@ from store.reading.facts import (
     IndexState,
     read_state,
 )
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records import encoding
 from store.records.batch import BatchOutcome, CodesBatch, Order, PreparedBatch
 from store.records.change_log import LogEntry

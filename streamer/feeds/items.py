@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.errors import SidstreamError
 from models.sids.layout import PADDING, Layout
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records.encoding import StoredItem
 from store.topology.layout_trie import require_layout
 

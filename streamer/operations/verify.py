@@ -10,7 +10,8 @@ from store.checks.verification import Comparison, compare, verify
 from store.errors import IndexAccessError
 from store.files.data_file import require_sound_pages
 from store.files.environment import DATA_FILE, writer_of
-from store.reading.reader import IndexReader, Snapshot
+from store.reading.reader import IndexReader
+from store.reading.snapshot import Snapshot
 from streamer.shards.partitions import numbers_of, text_of
 
 

@@ -16,7 +16,8 @@ from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.sids.census import count_tokens
 from store.checks.verification import verify
-from store.reading.reader import IndexReader, Snapshot
+from store.reading.reader import IndexReader
+from store.reading.snapshot import Snapshot
 from store.topology.current import CurrentTopology
 from streamer.events.records import (
     ALERT,

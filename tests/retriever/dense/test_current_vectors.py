@@ -15,7 +15,8 @@ from models.dense.space import DenseSpace, KnownItems, id_hashes
 from models.dense.vectors import quantise
 from retriever.dense.current_vectors import CurrentVectors
 from retriever.dense.item_vectors import ItemVectors
-from store.reading.reader import IndexReader, Snapshot
+from store.reading.reader import IndexReader
+from store.reading.snapshot import Snapshot
 from store.writing import log_writer
 from store.writing.writer import IndexWriter
 from support.plain_index import CODEBOOK, Event, batch_of

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models.sids.layout import Layout
 from retriever.answering.ranking import by_own_probability
 from retriever.eligibility.current import CurrentCatalogue
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.topology.layout_trie import SnapshotTrie
 from store.writing.writer import IndexWriter
 from support.plain_index import Event, batch_of

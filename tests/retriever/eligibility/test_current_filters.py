@@ -17,7 +17,7 @@ from models.attributes import Attributes
 from models.sids.layout import Layout
 from retriever.answering.ranking import by_own_probability
 from retriever.eligibility.current import CurrentCatalogue
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.topology.layout_trie import SnapshotTrie
 from store.writing.writer import IndexWriter
 from streamer.filters.meaning import matches

@@ -20,7 +20,7 @@ from models.sids.layout import Layout
 from store.checks.verification import verify
 from store.reading import paths
 from store.reading.facts import read_state
-from store.reading.reader import Snapshot
+from store.reading.snapshot import Snapshot
 from store.records import change_log, encoding
 from store.topology.layout_trie import SnapshotTrie
 from store.writing import log_writer

@@ -23,7 +23,8 @@ from store.checks.verification import verify
 from store.errors import IndexAccessError, IndexFullError, IndexMismatchError, IndexNotUpgradedError
 from store.files import environment
 from store.reading.facts import IndexFacts, read_facts_of_any_format
-from store.reading.reader import IndexReader, Snapshot
+from store.reading.reader import IndexReader
+from store.reading.snapshot import Snapshot
 from store.writing import transactions
 from store.writing.failpoints import FAILPOINT_VARIABLE
 from store.writing.upgrade import upgrade
