@@ -20,7 +20,9 @@ from retriever.answering.admission import Admission, BundleLimits
 from streamer.deployments.follow import ServingFollower
 from streamer.events.intake import AttributesIntake, EventError, checked_item_id
 from streamer.events.records import ITEM_UPDATE, ItemUpdate, Query
-from streamer.events.updates import OtherModelError, Update, UpdateIntake, UpdateLimits
+from streamer.events.updates.batch import Update
+from streamer.events.updates.checks import OtherModelError, UpdateLimits
+from streamer.events.updates.reading import UpdateIntake
 from streamer.events.values.embeddings import PlausibleNorms, check_embeddings, matrix_of
 from streamer.settings import Settings
 

@@ -57,8 +57,10 @@ STAGES: Final[Mapping[str, Stage]] = {
                 "choose what is sent, and its timestamps",
                 "streamer.assigner.assign_batch:AssignBatch.__call__",
                 inside=(
-                    Stage("decode and check", "streamer.events.updates:UpdateIntake.read_batch", "update"),
-                    Stage("one matrix, norms", "streamer.events.updates:UpdateBatch.checked_embeddings", "embedding"),
+                    Stage("decode and check", "streamer.events.updates.reading:UpdateIntake.read_batch", "update"),
+                    Stage(
+                        "one matrix, norms", "streamer.events.updates.batch:UpdateBatch.checked_embeddings", "embedding"
+                    ),
                     Stage(
                         "encode item-codes",
                         "streamer.assigner.assign_batch:AssignBatch._encoded",

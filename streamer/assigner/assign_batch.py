@@ -25,7 +25,9 @@ from streamer.events.dead_letter import Rejection, dead_letter
 from streamer.events.formats.reading import NO_FORMATS, Formats
 from streamer.events.outgoing import Outgoing
 from streamer.events.records import ITEM_CODES, ItemCodes, ItemUpdate
-from streamer.events.updates import UpdateBatch, UpdateIntake, UpdateLimits
+from streamer.events.updates.batch import UpdateBatch
+from streamer.events.updates.checks import UpdateLimits
+from streamer.events.updates.reading import UpdateIntake
 from streamer.events.values.embeddings import PlausibleNorms
 from streamer.events.values.unknown_fields import OTHER, nearest, note_of
 from streamer.process.metrics import count_dead_letter

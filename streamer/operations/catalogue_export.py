@@ -23,7 +23,9 @@ from confluent_kafka import Message
 from models.attributes import Attributes
 from models.catalogue import Catalogue, CatalogueItem
 from models.errors import SidstreamError
-from streamer.events.updates import UpdateBatch, UpdateIntake, UpdateLimits
+from streamer.events.updates.batch import UpdateBatch
+from streamer.events.updates.checks import UpdateLimits
+from streamer.events.updates.reading import UpdateIntake
 from streamer.events.values.embeddings import PlausibleNorms
 from streamer.kafka.read_to_end import end_reader, read_spans, whole_topics
 from streamer.registry.reading import formats_of

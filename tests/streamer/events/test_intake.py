@@ -21,7 +21,9 @@ from streamer.events.intake import (
     decode_event,
 )
 from streamer.events.records import Codec, Query
-from streamer.events.updates import Update, UpdateIntake, UpdateLimits
+from streamer.events.updates.batch import Update
+from streamer.events.updates.checks import UpdateLimits
+from streamer.events.updates.reading import UpdateIntake
 from streamer.settings.records import AttributeSettings
 
 DIMENSION = 4

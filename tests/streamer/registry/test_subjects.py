@@ -16,7 +16,8 @@ from retriever.answering.admission import Admission, BundleLimits
 from streamer.client.publisher import ItemPublisher
 from streamer.events.intake import EventError
 from streamer.events.interactions import InteractionIntake
-from streamer.events.updates import UpdateIntake, UpdateLimits
+from streamer.events.updates.checks import UpdateLimits
+from streamer.events.updates.reading import UpdateIntake
 from streamer.registry.client import RegistryError
 from streamer.registry.reading import formats_of
 from streamer.registry.subjects import Form, definition_of, register_subjects

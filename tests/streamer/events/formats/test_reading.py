@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from streamer.events.formats.frames import RegistryAwayError
 from streamer.events.formats.reading import Formats
 from streamer.events.intake import EventError, EventLimits
-from streamer.events.updates import Update, UpdateIntake, UpdateLimits
+from streamer.events.updates.batch import Update
+from streamer.events.updates.checks import UpdateLimits
+from streamer.events.updates.reading import UpdateIntake
 from streamer.settings.records import ColumnSettings
 
 NOW = 1_767_323_045_000

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.events.intake import EventError, EventLimits
-from streamer.events.updates import OtherModelError, Update, UpdateIntake, UpdateLimits
+from streamer.events.updates.batch import Update
+from streamer.events.updates.checks import OtherModelError, UpdateLimits
+from streamer.events.updates.reading import UpdateIntake
 
 DIMENSION = 2
 NOW = 1_767_323_045_000
@@ -136,8 +138,7 @@ def test_batch_gives_what_its_records_give_alone(batch: list[Message], strict: b
 @pytest.mark.parametrize("size", [0, 1, 3])
 def test_batch_of_ordinary_updates_is_not_read_one_by_one(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = intake(strict=False, model=None)
-    monkeypatch.setattr(reader, "read", None)
-    monkeypatch.setattr(reader, "_checked", None)
+    monkeypatch.setattr(reader, "_alone", None)
     value = msgspec.msgpack.encode({"embedding": EMBEDDING, "title": "Kettle"})
     batch = [
         Message(topic="t", key=b"sku-%d" % row, value=value, timestamp=(1, TIME), partition=0) for row in range(size)

@@ -1,0 +1,1 @@
+"""Item updates: how their records are read, in batches and one by one."""
