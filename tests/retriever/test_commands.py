@@ -1,17 +1,20 @@
-"""``sidstream ask``: what is written on the command line is what the client is asked, and a wrong condition asks nothing."""
+"""``sidstream ask``: what is written is what the client is asked, a wrong condition asks nothing, an answer is shown as it is."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import retriever.client
 from models.errors import SidstreamError
+from retriever.commands import show_answer
 from sidstream import app
-from streamer.events.records import Answer
+from streamer.events.records import Answer, AnswerItem
 from streamer.filters.slate import SlateRule
 
 WORDS = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
@@ -107,3 +110,24 @@ def test_partial_answer_of_shards_says_whose_items_are_missing(shop: None, monke
     found = ask("kettle")
     assert found.exit_code == 0
     assert "nothing of the partitions 2-4,7 is in it" in found.output
+
+
+def test_markup_in_a_title_is_shown_as_it_is() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    item = AnswerItem(item_id="a", title="Cable [2-pack] [/] 5 m", sid="<a_1><c_2>", score=-1.0)
+    show_answer(console, Answer(query_id="q", items=(item,), skipped_history=("[/]",)))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Cable [2-pack] [/] 5 m" in shown
+
+
+def test_terminal_says_which_leg_found_an_item_and_why_one_answered_alone() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    items = (
+        AnswerItem(item_id="a", title="a kettle", sid="<a_1>", score=-1.0, found_by="both"),
+        AnswerItem(item_id="b", title="a newcomer", sid="<a_2>", score=-1.5, found_by="dense", new=True),
+    )
+    show_answer(console, Answer(query_id="q", items=items, legs=("dense",), note="nearest vectors alone: [no] model"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "found by" in shown
+    assert "dense, new" in shown
+    assert "nearest vectors alone: [no] model" in shown
