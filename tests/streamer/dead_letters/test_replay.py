@@ -2,77 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from numpy.typing import NDArray
+from confluent_kafka import Consumer, Message, TopicPartition
 
-from streamer.client.publisher import ItemPublisher
 from streamer.dead_letters.old_progress import CARRIED_OVER
 from streamer.dead_letters.plan import Choice
 from streamer.dead_letters.reading import (
     REPLAYED_HEADER,
-    DeadLetter,
     Place,
-    dead_letter_topics,
     find_letters,
     read_letters,
 )
 from streamer.dead_letters.replay import Replay, ReplayError, ReplayOutcome
-from streamer.events.dead_letter import Rejection, dead_letter
-from streamer.kafka.clients import consumer_configuration, producer_configuration
+from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.read_to_end import end_reader, watermarks
 from streamer.settings import Settings
-from support.patience import PATIENCE_SECONDS
-from support.processes import SidstreamProcess, committed_records, wait_until
+from support.letters import refuse, run, seen, send, updates
+from support.processes import SidstreamProcess, committed_records
 from support.unreadable_headers import send_unreadable_header
 
 DAY_MS = 86_400_000
 NOW = int(time.time() * 1000)
-
-
-def send(settings: Settings, *records: dict[str, Any], topic: str | None = None, **configuration: Any) -> None:
-    producer = Producer(producer_configuration(settings.kafka, **configuration))
-    refusals: list[str] = []
-    for record in records:
-        producer.produce(
-            topic or settings.topics.item_updates,
-            **{"partition": 1, **record},
-            on_delivery=lambda error, _: refusals.append(str(error)) if error else None,
-        )
-    assert producer.flush(PATIENCE_SECONDS) == 0
-    assert refusals == []
-
-
-def refuse(settings: Settings, *records: Message, kind: str = "InvalidEvent", stage: str = "assigner") -> None:
-    """As the assigner does it: in a transaction, so that a marker follows."""
-    source = records[0].topic() if records else settings.topics.item_updates
-    [topic] = [letters for letters, events in dead_letter_topics(settings).items() if events == source]
-    producer = Producer(producer_configuration(settings.kafka, transactional_id=f"{settings.topics.prefix}refuse"))
-    producer.init_transactions(20)
-    producer.begin_transaction()
-    for record in records:
-        letter = dead_letter(topic, record, Rejection(stage, kind, f"a {kind}"))
-        producer.produce(topic, key=letter.key, value=letter.value, headers=letter.headers, partition=0)
-    producer.commit_transaction(20)
-
-
-def updates(settings: Settings) -> list[Message]:
-    return committed_records(settings, settings.topics.item_updates)
-
-
-def seen(records: Sequence[Message]) -> list[tuple[bytes | None, bytes | None]]:
-    return [(record.key(), record.value()) for record in records]
 
 
 def replay(settings: Settings, topic: str | None = None, *, now_ms: int | None = None, **choice: Any) -> ReplayOutcome:
@@ -420,95 +379,3 @@ def test_query_is_replayed_only_if_asked_and_with_the_time_of_now(pipeline_setti
     assert replay(settings, letters).sent == 1
     [_, again] = committed_records(settings, queries)
     assert again.timestamp()[1] >= NOW
-
-
-def run(settings: Settings, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**SidstreamProcess(settings, "assigner", directory)._environment, "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "sidstream", *arguments],
-        env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
-    )  # fmt: skip
-
-
-def test_list_and_show_tell_everything_and_no_escape_sequence_reaches_the_terminal(
-    pipeline_settings: Settings, tmp_path: Path
-) -> None:
-    settings = pipeline_settings
-    evil = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
-    send(
-        settings,
-        {"key": evil.encode(), "value": json.dumps({"title": evil}).encode(), "headers": [(f"h{evil}", evil.encode())]},
-        {"key": b"plain", "value": b"\x1b[2J raw"},
-    )
-    refuse(settings, *updates(settings), kind=f"Evil{evil}")
-    send(settings, {"key": b"q", "value": b"{"}, topic=settings.topics.queries)
-    refuse(settings, *committed_records(settings, settings.topics.queries), stage="retriever", kind="UndecodableEvent")
-
-    listed = run(settings, tmp_path, "dlq", "list")
-    assert listed.returncode == 0, listed.stderr
-    shown = run(settings, tmp_path, "dlq", "show", f"{settings.topics.item_updates}/1:0")
-    assert shown.returncode == 0, shown.stderr
-    assert '"title": "\\u001b[2J\\u001b]0;owned\\u0007\\x9b31m\\u202e"' in shown.stdout
-    raw = run(settings, tmp_path, "dlq", "show", f"{settings.topics.item_updates}/1:1")
-    assert "00000000  1b 5b 32 4a 20 72 61 77" in raw.stdout
-    as_json = run(settings, tmp_path, "dlq", "list", "--json")
-    one_as_json = run(settings, tmp_path, "dlq", "show", f"{settings.topics.item_updates}/1:0", "--json")
-    for output in (listed, shown, raw, as_json, one_as_json):
-        assert all(character.isprintable() or character == "\n" for character in output.stdout)
-    found = json.loads(as_json.stdout)
-    assert found["total"] == 3
-    assert {one["class"] for one in found["classes"]} == {f"Evil{evil}", "UndecodableEvent"}
-    assert json.loads(one_as_json.stdout)["key"] == evil
-    only = json.loads(
-        run(
-            settings,
-            tmp_path,
-            "dlq",
-            "list",
-            "--json",
-            "--class",
-            "UndecodableEvent",
-            "--topic",
-            settings.topics.queries,
-        ).stdout
-    )
-    assert [letter["key"] for letter in only["letters"]] == ["q"]
-
-    ambiguous = run(settings, tmp_path, "dlq", "show", "0:0")
-    assert ambiguous.returncode == 1
-    assert "name one of" in ambiguous.stderr
-    missing = run(settings, tmp_path, "dlq", "show", "0:99")
-    assert missing.returncode == 1
-    assert "there is no dead letter at 0:99" in missing.stderr
-
-    assert "there is no dead letter" in run(settings, tmp_path, "dlq", "show", "9:0").stderr
-
-    dry = run(settings, tmp_path, "dlq", "replay", "--dry-run", "--class", f"Evil{evil}")
-    assert dry.returncode == 0, dry.stderr
-    assert dry.stdout.count("would be replayed") == 2
-    assert "\x1b" not in dry.stdout
-
-
-def test_event_refused_for_a_limit_is_indexed_by_a_replay_after_the_limit_was_raised(
-    pipeline_settings: Settings, tiny_bundle: Path, tiny_embeddings: NDArray[Any], tmp_path: Path
-) -> None:
-    settings = pipeline_settings.model_copy(update={"bundle": tiny_bundle})
-    strict = settings.model_copy(
-        update={"assigner": settings.assigner.model_copy(update={"maximum_event_bytes": 1_024})}
-    )
-    with ItemPublisher(settings) as publisher:
-        publisher.update("kettle", tiny_embeddings[0], title="k" * 2_000)
-
-    def refused() -> list[DeadLetter]:
-        return list(read_letters(settings, [settings.topics.item_updates_dead_letters]))
-
-    with SidstreamProcess(strict, "assigner", tmp_path):
-        wait_until(lambda: len(refused()) == 1, what="a dead letter")
-    assert refused()[0].kind == "EventTooLarge"
-    done = run(settings, tmp_path, "dlq", "replay")
-    assert done.returncode == 0, done.stderr
-    assert "1 letters replayed, 0 left" in done.stderr
-    with SidstreamProcess(settings, "assigner", tmp_path):
-        codes = settings.topics.item_codes
-        wait_until(lambda: len(committed_records(settings, codes)) == 1, what="codes", every=0.5)
-    assert len(refused()) == 1
