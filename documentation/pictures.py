@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from typing import Any, Final
 from PIL import Image
 from playwright.sync_api import Error, sync_playwright
 
+from documentation.browser import chromium, sandbox
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 WIDTH: Final = 1240
 HEIGHT: Final = 930  # of the window; the picture has the whole page
@@ -30,14 +31,6 @@ COLOURS: Final = 128
 # The page draws each second; the alert that fires first is the picture's, and what follows it joins.
 _SETTLED_SECONDS: Final = 5.0
 _PATIENCE_SECONDS: Final = 480.0
-
-
-def chromium() -> str:
-    """The browser of this machine."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        sys.exit("no Chromium on this machine: install chromium to take pictures")
-    return found
 
 
 def save(picture: bytes, path: Path) -> None:
@@ -67,6 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Take pictures of the dashboard during a demo.")
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args().directory
+    program = chromium()
+    if program is None:
+        sys.exit("no Chromium on this machine: install chromium to take pictures")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as ground, sync_playwright() as playwright:
         demo = subprocess.Popen(
@@ -75,8 +71,7 @@ def main() -> None:
             cwd=ground,  # a place that the page names is then that of any demo
         )
         try:
-            sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
-            browser = playwright.chromium.launch(executable_path=chromium(), args=sandbox)
+            browser = playwright.chromium.launch(executable_path=program, args=sandbox())
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE)
             wait_for_alert(page, demo)
             time.sleep(_SETTLED_SECONDS)

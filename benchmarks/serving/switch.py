@@ -29,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -54,6 +54,7 @@ from streamer.client.publisher import ItemPublisher, publish_items
 from streamer.events.records import ANSWER, QUERY, Query
 from streamer.kafka.clients import consumer_configuration, producer_configuration
 from streamer.kafka.gather import drain
+from streamer.local.priority import give_way
 from streamer.local.up import Pipeline
 from streamer.settings import Settings, load_settings
 
@@ -238,9 +239,7 @@ class Switch:
 def _take_what_is_left() -> None:
     """An operator's command runs on a machine of its own, as a rule: here it takes what the others leave."""
     os.setsid()
-    os.nice(19)
-    with suppress(OSError):  # Linux weighs sessions against each other, and nice inside of one
-        Path("/proc/self/autogroup").write_text("19")
+    give_way(os.getpid(), by=19)
 
 
 def places(directory: Path) -> dict[str, str]:

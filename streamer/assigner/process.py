@@ -10,11 +10,9 @@ import threading
 
 from confluent_kafka import Message
 
-from models.bundles.bundle import Bundle
 from models.bundles.item_encoder import ItemEncoder
 from streamer.assigner.assign_batch import PROCESS, AssignBatch
-from streamer.deployments.batch_interval import batch_interval
-from streamer.deployments.served import await_own
+from streamer.deployments.own import OwnPipeline, await_own
 from streamer.events.outgoing import Outgoing
 from streamer.exactly_once.loop import LoopSettings, TransactionalLoop
 from streamer.kafka.admin import await_topics
@@ -43,55 +41,55 @@ def run_assigner(loaded: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        found = await_own(loaded, stop, health)
-        if found is None:
-            return
-        settings, beside = found
-        topics, own, share = settings.topics, settings.assigner, settings.generations.catching_up_share
-        bundle = Bundle.open(settings.bundle)
-        encoder = ItemEncoder.of(bundle, threads=own.encoder_threads)
-        needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes]
-        if not await_topics(settings, needed, stop, health):
-            return
-        partitioner = PartitionerCheck(topics.item_updates, lambda: consuming.partitions)
-        group = settings.in_cluster(own.group)
-        traces = traces_of("assign", topics.item_updates, group=group)
-        assign = AssignBatch(
-            encoder,
-            codes_topic=topics.item_codes,
-            dead_letter_topic=topics.item_updates_dead_letters,
-            limits=own,
-            attributes=settings.attributes.rules(),
-            norms=bundle.manifest.embedding_norms,
-            embedding_model=bundle.manifest.embedding_model,
-            formats=formats_of(settings, rows=True),
-            traces=traces,
-        )
-        collect_garbage_rarely()
-
-        def transform(records: list[Message]) -> list[Outgoing]:
-            outgoing = assign(records)
-            partitioner.look(records)  # once a batch: not of one that waits for the schema registry
-            return outgoing
-
-        codebook, own_interval = bundle.layout.codebook_id, own.minimum_batch_interval_ms
-        with batch_interval(settings, codebook, own_interval, PROCESS, stop, health) as interval:
-            loop = LoopSettings(
-                process=PROCESS,
-                source=topics.item_updates,
-                group=group,
-                instance=own.instance,
-                batch_size=own.batch_size,
-                batch_interval_ms=interval,
-                event_seconds=FRESHNESS_SECONDS.labels(PROCESS),
-                outputs=(topics.item_codes,),
-                every_record=True,
-                remedy=_remedy(settings),
-                accept_missed=own.accept_missed_updates,
-                commit_note=assign.commit_note,
-                yields=(share, settings.generations.catching_up_batch) if beside else None,
-            )
-            consuming = TransactionalLoop(loop, settings.kafka, transform, health, traces=traces)
-            consuming.run(stop)
+        with await_own(loaded, PROCESS, stop, health) as own:
+            if own is not None:
+                _assign(own, stop, health)
 
     run_process(PROCESS, loaded, work, instance=loaded.assigner.instance)
+
+
+def _assign(pipeline: OwnPipeline, stop: threading.Event, health: Health) -> None:
+    settings, bundle = pipeline.settings, pipeline.bundle
+    topics, own, beside = settings.topics, settings.assigner, settings.generations
+    encoder = ItemEncoder.of(bundle, threads=own.encoder_threads)
+    needed = [topics.item_updates, topics.item_updates_dead_letters, topics.item_codes]
+    if not await_topics(settings, needed, stop, health):
+        return
+    partitioner = PartitionerCheck(topics.item_updates, lambda: consuming.partitions)
+    group = settings.in_cluster(own.group)
+    traces = traces_of("assign", topics.item_updates, group=group)
+    assign = AssignBatch(
+        encoder,
+        codes_topic=topics.item_codes,
+        dead_letter_topic=topics.item_updates_dead_letters,
+        limits=own,
+        attributes=settings.attributes.rules(),
+        norms=bundle.manifest.embedding_norms,
+        embedding_model=bundle.manifest.embedding_model,
+        formats=formats_of(settings, rows=True),
+        traces=traces,
+    )
+    collect_garbage_rarely()
+
+    def transform(records: list[Message]) -> list[Outgoing]:
+        outgoing = assign(records)
+        partitioner.look(records)  # once a batch: not of one that waits for the schema registry
+        return outgoing
+
+    loop = LoopSettings(
+        process=PROCESS,
+        source=topics.item_updates,
+        group=group,
+        instance=own.instance,
+        batch_size=own.batch_size,
+        batch_interval_ms=lambda: pipeline.batch_interval_ms(own.minimum_batch_interval_ms),
+        event_seconds=FRESHNESS_SECONDS.labels(PROCESS),
+        outputs=(topics.item_codes,),
+        every_record=True,
+        remedy=_remedy(settings),
+        accept_missed=own.accept_missed_updates,
+        commit_note=assign.commit_note,
+        yields=(beside.catching_up_share, beside.catching_up_batch) if pipeline.is_beside() else None,
+    )
+    consuming = TransactionalLoop(loop, settings.kafka, transform, health, traces=traces)
+    consuming.run(stop)

@@ -6,6 +6,8 @@ What must hold: nobody waits for the broker here; while it is away, what was rea
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -14,11 +16,12 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from streamer.deployments.log import ServingRecordError, decoded, read_serving
 from streamer.events.serving import Serving
+from streamer.kafka.admin import ClusterAwayError, MissingTopicsError, await_answer
 from streamer.kafka.clients import consumer_configuration
 from streamer.kafka.errors import ConsumerBrokenError, FatalKafkaError
 from streamer.kafka.gather import drain
 from streamer.kafka.read_to_end import LogReadError
-from streamer.process.health import Health, Part
+from streamer.process.health import Health
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -34,15 +37,36 @@ def await_follower(settings: Settings, purpose: str, stop: threading.Event, heal
         MissingTopicsError: there is no topic ``serving``.
         ServingRecordError: it holds what this sidstream does not read.
     """
-    while not stop.is_set():
-        health.progress()
+    found: list[ServingFollower] = []
+
+    def ask() -> None:
         try:
-            return ServingFollower(settings, purpose)
+            found.append(ServingFollower(settings, purpose))
         except LogReadError as error:
-            log.warning("waiting_for_broker", reason=str(error))
-            health.set_unready(Part.BROKER, str(error))
-            stop.wait(1.0)
-    return None
+            raise ClusterAwayError(str(error)) from error
+
+    return found[0] if await_answer(ask, stop, health) else None
+
+
+@contextmanager
+def following(
+    settings: Settings, purpose: str, stop: threading.Event, health: Health
+) -> Iterator[Callable[[], Serving | None] | None]:
+    """The record that counts, to be asked for at any time; None when ``stop`` was set first. Where the topic is not there, which
+    an installation from before there were deployments lacks, nothing was deployed. Waits and raises as ``await_follower``.
+    """
+    follower, is_there = None, True
+    try:
+        follower = await_follower(settings, purpose, stop, health)
+    except MissingTopicsError:
+        is_there = False
+    if not is_there:
+        yield lambda: None
+    elif follower is None:
+        yield None
+    else:
+        with follower as followed:
+            yield lambda: followed.current
 
 
 class ServingFollower:

@@ -5,18 +5,14 @@ What must hold: where nothing was ever deployed, the settings count as they are,
 
 from __future__ import annotations
 
-import threading
-from typing import NamedTuple
-
 from models.bundles.bundle import Bundle
 from models.bundles.manifest import BundleError
 from models.bundles.store import BundleStore
 from streamer.deployments.log import read_serving
 from streamer.deployments.pipelines import pipeline_named, settings_of
 from streamer.events.serving import Pipeline, Serving
-from streamer.kafka.admin import ClusterAwayError, MissingTopicsError, await_answer
+from streamer.kafka.admin import ClusterAwayError, MissingTopicsError
 from streamer.kafka.read_to_end import LogReadError
-from streamer.process.health import Health
 from streamer.settings import Settings
 
 
@@ -54,27 +50,6 @@ def own_settings(settings: Settings, serving: Serving | None) -> Settings:
         if own.layout.codebook_id != codebook:
             raise
         return settings_of(settings, pipeline, bundle=own.directory)
-
-
-class Own(NamedTuple):
-    """What an assigner or indexer works with, and whether queries are answered from another pipeline than its own."""
-
-    settings: Settings
-    beside: bool
-
-
-def await_own(settings: Settings, stop: threading.Event, health: Health) -> Own | None:
-    """``own_settings`` for a process: a cluster that is away is waited for; None when ``stop`` was set first."""
-    if not settings.pipeline:
-        Bundle.open(settings.bundle)  # said before there is a broker
-    found: list[Own] = []
-
-    def ask() -> None:
-        serving = find_serving(settings)
-        own = own_settings(settings, serving)
-        found.append(Own(own, serving is not None and serving_pipeline(serving).codebook != own.pipeline))
-
-    return found[0] if await_answer(ask, stop, health) else None
 
 
 def served_settings(settings: Settings) -> Settings:

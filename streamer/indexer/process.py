@@ -17,12 +17,10 @@ from typing import Final
 import structlog
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from models.bundles.bundle import Bundle
 from models.sids.layout import Layout
 from store.files.read_ahead import read_ahead
 from store.writing.writer import IndexWriter
-from streamer.deployments.batch_interval import batch_interval
-from streamer.deployments.served import await_own
+from streamer.deployments.own import OwnPipeline, await_own
 from streamer.events.layouts import layout_of
 from streamer.events.topics import TOMBSTONE_RETENTION_MS
 from streamer.indexer.attributes import AttributesReader, attributes_batch
@@ -366,38 +364,42 @@ def run_indexer(loaded: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        found = await_own(loaded, stop, health)
-        if found is None:
-            return
-        settings, beside = found
-        bundle = Bundle.open(settings.bundle)
-        layout = bundle.layout
-        topics = settings.topics
-        needed = [
-            topics.item_codes,
-            topics.item_attributes,
-            topics.item_attributes_dead_letters,
-            topics.layouts,
-            topics.token_counts,
-        ]
-        if not await_topics(settings, needed, stop, health):
-            return
-        own = settings.indexer.minimum_batch_interval_ms
-        with (
-            batch_interval(settings, layout.codebook_id, own, PROCESS, stop, health) as interval,
-            IndexWriter.open(
-                settings.index,
-                codebook_id=layout.codebook_id,
-                layers=layout.layers,
-                size=layout.size,
-                map_size=settings.indexer.map_bytes,
-                order=settings.indexer.order,
-                partitions=settings.indexer.partitions,
-                on_progress=health.progress,  # of an upgrade
-            ) as writer,
-        ):
-            writer.put_layout(layout, {})
-            collect_garbage_rarely()
-            Indexer(settings, writer, layout, health, beside=beside, batch_interval_ms=interval).run(stop)
+        with await_own(loaded, PROCESS, stop, health) as own:
+            if own is not None:
+                _index(own, stop, health)
 
     run_process(PROCESS, loaded, work)
+
+
+def _index(pipeline: OwnPipeline, stop: threading.Event, health: Health) -> None:
+    settings, layout = pipeline.settings, pipeline.bundle.layout
+    topics, own = settings.topics, settings.indexer
+    needed = [
+        topics.item_codes,
+        topics.item_attributes,
+        topics.item_attributes_dead_letters,
+        topics.layouts,
+        topics.token_counts,
+    ]
+    if not await_topics(settings, needed, stop, health):
+        return
+    with IndexWriter.open(
+        settings.index,
+        codebook_id=layout.codebook_id,
+        layers=layout.layers,
+        size=layout.size,
+        map_size=own.map_bytes,
+        order=own.order,
+        partitions=own.partitions,
+        on_progress=health.progress,  # of an upgrade
+    ) as writer:
+        writer.put_layout(layout, {})
+        collect_garbage_rarely()
+        Indexer(
+            settings,
+            writer,
+            layout,
+            health,
+            beside=pipeline.is_beside(),
+            batch_interval_ms=lambda: pipeline.batch_interval_ms(own.minimum_batch_interval_ms),
+        ).run(stop)

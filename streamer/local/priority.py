@@ -15,7 +15,7 @@ from typing import Final
 if sys.platform == "linux":
     import resource
 
-_LOWER_BY: Final = 10  # a tenth of the weight of others
+LOWER_BY: Final = 10  # a tenth of the weight of others
 _NICE_OF_LIMIT: Final = 20  # RLIMIT_NICE n lets nice go down to 20 - n
 
 
@@ -29,9 +29,9 @@ def may_change() -> bool:
     return soft == resource.RLIM_INFINITY or soft >= _NICE_OF_LIMIT - os.nice(0)
 
 
-def give_way(pid: int) -> bool:
-    """The process, which leads a session, comes after others; False if it leads none yet."""
-    return _set(pid, os.nice(0) + _LOWER_BY)
+def give_way(pid: int, by: int = LOWER_BY) -> bool:
+    """The process, which leads a session, comes after others by so much of nice; False if it leads none yet."""
+    return _set(pid, os.nice(0) + by)
 
 
 def take_part(pid: int) -> bool:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +23,11 @@ from numpy.typing import NDArray
 from models.bundles.bundle import Bundle
 from models.errors import SidstreamError
 from models.sids.layout import Layout
-from streamer.deployments.follow import ServingFollower
-from streamer.deployments.served import find_serving, own_settings, serving_pipeline
+from streamer.deployments.follow import following
+from streamer.deployments.served import own_settings, serving_pipeline
 from streamer.events.serving import Serving
 from streamer.events.topics import monitor_changelog
-from streamer.kafka.admin import MissingTopicsError, await_answer, await_topics
+from streamer.kafka.admin import await_topics
 from streamer.monitor import dashboard
 from streamer.monitor.agent import PROCESS, Monitor
 from streamer.monitor.faust_app import PASSING_ERRORS, MonitorApp, new_app, raw_schema
@@ -143,11 +142,10 @@ def run_monitor(settings: Settings) -> None:
     """Run the process until it is told to stop."""
 
     def work(stop: threading.Event, health: Health) -> None:
-        served: list[Settings] = []
-        if not await_answer(lambda: served.append(_judged(settings, find_serving(settings))), stop, health):
-            return
-        [judged] = served
-        with _following(settings) as current:
+        with following(settings, PROCESS, stop, health) as current:
+            if current is None:
+                return
+            judged = _judged(settings, current())
             while not stop.is_set():
                 bundle = Bundle.open(judged.bundle)
                 other = _Other(settings, bundle.layout.codebook_id, current)
@@ -191,18 +189,6 @@ def _judged(settings: Settings, serving: Serving | None) -> Settings:
     """Of the pipeline that answers. Raises ``BundleError`` if its bundle is not on this machine."""
     codebook = "" if serving is None else serving_pipeline(serving).codebook
     return own_settings(settings.model_copy(update={"pipeline": codebook}), serving)
-
-
-@contextmanager
-def _following(settings: Settings) -> Iterator[Callable[[], Serving | None]]:
-    """What answers now; nothing, where the topic that says so is not there."""
-    try:
-        follower = ServingFollower(settings, PROCESS)
-    except MissingTopicsError:
-        yield lambda: None
-        return
-    with follower:
-        yield lambda: follower.current
 
 
 def _topics(settings: Settings) -> list[str]:

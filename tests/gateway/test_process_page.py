@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from documentation.browser import chromium, sandbox
 from support.gateways import Served
 from support.patience import PATIENCE_SECONDS
 
@@ -20,12 +19,11 @@ SIZES = {"wide": (1280, 900), "narrow": (400, 800)}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = chromium()
     if program is None:
         pytest.skip("no Chromium on this machine: install chromium to test the page")
     with playwright.sync_playwright() as running:
-        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
-        started = running.chromium.launch(executable_path=program, args=sandbox)
+        started = running.chromium.launch(executable_path=program, args=sandbox())
         yield started
         started.close()
 
