@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -114,10 +114,10 @@ class Catalogue:
         return cls(
             items=items,
             embeddings=embeddings,
-            query_embeddings=_read_matrix(query_matrix, rows=len(texts["queries"]), of="queries")
+            query_embeddings=_read_matrix(query_matrix, rows=len(texts.queries), of="queries")
             if query_matrix
             else None,
-            **texts,
+            **texts._asdict(),
         )
 
     @classmethod
@@ -126,8 +126,7 @@ class Catalogue:
     ) -> Catalogue:
         """Reads a folder or a file of items, and lets ``embed`` make the embeddings of the items; none is read."""
         items = read_items(source)
-        texts = read_texts(Path(source)) if Path(source).is_dir() else {}
-        return cls(items=items, embeddings=embed(items), **texts)
+        return cls(items=items, embeddings=embed(items), **read_texts(Path(source))._asdict())
 
     @classmethod
     def read_pair(cls, items: str | Path, embeddings: str | Path) -> Catalogue:
@@ -210,12 +209,6 @@ def _id_of_line(path: Path, number: int, line: str) -> str:
     return identity
 
 
-def read_judgements(source: str | Path) -> tuple[tuple[CatalogueQuery, ...], Mapping[str, Mapping[str, int]]]:
-    """Queries and qrels of a catalogue folder, see ``Catalogue``; empty where it has none, or for a file of items."""
-    texts = read_texts(Path(source))  # finds nothing beside a file
-    return texts["queries"], texts["qrels"]
-
-
 def _items_path(directory: Path) -> Path:
     if not directory.is_dir():
         raise CatalogueError(
@@ -227,14 +220,22 @@ def _items_path(directory: Path) -> Path:
     return path
 
 
-def read_texts(directory: Path) -> dict[str, Any]:
-    """What a folder may hold beside items and embeddings: the catalogue's queries, qrels and sequences."""
+class CatalogueTexts(NamedTuple):
+    """What a folder may hold beside items and embeddings, see ``Catalogue``; empty where it does not."""
+
+    queries: tuple[CatalogueQuery, ...] = ()
+    qrels: Mapping[str, Mapping[str, int]] = {}
+    sequences: Mapping[str, tuple[str, ...]] = {}
+
+
+def read_texts(directory: Path) -> CatalogueTexts:
+    """Of a catalogue folder; nothing for a file of items."""
     queries, qrels, sequences = (_find_text(directory, name) for name in ("queries.tsv", "qrels.tsv", "sequences.tsv"))
-    return {
-        "queries": _read_queries(queries) if queries else (),
-        "qrels": _read_qrels(qrels) if qrels else {},
-        "sequences": _read_sequences(sequences) if sequences else {},
-    }
+    return CatalogueTexts(
+        _read_queries(queries) if queries else (),
+        _read_qrels(qrels) if qrels else {},
+        _read_sequences(sequences) if sequences else {},
+    )
 
 
 def _require_some(items: Sequence[CatalogueItem]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from models.commands.columns import with_columns
+from models.commands.training_data import read_training_data
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.tables.columns import ColumnNames
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.catalogue import Catalogue, CatalogueItem
+    from models.examples.records import TrainingExample
     from models.towers.text_encoder import Towers
 
 MATRIX_SUFFIXES: Final = (".npy", ".npz")  # of files that hold embeddings alone
@@ -42,8 +44,12 @@ def towers(
     ],
     towers: Annotated[Path, typer.Option(help="Directory to write.")] = Path(".sidstream/towers"),
     examples: Annotated[
-        Path | None,
-        typer.Option(help="JSON lines of {query, item}.", show_default="made from the catalogue's texts"),
+        list[Path] | None,
+        typer.Option(
+            help="Files of {query, item}, of sequences {user, items} or of interactions, as for train; as often as there are "
+            "files. Where there is no query, an item's title is to find what was taken after it.",
+            show_default="made from the catalogue's texts and sequences",
+        ),
     ] = None,
     per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 6,
     dimension: Annotated[int, typer.Option(min=8, help="D, numbers of an embedding.")] = 256,
@@ -61,10 +67,7 @@ def towers(
     """Train a query and an item text tower (a dual tower), so that text alone becomes embeddings."""
     import torch
 
-    from models.catalogue import read_judgements
-    from models.examples.made_queries import examples_from_catalogue
-    from models.examples.records import read_examples
-    from models.tables.catalogues import read_items
+    from models.tables.catalogues import read_items, read_texts
     from models.towers.dual_tower import TowerSettings, train_towers
     from models.towers.text_encoder import require_free, require_text
     from models.towers.tower_export import write_towers
@@ -84,10 +87,8 @@ def towers(
         columns,
     )
     require_text(items)
-    if examples is not None:
-        pairs = list(read_examples(examples))
-    else:
-        pairs = examples_from_catalogue(items, per_item=per_item, seed=seed)
+    texts = read_texts(catalogue)
+    pairs = _pairs(items, texts.sequences, examples or [], per_item, seed, console)
     if threads:
         torch.set_num_threads(threads)
     with WorkProgress(console) as work:
@@ -116,7 +117,7 @@ def towers(
             f"  recall@10 [bold]{outcome.recall:.3f}[/] on {outcome.held_out_pairs:,} pairs of items never seen in "
             f"training, among all {len(items):,} (chance {outcome.chance:.4f})"
         )
-    queries, qrels = read_judgements(catalogue)
+    queries, qrels = texts.queries, texts.qrels
     if qrels:
         from models.towers.dual_tower import judged_recall
 
@@ -132,6 +133,29 @@ def towers(
             "or more; never trained on)"
         )
     print_next(console, f"sidstream fit {shlex.quote(str(catalogue))} --embed {shlex.quote(str(towers))}")
+
+
+def _pairs(
+    items: Sequence[CatalogueItem],
+    sequences: Mapping[str, Sequence[str]],
+    examples: Sequence[Path],
+    per_item: int,
+    seed: int,
+    console: Console,
+) -> list[TrainingExample]:
+    """What the files hold, or queries made from the items' texts and what the catalogue's sequences hold."""
+    from models.examples.made_queries import examples_from_catalogue
+    from models.examples.records import TrainingData, TrainingHistory
+    from models.towers.training_pairs import training_pairs
+
+    if examples:
+        data = read_training_data(examples, console)
+    else:
+        data = TrainingData(
+            histories=tuple(TrainingHistory(tuple(taken), user) for user, taken in sequences.items()),
+            examples=tuple(examples_from_catalogue(items, per_item=per_item, seed=seed)),
+        )
+    return list(training_pairs(data, {item.id: item.title for item in items}))
 
 
 def print_next(console: Console, command: str) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.catalogue import Catalogue, CatalogueItem, read_texts
+from models.catalogue import Catalogue, CatalogueItem, CatalogueTexts
 from models.catalogue import read_item_ids as read_ids_of_text
 from models.catalogue import read_items as read_items_of_text
+from models.catalogue import read_texts as read_texts_of_folder
 from models.data_files import DataFileError, numbered_lines
 from models.tables.columns import ColumnNames
 from models.tables.item_rows import ItemRows
@@ -72,7 +72,7 @@ def read_catalogue(source: str | Path, columns: ColumnNames | None = None) -> Ca
         assert rows.embeddings is not None
         parts.append(rows.embeddings)
     _require_rows(items, source)
-    return Catalogue(items=tuple(items), embeddings=np.concatenate(parts), **_texts(source))
+    return Catalogue(items=tuple(items), embeddings=np.concatenate(parts), **read_texts(source)._asdict())
 
 
 def read_embedded(
@@ -82,7 +82,7 @@ def read_embedded(
 ) -> Catalogue:
     """``read_catalogue`` whose embeddings ``embed`` makes of the items; none is read."""
     items = read_items(source, columns)
-    return Catalogue(items=items, embeddings=embed(items), **_texts(source))
+    return Catalogue(items=items, embeddings=embed(items), **read_texts(source)._asdict())
 
 
 def read_items(source: str | Path, columns: ColumnNames | None = None) -> tuple[CatalogueItem, ...]:
@@ -94,6 +94,11 @@ def read_items(source: str | Path, columns: ColumnNames | None = None) -> tuple[
     )
     _require_rows(items, source)
     return items
+
+
+def read_texts(source: str | Path) -> CatalogueTexts:
+    """A folder's queries, qrels and sequences; nothing for a file or an address."""
+    return CatalogueTexts() if is_address(source) else read_texts_of_folder(Path(source))
 
 
 def read_item_ids(source: str | Path, columns: ColumnNames | None = None) -> tuple[str, ...]:
@@ -147,10 +152,6 @@ def _has_embeddings(path: Path, columns: ColumnNames) -> bool:
         return wanted in msgspec.json.decode(first, type=dict[str, object])
     except (DataFileError, msgspec.DecodeError, UnicodeError):
         return False
-
-
-def _texts(source: str | Path) -> dict[str, Any]:
-    return read_texts(Path(source)) if not is_address(source) and Path(source).is_dir() else {}
 
 
 def _taken(found: Iterator[ItemRows]) -> Iterator[ItemRows]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from models.bundles.manifest import MANIFEST_FILE
-from models.examples.records import TrainingExample
+from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 from models.towers.text_encoder import Towers
+from models.towers.training_pairs import training_pairs
 from study.data.datasets import Dataset, described_items
 
 
@@ -38,13 +38,10 @@ def embed_queries(data: Dataset, seed: int, scratch: Path, texts: Sequence[str])
 
 def pairs_of(data: Dataset) -> list[TrainingExample]:
     """What the towers learn from: queries with their items, or an item's title with the item that was taken after it."""
-    if data.queries:
-        return [TrainingExample(query=query, item=str(item)) for query, item in data.queries]
-    return [
-        TrainingExample(query=data.titles[item], item=str(following))
-        for history in data.histories
-        for item, following in pairwise(history)
-    ]
+    titles = {str(row): title for row, title in enumerate(data.titles)}
+    histories = tuple(TrainingHistory(tuple(map(str, history))) for history in data.histories)
+    examples = tuple(TrainingExample(query=query, item=str(item)) for query, item in data.queries)
+    return list(training_pairs(TrainingData(histories, examples), titles))
 
 
 def _towers(data: Dataset, seed: int, scratch: Path) -> Towers:

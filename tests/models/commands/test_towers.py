@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from models.bundles.bundle import Bundle
 from models.codebooks.onnx_encoder import OnnxEncoder
 from models.errors import SidstreamError
+from models.examples.made_queries import examples_from_catalogue
 from models.examples.records import write_examples
 from models.sids.census import count_tokens
 from models.towers.text_encoder import Towers
@@ -94,6 +96,29 @@ def test_pairs_of_a_file_are_trained_on_and_a_file_of_items_is_enough(tmp_path: 
     assert "342 pairs" in " ".join(report.split())  # 5 % of 180 items are held out with their two pairs
     _, fault = run("towers", items, "--towers", tmp_path / "towers", *SMALL)
     assert "--replace" in str(fault)
+
+
+def test_what_was_taken_together_is_learnt_from_the_catalogues_sequences_and_from_files_of_them(
+    catalogue: Path, tmp_path: Path
+) -> None:
+    ids = [item.id for item in planted_items()]
+    sequences = [f"u{user}\t{' '.join(ids[user : user + 3])}" for user in range(100)]
+    (catalogue / "sequences.tsv").write_text("\n".join(["user_id\titems", *sequences]))
+    beside, fault = run("towers", catalogue, "--towers", tmp_path / "beside", *SMALL, "--held-out", "0")
+    assert fault is None
+    queries = len(examples_from_catalogue(planted_items(), per_item=6, seed=0))
+    assert f"{queries + 200:,} pairs" in " ".join(beside.split()), "the queries as ever, and two pairs a sequence"
+
+    lines = [{"user": f"u{user}", "items": ids[user : user + 3]} for user in range(100)]
+    lines.append({"user": "u", "items": ["gone", ids[0]]})
+    (tmp_path / "taken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_examples(tmp_path / "pairs.jsonl", planted_pairs())
+    files = ["--examples", tmp_path / "taken.jsonl", "--examples", tmp_path / "pairs.jsonl"]
+    report, fault = run("towers", catalogue, *files, "--towers", tmp_path / "files", *SMALL, "--held-out", "0")
+    assert fault is None
+    text = " ".join(report.split())
+    assert "560 pairs" in text, "two a sequence, and two an item"
+    assert "1 pairs have no query or an item that the catalogue does not have" in text
 
 
 def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path) -> None:
