@@ -39,7 +39,8 @@ class CodebookChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Codebooks of a set's items. ``method`` "planted": those that a synthetic set was made from; ``co_occurrence``:
     weight of the items' co-occurrence vectors beside their text embedding (0: text alone); ``start``: whether the
     layers' k-means start from the same items; ``embeddings``: what is quantised, the set's own, those of towers trained on its
-    training part, or in their place as many that are spread evenly or unevenly (paper § 3.2).
+    training part (where that is histories, on queries made of its texts beside them or not), or in their place as many that are
+    spread evenly or unevenly (paper § 3.2).
     """
 
     dataset: DatasetName
@@ -49,4 +50,4 @@ class CodebookChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     seed: int = 0
     co_occurrence: float = 0.0
     start: Literal["shared", "independent"] = "shared"
-    embeddings: Literal["own", "towers", "uniform", "skewed"] = "own"
+    embeddings: Literal["own", "towers", "towers and queries", "uniform", "skewed"] = "own"

@@ -17,7 +17,7 @@ from models.codebooks.codebook import Codebook, fit_residual_kmeans
 from models.dense.codebook_input import fit_codebook_input
 from models.errors import SidstreamError
 from study.data.choices import CodebookChoice
-from study.data.datasets import Dataset, planted_codebook
+from study.data.datasets import TOWERS, Dataset, planted_codebook
 from study.data.synthetic import skewed_embeddings, uniform_embeddings
 
 RQ_VAE_EPOCHS: Final = 30
@@ -70,7 +70,7 @@ def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float3
         return uniform_embeddings(len(data.embeddings), seed=choice.seed)
     if choice.embeddings == "skewed":
         return skewed_embeddings(len(data.embeddings), seed=choice.seed)
-    if (choice.embeddings == "towers") != (data.space == "towers"):
+    if (choice.embeddings if choice.embeddings in TOWERS else "given") != data.space:
         raise SidstreamError(
             f"the codebook {choice.key} is of {choice.embeddings} embeddings, the data are not: this is a fault"
         )

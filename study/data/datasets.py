@@ -26,6 +26,8 @@ from study.data.synthetic import planted_hourglass
 
 DatasetName = Literal["amazon_games", "chorus_icecat", "planted", "tiny"]
 Part = Literal["test", "valid"]
+Space = Literal["given", "towers", "towers and queries"]
+TOWERS: Final[tuple[Space, ...]] = ("towers", "towers and queries")
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data"
 _RELEVANT: Final = 2  # ratings run from 0 to 3; the data's own notes count from 2
@@ -69,7 +71,7 @@ class Dataset:
     popularity: npt.NDArray[np.int64]
     held_back: Literal["", "arrivals", "choosing"] = ""
     query_embeddings: npt.NDArray[np.float32] | None = field(default=None)
-    space: Literal["given", "towers"] = "given"
+    space: Space = "given"
 
 
 def is_present(name: DatasetName) -> bool:

@@ -225,6 +225,9 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("our own towers, 1,024 codewords a layer", fine)
         yield changed("… and the larger model, 8 epochs", fine, legs=True, **large)
         yield changed("… and dropout .2, 16 epochs", fine, legs=True, **longer)
+        beside = {"embeddings": "towers and queries", "size": 1024}
+        yield changed("towers of histories and queries, 1,024 codewords, the larger model", beside, legs=True, **large)
+        yield changed("… and dropout .2, 16 epochs", beside, legs=True, **longer)
         yield changed("three codebooks a history, as many steps", together, **several)
         yield changed("the larger model with dropout .2, 16 epochs", {**together, "size": 1024}, legs=True, **longer)
     elif dataset == "chorus_icecat":

@@ -24,7 +24,7 @@ from models.sids.census import count_tokens
 from models.sids.layout import HEAD_LAYER_INDEX, Layout
 from models.sids.vocabulary import SidVocabulary
 from study.data.codebooks import FittedCodebook, fitted
-from study.data.datasets import QUERIES_AN_ITEM, Dataset, TestCase, described_items, load
+from study.data.datasets import QUERIES_AN_ITEM, TOWERS, Dataset, TestCase, described_items, load
 from study.data.own_towers import embed_queries, in_their_space
 from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
 
@@ -118,7 +118,7 @@ class Setting:
         """Embeddings (T, D) of training queries; by the sentence model, those of the whole set are kept in the scratch."""
         from study.data.sentence_model import embed
 
-        if self.choice.codebook.embeddings == "towers":
+        if self.data.space != "given":
             return embed_queries(self.data, self.choice.codebook.seed, self.scratch, texts)
         every = [query for query, _ in load(self.data.name).queries]
         path = self.scratch / f"queries-{self.data.name}.npy"
@@ -179,8 +179,8 @@ def some_cases(data: Dataset, most: int) -> list[TestCase]:
 def setting(choice: RunChoice, scratch: Path) -> Setting:
     """Reads the data, fits or reads the codebooks, chooses the layout and builds the prompts of a run."""
     data = load(choice.codebook.dataset, choice.part, arrivals=choice.arrivals, choosing=choice.choosing)
-    if choice.codebook.embeddings == "towers":
-        data = in_their_space(data, choice.codebook.seed, scratch)
+    if choice.codebook.embeddings in TOWERS:
+        data = in_their_space(data, choice.codebook.embeddings, choice.codebook.seed, scratch)
     codebook = fitted(choice.codebook, data, scratch)
     size, layers = choice.codebook.size, choice.codebook.layers
     census = count_tokens(codebook.codes[~data.arrived], size)

@@ -155,7 +155,7 @@ def _other_embeddings(dataset: DatasetName, scratch: Path) -> dict[str, Embedded
     given = load(dataset)
     if given.query_embeddings is None:
         return {}
-    ours = in_their_space(given, 0, scratch)
+    ours = in_their_space(given, "towers", 0, scratch)
     found = {"our own towers embed them": Embedded(ours.embeddings, ours.query_embeddings)}
     choices = {row.choice.codebook for row in rows(dataset)} | {CodebookChoice(dataset=dataset, layers=4, size=1024)}
     for choice in sorted(choices, key=lambda choice: (choice.layers, choice.size, choice.embeddings)):

@@ -15,7 +15,7 @@ pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
 from models.errors import SidstreamError
-from study.data.datasets import TestCase, load
+from study.data.datasets import TOWERS, Space, TestCase, load
 from study.data.own_towers import in_their_space, pairs_of
 from study.experiments import setting as rooms
 from study.experiments.configuration import LayoutChoice, RunChoice
@@ -108,17 +108,21 @@ def test_several_codebooks_are_no_other_change_besides() -> None:
         msgspec.structs.replace(SMALL, codebooks=2, layout=LayoutChoice(heads="all"))
 
 
-def test_towers_learn_from_training_alone_and_are_trained_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("space", TOWERS)
+def test_towers_learn_from_training_alone_and_are_trained_once(tmp_path: Path, space: Space) -> None:
     data = load("tiny", arrivals=True)
-    learnt = {int(pair.item) for pair in pairs_of(data)}
-    assert not data.arrived[list(learnt)].any()
-    assert {pair.query for pair in pairs_of(data)} <= {data.titles[item] for item in np.flatnonzero(~data.arrived)}
-    embedded = in_their_space(data, 0, tmp_path)
+    pairs = pairs_of(data, space)
+    assert not data.arrived[sorted({int(pair.item) for pair in pairs})].any()
+    titles = {data.titles[item] for item in np.flatnonzero(~data.arrived)}
+    of_histories = [pair for pair in pairs if pair.query in titles]
+    assert len(of_histories) >= sum(len(history) - 1 for history in data.histories)
+    assert (len(of_histories) < len(pairs)) == (space == "towers and queries")
+    embedded = in_their_space(data, space, 0, tmp_path)
     assert embedded.embeddings.shape == (len(data.titles), 256)
     np.testing.assert_allclose(np.linalg.norm(embedded.embeddings, axis=1), 1, rtol=1e-5)
     [manifest] = tmp_path.glob("towers-*/manifest.json")
     written = manifest.stat().st_mtime_ns
-    assert (in_their_space(data, 0, tmp_path).embeddings == embedded.embeddings).all()
+    assert (in_their_space(data, space, 0, tmp_path).embeddings == embedded.embeddings).all()
     assert manifest.stat().st_mtime_ns == written
 
 
