@@ -196,7 +196,7 @@ def train_towers(
     _, pair_queries = np.unique([pair.query for pair in usable] or [""], return_inverse=True)
     random = np.random.default_rng(settings.seed)
     held_out = _held_out(pair_items, settings.held_out, random)
-    train_on, test_on = np.flatnonzero(~held_out), np.flatnonzero(held_out)[:_MOST_HELD_OUT_PAIRS]
+    train_on, test_on = np.flatnonzero(~held_out), _some(np.flatnonzero(held_out), settings.seed)
     if len(np.unique(pair_items[train_on])) < 2:
         raise DualTowerError(
             f"{len(usable)} of {len(pairs)} pairs have a query and a known item, too few to train on: "
@@ -319,6 +319,13 @@ def _held_out(pair_items: NDArray[np.int64], share: float, random: np.random.Gen
     known = np.unique(pair_items)
     count = min(math.ceil(share * len(known)), _MOST_HELD_OUT_ITEMS, max(0, len(known) - 2))
     return np.isin(pair_items, random.choice(known, count, replace=False)) if count else np.zeros(len(pair_items), bool)
+
+
+def _some(places: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """At most so many as recall is measured on, of all kinds of pairs: queries come before what was taken together."""
+    if len(places) <= _MOST_HELD_OUT_PAIRS:
+        return places
+    return np.random.default_rng(seed).choice(places, _MOST_HELD_OUT_PAIRS, replace=False)
 
 
 def _rarity(item_bags: Bags, rows: int) -> NDArray[np.float32]:

@@ -205,3 +205,17 @@ def test_loss_that_is_not_finite_ends_training_with_what_to_do() -> None:
     settings = TowerSettings(dimension=16, rows=512, hidden=16, epochs=20, batch_size=32, learning_rate=1e30)
     with pytest.raises(DualTowerError, match=r"NaN or infinite; nothing was kept.* rate smaller than 1e\+30"):
         train_towers(planted_items(), planted_pairs(), settings)
+
+
+def test_recall_is_measured_on_pairs_of_every_kind_however_many_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries that find their items come before those that no item answers."""
+    monkeypatch.setattr("models.towers.dual_tower._MOST_HELD_OUT_PAIRS", 40)
+    settings = replace(SMALL, epochs=1)
+    hopeless = [TrainingExample(query="zzz", item=item.id) for item in planted_items()] * 9
+    titles = [TrainingExample(query=item.title, item=item.id) for item in planted_items()]
+    _, alone = train_towers(planted_items(), titles, settings)
+    _, mixed = train_towers(planted_items(), [*titles, *hopeless], settings)
+    assert alone.recall is not None
+    assert mixed.recall is not None
+    assert (alone.held_out_pairs, mixed.held_out_pairs) == (36, 40)
+    assert mixed.recall < 0.5 * alone.recall
