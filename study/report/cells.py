@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Final
 
+import msgspec
+
 from study.data.datasets import DatasetName
 from study.experiments.configuration import RunChoice
 from study.experiments.plan import rows
@@ -51,6 +53,15 @@ def methods(dataset: DatasetName) -> Iterator[tuple[str, list[RunChoice]]]:
         return order.index(label) if label in order else len(order), choice.layout.p, choice.layout.share
 
     yield from sorted(found.items(), key=place)
+
+
+def levers(dataset: DatasetName) -> Iterator[tuple[str, list[RunChoice]]]:
+    """What was tried to come closer to the references, in the order of the plan, and the runs of each, a run a seed."""
+    found: dict[RunChoice, tuple[str, list[RunChoice]]] = {}
+    for row in rows(dataset):
+        if row.section == "levers":
+            found.setdefault(msgspec.structs.replace(row.choice, seed=0), (row.label, []))[1].append(row.choice)
+    yield from found.values()
 
 
 def recalls(

@@ -24,6 +24,7 @@ from study.report.cells import (
     cells_of,
     is_item_level,
     key_of,
+    levers,
     markdown,
     methods,
     recalls,
@@ -37,7 +38,7 @@ def references(results: Results, dataset: DatasetName, record: Mapping[str, Any]
     by_recall = sorted(record["recalls"].items(), key=lambda pair: float(pair[1]["10"]))
     lines = [[name, *cells_of([recall], CUTOFFS), *_interval_cells([recall]), ""] for name, recall in by_recall]
     own = [(label, choices) for label, choices in methods(dataset)]
-    own += [(f"lever: {row.label}", [row.choice]) for row in rows(dataset) if row.section == "levers"]
+    own += [(f"lever: {label}", choices) for label, choices in levers(dataset)]
     for label, choices in own:
         ranking = _ranking_of(results, choices)
         if ranking is None:
@@ -118,7 +119,7 @@ def legs(results: Results, dataset: DatasetName) -> list[str]:
             continue
         result = results.run(row.choice)
         if result is None or LEGS.name not in result.measured:
-            parts.append(f"**Legs together** ({row.label}, {key_of(row.choice)}): {NOT_MEASURED}.\n")
+            parts.append(f"**Legs together** ({row.title}, {key_of(row.choice)}): {NOT_MEASURED}.\n")
             continue
         found = result.measured[LEGS.name]
         mixture = found["mixture"]
@@ -128,7 +129,7 @@ def legs(results: Results, dataset: DatasetName) -> list[str]:
             for name, recall in found["differences"].items()
         ]
         parts += [
-            f"**Legs together** ({row.label}, {key_of(row.choice)}): the product's mixture, its weights chosen on "
+            f"**Legs together** ({row.title}, {key_of(row.choice)}): the product's mixture, its weights chosen on "
             f"{found['valid cases']:,} cases of the valid part (γ {mixture['together']:g}, α {mixture['share']:g}); "
             "then the candidates of all put in order by one linear combination of log P_model, the cosine and the log of "
             "co-occurrence's share, of greatest likelihood on those cases. The wanted item is among the candidates of all "
@@ -144,7 +145,7 @@ def codebooks(results: Results, dataset: DatasetName) -> list[str]:
     for row in rows(dataset):
         if TOGETHER not in row.measurements:
             continue
-        title = f"**Several codebooks** ({row.label}, {key_of(row.choice)}): "
+        title = f"**Several codebooks** ({row.title}, {key_of(row.choice)}): "
         result = results.run(row.choice)
         if result is None or TOGETHER.name not in result.measured:
             parts.append(f"{title}{NOT_MEASURED}.\n")
