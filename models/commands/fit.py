@@ -222,12 +222,12 @@ def _histories(paths: Sequence[Path], shop: Catalogue | None, ids: Sequence[str]
     """The histories of the files, else the catalogue's, as rows of the items ``ids``."""
     from models.commands.after_training import rows_of_histories
     from models.commands.training_data import read_training_data
-    from models.examples.records import TrainingData, TrainingHistory
+    from models.examples.records import TrainingData
 
     if paths:
         return rows_of_histories(read_training_data(paths, console), ids)
     sequences = shop.sequences.values() if shop else ()
-    return rows_of_histories(TrainingData(histories=tuple(TrainingHistory(tuple(items)) for items in sequences)), ids)
+    return rows_of_histories(TrainingData.of_sequences(sequences), ids)
 
 
 def _named(histories: Sequence[Sequence[int]]) -> int:

@@ -144,17 +144,12 @@ def _pairs(
     console: Console,
 ) -> list[TrainingExample]:
     """What the files hold, or queries made from the items' texts and what the catalogue's sequences hold."""
-    from models.examples.made_queries import examples_from_catalogue
-    from models.examples.records import TrainingData, TrainingHistory
-    from models.towers.training_pairs import training_pairs
+    from models.towers.training_pairs import data_of_catalogue, training_pairs
 
     if examples:
         data = read_training_data(examples, console)
     else:
-        data = TrainingData(
-            histories=tuple(TrainingHistory(tuple(taken), user) for user, taken in sequences.items()),
-            examples=tuple(examples_from_catalogue(items, per_item=per_item, seed=seed)),
-        )
+        data = data_of_catalogue(items, sequences.values(), per_item=per_item, seed=seed)
     return list(training_pairs(data, {item.id: item.title for item in items}))
 
 

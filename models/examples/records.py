@@ -62,6 +62,11 @@ class TrainingData:
         """The data as they are, or examples as data."""
         return data if isinstance(data, TrainingData) else cls(examples=tuple(data))
 
+    @classmethod
+    def of_sequences(cls, sequences: Iterable[Iterable[str]]) -> TrainingData:
+        """Items that were taken one after the other, oldest first, by users whom nobody names."""
+        return cls(histories=tuple(TrainingHistory(tuple(items)) for items in sequences))
+
     def __add__(self, other: TrainingData) -> TrainingData:
         return TrainingData(self.histories + other.histories, self.examples + other.examples)
 

@@ -6,10 +6,27 @@ the same people take come near each other, and a new item near those whose words
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Final
 
+from models.catalogue import CatalogueItem
+from models.examples.made_queries import examples_from_catalogue
 from models.examples.records import TrainingData, TrainingExample
+
+QUERIES_AN_ITEM: Final = 6
+
+
+def data_of_catalogue(
+    items: Sequence[CatalogueItem],
+    sequences: Iterable[Iterable[str]],
+    *,
+    per_item: int = QUERIES_AN_ITEM,
+    seed: int = 0,
+) -> TrainingData:
+    """Queries made from the items' texts, ``per_item`` of each, and what was taken one after the other."""
+    queries = TrainingData(examples=tuple(examples_from_catalogue(items, per_item=per_item, seed=seed)))
+    return queries + TrainingData.of_sequences(sequences)
 
 
 def training_pairs(data: TrainingData, titles: Mapping[str, str]) -> Iterator[TrainingExample]:

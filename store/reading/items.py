@@ -45,6 +45,11 @@ class ItemVectors(NamedTuple):
     values: list[bytes]
 
 
+def _keys_of(ids: Sequence[bytes]) -> list[bytes]:
+    """Those that LMDB takes as keys, each once and rising; no item has another one."""
+    return [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+
+
 class ItemReads:
     """Items of one committed state. Numbers that are given must come from the same state."""
 
@@ -115,14 +120,14 @@ class ItemReads:
 
     def find(self, ids: Sequence[bytes]) -> list[StoredItem | None]:
         """The item of each id, None where there is none."""
-        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        keys = _keys_of(ids)
         found = dict(self._cursor("ids").getmulti(keys))
         items = dict(zip(found, self.items(encoding.numbers_of(list(found.values()))), strict=True))
         return [items.get(item_id) for item_id in ids]
 
     def known(self, ids: Sequence[bytes]) -> set[bytes]:
         """Those of ``ids`` that have an item."""
-        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        keys = _keys_of(ids)
         return {item_id for item_id, _ in self._cursor("ids").getmulti(keys)}
 
     def deletion(self, item_id: bytes) -> KeyRecord | None:
@@ -160,8 +165,18 @@ class ItemReads:
 
     def known_attribute_ids(self, ids: Sequence[bytes]) -> set[bytes]:
         """Those of ``ids`` that ``item-attributes`` has a record of, whether or not they have an item."""
-        keys = [item_id for item_id in sorted(set(ids)) if 0 < len(item_id) <= encoding.MAXIMUM_KEY_BYTES]
+        keys = _keys_of(ids)
         return {item_id for item_id, _ in self._cursor("attribute_records").getmulti(keys)}
+
+    def items_by_partition(self) -> dict[int, int]:
+        """Partition of ``item-codes`` → live items that came from it. Reads every item: for checks."""
+        counts: dict[int, int] = {}
+        values = self._cursor("items").iternext(keys=False)
+        while chunk := list(islice(values, _DIGEST_CHUNK)):
+            partitions, items = np.unique(self._items.headers_of(chunk)["partition"], return_counts=True)
+            for partition, count in zip(partitions.tolist(), items.tolist(), strict=True):
+                counts[partition] = counts.get(partition, 0) + count
+        return counts
 
     def contents_by_id(self) -> Iterator[ItemContent]:
         """Every item in the order of ids.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,7 +27,6 @@ from store.records.change_log import Changes, log_key, merge_entries
 from store.records.encoding import PathEncoding
 from store.records.split_keys import decode_records
 
-_BLOCK: Final = 10_000  # items looked at in one go
 # Told whether a thread of this process waits for its snapshots to end, as it does when the index has grown.
 BetweenBlocks = Callable[[bool], None]
 
@@ -97,16 +96,6 @@ class Snapshot(ItemReads):
     def partition_count(self) -> int:
         """How many partitions the topic of codes had when its indexer looked last; 0 if that was not noted."""
         return int.from_bytes(self._read.get(b"partition_count", b"", db=self._databases["meta"]), "big")
-
-    def items_by_partition(self) -> dict[int, int]:
-        """Partition of ``item-codes`` → live items that came from it. Reads every item: for checks."""
-        counts: dict[int, int] = {}
-        values = self._cursor("items").iternext(keys=False)
-        while chunk := list(islice(values, _BLOCK)):
-            partitions, items = np.unique(self._items.headers_of(chunk)["partition"], return_counts=True)
-            for partition, count in zip(partitions.tolist(), items.tolist(), strict=True):
-                counts[partition] = counts.get(partition, 0) + count
-        return counts
 
     @property
     def item_numbers(self) -> int:

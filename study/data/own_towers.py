@@ -9,20 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from models.bundles.manifest import MANIFEST_FILE
 from models.catalogue import CatalogueItem
-from models.examples.made_queries import examples_from_catalogue
-from models.examples.records import TrainingData, TrainingExample, TrainingHistory
+from models.examples.records import TrainingData, TrainingExample
 from models.towers.text_encoder import Towers
-from models.towers.training_pairs import training_pairs
+from models.towers.training_pairs import data_of_catalogue, training_pairs
 from study.data.datasets import Dataset, Space, described_items
-
-_QUERIES_AN_ITEM: Final = 6  # as the command has it
 
 
 def in_their_space(data: Dataset, space: Space, seed: int, scratch: Path) -> Dataset:
@@ -49,11 +45,11 @@ def pairs_of(data: Dataset, space: Space = "towers") -> list[TrainingExample]:
     latter queries made of the texts, as ``sidstream towers`` learns from a catalogue with sequences, if the space is of both.
     """
     titles = {str(row): title for row, title in enumerate(data.titles)}
-    histories = tuple(TrainingHistory(tuple(map(str, history))) for history in data.histories)
-    examples = tuple(TrainingExample(query=query, item=str(item)) for query, item in data.queries)
+    histories = [map(str, history) for history in data.histories]
     if space == "towers and queries":
-        examples += tuple(examples_from_catalogue(_items(data), per_item=_QUERIES_AN_ITEM, seed=0))
-    return list(training_pairs(TrainingData(histories, examples), titles))
+        return list(training_pairs(data_of_catalogue(_items(data), histories), titles))
+    queries = TrainingData(examples=tuple(TrainingExample(query=query, item=str(item)) for query, item in data.queries))
+    return list(training_pairs(queries + TrainingData.of_sequences(histories), titles))
 
 
 def _items(data: Dataset) -> list[CatalogueItem]:
