@@ -7,8 +7,11 @@ word does not count.
 The recall of all cases alone would give new items away: they are few among the targets, a share that the slice made up, and in
 the shop it grows with the days since training. So α and β serve old and new items as evenly as they can (greatest recall of the
 group that is found less), as long as the recall of all is not more than ``PRICE`` below the best that any α and β reach. Equal
-ones go to the greater recall of all, then to the greater mean reciprocal rank. γ comes before them, where the cases have
-histories that anything was taken together with: that of the greatest recall of all over all α, at β = 0.
+ones go to the greater recall of all, then to the greater mean reciprocal rank.
+
+Where the cases have histories that anything was taken together with, three legs answer, and a recall on a thousand cases cannot
+tell two weights at once (docs/evaluation.md has the figures). There γ and α are of greatest likelihood over the targets that are
+old, as λ is, and β alone is left to the rule.
 """
 
 from __future__ import annotations
@@ -105,7 +108,8 @@ def choose_weights(
     ``share_of_new_targets``: what the recall of all counts new targets for, None for their share of the cases; ``boosts``: grid
     of β, None for the rule that treats new items as old ones.
 
-    λ is of greatest likelihood over the targets that are old: no label of a new item is needed.
+    λ, and where anything was taken together γ and α, are of greatest likelihood over the targets that are old: no label of a new
+    item is needed.
     """
     if not cases:
         raise ValueError("no validation case: λ and α have nothing to be chosen by")
@@ -113,13 +117,13 @@ def choose_weights(
     sharpness = _sharpness(cases, vectors, new)
     whole = float(is_new.mean()) if share_of_new_targets is None else share_of_new_targets
     told = _Gathered.of(cases, vectors, new, sharpness, progress)
-    together = _together(told, sharpness, is_new, whole)
+    together, shares = told.likeliest(~is_new, sharpness) or (0.0, SHARES)
     alone = MixtureWeights(sharpness=sharpness, share=0.0, share_of_new=0.0, together=together)
     grid = [
         MixtureWeights(sharpness=sharpness, share=share, share_of_new=share, together=together)
         if boosts is None
         else MixtureWeights(sharpness=sharpness, share=share, boost_of_new=boost, together=together)
-        for share in SHARES
+        for share in shares
         for boost in boosts or (0.0,)
     ]
     tried = [*grid, alone, alone.dense_alone()]
@@ -179,6 +183,35 @@ class _Gathered:
                 progress(number + 1, len(cases))
         return cls(found, normalisers, [case.target for case in cases])
 
+    def likeliest(self, counted: npt.NDArray[np.bool_], sharpness: float) -> tuple[float, tuple[float, ...]] | None:
+        """γ and α (alone in its grid) of greatest likelihood over the cases ``counted``, bool (cases,), whose target is a
+        candidate: how unlikely the others are changes no answer, and would decide. Of equal ones the smaller; None where nothing
+        was taken together, or no case tells.
+        """
+        if all(candidates.together is None for candidates in self.candidates):
+            return None
+        said = []
+        for case in np.flatnonzero(counted).tolist():
+            candidates, log_normaliser = self.candidates[case], self.log_normalisers[case]
+            at = np.flatnonzero(candidates.rows == self.targets[case])
+            if len(at):
+                near = sharpness * candidates.cosine[at[0]] - log_normaliser
+                # Without anything taken together γ is nothing to the case: both halves are the same.
+                together = near if candidates.together is None else candidates.together[at[0]]
+                said.append((candidates.model[at[0]], near, together))
+        if not said:
+            return None
+        model, near, together = np.array(said).T
+        likelihoods = {}
+        with np.errstate(divide="ignore"):
+            for gamma in SHARES_TOGETHER:
+                dense = np.logaddexp(np.log1p(-gamma) + near, np.log(gamma) + together)
+                for share in SHARES:
+                    found = np.logaddexp(np.log1p(-share) + model, np.log(share) + dense)
+                    likelihoods[gamma, share] = float(found.mean())
+        gamma, share = max(likelihoods, key=lambda tried: likelihoods[tried])
+        return gamma, (share,)
+
     def ranks(self, tried: Sequence[MixtureWeights]) -> npt.NDArray[np.int64]:
         """The place of each case's target by each of ``tried``, (T, cases)."""
         places = np.empty((len(tried), len(self.targets)), dtype=np.int64)
@@ -186,22 +219,6 @@ class _Gathered:
         for number, (target, candidates, log_normaliser) in enumerate(told):
             places[:, number] = _ranks(target, candidates, log_normaliser, tried)
         return places
-
-
-def _together(told: _Gathered, sharpness: float, is_new: npt.NDArray[np.bool_], whole: float) -> float:
-    """γ of the greatest recall of all, over all α, at β = 0; 0 where nothing was taken together."""
-    if all(candidates.together is None for candidates in told.candidates):
-        return 0.0
-    tried = [
-        MixtureWeights(sharpness=sharpness, share=share, together=together)
-        for together in SHARES_TOGETHER
-        for share in SHARES
-    ]
-    places = told.ranks(tried)
-    best = max(
-        range(len(tried)), key=lambda at: (_recalls(places[at], is_new, whole).all, _mean_reciprocal(places[at]))
-    )
-    return tried[best].together
 
 
 def _ranks(

@@ -9,7 +9,7 @@ import pytest
 
 from models.dense.arrivals import unit
 from models.dense.choosing import ValidationCase, choose_weights
-from models.dense.mixture import MixtureWeights, gather, log_sum, mixed, rank_of
+from models.dense.mixture import SHARES, SHARES_TOGETHER, MixtureWeights, gather, log_sum, mixed, rank_of
 
 ITEMS = 300
 
@@ -147,3 +147,55 @@ def test_share_of_what_was_taken_together_is_chosen_where_that_knows_the_target_
     assert chosen.weights.together > 0
     assert chosen.mixture.old is not None
     assert chosen.mixture.old > (without.mixture.old or 0) + 0.2
+
+
+def test_shares_of_three_legs_are_of_greatest_likelihood_of_the_old_targets_that_are_candidates() -> None:
+    cases, vectors, new = made()
+    random = np.random.default_rng(7)
+    # Of some the target lies behind all others, and no leg proposes it.
+    cases += [ValidationCase(-vectors[row], row, cases[0].found[:0], cases[0].model[:0]) for row in range(40)]
+    cases = [
+        replace(case, together=(rows, np.log(random.dirichlet(np.ones(len(rows))))))
+        if number % 4 and len(case.found)
+        else case
+        for number, case in enumerate(cases)
+        for rows in [np.unique([*random.choice(np.flatnonzero(~new), 12), *[case.target] * (number % 3 == 0)])]
+        if not new[case.target] or number % 2  # some new targets, whose word must not count
+    ]
+    chosen = choose_weights(cases, vectors, new).weights
+
+    def likelihood(together: float, share: float) -> float:
+        weights = MixtureWeights(sharpness=chosen.sharpness, share=share, together=together)
+        found = []
+        for case in cases:
+            cosines = (vectors @ case.query).astype(np.float64)
+            candidates = gather(case.found, case.model, cosines, new, together=case.together)
+            at = np.flatnonzero(candidates.rows == case.target)
+            if len(at) and not new[case.target]:
+                found.append(mixed(candidates, log_sum(cosines, chosen.sharpness), weights)[at[0]])
+        assert 0 < len(found) < sum(not new[case.target] for case in cases)
+        return float(np.mean(found))
+
+    best = max(
+        ((together, share) for together in SHARES_TOGETHER for share in SHARES), key=lambda tried: likelihood(*tried)
+    )
+    assert (chosen.together, chosen.share) == best
+    assert chosen.together > 0
+    assert chosen.share > 0
+
+
+def test_few_cases_choose_nearly_the_shares_that_all_of_them_choose() -> None:
+    cases, vectors, new = made(count=1_600)
+    random = np.random.default_rng(3)
+    informed = []
+    for number, case in enumerate(cases):
+        rows = random.choice(np.flatnonzero(~new), 12, replace=False)
+        if number % 5 < 2 and not new[case.target]:
+            rows[0] = case.target
+        rows = np.unique(rows)
+        informed.append(replace(case, together=(rows, np.full(len(rows), -np.log(len(rows))))))
+    whole = choose_weights(informed, vectors, new).weights
+    for start in range(0, 1_600, 400):
+        part = choose_weights(informed[start : start + 400], vectors, new).weights
+        assert abs(part.together - whole.together) <= 0.21
+        assert abs(part.share - whole.share) <= 0.16
