@@ -144,12 +144,12 @@ def _pairs(
     console: Console,
 ) -> list[TrainingExample]:
     """What the files hold, or queries made from the items' texts and what the catalogue's sequences hold."""
-    from models.towers.training_pairs import data_of_catalogue, training_pairs
+    from models.towers.training_pairs import queries_and_sequences, training_pairs
 
     if examples:
         data = read_training_data(examples, console)
     else:
-        data = data_of_catalogue(items, sequences.values(), per_item=per_item, seed=seed)
+        data = queries_and_sequences(items, sequences.values(), per_item=per_item, seed=seed)
     return list(training_pairs(data, {item.id: item.title for item in items}))
 
 

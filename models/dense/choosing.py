@@ -117,7 +117,8 @@ def choose_weights(
     sharpness = _sharpness(cases, vectors, new)
     whole = float(is_new.mean()) if share_of_new_targets is None else share_of_new_targets
     told = _Gathered.of(cases, vectors, new, sharpness, progress)
-    together, shares = told.likeliest(~is_new, sharpness) or (0.0, SHARES)
+    likeliest = told.likeliest(~is_new, sharpness)
+    together, shares = (0.0, SHARES) if likeliest is None else (likeliest.together, (likeliest.share,))
     alone = MixtureWeights(sharpness=sharpness, share=0.0, share_of_new=0.0, together=together)
     grid = [
         MixtureWeights(sharpness=sharpness, share=share, share_of_new=share, together=together)
@@ -183,8 +184,8 @@ class _Gathered:
                 progress(number + 1, len(cases))
         return cls(found, normalisers, [case.target for case in cases])
 
-    def likeliest(self, counted: npt.NDArray[np.bool_], sharpness: float) -> tuple[float, tuple[float, ...]] | None:
-        """γ and α (alone in its grid) of greatest likelihood over the cases ``counted``, bool (cases,), whose target is a
+    def likeliest(self, counted: npt.NDArray[np.bool_], sharpness: float) -> MixtureWeights | None:
+        """γ and α of greatest likelihood over the cases ``counted``, bool (cases,), all with an old target, as far as that is a
         candidate: how unlikely the others are changes no answer, and would decide. Of equal ones the smaller; None where nothing
         was taken together, or no case tells.
         """
@@ -195,22 +196,22 @@ class _Gathered:
             candidates, log_normaliser = self.candidates[case], self.log_normalisers[case]
             at = np.flatnonzero(candidates.rows == self.targets[case])
             if len(at):
-                near = sharpness * candidates.cosine[at[0]] - log_normaliser
+                # Each from its own sum over the catalogue, so that one call mixes them all.
+                cosine = candidates.cosine[at[0]] - log_normaliser / sharpness
                 # Without anything taken together γ is nothing to the case: both halves are the same.
-                together = near if candidates.together is None else candidates.together[at[0]]
-                said.append((candidates.model[at[0]], near, together))
+                together = sharpness * cosine if candidates.together is None else candidates.together[at[0]]
+                said.append((self.targets[case], candidates.model[at[0]], cosine, together))
         if not said:
             return None
-        model, near, together = np.array(said).T
-        likelihoods = {}
-        with np.errstate(divide="ignore"):
-            for gamma in SHARES_TOGETHER:
-                dense = np.logaddexp(np.log1p(-gamma) + near, np.log(gamma) + together)
-                for share in SHARES:
-                    found = np.logaddexp(np.log1p(-share) + model, np.log(share) + dense)
-                    likelihoods[gamma, share] = float(found.mean())
-        gamma, share = max(likelihoods, key=lambda tried: likelihoods[tried])
-        return gamma, (share,)
+        rows, model, cosines, shares = np.array(said).T
+        old = np.zeros(len(said), dtype=bool)
+        targets = Candidates(rows.astype(np.int64), model, cosines, old, ~old, shares)
+        tried = (
+            MixtureWeights(sharpness=sharpness, share=share, together=together)
+            for together in SHARES_TOGETHER
+            for share in SHARES
+        )
+        return max(tried, key=lambda weights: float(mixed(targets, 0.0, weights).mean()))
 
     def ranks(self, tried: Sequence[MixtureWeights]) -> npt.NDArray[np.int64]:
         """The place of each case's target by each of ``tried``, (T, cases)."""

@@ -17,7 +17,7 @@ from models.examples.records import TrainingData, TrainingExample
 QUERIES_AN_ITEM: Final = 6
 
 
-def data_of_catalogue(
+def queries_and_sequences(
     items: Sequence[CatalogueItem],
     sequences: Iterable[Iterable[str]],
     *,

@@ -17,7 +17,7 @@ from models.bundles.manifest import MANIFEST_FILE
 from models.catalogue import CatalogueItem
 from models.examples.records import TrainingData, TrainingExample
 from models.towers.text_encoder import Towers
-from models.towers.training_pairs import data_of_catalogue, training_pairs
+from models.towers.training_pairs import queries_and_sequences, training_pairs
 from study.data.datasets import Dataset, Space, described_items
 
 
@@ -47,7 +47,7 @@ def pairs_of(data: Dataset, space: Space = "towers") -> list[TrainingExample]:
     titles = {str(row): title for row, title in enumerate(data.titles)}
     histories = [map(str, history) for history in data.histories]
     if space == "towers and queries":
-        return list(training_pairs(data_of_catalogue(_items(data), histories), titles))
+        return list(training_pairs(queries_and_sequences(_items(data), histories), titles))
     queries = TrainingData(examples=tuple(TrainingExample(query=query, item=str(item)) for query, item in data.queries))
     return list(training_pairs(queries + TrainingData.of_sequences(histories), titles))
 
