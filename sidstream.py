@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 import demo.commands
 import gateway.commands
 import models.commands.after_training
+import models.commands.bundle_places
 import models.commands.fit
 import models.commands.towers
 import models.commands.train
@@ -33,6 +34,7 @@ import study.commands
 from models.errors import SidstreamError
 from models.terminal import print_message, terminal
 from streamer.process.logs import speaks_json
+from streamer.settings import load_settings
 
 app = typer.Typer(
     name="sidstream",
@@ -125,6 +127,9 @@ def _choose_mixture(trained: models.commands.after_training.Trained) -> None:
     choose_mixture(trained)
 
 
+# Commands of models lie below the settings.
+models.commands.bundle_places.PLACES["bundle"] = lambda: load_settings().bundle
+models.commands.bundle_places.PLACES["bundles"] = lambda: load_settings().bundles
 # Training lies below the search, by whose answers the mixture is chosen.
 models.commands.after_training.AFTER_TRAINING.append(_choose_mixture)
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from models.commands.bundle_places import own_bundle
 from models.commands.choices import one_of
 from models.commands.columns import with_columns
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, print_next, read_catalogue
@@ -40,9 +41,10 @@ def fit(
             help="Catalogue folder; a table with an embedding in each row, or its address; or a .npy file of embeddings (N, D)."
         ),
     ],
-    bundle: Annotated[Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle to write.")] = Path(
-        ".sidstream/bundle"
-    ),
+    bundle: Annotated[
+        Path | None,
+        typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle to write.", show_default="bundle"),
+    ] = None,
     layers: Annotated[int, typer.Option(min=3, help="L, layers of the codebook.")] = 3,
     size: Annotated[int, typer.Option(min=2, help="M, codewords a layer.")] = 256,
     head: Annotated[str, typer.Option(help="Layer-2 tokens to leave out: none, top-k, top-p or all.")] = "none",
@@ -105,6 +107,7 @@ def fit(
 
     console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
+    bundle = bundle or own_bundle()
     require_free(bundle, replace=replace)
     embeddings, shop, towers = _embeddings(
         catalogue,

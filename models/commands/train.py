@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from models.commands.bundle_places import own_bundle, own_bundle_store
 from models.commands.choices import alignment_of, architecture_of, instruction_of, loss_of, precision_of, rank_of
 from models.commands.columns import with_columns
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
@@ -22,8 +23,11 @@ def train(
     context: typer.Context,
     catalogue: Annotated[str, typer.Argument(help="Catalogue folder, table or address that the bundle was fitted on.")],
     bundle: Annotated[
-        Path, typer.Option(envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.")
-    ] = Path(".sidstream/bundle"),
+        Path | None,
+        typer.Option(
+            envvar="SIDSTREAM_BUNDLE", help="Directory of the bundle; the model is added to it.", show_default="bundle"
+        ),
+    ] = None,
     examples: Annotated[
         list[Path] | None,
         typer.Option(
@@ -123,8 +127,11 @@ def train(
         ),
     ] = None,
     bundles: Annotated[
-        Path, typer.Option(envvar="SIDSTREAM_BUNDLES", help="Directory of the bundle store, for ids of --from.")
-    ] = Path(".sidstream/bundles"),
+        Path | None,
+        typer.Option(
+            envvar="SIDSTREAM_BUNDLES", help="Directory of the bundle store, for ids of --from.", show_default="bundles"
+        ),
+    ] = None,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.")] = 6.0,
     minutes: Annotated[
         float | None,
@@ -264,6 +271,7 @@ def train(
     from models.training.reports import checked_services, default_directory
     from models.training.settings import TrainingSettings
 
+    bundle, bundles = bundle or own_bundle(), bundles or own_bundle_store()
     console = terminal(stderr=True)
     if not processes.is_first():
         console.quiet = True

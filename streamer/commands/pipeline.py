@@ -45,7 +45,7 @@ def up(
         typer.Option(
             "--broker/--no-broker",
             help="Start the embedded Apache Kafka.",
-            show_default="unless kafka.bootstrap_servers is set",
+            show_default="unless kafka.bootstrap_servers names another cluster",
         ),
     ] = None,
     retrievers: Annotated[int, typer.Option(min=0, help="How many retriever processes.")] = 1,
@@ -78,7 +78,7 @@ def up(
             require_answering(own, settings)
     configure_logging(settings.logging, process="up")
     console = terminal(stderr=True)
-    embedded = broker if broker is not None else "bootstrap_servers" not in settings.kafka.model_fields_set
+    embedded = broker if broker is not None else settings.brings_broker
     if embedded:
         _require_one_address(settings)
     pipeline = Pipeline(
@@ -107,8 +107,7 @@ def up(
 def _require_one_address(settings: Settings) -> None:
     """Refuses an embedded broker that the other commands would not find. Raises ``SidstreamError``."""
     named, port = settings.kafka.bootstrap_servers, settings.broker.port
-    own = {f"{host}:{port}" for host in ("127.0.0.1", "localhost")}
-    if "bootstrap_servers" in settings.kafka.model_fields_set and port and named not in own:
+    if "bootstrap_servers" in settings.kafka.model_fields_set and port and not settings.names_own_broker:
         raise SidstreamError(
             f"--broker starts one at 127.0.0.1:{port}, but kafka.bootstrap_servers names {named}, where `sidstream ask` and the "
             "others would look for it: set broker.port to that address's port, or leave one of the two out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -13,7 +14,10 @@ from streamer.settings.section import Section
 class KafkaSettings(Section):
     """How to reach the cluster; ``security``: properties of librdkafka (``security.protocol``, ``sasl.*``, ``ssl.*``, …)."""
 
-    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port of some brokers, with commas between them")
+    bootstrap_servers: str = Field(
+        "127.0.0.1:9092",
+        description="host:port of some brokers, with commas between them; absent: 127.0.0.1 and broker.port",
+    )
     group_protocol: Literal["classic", "consumer"] = Field(
         "classic",
         description="of the groups of assigners and retrievers; consumer: the broker assigns partitions one by one (KIP-848), "
@@ -81,6 +85,9 @@ TOPIC_NAMES: Final = {
 }
 
 
+_TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
 class TopicSettings(Section):
     """Names and shapes of the topics. A name that is not given is ``prefix`` + its default."""
 
@@ -114,7 +121,22 @@ class TopicSettings(Section):
         if not isinstance(data, dict):
             return data
         prefix = data.get("prefix", "")
+        if not isinstance(prefix, str):
+            prefix = ""  # its fault is told, and that names are missing is none
         return {**{field: prefix + name for field, name in TOPIC_NAMES.items()}, **data}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        fields: dict[str, str] = {}
+        for field in TOPIC_NAMES:
+            name = getattr(self, field)
+            if not _TOPIC_NAME.fullmatch(name) or name in (".", ".."):
+                raise ValueError(
+                    f"{field} is {name!r}: a topic's name has 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"
+                )
+            if (other := fields.setdefault(name, field)) != field:
+                raise ValueError(f"{other} and {field} are both {name!r}: each topic needs a name of its own")
+        return self
 
 
 class BrokerSettings(Section):

@@ -11,11 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, cast
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import SettingsError as SourceError
 
 from models.errors import SidstreamError
+from streamer.settings.environment import DELIMITER, PREFIX, broken_json, unknown_variables
 from streamer.settings.gateway import GatewaySettings
 from streamer.settings.kafka import BrokerSettings, KafkaSettings, TopicSettings
 from streamer.settings.monitor import MonitorSettings
@@ -37,11 +39,10 @@ class Settings(BaseSettings):
     """All of it. Build it with ``load_settings`` to get errors that a person can read."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SIDSTREAM_",
-        env_nested_delimiter="__",
+        env_prefix=PREFIX,
+        env_nested_delimiter=DELIMITER,
         extra="forbid",
         frozen=True,
-        nested_model_default_partial_update=True,
     )
 
     bundle: Path = Field(
@@ -78,6 +79,13 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()
 
+    @field_validator("bundle", "bundles", "index", "indexes", mode="before")
+    @classmethod
+    def _name_a_directory(cls, at: Any) -> Any:
+        if at == "":
+            raise ValueError("is empty: name a directory, or leave it out")
+        return at
+
     @model_validator(mode="before")
     @classmethod
     def _stay_together(cls, data: Any) -> Any:
@@ -85,7 +93,29 @@ class Settings(BaseSettings):
         if not isinstance(data, dict):
             return data
         beside = {"bundles": data.get("bundle"), "indexes": data.get("index")}
-        return {name: Path(at).parent / name for name, at in beside.items() if isinstance(at, str | Path)} | data
+        return {name: Path(at).parent / name for name, at in beside.items() if at and isinstance(at, str | Path)} | data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_own_broker(cls, data: Any) -> Any:
+        """A broker of ours that has a port of its own is where everything looks for the cluster, unless told otherwise."""
+        if not isinstance(data, dict):
+            return data
+        broker, kafka = data.get("broker", {}), data.get("kafka", {})
+        if isinstance(broker, dict) and isinstance(kafka, dict) and str(broker.get("port") or 0) != "0":
+            return data | {"kafka": {"bootstrap_servers": f"127.0.0.1:{broker['port']}"} | kafka}
+        return data
+
+    @property
+    def brings_broker(self) -> bool:
+        """Whether the cluster is a broker that `up` starts: none is named, or one at the port that ``broker.port`` names."""
+        is_named = "bootstrap_servers" in self.kafka.model_fields_set
+        return not is_named or ("port" in self.broker.model_fields_set and self.names_own_broker)
+
+    @property
+    def names_own_broker(self) -> bool:
+        """Whether ``kafka.bootstrap_servers`` is where a broker with these settings listens."""
+        return self.kafka.bootstrap_servers in (f"{host}:{self.broker.port}" for host in ("127.0.0.1", "localhost"))
 
     def in_cluster(self, name: str) -> str:
         """What a group, a transactional id or a Faust app of ours is called: two pipelines share a cluster, never a name."""
@@ -122,6 +152,10 @@ def load_settings(**overrides: Any) -> Settings:
         SettingsError: names each wrong setting, its value's fault, and where settings come from.
     """
     named = os.environ.get(CONFIGURATION_VARIABLE)
+    if unknown := unknown_variables(Settings, os.environ):
+        raise SettingsError(
+            "the environment has variables that nothing reads; correct or unset them:\n" + "\n".join(unknown)
+        )
     if named and not Path(named).is_file():
         raise SettingsError(
             f"{CONFIGURATION_VARIABLE} names {named}, which does not exist: unset it or create the file"
@@ -134,6 +168,9 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(
             f"settings are not valid; correct them in {named or CONFIGURATION_FILE} or in SIDSTREAM_… variables:\n{faults}"
         ) from None
+    except SourceError as error:
+        faults = "\n".join(broken_json(Settings, os.environ)) or f"  {error}"
+        raise SettingsError(f"settings cannot be read from the environment:\n{faults}") from None
     except ValueError as error:
         raise SettingsError(f"settings cannot be read from {named or CONFIGURATION_FILE}: {error}") from None
 

@@ -51,6 +51,22 @@ def test_rq_vae_bundle_opens_and_encodes_like_its_codebook(tmp_path: Path, embed
     assert np.array_equal(encoder.encode(embeddings), codes)
 
 
+def test_bundle_of_the_settings_file_is_what_fit_writes_and_train_opens(
+    tmp_path: Path, embeddings: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sidstream.toml").write_text('bundle = "shop/own"\n')
+    Catalogue([CatalogueItem(id=f"item-{row}", title="thing") for row in range(200)], embeddings).write(
+        Path("catalogue")
+    )
+    answer = CliRunner().invoke(app, ["fit", "catalogue", "--size", "8"])
+    assert answer.exit_code == 0, answer.exception
+    assert Bundle.open(Path("shop/own")).layout.size == 8
+    assert not Path(".sidstream").exists()
+    refused = CliRunner().invoke(app, ["train", "catalogue", "--resume"])
+    assert "shop/own" in str(refused.exception)
+
+
 def test_co_occurrence_is_counted_in_the_catalogues_sequences_or_in_those_of_files(
     tmp_path: Path, embeddings: np.ndarray
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,104 @@ def test_wrong_setting_is_named_and_a_secret_value_is_not_shown(monkeypatch: pyt
     assert "topics.partitions" in str(caught.value)
     assert "kafka.boostrap" in str(caught.value)
     assert "none-of-your-business" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SIDSTREAM_TOPICS_PREFIX", "SIDSTREAM_TOPICS__PREFIX"),
+        ("SIDSTREAM_RETREIVER__BEAMS", "SIDSTREAM_RETRIEVER__BEAMS"),
+        ("SIDSTREAM_BUNDEL", "SIDSTREAM_BUNDLE"),
+        ("sidstream_kafka_bootstrap_servers", "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS"),
+        ("SIDSTREAM_GATEWAY_PORT", "SIDSTREAM_GATEWAY__PORT"),
+    ],
+)
+def test_variable_that_is_no_setting_is_refused_with_the_one_that_is_meant_and_without_its_value(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "hunter2")
+    with pytest.raises(SettingsError, match=f"{name}: there is no such setting; is {meant} meant") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_variables_of_tools_of_tests_and_of_kubernetes_services_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "SIDSTREAM_CACHE": "/tmp/cache",
+        "SIDSTREAM_CHAOS_SEEDS": "1",
+        "SIDSTREAM_VERSION": "1.2",
+        "SIDSTREAM_GATEWAY_PORT": "tcp://10.0.0.7:8080",
+        "SIDSTREAM_GATEWAY_PORT_8080_TCP": "tcp://10.0.0.7:8080",
+        "SIDSTREAM_GATEWAY_PORT_8080_TCP_ADDR": "10.0.0.7",
+        "SIDSTREAM_GATEWAY_SERVICE_HOST": "10.0.0.7",
+        "SIDSTREAM_GATEWAY_SERVICE_PORT_HTTP": "8080",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == load_settings()
+
+
+def test_variable_with_broken_json_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDSTREAM_KAFKA__SECURITY", '{"sasl.password": "hunter2"')
+    with pytest.raises(
+        SettingsError, match="environment:\n  SIDSTREAM_KAFKA__SECURITY: its value is no JSON"
+    ) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_everything_looks_for_the_cluster_where_a_broker_with_a_port_of_its_own_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "sidstream.toml"
+    assert load_settings().brings_broker
+    file.write_text("[broker]\nport = 19292\n")
+    assert load_settings().kafka.bootstrap_servers == "127.0.0.1:19292"
+    assert load_settings().brings_broker
+    file.write_text('[broker]\nport = 19292\n[kafka]\nbootstrap_servers = "localhost:19292"\n')
+    assert load_settings().brings_broker
+    monkeypatch.setenv("SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS", "kafka-1:9092")
+    assert load_settings().kafka.bootstrap_servers == "kafka-1:9092"
+    assert not load_settings().brings_broker
+    file.write_text("[broker]\nport = 0\n")
+    monkeypatch.delenv("SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS")
+    assert load_settings().kafka.bootstrap_servers == "127.0.0.1:9092"
+    assert load_settings().brings_broker
+
+
+@pytest.mark.parametrize("kafka", [{"group_protocol": "consumer"}, {"security": {"client.id": "shop"}}])
+def test_cluster_is_named_by_its_address_alone(kafka: dict[str, object]) -> None:
+    assert load_settings(kafka=kafka).brings_broker
+
+
+@pytest.mark.parametrize(
+    ("topics", "fault"),
+    [
+        ({"prefix": "e-", "item_codes": "e-item-updates"}, "item_updates and item_codes are both 'e-item-updates'"),
+        ({"results": "queries"}, "queries and results are both 'queries'"),
+        ({"prefix": "shop/"}, "item_updates is 'shop/item-updates': a topic's name has"),
+        ({"alerts": ""}, "alerts is '': a topic's name"),
+        ({"alerts": "a" * 250}, "a topic's name has 1 to 249"),
+        ({"prefix": 5}, "topics.prefix: Input should be a valid string"),
+    ],
+)
+def test_topics_that_kafka_would_not_take_are_refused_before_anyone_asks_it(
+    topics: dict[str, object], fault: str
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(fault)):
+        load_settings(topics=topics)
+
+
+def test_path_that_is_empty_is_refused_instead_of_being_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDSTREAM_INDEX", "")
+    with pytest.raises(SettingsError, match="index: Value error, is empty: name a directory"):
+        load_settings()
+
+
+def test_cluster_at_the_usual_port_that_is_named_is_nobody_elses() -> None:
+    assert not load_settings(kafka={"bootstrap_servers": "127.0.0.1:9092"}).brings_broker
 
 
 def test_settings_file_that_does_not_exist_is_an_error_not_a_default(
