@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,7 +66,7 @@ def up(
     from models.bundles.store import BundleStore
     from streamer.local.broker_process import STOP_SECONDS
     from streamer.local.supervisor import KILL_MARGIN_SECONDS
-    from streamer.local.up import Pipeline, require_answering
+    from streamer.local.up import Pipeline, StartStopped, require_answering
     from streamer.process.logs import configure_logging, speaks_json
     from streamer.process.shutdown import Shutdown
 
@@ -81,19 +82,23 @@ def up(
     embedded = broker if broker is not None else settings.brings_broker
     if embedded:
         _require_one_address(settings)
-    pipeline = Pipeline(
-        settings, embedded_broker=embedded, retrievers=retrievers, gateway=gateway, log_directory=logs, preload=preload
-    )
     stop = threading.Event()
+    pipeline = Pipeline(
+        settings,
+        embedded_broker=embedded,
+        retrievers=retrievers,
+        gateway=gateway,
+        log_directory=logs,
+        preload=preload,
+        stop=stop,
+    )
     Shutdown(
         stop,
         deadline_seconds=settings.shutdown_seconds + KILL_MARGIN_SECONDS + STOP_SECONDS,
         before_ending_at_once=pipeline.kill,
     ).listen()
-    with pipeline:
-        dashboard = (
-            f"http://{settings.monitor.web_host}:{settings.monitor.web_port}" if settings.monitor.web_port else ""
-        )
+    dashboard = f"http://{settings.monitor.web_host}:{settings.monitor.web_port}" if settings.monitor.web_port else ""
+    with suppress(StartStopped), pipeline:
         _tell_that_it_is_up(
             console, pipeline.settings.kafka.bootstrap_servers, dashboard, settings.gateway.address if gateway else ""
         )

@@ -6,6 +6,7 @@ Which assigners and indexers run is what the record ``serving`` says: it is writ
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,9 @@ import structlog
 from models.bundles.bundle import Bundle
 from models.bundles.manifest import MANIFEST_FILE, BundleError
 from models.bundles.store import BundleStore
+from models.errors import SidstreamError
+from store.errors import IndexLockedError
+from store.files.environment import writer_of
 from streamer.deployments.follow import ServingFollower
 from streamer.deployments.served import find_serving
 from streamer.events.serving import Pipeline as ServedPipeline
@@ -32,6 +36,9 @@ from streamer.process.ports import require_free_port
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
+_LAST_PORT: Final = 65_535
+_ORPHAN_SECONDS: Final = 5.0  # processes whose `up` was killed see it within a second, and end
+_LOOK_SECONDS: Final = 0.1
 _OF_A_CODEBOOK: Final = ("assigner", "indexer")
 _PROCESSES: Final = (*_OF_A_CODEBOOK, "monitor")  # and then the retrievers, and the gateway
 
@@ -44,6 +51,16 @@ def require_answering(bundle: Bundle, settings: Settings) -> None:
             f"the bundle {bundle.directory} has no language model yet, and no dense part that would answer meanwhile: run "
             "`sidstream train` on it, or start without a retriever with `--retrievers 0`"
         )
+
+
+class StartStopped(Exception):
+    """Told to stop while still starting: what had been started has ended."""
+
+
+def _take(ours: dict[int, str], port: int, setting: str) -> None:
+    """Notes that ``setting`` takes ``port``. Raises ``SidstreamError`` where another setting of ours has it."""
+    if (other := ours.setdefault(port, setting)) != setting:
+        raise SidstreamError(f"{other} and {setting} both take port {port}: choose another one for either")
 
 
 class Pipeline:
@@ -59,9 +76,11 @@ class Pipeline:
         log_directory: Path | None = None,
         fetch_progress: FetchProgress | None = None,
         preload: bool = True,
+        stop: threading.Event | None = None,
     ) -> None:
         """``gateway``: serve HTTP too.
-        ``preload``: keep a process that has imported everything, from which the others are forked, where that can be."""
+        ``preload``: keep a process that has imported everything, from which the others are forked, where that can be.
+        ``stop``: once it is set, nothing more is started, and entering raises ``StartStopped``."""
         self.settings = settings
         self._embedded_broker = embedded_broker
         self._retrievers = retrievers
@@ -69,6 +88,7 @@ class Pipeline:
         self._log_directory = log_directory
         self._fetch_progress = fetch_progress
         self._preload = preload and AVAILABLE
+        self._stop = stop or threading.Event()
         self._stack = ExitStack()
         self._broker: LocalBroker | None = None
         self._ports: dict[str, int] = {}
@@ -79,11 +99,14 @@ class Pipeline:
 
     def __enter__(self) -> Self:
         self._require_free_ports()
+        self._require_free_indexes()
         preloading = Preloading(retriever=self._retrievers > 0) if self._preload else None
         with ExitStack() as stack:
             if self._embedded_broker:
                 self._start_broker(stack)
+            self._go_on()
             serving = self._prepare()
+            self._go_on()
             self._follower = stack.enter_context(ServingFollower(self.settings, "up"))
             environment = {"SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": self.settings.kafka.bootstrap_servers}
             self.supervisor = Supervisor(
@@ -100,8 +123,14 @@ class Pipeline:
                 self._start("gateway", "gateway", {})
             for pipeline in more:
                 self._start_pipeline(pipeline)
+            self._go_on()
             self._stack = stack.pop_all()
         return self
+
+    def _go_on(self) -> None:
+        """Raises ``StartStopped`` once we are told to stop: what was started is ended again by whoever has started it."""
+        if self._stop.is_set():
+            raise StartStopped
 
     def _prepare(self) -> Serving:
         """Topics, and what answers written down: by the settings' bundle, as long as nobody has deployed another one.
@@ -167,6 +196,7 @@ class Pipeline:
                     take_part(pid)
 
     def _start(self, name: str, command: str, environment: dict[str, str], *, vital: bool = True) -> None:
+        self._go_on()
         if port := self.settings.metrics.port:
             taken = self._ports.values()
             self._ports[name] = next(number for number in range(len(taken) + 1) if number not in taken)
@@ -175,21 +205,54 @@ class Pipeline:
 
     def _require_free_ports(self) -> None:
         """Before anything runs: what another pipeline of this machine serves on is told once, not by every process in turn."""
-        metrics, monitor, gateway = self.settings.metrics, self.settings.monitor, self.settings.gateway
+        metrics, monitor, gateway, broker = (
+            self.settings.metrics,
+            self.settings.monitor,
+            self.settings.gateway,
+            self.settings.broker,
+        )
+        ours: dict[int, str] = {}
+        if self._embedded_broker and broker.port:
+            _take(ours, broker.port, "broker.port")  # the broker says by itself whether it is free
         if metrics.port:
             # One machine, one port each: the settings' own and those above it, in the order of starting.
             last = metrics.port + len(_PROCESSES) + self._retrievers + self._gateway - 1
+            if last > _LAST_PORT:
+                raise SidstreamError(
+                    f"metrics.port is {metrics.port}, and `up` takes those to {last}, one a process, where ports end with "
+                    f"{_LAST_PORT}: choose a metrics.port of {_LAST_PORT - last + metrics.port} or less"
+                )
             for port in range(metrics.port, last + 1):
+                _take(ours, port, f"metrics.port ({metrics.port} to {last})")
                 purpose = f"metrics (`up` takes {metrics.port} to {last}, one a process)"
                 require_free_port(metrics.host, port, setting="metrics.port", purpose=purpose)
         if monitor.web_port:
+            _take(ours, monitor.web_port, "monitor.web_port")
             require_free_port(
                 monitor.web_host, monitor.web_port, setting="monitor.web_port", purpose="the monitor's dashboard"
             )
         if self._gateway:
+            _take(ours, gateway.port, "gateway.port")
             require_free_port(
                 gateway.host, gateway.port, setting="gateway.port", purpose="the gateway", may_be_off=False
             )
+
+    def _require_free_indexes(self) -> None:
+        """Another `up`, or an indexer by itself, would have its place taken by ours, again and again.
+
+        Raises:
+            IndexLockedError: an index is written, and is so still after the time in which a killed `up`'s processes end.
+        """
+        give_up = time.monotonic() + _ORPHAN_SECONDS
+        for index in (self.settings.index, *sorted(self.settings.indexes.glob("*/"))):
+            while (writer := writer_of(index)) is not None:
+                if time.monotonic() > give_up:
+                    raise IndexLockedError(
+                        f"the index {index} is written by process {writer}: another `up` runs here, or an indexer. Stop it, or "
+                        "give this pipeline an index of its own"
+                    )
+                if self._stop.wait(_LOOK_SECONDS):
+                    raise StartStopped
 
     def _start_broker(self, stack: ExitStack) -> None:
         own = self.settings.broker

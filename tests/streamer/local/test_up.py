@@ -12,11 +12,14 @@ from typing import Any, Self
 import msgspec
 import pytest
 
+from models.errors import SidstreamError
+from store.errors import IndexLockedError
+from store.files.environment import lock_directory, unlock
 from streamer.events.serving import Deployed, Serving
 from streamer.events.serving import Pipeline as ServedPipeline
 from streamer.local.broker import BrokerError
 from streamer.local.supervisor import Supervisor, _Child
-from streamer.local.up import Pipeline
+from streamer.local.up import Pipeline, StartStopped
 from streamer.process.ports import PortInUseError
 from streamer.settings import load_settings
 
@@ -126,6 +129,61 @@ def test_port_of_another_pipeline_is_refused_with_its_setting_before_anything_ru
         with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port}.*another {re.escape(setting)}"):
             pipeline.__enter__()
     assert (list(started), DyingBroker.starts) == ([], 0), "nothing was started"
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (
+            {"metrics": {"port": 9700}, "monitor": {"web_port": 9701}},
+            "metrics.port (9700 to 9704) and monitor.web_port both",
+        ),
+        (
+            {"monitor": {"web_port": 9800}, "gateway": {"port": 9800}},
+            "monitor.web_port and gateway.port both take port 9800",
+        ),
+        (
+            {"broker": {"port": 9092}, "metrics": {"port": 9090}},
+            "broker.port and metrics.port (9090 to 9094) both take port 9092",
+        ),
+        ({"metrics": {"port": 65_535}}, "choose a metrics.port of 65531 or less"),
+    ],
+)
+def test_ports_of_one_pipeline_that_cannot_be_are_refused_before_anything_runs(
+    started: dict[str, Mapping[str, str]], settings: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(SidstreamError, match=re.escape(fault)):
+        Pipeline(load_settings(**settings), embedded_broker=True, gateway=True).__enter__()
+    assert (list(started), DyingBroker.starts) == ([], 0), "nothing was started"
+
+
+@pytest.mark.parametrize("index", ["index", "indexes/second"])
+def test_index_that_somebody_writes_is_refused_before_anything_runs_and_one_that_is_let_go_of_is_taken(
+    started: dict[str, Mapping[str, str]], index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / index).mkdir(parents=True)
+    settings = load_settings(index=tmp_path / "index")
+    monkeypatch.setattr("streamer.local.up._ORPHAN_SECONDS", 0.0)
+    held = lock_directory(tmp_path / index)
+    with pytest.raises(IndexLockedError, match=f"{index} is written by process .*another `up` runs here"):
+        Pipeline(settings, embedded_broker=True).__enter__()
+    assert (list(started), DyingBroker.starts) == ([], 0), "nothing was started"
+    unlock(held)
+    with Pipeline(settings, embedded_broker=True):
+        assert DyingBroker.starts == 1
+
+
+def test_start_that_is_told_to_stop_starts_nothing_more_and_ends_what_runs(
+    started: dict[str, Mapping[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+    pipeline = Pipeline(load_settings(), embedded_broker=True, stop=stop)
+    monkeypatch.setattr(DyingBroker, "start", lambda _self: stop.set())
+    with pytest.raises(StartStopped):
+        pipeline.__enter__()
+    assert not started
+    assert pipeline._broker is not None
+    assert not pipeline._broker.running
 
 
 def test_embedded_broker_that_dies_is_started_again_and_one_that_cannot_ends_the_pipeline(
