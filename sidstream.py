@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
+
+# All that follows takes a second to import. A Ctrl-C meanwhile ends us without a traceback of somebody's imports.
+_interrupted = signal.getsignal(signal.SIGINT)
+if _interrupted is signal.default_int_handler:
+    with suppress(ValueError):  # imported by another thread than the main one
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +44,9 @@ from models.errors import SidstreamError
 from models.terminal import print_message, terminal
 from streamer.process.logs import speaks_json
 from streamer.settings import load_settings
+
+with suppress(ValueError):
+    signal.signal(signal.SIGINT, _interrupted)
 
 app = typer.Typer(
     name="sidstream",
@@ -140,6 +152,8 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         app()
+    except KeyboardInterrupt:  # before there is a command, which hears of it by itself
+        sys.exit(128 + signal.SIGINT)
     except SidstreamError as error:
         _tell(str(error))
         sys.exit(1)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import sidstream
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import fit_dense_part
 from models.catalogue import Catalogue, CatalogueItem
@@ -271,3 +272,32 @@ def test_every_command_that_a_message_or_a_page_names_exists() -> None:
             for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", line.partition(words[0])[2].partition("#")[0]):
                 assert option in options, f"{path.relative_to(root)}: sidstream {line}"
     assert named > 50
+
+
+def test_ctrl_c_while_everything_is_imported_ends_without_a_word() -> None:
+    interrupted = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Interrupt)\n"
+        "import sidstream\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_before_there_is_a_command_ends_without_a_word_and_is_heard_as_usual_afterwards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sidstream, "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        sidstream.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
