@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -41,6 +42,7 @@ def run_process(
     stop, health = threading.Event(), Health(settings.metrics)
     shutdown = Shutdown(stop, deadline_seconds=settings.shutdown_seconds, health=health)
     shutdown.listen()
+    threading.excepthook = partial(tell_of_thread, stop)
     if supervisor := os.environ.get(SUPERVISOR_VARIABLE):
         watching = threading.Thread(
             target=_watch, args=(int(supervisor), shutdown), name="supervisor-watch", daemon=True
@@ -57,6 +59,23 @@ def run_process(
     finally:
         server.close()
     log.info("stopped")
+
+
+def tell_of_thread(stop: threading.Event, failed: threading.ExceptHookArgs) -> None:
+    """A thread that has failed is told as everything is; in one line while we end, when brokers go away under clients."""
+    if failed.exc_type is SystemExit:
+        return
+    thread = failed.thread.name if failed.thread is not None else "unknown"
+    if stop.is_set():
+        log.info(
+            "thread_failed",
+            thread=thread,
+            reason=f"{failed.exc_type.__name__}: {failed.exc_value}",
+            next="we end anyhow",
+        )
+    else:
+        raised = failed.exc_value or failed.exc_type()
+        log.error("thread_failed", thread=thread, exc_info=raised.with_traceback(failed.exc_traceback))
 
 
 def collect_garbage_rarely() -> None:
