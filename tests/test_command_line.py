@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import sidstream
 from models.bundles.bundle import Bundle
 from models.bundles.dense_part import fit_dense_part
 from models.catalogue import Catalogue, CatalogueItem
@@ -289,15 +288,14 @@ def test_ctrl_c_while_everything_is_imported_ends_without_a_word() -> None:
     assert (answer.returncode, answer.stdout, answer.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_ctrl_c_before_there_is_a_command_ends_without_a_word_and_is_heard_as_usual_afterwards(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sidstream, "app", interrupted)
-    with pytest.raises(SystemExit) as ended:
-        sidstream.main()
-    assert ended.value.code == 130
-    assert capsys.readouterr() == ("", "")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_ctrl_c_before_there_is_a_command_ends_without_a_word_and_is_heard_as_usual_afterwards() -> None:
+    interrupted = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import sidstream\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "sidstream.app = lambda: signal.raise_signal(signal.SIGINT)\n"
+        "sidstream.main()\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "")
