@@ -35,6 +35,9 @@ class CountedBatches:
         self._place = (settings.topics.item_updates, 0)
         self._group = Consumer(consumer_configuration(settings.kafka, group=name))
         self._producer = Producer(producer_configuration(settings.kafka, transactional_id=name))
+        # In a cluster where no group was ever asked for, the topic of groups is made now: a transaction that sends offsets
+        # meanwhile would wait for good, whatever time it is given (librdkafka issues 5456 and 5511).
+        self._call(self._group.committed, [TopicPartition(*self._place)], _CALL_SECONDS)
         self._call(self._producer.init_transactions, _CALL_SECONDS)
 
     @property

@@ -3,13 +3,13 @@
 What must hold: after a look that refused nothing the topic has every item as the files have it. A file is read again when its
 signature is another one; its rows are compared with what was sent; a file that cannot be read is told, and tried again when it
 has changed. Each batch is sent exactly once (``follow_state``, ``counted_batches``). Where two files have one id, the one that
-was read last counts.
+was read last counts; once that one has lost it, the other does, which is read again for it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,7 +161,8 @@ class Follower:
             if self._failed.get(file.name) == signature:
                 continue
             try:
-                opened = self._read(file, found, advance)
+                opened = self._state.begin_file(file.name)
+                self._read(file, opened, found, advance)
                 after = file.location.signature()
             except DataFileError as error:
                 found.unreadable.append(str(error))
@@ -180,9 +181,39 @@ class Follower:
         self._missing_unknown |= bool(found.files)
         # What another file may have yet is not missing.
         if self._missing_unknown and files and not found.unreadable and not found.waiting:
-            self._missing(found)
-            self._missing_unknown = False
+            self._missing_unknown = not self._look_for_missing(files, signatures, found, advance)
+            if not self._missing_unknown:
+                self._missing(found)
         return found
+
+    def _look_for_missing(
+        self,
+        files: Sequence[TableFile],
+        signatures: Mapping[str, str],
+        found: FollowedLook,
+        advance: Callable[[int], None],
+    ) -> bool:
+        """Asks the files that were not read now for items that theirs has lost; whether all could be asked."""
+        known = self._state.files()
+        for file in reversed(files):  # of several the last one counts, as where all are read
+            if not self._state.any_lost():
+                break
+            if file.name in found.files:
+                continue
+            one = known.get(file.name)
+            if one is None or one.signature != signatures.get(file.name):
+                return False  # it could not be read as it is now
+            again = FollowedLook()  # what else is to be told of it was told
+            try:
+                self._read(file, one, again, advance, lost_alone=True)
+                is_same = file.location.signature() == one.signature
+            except DataFileError as error:
+                found.unreadable.append(str(error))
+                return False
+            found.changed += again.changed
+            if not is_same:
+                return False
+        return True
 
     def _files(self, found: FollowedLook) -> list[TableFile]:
         """The files that are there; none, and why, where there is no table now."""
@@ -194,25 +225,37 @@ class Follower:
                 self._failed[self._source] = str(error)
             return []
 
-    def _read(self, file: TableFile, found: FollowedLook, advance: Callable[[int], None]) -> FollowedFile:
-        opened = self._state.begin_file(file.name)
+    def _read(
+        self,
+        file: TableFile,
+        opened: FollowedFile,
+        found: FollowedLook,
+        advance: Callable[[int], None],
+        *,
+        lost_alone: bool = False,
+    ) -> None:
+        """``lost_alone``: only of items that the file which had them has lost; all others stay as they are."""
         table = ItemTable(self._source, [file], self._options.columns, mapped=False)
         nameless = 0
         for rows in table.rows_of(file, embeddings=self._encoder is None, dimension=self._dimension):
             found.faults.add(rows.faults)
-            self._state.saw(rows.ids_at_fault, opened)  # refused, and not gone
+            at_fault = rows.ids_at_fault
+            self._state.saw(self._state.lost_of(at_fault) if lost_alone else at_fault, opened)  # refused, and not gone
             nameless += len(rows.faults) - len(rows.ids_at_fault)
             if self._dimension is None and rows.embeddings is not None and len(rows.embeddings):
                 self._dimension = rows.embeddings.shape[1]
                 self._state.note_dimension(self._dimension)
-            self._publish(rows, opened, found)
+            self._publish(rows, opened, found, lost_alone=lost_alone)
             advance(len(rows.items))
-        if nameless:
+        if nameless and lost_alone:
+            self._state.saw_lost(opened)
+        elif nameless:
             self._state.saw_all(opened)
-        return opened
 
-    def _publish(self, rows: ItemRows, file: FollowedFile, found: FollowedLook) -> None:
+    def _publish(self, rows: ItemRows, file: FollowedFile, found: FollowedLook, *, lost_alone: bool) -> None:
         last = {item.id: place for place, item in enumerate(rows.items)}  # of an id that stands twice, the last row
+        if lost_alone:
+            last = {item: last[item] for item in self._state.lost_of(list(last))}
         values = self._values(rows, last, found) if self._encoder is None else {}
         digests = {
             item: _digest(values[item] if self._encoder is None else self._described(rows, place))
@@ -286,6 +329,7 @@ class Follower:
                 self._send(self._tombstones(ids), [ItemChange(item, b"", 0, 0) for item in ids])
                 found.deleted += len(ids)
             else:
+                self._state.note_gone(ids)
                 found.missing += len(ids)
 
     def _tombstones(self, ids: Sequence[str]) -> list[Record]:

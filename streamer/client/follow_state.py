@@ -4,7 +4,8 @@ What must hold: an item is in here as the topic has it, whatever kills the proce
 (``begin``), and counted once the broker has it (``finish``); what was begun and not finished, ``open_batch`` tells.
 
 A SQLite database in a directory of its own, one process at a time: ``files`` (signature and how often each was read),
-``items`` (digest of what was sent, and in which reading of which file it was seen last), ``batch`` (the one that is begun).
+``items`` (digest of what was sent, and in which reading of which file it was seen last; file 0: no file has it any more),
+``batch`` (the one that is begun).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ CREATE TABLE IF NOT EXISTS items
   (id TEXT PRIMARY KEY, digest BLOB NOT NULL, file INTEGER NOT NULL, reading INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch (number INTEGER PRIMARY KEY, changes BLOB NOT NULL);
 """
+_LOST: Final = "items JOIN files ON number = file WHERE items.reading < files.reading"
 _AT_ONCE: Final = 2_000
 
 
@@ -164,16 +166,37 @@ class FollowState:
         """Whatever was in the file counts as seen: a row of it names no item, and may be any of them."""
         self._database.execute("UPDATE items SET reading = ? WHERE file = ?", (file.reading, file.number))
 
+    def any_lost(self) -> bool:
+        """Whether a file has lost an item, and no other was asked for it yet."""
+        return self._database.execute(f"SELECT 1 FROM {_LOST} LIMIT 1").fetchone() is not None
+
+    def lost_of(self, ids: Sequence[str]) -> list[str]:
+        """Those of these ids that their file has lost."""
+        marks = ",".join("?" * len(ids))
+        return [row[0] for row in self._database.execute(f"SELECT id FROM {_LOST} AND id IN ({marks})", ids)]
+
+    def saw_lost(self, file: FollowedFile) -> None:
+        """Whatever any file has lost counts as seen in this one: a row of it names no item, and may be any of them."""
+        self._database.execute(
+            f"UPDATE items SET file = ?, reading = ? WHERE id IN (SELECT id FROM {_LOST})", (file.number, file.reading)
+        )
+
+    def note_gone(self, ids: Sequence[str]) -> None:
+        """No file has these, and they stay: none is asked for them again until it has changed."""
+        with self._database:
+            self._database.execute("BEGIN")
+            self._database.executemany("UPDATE items SET file = 0, reading = 0 WHERE id = ?", ((one,) for one in ids))
+
     def missing(self) -> Iterator[list[str]]:
-        """Ids of items that the last whole reading of their file did not see; some thousands at a time.
+        """Ids of items that no file has, once all files were asked for what is lost; some thousands at a time.
 
         They may be finished as tombstones between two of them.
         """
         last = ""
         while True:
             rows = self._database.execute(
-                "SELECT id FROM items JOIN files ON number = file WHERE items.reading < files.reading AND id > ? "
-                "ORDER BY id LIMIT ?",
+                "SELECT id FROM items LEFT JOIN files ON number = file WHERE (file = 0 OR items.reading < files.reading) "
+                "AND id > ? ORDER BY id LIMIT ?",
                 (last, _AT_ONCE),
             )
             ids = [row[0] for row in rows]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +95,75 @@ def test_new_files_and_replaced_ones_are_published_by_what_changed(pipeline_sett
         found = followed.look(settled=False)
         assert (figures(found), len(found.unreadable)) == ((0, 0, 0, 0, 0), 1), "a folder that is empty deletes nothing"
     assert published(pipeline_settings) == sorted([*expected, ("c", None), ("d", None), ("b", None)], key=repr)
+
+
+@pytest.mark.parametrize("delete_missing", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_item_that_one_file_loses_is_what_another_file_that_has_it_says_and_what_none_has_is_gone(
+    pipeline_settings: Settings, folder: Path, delete_missing: bool, restart: bool
+) -> None:
+    write(folder / "a.jsonl", x="of a", only_a="1", y="of a")
+    write(folder / "b.jsonl", x="of b", only_b="1", y="of b")
+    write(folder / "c.jsonl", x="of b", z="1")
+    gone = (0, 1) if not delete_missing else (1, 0)
+    with ExitStack() as stack:
+
+        def followed(*, anew: bool = restart) -> Follower:
+            if anew:
+                stack.close()
+            return stack.enter_context(follower(pipeline_settings, folder, delete_missing=delete_missing))
+
+        one = followed(anew=False)
+        assert figures(one.look(settled=False)) == (5, 2, 1, 0, 0)
+        (folder / "c.jsonl").unlink()
+        one = followed() if restart else one
+        assert figures(one.look(settled=False)) == (0, 0, 0, *gone), "z; x is in b as it was in c"
+        write(folder / "b.jsonl", y="of b", only_b="1")
+        one = followed() if restart else one
+        assert figures(one.look(settled=False)) == (0, 1, 2, 0, 0 if delete_missing else 1), (
+            "x is what a says; y is b's still"
+        )
+        (folder / "b.jsonl").unlink()
+        one = followed() if restart else one
+        assert figures(one.look(settled=False)) == (0, 1, 0, 1 if delete_missing else 0, 0 if delete_missing else 2)
+        assert not one.look(settled=False).told
+    updates = published(pipeline_settings)
+    assert [title for item, title in updates if item == "x"] == ["of a", "of a", "of b"]
+    assert [title for item, title in updates if item == "y"] == ["of a", "of a", "of b"]
+    assert [item for item, title in updates if title is None] == (["only_b", "z"] if delete_missing else [])
+
+
+def test_what_another_file_may_have_is_not_missing_while_that_one_cannot_be_read(
+    pipeline_settings: Settings, folder: Path
+) -> None:
+    write(folder / "a.jsonl", a="1", x="1")
+    write(folder / "b.jsonl", b="1", x="1")
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        followed.look(settled=False)
+        (folder / "a.jsonl").write_bytes(b"\xff\xfe\x00")
+        unreadable = followed.look(settled=False)
+        write(folder / "b.jsonl", b="1")
+        assert followed.look(settled=False).deleted == 0
+        write(folder / "a.jsonl", a="1", x="1")
+        assert figures(followed.look(settled=False)) == (0, 0, 2, 0, 0)
+        write(folder / "a.jsonl", a="1")
+        assert figures(followed.look(settled=False)) == (0, 0, 1, 1, 0)
+    assert unreadable.unreadable or unreadable.faults.count
+
+
+def test_row_without_an_id_in_another_file_may_be_what_a_file_has_lost(
+    pipeline_settings: Settings, folder: Path
+) -> None:
+    write(folder / "a.jsonl", a="1")
+    write(folder / "b.jsonl", b="1", x="1")
+    with (folder / "a.jsonl").open("a") as file:
+        file.write("{\n")
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        followed.look(settled=False)
+        write(folder / "b.jsonl", b="1")
+        assert figures(followed.look(settled=False)) == (0, 0, 1, 0, 0)
+        write(folder / "a.jsonl", a="1")
+        assert figures(followed.look(settled=False)) == (0, 0, 1, 1, 0)
 
 
 def test_every_change_is_published_once_wherever_the_publisher_is_killed(
