@@ -71,6 +71,7 @@ class SplitKeys:
         self._elsewhere = databases["elsewhere"]
         self._deleted = databases["deleted"]
         self._ids = databases["ids"]
+        self._stored = databases["items"]
         self._items = items
         self._order = order
         self._of_deleted, self._of_elsewhere = Sweep(self._deleted), Sweep(self._elsewhere)
@@ -206,15 +207,25 @@ class SplitKeys:
             transaction.delete(item_id, b"", self._elsewhere)
 
     def prune(self, transaction: Any, now_ms: int) -> None:
-        """Forget deletions that are older than the broker keeps them; looks at the next few thousand each time."""
+        """Forget deletions that are older than the broker keeps them; looks at the next few thousand each time.
+
+        All databases must be as a batch left them: which deletions matter is told by whether the item is there. A sidstream that
+        pruned in the midst of a batch left markers of items that are there, and lone deletions in ``elsewhere``: they are put
+        right.
+        """
         oldest = now_ms - TOMBSTONES_KEPT_MS
-        for item_id, value in self._of_deleted.next(transaction, _MARKERS_LOOKED_AT):
-            if decode_marker(value).noted_at < oldest:
+        markers = self._of_deleted.next(transaction, _MARKERS_LOOKED_AT)
+        live = dict(transaction.cursor(self._ids).getmulti([item_id for item_id, _ in markers]))
+        for item_id, value in markers:
+            if item_id in live:
+                self._put_beside_item(transaction, item_id, live[item_id], value, now_ms)
+            elif decode_marker(value).noted_at < oldest:
                 transaction.delete(item_id, b"", self._deleted)
         for item_id, value in self._of_elsewhere.next(transaction, _MARKERS_LOOKED_AT):
             records = decode_records(value)
-            old = [record for record in records if record.value is None and record.noted_at < oldest]
-            if old:
+            deletions = [record for record in records if record.value is None]
+            old = [record for record in deletions if record.noted_at < oldest]
+            if old or len(deletions) == len(records) == 1:
                 self._forget(transaction, item_id, records, old, now_ms)
 
     def _forget(
@@ -230,4 +241,15 @@ class SplitKeys:
                 marker = _MARKER.pack(keep[0].partition, keep[0].timestamp, keep[0].noted_at)
                 transaction.put(item_id, marker, db=self._deleted)
                 keep = []
-        self._put_others(transaction, item_id, keep, True, now_ms)
+        if len(keep) < len(records):
+            self._put_others(transaction, item_id, keep, True, now_ms)
+
+    def _put_beside_item(self, transaction: Any, item_id: bytes, number: bytes, marker: bytes, now_ms: int) -> None:
+        """The marker of an item that is there becomes what it should have stayed: one of the key's other records."""
+        stored = transaction.get(number, db=self._stored)
+        elsewhere = transaction.get(item_id, db=self._elsewhere)
+        others = {} if elsewhere is None else {item_id: elsewhere}
+        known = self._known(item_id, stored, {item_id: marker}, others)
+        rest = [record for record in known.values() if record.value is not stored]
+        self._put_others(transaction, item_id, rest, bool(others), now_ms)
+        transaction.delete(item_id, b"", self._deleted)

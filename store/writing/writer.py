@@ -158,7 +158,12 @@ class IndexWriter:
         state = read_state(transaction, databases)
         count = len(batch.ids)
 
-        # 1. What is there: keys and values of the ids that exist.
+        # 1. What is there: keys and values of the ids that exist. Pruning comes before all else: it holds the databases against
+        # each other, and from here on they change one after the other.
+        now_ms = int(self._clock() * 1000)
+        if abs(now_ms - self._pruned_at) > _PRUNE_MS:
+            self._split_keys.prune(transaction, now_ms)
+            self._attributes.prune(transaction, now_ms)
         found = dict(transaction.cursor(databases["ids"]).getmulti(batch.ids))
         keys: list[bytes] = [found.get(item_id, b"") for item_id in batch.ids] if found else [b""] * count
         exists = np.fromiter(map(bool, keys), np.bool_, count)
@@ -172,11 +177,7 @@ class IndexWriter:
         old_codes[existing] = headers["codes"]
 
         # 2. Of a key with records in several partitions one is the item: its row becomes that one.
-        now_ms = int(self._clock() * 1000)
         batch, stale = self._split_keys.settle(transaction, batch, existing, values, headers, now_ms)
-        if abs(now_ms - self._pruned_at) > _PRUNE_MS:
-            self._split_keys.prune(transaction, now_ms)
-            self._attributes.prune(transaction, now_ms)
 
         # 3. Item numbers for new items: those that deletions left free first, then fresh ones.
         upsert = ~batch.deleted

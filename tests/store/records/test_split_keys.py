@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from store.checks.verification import verify
@@ -181,6 +182,7 @@ def test_what_compaction_leaves_decides_a_rebuild_by_updated_at_as_the_settings_
 
 
 DAY_MS = 24 * 60 * 60 * 1000
+WEEK = TOMBSTONES_KEPT_MS / 1000 + 61  # seconds after which a deletion is forgotten at the next batch
 
 
 def keys_of(writer: IndexWriter, database: str) -> list[bytes]:
@@ -188,6 +190,84 @@ def keys_of(writer: IndexWriter, database: str) -> list[bytes]:
         found = [key for key, _ in transaction.cursor(writer._environment.databases[database])]
     environment.release(writer._environment)
     return found
+
+
+class Change(NamedTuple):
+    """What happens to an item: ``codes`` None deletes it, and "move" takes it as it is into ``partition``.
+
+    ``then``: seconds until whatever comes next; None: that is of the same batch.
+    """
+
+    id: bytes
+    codes: tuple[int, int, int] | Literal["move"] | None
+    partition: int
+    then: float | None
+    halved: bool
+
+
+CHANGES = st.builds(
+    Change,
+    id=st.sampled_from(IDS[:2]),
+    codes=st.one_of(st.none(), st.just("move"), st.tuples(*[st.integers(0, 4)] * 3)),
+    partition=st.integers(0, PARTITIONS - 1),
+    then=st.sampled_from([None, 0.0, 61.0, 3 * DAY_MS / 1000, WEEK]),
+    halved=st.booleans(),
+)
+
+
+def records_of(change: Change, live: Event | None, now_ms: int) -> list[Event]:
+    """What a producer sends, or `sidstream topics repartition`: that dates the tombstone in the old partition to 1970."""
+    if change.codes != "move":
+        return [Event(change.id, change.codes, partition=change.partition, timestamp=now_ms)]
+    if live is None or live.partition == change.partition:
+        return []
+    moved = replace(live, partition=change.partition, timestamp=now_ms)
+    return [Event(change.id, None, partition=live.partition, timestamp=1), moved]
+
+
+@settings(UNHURRIED, max_examples=200)
+@given(st.lists(CHANGES, max_size=14))
+@example([Change(b"a", (1, 1, 1), 0, 0, False), Change(b"a", "move", 1, WEEK, False), Change(b"a", None, 1, 0, False)])
+@example(
+    [
+        Change(b"a", None, 0, 0, False),
+        Change(b"a", None, 1, 3 * DAY_MS / 1000, False),
+        Change(b"a", None, 2, WEEK - 2 * DAY_MS / 1000, False),
+        Change(b"a", (1, 1, 1), 0, 0, False),
+    ]
+)
+def test_index_is_sound_after_every_batch_while_deletions_are_forgotten_under_moves_deletions_and_returns(
+    changes: list[Change],
+) -> None:
+    """One day follows the other, so that the last change of an item says what it is, whatever was forgotten since."""
+    now_ms, plain = 1_700_000_000_000, PlainIndex(3, 5)
+    batch: list[Event] = []
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        IndexWriter.open(
+            Path(directory) / "index", codebook_id=CODEBOOK, layers=3, size=5, clock=lambda: now_ms / 1000
+        ) as writer,
+    ):
+
+        def write() -> None:
+            writer.apply(batch_of(batch), {})
+            batch.clear()
+            with writer.snapshot() as snapshot:
+                assert verify(snapshot) == []
+
+        for change in [*changes, Change(b"end", None, 0, 0, False)]:
+            now_ms += 1
+            for record in records_of(change, plain.items.get(change.id), now_ms):
+                if batch and batch[-1].timestamp == 1 and change.halved:
+                    write()
+                plain.apply([record])
+                batch.append(record)
+            if change.then is not None:
+                write()
+                with writer.snapshot() as snapshot:
+                    assert snapshot.digest() == plain.digest()
+                    assert np.array_equal(snapshot.census(), plain.census())
+                now_ms += int(change.then * 1000)
 
 
 def test_markers_of_deletions_stay_as_long_as_the_broker_keeps_deletions(open_writer: OpenWriter) -> None:
