@@ -136,12 +136,13 @@ def _compare_attributes(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: li
     """The attributes that count, made again from their sources; and records that cannot be."""
     found = dict(snapshot._cursor("attributes").iternext())
     records: dict[bytes, AttributeRecord | None] = {}
-    bad = 0
+    bad = waiting = 0
     for item_id, entry in snapshot._cursor("attribute_records").iternext():
         some = decode_attribute_records(entry)
         partitions = [record.partition for record in some]
         bad += not some or partitions != sorted(set(partitions))
-        records[item_id] = newest_record(some)
+        records[item_id] = own = newest_record(some)
+        waiting += own is not None and own.value is not None
     if bad:
         problems.append(f"{bad} items have records of attributes that contradict each other.")
     keys = encoding.number_keys(numbers)
@@ -149,6 +150,7 @@ def _compare_attributes(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: li
     of_items = zip(keys, ids, snapshot._cursor("items").iternext(keys=False), strict=True)
     for key, item_id, value in of_items:
         own = records.get(item_id)
+        waiting -= own is not None and own.value is not None
         if own is None and not snapshot._items.has_attributes(value):
             wrong += key in found
             continue
@@ -157,6 +159,9 @@ def _compare_attributes(snapshot: Snapshot, numbers: NDArray[np.uint32], ids: li
         wrong += found.get(key, b"") != effective
     if wrong:
         problems.append(f"{wrong} items have other attributes than their updates and item-attributes say.")
+    counted = read_state(snapshot._read, snapshot._databases).waiting_attributes
+    if counted is not None and counted != waiting:
+        problems.append(f"{waiting} ids have attributes and no item, and the index counts {counted}.")
 
 
 def _compare_split_keys(snapshot: Snapshot, problems: list[str]) -> None:

@@ -35,7 +35,8 @@ class IndexState(msgspec.Struct, frozen=True):
     """What every commit renews; ``last_commit_at`` in milliseconds since the epoch, 0 before the first.
 
     ``commit``: batches so far that changed an item; the commit log has the ``log_items`` item changes of all commits above
-    ``log_floor``.
+    ``log_floor``. ``waiting_attributes``: ids that have attributes of ``item-attributes`` and no item; ``None``: not counted, as
+    an older sidstream, which drops what it does not know, was the last to write.
     """
 
     next_number: int = 0
@@ -43,6 +44,7 @@ class IndexState(msgspec.Struct, frozen=True):
     commit: int = 0
     log_floor: int = 0
     log_items: int = 0
+    waiting_attributes: int | None = None
 
 
 def read_facts(transaction: Any, databases: dict[str, Any], path: Path) -> IndexFacts:

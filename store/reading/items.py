@@ -21,7 +21,7 @@ from store.reading.facts import read_facts
 from store.records import encoding
 from store.records.batch import KeyRecord
 from store.records.encoding import ItemEncoding, StoredItem
-from store.records.item_attributes import decode_fields
+from store.records.item_attributes import decode_fields, has_attributes
 from store.records.split_keys import decode_marker, decode_records
 
 _DIGEST_CHUNK: Final = 10_000  # items hashed at a time
@@ -85,7 +85,7 @@ class ItemReads:
 
     @property
     def attribute_record_count(self) -> int:
-        """Item ids that ``item-attributes`` has a record of."""
+        """Item ids that ``item-attributes`` has a record of, be it one that takes attributes away."""
         return int(self._read.stat(self._databases["attribute_records"])["entries"])
 
     def items(self, numbers: Sequence[int] | NDArray[np.uint32]) -> list[StoredItem]:
@@ -164,9 +164,9 @@ class ItemReads:
             self._pause()
 
     def known_attribute_ids(self, ids: Sequence[bytes]) -> set[bytes]:
-        """Those of ``ids`` that ``item-attributes`` has a record of, whether or not they have an item."""
-        keys = _keys_of(ids)
-        return {item_id for item_id, _ in self._cursor("attribute_records").getmulti(keys)}
+        """Those of ``ids`` that ``item-attributes`` has attributes of, whether or not they have an item."""
+        records = self._cursor("attribute_records").getmulti(_keys_of(ids))
+        return {item_id for item_id, entry in records if has_attributes(entry)}
 
     def items_by_partition(self) -> dict[int, int]:
         """Partition of ``item-codes`` → live items that came from it. Reads every item: for checks."""

@@ -122,6 +122,12 @@ def newest_record(records: Sequence[AttributeRecord]) -> AttributeRecord | None:
     return max(records, key=lambda record: (record.timestamp, record.partition), default=None)
 
 
+def has_attributes(entry: bytes) -> bool:
+    """Whether an entry of ``attribute_records`` says more of its item than that nothing is said of it."""
+    record = newest_record(decode_attribute_records(entry))
+    return record is not None and record.value is not None
+
+
 def decode_fields(value: bytes) -> Attributes:
     """The fields of canonical attributes; ``b""`` has none."""
     return _DECODE_FIELDS(value) if value else {}

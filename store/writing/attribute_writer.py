@@ -1,17 +1,22 @@
 """Writes the attributes of items, within the writer's transaction: what came with updates, and what came alone.
 
 What must hold: ``attributes`` has of each live item what ``store.records.item_attributes`` makes of its two sources, and of
-nobody else; one that did not change is not written.
+nobody else; one that did not change is not written. The state says how many ids have attributes and no item: a batch adds what
+it changes of that, so that nobody counts them but a writer that finds no count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from store.files.environment import Environment
+from store.reading.facts import read_state
 from store.records import encoding
 from store.records.encoding import ItemEncoding
 from store.records.item_attributes import (
@@ -19,14 +24,44 @@ from store.records.item_attributes import (
     decode_attribute_records,
     effective_attributes,
     encode_attribute_records,
+    has_attributes,
     newest_record,
     with_records,
     without_old_removals,
 )
 from store.records.split_keys import TOMBSTONES_KEPT_MS
 from store.records.sweep import Sweep
+from store.writing.transactions import in_transaction
 
+_CHUNK: Final = 50_000  # entries counted at a time: a tenth of a second
 _LOOKED_AT: Final = 5_000  # entries at one pruning: a fraction of a batch's work, however many there are
+
+
+class AttributeChange(NamedTuple):
+    """``items``: live items (K,) whose attributes changed; ``waiting``: how many more ids have attributes and no item."""
+
+    items: NDArray[np.uint32]
+    waiting: int
+
+
+def count_waiting(shared: Environment, on_progress: Callable[[], None]) -> None:
+    """Puts into the state how many ids have attributes and no item, unless it says so; ``on_progress``: between two chunks."""
+    databases = shared.databases
+    with shared.lmdb.begin() as transaction:
+        if read_state(transaction, databases).waiting_attributes is not None:
+            return
+
+    def count(transaction: Any) -> None:
+        waiting = 0
+        entries = transaction.cursor(databases["attribute_records"]).iternext()
+        while chunk := list(islice(entries, _CHUNK)):
+            ids = [item_id for item_id, entry in chunk if has_attributes(entry)]
+            waiting += len(ids) - len(transaction.cursor(databases["ids"]).getmulti(ids))
+            on_progress()
+        state = msgspec.structs.replace(read_state(transaction, databases), waiting_attributes=waiting)
+        transaction.put(b"state", msgspec.json.encode(state), db=databases["meta"])
+
+    in_transaction(shared, count)
 
 
 class AttributeWriter:
@@ -46,27 +81,29 @@ class AttributeWriter:
         ids: Sequence[bytes],
         keys: Sequence[bytes],
         values: Sequence[bytes],
-        gone: Sequence[bytes],
-    ) -> NDArray[np.uint32]:
+        came: Sequence[bytes],
+        gone: Mapping[bytes, bytes],
+    ) -> AttributeChange:
         """Attributes of items whose values have been written: ``ids`` (N), rising, their numbers as ``keys``, and ``values``.
 
-        ``gone``: numbers, as keys, of items that were removed. Returns the numbers (K,) of live items whose attributes changed.
+        ``came``: those of ``ids`` that had no item before; ``gone``: ids of items that were removed, with their numbers as keys.
         """
         known = transaction.stat(self._attributes)["entries"]
         alone = transaction.stat(self._records)["entries"]
         if known:
-            for key in gone:
+            for key in gone.values():
                 transaction.delete(key, b"", self._attributes)
         if not known and not alone and not self._items.with_attributes(values).any():
-            return np.empty(0, np.uint32)
+            return AttributeChange(np.empty(0, np.uint32), 0)
         records = dict(transaction.cursor(self._records).getmulti(ids)) if alone else {}
+        left = dict(transaction.cursor(self._records).getmulti(sorted(gone))) if alone else {}
+        waiting = sum(map(has_attributes, left.values()))
+        waiting -= sum(has_attributes(records[item_id]) for item_id in came if item_id in records)
         new = dict(zip(keys, self._effective(ids, values, records), strict=True))
-        return self._put(transaction, new)
+        return AttributeChange(self._put(transaction, new), waiting)
 
-    def put(
-        self, transaction: Any, by_id: Mapping[bytes, Sequence[AttributeRecord]], now_ms: int
-    ) -> NDArray[np.uint32]:
-        """Stores records of ``item-attributes`` by item id, rising. Returns the numbers (K,) of live items that changed by it.
+    def put(self, transaction: Any, by_id: Mapping[bytes, Sequence[AttributeRecord]], now_ms: int) -> AttributeChange:
+        """Stores records of ``item-attributes`` by item id, rising.
 
         Raises:
             ValueError: the index is damaged.
@@ -84,9 +121,12 @@ class AttributeWriter:
         if len(stored) != len(found):
             raise ValueError("an id has no item")
         values = [stored[key] for key in found.values()]
-        return self._put(
-            transaction, dict(zip(found.values(), self._effective(list(found), values, entries), strict=True))
-        )
+        effective = dict(zip(found.values(), self._effective(list(found), values, entries), strict=True))
+        waiting = 0
+        for item_id, entry in changed:
+            if item_id not in found:
+                waiting += has_attributes(entry) - (item_id in known and has_attributes(known[item_id]))
+        return AttributeChange(self._put(transaction, effective), waiting)
 
     def _effective(self, ids: Sequence[bytes], values: Sequence[bytes], records: Mapping[bytes, bytes]) -> list[bytes]:
         """Of each item the attributes that count, ``b""`` for none; ``records``: entries of ``attribute_records``."""
@@ -108,7 +148,10 @@ class AttributeWriter:
         return encoding.numbers_of(sorted(changed))
 
     def prune(self, transaction: Any, now_ms: int) -> None:
-        """Forget removals that are older than the broker keeps them; looks at the next few thousand entries each time."""
+        """Forget removals that are older than the broker keeps them; looks at the next few thousand entries each time.
+
+        What counts of an entry stays as it is: as many ids have attributes as before.
+        """
         for item_id, entry in self._sweep.next(transaction, _LOOKED_AT):
             records = decode_attribute_records(entry)
             kept = without_old_removals(records, now_ms - TOMBSTONES_KEPT_MS)

@@ -42,7 +42,7 @@ from store.records.change_log import LogEntry
 from store.records.encoding import FORMAT_VERSION, MAXIMUM_ITEMS, ItemEncoding, PathEncoding
 from store.records.item_attributes import AttributesBatch
 from store.records.split_keys import SplitKeys
-from store.writing.attribute_writer import AttributeWriter
+from store.writing.attribute_writer import AttributeWriter, count_waiting
 from store.writing.creation import create_or_check
 from store.writing.failpoints import Failpoint, reach
 from store.writing.log_writer import LogWriter
@@ -124,6 +124,7 @@ class IndexWriter:
             try:
                 wanted = IndexFacts(FORMAT_VERSION, codebook_id, layers, size, int(clock() * 1000), partitions)
                 facts = upgrade(shared, create_or_check(shared, directory, wanted), on_progress=on_progress)
+                count_waiting(shared, on_progress)
                 return cls(shared, lock, facts, clock, order)
             except BaseException:
                 environment.release(shared)
@@ -221,17 +222,20 @@ class IndexWriter:
 
         # 6. The attributes of items that came or changed, out of both of their sources.
         rows = sorted(added + rewritten)
-        with_other_attributes = self._attributes.follow(
+        attributes = self._attributes.follow(
             transaction,
             [batch.ids[row] for row in rows],
             [keys[row] for row in rows],
             [batch.values[row] for row in rows],
-            [keys[row] for row in np.flatnonzero(gone).tolist()],
+            came=[batch.ids[row] for row in added],
+            gone={batch.ids[row]: keys[row] for row in np.flatnonzero(gone).tolist()},
         )
 
         # 7. The commit log, once the paths are written: a batch that changed no item is no commit.
         items = transaction.stat(databases["items"])["entries"]
-        state = msgspec.structs.replace(state, next_number=state.next_number + len(fresh))
+        state = msgspec.structs.replace(
+            _with_waiting(state, attributes.waiting), next_number=state.next_number + len(fresh)
+        )
         if changed or added or gone.any():
             before, after = [stored[key] for key, _ in changed], [value for _, value in changed]
             with_other_vector = numbers[np.asarray(rewritten, np.intp)[self._items.other_vectors(before, after)]]
@@ -239,7 +243,7 @@ class IndexWriter:
                 batch.codes[entered],
                 old_codes[left],
                 numbers[left | entered],
-                with_other_attributes,
+                attributes.items,
                 with_other_vector,
             )
             state = self._logged(transaction, state, moved, items)
@@ -283,11 +287,11 @@ class IndexWriter:
         def write(transaction: Any) -> int:
             # 1. Records by item id, also of items that are not there yet. 2. What counts now, of those that are.
             try:
-                changed = self._attributes.put(transaction, by_id, int(self._clock() * 1000))
+                changed, waiting = self._attributes.put(transaction, by_id, int(self._clock() * 1000))
             except ValueError as error:
                 raise self._damaged(str(error)) from error
             # 3. The commit log, offsets and state.
-            state = read_state(transaction, self._environment.databases)
+            state = _with_waiting(read_state(transaction, self._environment.databases), waiting)
             if len(changed):
                 nothing = np.empty((0, self._facts.layers), np.uint16)
                 items = transaction.stat(self._environment.databases["items"])["entries"]
@@ -377,6 +381,11 @@ class IndexWriter:
         with self.snapshot() as snapshot:
             return snapshot.position
 
+    def waiting_attributes(self) -> int:
+        """Ids that have attributes of ``item-attributes`` and no item, as of the last commit."""
+        with self._environment.read() as transaction:
+            return read_state(transaction, self._environment.databases).waiting_attributes or 0
+
     def census(self) -> NDArray[np.int64]:
         """Live items per (layer, token), int64 (L, M): a copy."""
         return self._census.copy()
@@ -428,3 +437,8 @@ class IndexWriter:
 
     def _damaged(self, what: str) -> IndexAccessError:
         return IndexAccessError(f"The index {self.path} is damaged: {what}. Nothing was written. {REBUILD_ADVICE}")
+
+
+def _with_waiting(state: IndexState, more: int) -> IndexState:
+    """The opening has counted them."""
+    return msgspec.structs.replace(state, waiting_attributes=(state.waiting_attributes or 0) + more)

@@ -1,7 +1,8 @@
 """New items beyond ``indexer.maximum_items`` become dead letters; updates and deletions of known items go on.
 
 What must hold: a refused record's dead letter is with the broker before the LMDB transaction that passes the record over.
-Attributes of items that are not there are kept until those come: of as many ids as there may be items, and no more.
+Attributes of items that are not there are kept until those come: of as many ids as there may be items, and no more. A record
+that takes attributes away is none of these.
 """
 
 from __future__ import annotations
@@ -75,30 +76,35 @@ class ItemLimit:
         return admitted
 
     def admit_attributes(self, updates: Sequence[AttributesUpdate]) -> Sequence[AttributesUpdate]:
-        """As ``admit``, of attributes: those of a live item, and of ids that have some already, are always taken."""
+        """As ``admit``, of attributes: those of a live item, of ids that have some, and what takes them away are always taken."""
         if not self._maximum:
             return updates
+        count = self._writer.waiting_attributes()
+        if count + len(updates) <= self._maximum:
+            return updates
+        ids = [update.item_id for update in updates]
         with self._writer.snapshot() as snapshot:
-            kept = snapshot.attribute_record_count
-            if kept + len(updates) <= self._maximum:
-                return updates
-            ids = [update.item_id for update in updates]
-            known = snapshot.known(ids) | snapshot.known_attribute_ids(ids)
+            live = snapshot.known(ids)
+            waiting = snapshot.known_attribute_ids(ids) - live
         admitted, refused = [], []
         for update in updates:
-            if update.item_id not in known:
-                if kept >= self._maximum:
+            if update.attributes is None:
+                count -= update.item_id in waiting
+                waiting.discard(update.item_id)
+            elif update.item_id not in live and update.item_id not in waiting:
+                if count >= self._maximum:
                     refused.append(update.record)
                     continue
-                kept += 1
-                known.add(update.item_id)
+                count += 1
+                waiting.add(update.item_id)
             admitted.append(update)
         if refused:
             self._send(
                 self._of_attributes,
                 refused,
-                f"the index keeps attributes of indexer.maximum_items = {self._maximum} ids and takes no new one of an item "
-                "that it does not have. Raise it and run `sidstream rebuild`, or send the item first",
+                f"the index keeps attributes of indexer.maximum_items = {self._maximum} ids that have no item, and takes those "
+                "of no other. Send the item first, take attributes away from ids whose items will not come (a null value), or "
+                "raise it and run `sidstream rebuild`; then send these again",
             )
         return admitted
 

@@ -108,9 +108,7 @@ def rebuild(
                 records = _fill(settings, writer, layout, consumer, spans, progress)
                 require_same_logs(settings, before, _log_ids(settings), f"the fresh index {into}")
                 with writer.snapshot() as snapshot:
-                    _require_within(settings.indexer.maximum_items, snapshot.item_count, "items")
-                    waiting = snapshot.attribute_record_count
-                    _require_within(settings.indexer.maximum_items, waiting, "ids with attributes")
+                    _require_within(settings, snapshot.item_count, writer.waiting_attributes())
                     live = snapshot.live_layout()
                     return Rebuilt(
                         index=str(into),
@@ -128,12 +126,21 @@ def rebuild(
         consumer.close()
 
 
-def _require_within(maximum: int, found: int, what: str) -> None:
-    if maximum and found > maximum:
-        raise RebuildError(
-            f"the topics hold {found:,} {what}, indexer.maximum_items allows {maximum:,}: raise it, or delete items; nothing "
-            "was kept of the fresh index"
-        )
+def _require_within(settings: Settings, items: int, waiting: int) -> None:
+    """``waiting``: ids that have attributes and no item."""
+    maximum = settings.indexer.maximum_items
+    nulls = (
+        f"take attributes away from those whose items will not come (a null value in {settings.topics.item_attributes})"
+    )
+    for found, what, instead in (
+        (items, "items", "delete items"),
+        (waiting, "ids with attributes and no item", nulls),
+    ):
+        if maximum and found > maximum:
+            raise RebuildError(
+                f"the topics hold {found:,} {what}, indexer.maximum_items allows {maximum:,}: raise it, or {instead}; nothing "
+                "was kept of the fresh index"
+            )
 
 
 def _log_ids(settings: Settings) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from models.attributes import Attributes, encode_attributes
 from store.checks.verification import compare, verify
 from store.errors import BatchError
 from store.records.split_keys import TOMBSTONES_KEPT_MS
+from store.writing.attribute_writer import count_waiting
 from store.writing.writer import IndexWriter
 from support.plain_index import CODEBOOK, AttributesEvent, Event, attributes_batch_of, batch_of
 
@@ -144,6 +146,37 @@ def test_whatever_order_the_topics_are_read_in_the_items_have_the_same_attribute
 
 
 @SLOW_DISK
+@given(st.lists(st.tuples(UPDATES | ALONE, st.sampled_from([0.0, 61.0, TOMBSTONES_KEPT_MS / 1000 + 61])), max_size=14))
+def test_ids_that_have_attributes_and_no_item_are_counted_by_every_batch_and_by_whoever_opens_an_index_without_a_count(
+    steps: list[tuple[Record, float]],
+) -> None:
+    """Deletions and removals are forgotten meanwhile."""
+    clock = [1_700_000_000.0]
+    with an_index(clock) as writer:
+        for record, seconds in steps:
+            feed(writer, [record], random.Random(0))
+            with writer.snapshot() as snapshot:
+                assert verify(snapshot) == []
+                waiting = snapshot.known_attribute_ids(IDS) - snapshot.known(IDS)
+            assert writer.waiting_attributes() == len(waiting)
+            clock[0] += seconds
+        drop_count(writer)
+        with writer.snapshot() as snapshot:
+            assert verify(snapshot) == []
+        count_waiting(writer._environment, lambda: None)
+        assert writer.waiting_attributes() == (len(waiting) if steps else 0)
+
+
+def drop_count(writer: IndexWriter) -> None:
+    """As an older sidstream that writes."""
+    databases = writer._environment.databases
+    with writer._environment.lmdb.begin(write=True) as transaction:
+        state = msgspec.json.decode(transaction.get(b"state", db=databases["meta"]))
+        del state["waiting_attributes"]
+        transaction.put(b"state", msgspec.json.encode(state), db=databases["meta"])
+
+
+@SLOW_DISK
 @given(st.lists(st.lists(UPDATES | ALONE, max_size=6), min_size=1, max_size=4), st.integers(0, 99))
 def test_log_names_every_item_whose_attributes_changed(steps: list[list[Record]], seed: int) -> None:
     choose = random.Random(seed)
@@ -224,6 +257,15 @@ def test_digest_and_comparison_tell_attributes_apart() -> None:
             assert difference.what == "attributes.brand: 'x' → 'none', attributes.price: 1 → 2"
 
 
+def test_verify_finds_a_wrong_count_of_ids_that_have_attributes_and_no_item() -> None:
+    with an_index() as writer:
+        writer.apply_attributes(attributes_batch_of([AttributesEvent(b"a", {"brand": "x"})]), {})
+        with writer._environment.lmdb.begin(write=True) as transaction:
+            transaction.put(b"state", b'{"waiting_attributes": 7}', db=writer._environment.databases["meta"])
+        with writer.snapshot() as snapshot:
+            assert verify(snapshot) == ["1 ids have attributes and no item, and the index counts 7."]
+
+
 @pytest.mark.parametrize("what", ["other", "missing", "of nobody", "records"])
 def test_verify_finds_attributes_that_their_sources_do_not_say(what: str) -> None:
     with an_index() as writer:
@@ -258,6 +300,7 @@ def test_removal_is_forgotten_once_the_broker_has_removed_it() -> None:
         clock[0] += 100
         writer.apply(batch_of([]), {})
         with writer.snapshot() as snapshot:
+            assert snapshot.attribute_record_count == 1
             assert snapshot.known_attribute_ids([b"a", b"b"]) == {b"b"}
 
 

@@ -46,6 +46,15 @@ def test_deletions_that_were_forgotten_in_the_midst_of_a_batch_are_told_and_put_
         assert (of_moved.partition, of_moved.noted_at) == (1, expected["written_at"] * 1000)
 
 
+def test_ids_that_have_attributes_and_no_item_are_counted_when_the_writer_opens_an_index_without_the_count(
+    open_writer: OpenWriter, path: Path, expected: dict[str, Any]
+) -> None:
+    """It has attributes of a live item, of one that is not there yet, and two removals: one hides another partition's record."""
+    progress: list[None] = []
+    assert open_writer(on_progress=lambda: progress.append(None)).waiting_attributes() == 1
+    assert progress
+
+
 def test_deletion_of_another_partition_that_stood_alone_still_counts_once_it_is_put_right(
     open_writer: OpenWriter, expected: dict[str, Any]
 ) -> None:
