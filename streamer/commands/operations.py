@@ -185,11 +185,19 @@ def _refuse_stale(copied: IndexCopy, directory: Path) -> None:
 
 
 def _refuse_other_logs(settings: Settings, copied: IndexCopy, directory: Path, console: Console) -> None:
-    """As the indexer would, if a broker is there to ask."""
+    """As the indexer would; whether a topic was made anew, if a broker is there to ask."""
     from store.errors import BackupError
+    from streamer.indexer.log_watch import others_topics
     from streamer.kafka.admin import ClusterAwayError, require
     from streamer.kafka.partition_watch import topic_states
 
+    read = {place.rpartition("/")[0] for place in copied.position}
+    if others := others_topics(settings, read | copied.log_ids.keys()):
+        raise BackupError(
+            f"the backup {directory} was read from {', '.join(others)}, and the settings name other topics: the indexer refuses "
+            "it. Nothing was changed. Set topics.prefix and the topics' names to what they were, or build a fresh index with "
+            "`sidstream rebuild`"
+        )
     if not copied.log_ids:
         return
     try:

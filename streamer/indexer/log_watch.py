@@ -1,13 +1,14 @@
 """Whether the logs are still those that the index was read from: asked at the start and every few seconds, never waited for.
 
 Offsets mean nothing in another log. So the index remembers the id that Kafka gave each topic, and nothing is written after
-it was noticed that a topic was made anew, ends below what was read, or begins beyond it.
+it was noticed that a topic was made anew, ends below what was read, or begins beyond it. Nor is anything written to an index
+that was read from a topic which the settings do not name: nobody would ever delete what it has of that one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -34,6 +35,39 @@ def watched_topics(settings: Settings) -> list[str]:
     """The logs that an index is made from, the updates' among them: its items are in the codes."""
     topics = settings.topics
     return [topics.item_codes, topics.item_attributes, topics.layouts, topics.item_updates]
+
+
+def others_topics(settings: Settings, remembered: Iterable[str]) -> list[str]:
+    """Those of an index's topics that are not read under these settings: it is another pipeline's, or was. A topic that the index
+    does not know yet is none: an older sidstream read fewer."""
+    return sorted(set(remembered) - set(watched_topics(settings)))
+
+
+def require_own_logs(settings: Settings, remembered: Iterable[str]) -> None:
+    """Return if the settings name each topic that the index was read from.
+
+    Raises:
+        LogMismatchError: names both and says what to do.
+    """
+    known = set(remembered)
+    if not (others := others_topics(settings, known)):
+        return
+    topics = settings.topics
+    fresh = [topic for topic in watched_topics(settings) if topic not in known]
+    advice = (
+        "Set topics.prefix and the topics' names to what they were, name another `index` for these topics, or delete "
+        f"{settings.index} (it is a cache) and start again"
+    )
+    if topics.item_codes not in fresh and topics.item_updates in fresh:
+        advice += (
+            f"; {topics.item_codes} has the items of the updates of before, too: to be rid of them, make it anew while the "
+            "assigner is stopped"
+        )
+    raise LogMismatchError(
+        f"the index {settings.index} is of {', '.join(others)}, and the settings name "
+        f"{', '.join(fresh or watched_topics(settings))}: what it has of topics that are read no more would stay in it, and no "
+        f"update would ever delete it. {advice}"
+    )
 
 
 def require_same_logs(settings: Settings, remembered: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
@@ -96,13 +130,15 @@ class LogWatch:
         """Compares with what the index remembers, and remembers what it does not know yet.
 
         Raises:
-            LogMismatchError: a topic was made anew.
+            LogMismatchError: a topic was made anew, or the index is of topics that the settings do not name.
             ClusterAwayError: the cluster does not answer.
             TopicStateError: it refuses.
         """
         self._settings = settings
         with writer.snapshot() as snapshot:
             remembered = snapshot.log_ids
+            read = {topic for topic, _ in snapshot.position}  # an older sidstream noted no ids
+        require_own_logs(settings, read | remembered.keys())
         states = topic_states(settings.kafka, watched_topics(settings))
         now = {topic: state.topic_id for topic, state in states.items()}
         require_same_logs(settings, remembered, now, "the index")

@@ -45,10 +45,10 @@ def filled(path: Path, bundle: Path, *, codebook: str | None = None, days_ago: f
     return path
 
 
-def run(index: Path, bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(index: Path, bundle: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sidstream", "--index", str(index), "--bundle", str(bundle), *arguments],
-        env={**os.environ, "SIDSTREAM_CONFIG": ""},
+        env={**os.environ, "SIDSTREAM_CONFIG": "", **variables},
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -159,6 +159,16 @@ def test_restore_refuses_what_the_indexer_would_refuse_and_changes_nothing(
     assert words in answer.stderr
     assert "othing was changed" in answer.stderr
     assert (index / "data.mdb").stat().st_ino == before.st_ino
+    assert sorted(os.listdir(tmp_path)) == ["copy", "index"]
+
+
+def test_restore_refuses_a_backup_of_topics_that_the_settings_do_not_name(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = filled(tmp_path / "copy", tiny_bundle)
+    index = filled(tmp_path / "index", tiny_bundle)
+    answer = run(index, tiny_bundle, "restore", str(copy), "--replace", SIDSTREAM_TOPICS__PREFIX="b-")
+    assert answer.returncode == 1
+    assert "was read from item-codes, and the settings name other topics" in answer.stderr
+    assert "Nothing was changed" in answer.stderr
     assert sorted(os.listdir(tmp_path)) == ["copy", "index"]
 
 

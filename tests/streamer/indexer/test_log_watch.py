@@ -19,13 +19,16 @@ from models.sids.layout import Layout
 from store.checks.backup import back_up
 from store.reading.reader import IndexReader
 from store.writing.writer import IndexWriter
+from streamer.deployments.pipelines import settings_of
+from streamer.events.serving import Pipeline
 from streamer.events.topics import topic_specs
-from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_reachable
+from streamer.indexer.log_watch import LogMismatchError, LogWatch, require_own_logs, require_reachable
 from streamer.indexer.rebuild import rebuild
 from streamer.kafka.admin import create
 from streamer.kafka.clients import client_configuration
 from streamer.kafka.partition_watch import topic_states
 from streamer.settings import Settings, load_settings
+from streamer.settings.kafka import TOPIC_NAMES
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, wait_until
 from support.running_indexer import running_indexer, send_codes
@@ -80,6 +83,70 @@ def test_topic_that_was_made_anew_is_refused_at_the_start_and_nothing_is_written
     assert str(settings.index) in str(running.fault)
     with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
         assert snapshot.find([b"x"]) == [None]
+
+
+def test_index_is_refused_once_the_settings_name_other_topics_and_nothing_is_written(
+    settings: Settings, layout: Layout
+) -> None:
+    """It once read the new topics on top of the old ones: nobody could delete what it had of those."""
+    position = read_five(settings, layout)
+    names = {name: f"b-{getattr(settings.topics, name)}" for name in TOPIC_NAMES}
+    renamed = settings.model_copy(update={"topics": settings.topics.model_copy(update=names)})
+    create(renamed.kafka, topic_specs(renamed))
+    with running_indexer(renamed, layout) as running:
+        running.thread.join(PATIENCE_SECONDS)
+    assert isinstance(running.fault, LogMismatchError)
+    told = str(running.fault)
+    assert f"the index {settings.index} is of {settings.topics.item_attributes}, {settings.topics.item_codes}," in told
+    assert f"the settings name b-{settings.topics.item_codes}, b-{settings.topics.item_attributes}," in told
+    assert f"name another `index` for these topics, or delete {settings.index} (it is a cache)" in told
+    with IndexReader(settings.index) as reader, reader.snapshot() as snapshot:
+        assert snapshot.position == position
+        assert renamed.topics.item_codes not in snapshot.log_ids
+    with running_indexer(renamed, layout, settings.index.with_name("another")) as running:
+        wait_until(lambda: running.health.ready, what="an index of the other topics")
+    with running_indexer(settings, layout) as running:
+        wait_until(lambda: running.health.ready, what="the index under the names of before")
+
+
+@pytest.mark.parametrize(
+    ("remembered", "words"),
+    [
+        ([], None),
+        (["item-codes", "item-attributes", "layouts", "item-updates"], None),
+        (["item-codes", "layouts"], None),  # an older sidstream read no more
+        (
+            ["a-item-codes", "layouts"],
+            "is of a-item-codes, and the settings name item-codes, item-attributes, item-updates",
+        ),
+        (["item-codes", "a-attributes", "layouts", "item-updates"], "is of a-attributes, and .* name item-attributes:"),
+        (
+            ["item-codes", "item-attributes", "layouts", "a-updates"],
+            "name item-updates: .*make it anew while the assigner",
+        ),
+        (["item-codes-2f", "item-attributes", "layouts", "item-updates"], "is of item-codes-2f, .* name item-codes:"),
+        # Read before it was noticed: what lies in it of the other pipeline stays until it is deleted.
+        (
+            ["item-codes", "item-attributes", "layouts", "item-updates", "a-item-codes"],
+            "is of a-item-codes, and the settings name item-codes, item-attributes, layouts, item-updates: .* delete",
+        ),
+    ],
+)
+def test_index_must_be_of_topics_that_the_settings_name(remembered: list[str], words: str | None) -> None:
+    if words is None:
+        require_own_logs(load_settings(), remembered)
+    else:
+        with pytest.raises(LogMismatchError, match=words):
+            require_own_logs(load_settings(), remembered)
+
+
+def test_index_of_a_second_codebook_is_of_its_own_topic_of_codes() -> None:
+    pipeline = Pipeline(codebook="2f" * 8, bundle="b", suffix="-2f", since=1)
+    settings = settings_of(load_settings(), pipeline, bundle=Path("bundle"))
+    own = ["item-codes-2f", "item-attributes", "layouts", "item-updates"]
+    require_own_logs(settings, own)
+    with pytest.raises(LogMismatchError, match="is of item-codes, and the settings name item-codes-2f:"):
+        require_own_logs(settings, ["item-codes", *own[1:]])
 
 
 def test_topic_that_is_made_anew_while_running_ends_the_indexer_with_what_to_do(
