@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from models.attributes import Attributes
 from models.data_files import DataFileError, numbered_lines, plain_id, read_matrix
+from models.directories import make_directory
 
 MAXIMUM_ID_BYTES: Final = (
     256  # of item and query ids everywhere: LMDB keys end at 511 bytes, a longer id is a mistake upstream
@@ -137,8 +138,7 @@ class Catalogue:
 
     def write(self, directory: str | Path) -> None:
         """Writes a folder that ``read`` reads back equal; the same catalogue gives the same bytes."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = make_directory(Path(directory))
         _write_lines(directory / "items.jsonl.gz", (_item_line(item) for item in self.items))
         np.save(directory / "items.f32.npy", self.embeddings)
         if self.queries:

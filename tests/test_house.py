@@ -19,7 +19,7 @@ HEAVY = {"matplotlib", "opentelemetry", "torch", "transformers", "faiss", "onnx"
 # The rooms of a part, from the one that may import all others down to the one that imports none.
 ROOMS = {
     "models": "commands towers bundles training examples language dense codebooks sids tables catalogue data_files attributes "
-    "progress terminal errors",
+    "progress terminal directories errors",
     "streamer": "commands local operations interactions client dead_letters assigner indexer monitor deployments exactly_once "
     "kafka registry process tracing events filters feeds settings shards",
     "store": "checks writing topology reading records files errors",

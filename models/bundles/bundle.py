@@ -31,6 +31,7 @@ from models.bundles.manifest import (
 )
 from models.dense.codebook_input import CodebookInput, CodebookInputRecord
 from models.dense.part import DenseRecord, save_space, space_facts
+from models.directories import make_directory
 from models.language.prompts import PromptSettings
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
@@ -230,7 +231,7 @@ def create_bundle(
     require_free(root, replace=replace)
     if census.shape != (codebook.layers, codebook.size):
         raise BundleError(f"the census has shape {census.shape}, the codebook needs {(codebook.layers, codebook.size)}")
-    root.mkdir(parents=True, exist_ok=True)
+    make_directory(root)
     # The manifest goes first and comes back last: what lies between is visibly no bundle.
     (root / MANIFEST_FILE).unlink(missing_ok=True)
     _remove_models(root, keep=None)

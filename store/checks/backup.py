@@ -19,6 +19,7 @@ import lmdb
 import msgspec
 
 from models.bundles.manifest import synchronise
+from models.directories import make_directory
 from store.checks.verification import verify
 from store.errors import BackupError, IndexLockedError, IndexMissingError
 from store.files import environment
@@ -105,7 +106,7 @@ def restore(
         raise BackupError(f"{backup} is the index itself: name the backup that is to take its place")
     if index.exists() and not index.is_dir():
         raise BackupError(f"{index} is a file and is left as it is: the index is a directory")
-    index.mkdir(parents=True, exist_ok=True)
+    make_directory(index)
     if writer := writer_of(index):
         raise IndexLockedError(
             f"The index {index} is being written by process {writer}. Stop that indexer, restore, then start it again"
@@ -235,8 +236,11 @@ def _compare_with_manifest(backup: Path, copied: IndexCopy) -> None:
 @contextmanager
 def _incomplete(target: Path) -> Iterator[Path]:
     """A new directory beside ``target`` for what is not finished; gone at the end unless it was renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    make_directory(target.parent)
+    try:
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    except OSError as error:
+        raise BackupError(f"{target} cannot be written: {error.strerror or error}") from error
     unfinished.chmod(0o777 & ~_umask())
     try:
         yield unfinished

@@ -319,7 +319,7 @@ def writer_of(directory: Path) -> str | None:
     """
     try:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         # Held for an instant: only a writer that starts in it would be refused, and start again. Shared, so that two who

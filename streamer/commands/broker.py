@@ -198,7 +198,8 @@ def repartition_topics(
         return
     for name in outcome.grown:
         console.print(f"[green]✓[/] {shown(name)} has {outcome.partitions:,} partitions now")
-    console.print(f"[green]✓[/] {outcome.moved:,} of {outcome.keys:,} ids moved: each lies in its own partition")
+    all_home = "" if outcome.kept else ": each lies in its own partition"
+    console.print(f"[green]✓[/] {outcome.moved:,} of {outcome.keys:,} ids moved{all_home}")
     if outcome.kept:
         console.print(
             f"[yellow]![/] {outcome.kept:,} stay where they are: the assigner refuses their newest update "

@@ -9,6 +9,7 @@ changes alone is no change: the index does not log it.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from streamer.feeds.formats import FeedFormat
 from streamer.feeds.items import FeedError, FeedFacts, FeedItems, LayoutChoice, chosen_layout, in_order, read_items
 
 POSITION_FILE: Final = "position.json"
+_SNAPSHOT: Final = re.compile(r"snapshot-\d+(-\d+)?")
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
@@ -137,10 +139,12 @@ class Feed:
         link.symlink_to(name, target_is_directory=True)
         link.replace(directory / "current")
         # The snapshot before this one stays for whoever is reading it; older ones go.
-        kept = {name, *(file.partition("/")[0] for file in (before.files if before is not None else ()))}
-        for path in directory.glob("snapshot-*"):
-            if path.name not in kept:
-                _remove(path)
+        if before is not None:
+            kept = {name, *(file.partition("/")[0] for file in before.files)}
+            ours = {*written, *(file.partition("/")[2] for file in before.files), "changes.jsonl"}
+            for path in directory.glob("snapshot-*"):
+                if path.name not in kept and _is_snapshot(path, {file.partition("/")[0] for file in ours}):
+                    _remove(path)
         self._facts, self._layout, self._changes = facts, layout, changes
         if self._followed:
             self._known = dict(zip(items.numbers.tolist(), items.ids, strict=True))
@@ -210,6 +214,13 @@ def read_position(directory: Path) -> FeedPosition | None:
         return None
     except (msgspec.DecodeError, UnicodeError) as error:
         raise FeedError(f"{directory / POSITION_FILE} is of no feed ({error}): name another directory") from error
+
+
+def _is_snapshot(path: Path, names: set[str]) -> bool:
+    """Whether a feed has written this: by its name, and nothing but ``names`` in it. Others may keep snapshots here, too."""
+    return (
+        _SNAPSHOT.fullmatch(path.name) is not None and path.is_dir() and {one.name for one in path.iterdir()} <= names
+    )
 
 
 def _remove(path: Path) -> None:

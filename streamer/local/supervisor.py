@@ -25,6 +25,7 @@ from typing import Final
 
 import structlog
 
+from models.directories import make_directory
 from models.errors import SidstreamError
 from streamer.local.preloaded import SERVER_GONE, ForkedProcess, Preloading, Running
 from streamer.process.run import SUPERVISOR_VARIABLE
@@ -182,7 +183,7 @@ class Supervisor:
             return  # it would import the same beside the server: ``check`` comes back to it
         log_file = None
         if self.log_directory is not None:
-            self.log_directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.log_directory)
             log_file = self.log_directory / f"{child.name}.log"
         environment = {
             **os.environ,

@@ -38,7 +38,14 @@ from streamer.kafka.errors import Meaning, error_text
 from streamer.kafka.partitioner import MOVED_HEADER, murmur2
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topics
 from streamer.operations.key_moves import LEFT_BEHIND_AT, KeyHistory, Move, Note, Sighting
-from streamer.operations.topic_growth import grow, kept_from_compaction, partitions_of_topics, require_own_times
+from streamer.operations.topic_growth import (
+    grow,
+    kept_from_compaction,
+    partitions_of_topics,
+    require_fewer,
+    require_own_times,
+)
+from streamer.registry.reading import formats_of
 from streamer.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -115,13 +122,14 @@ def repartition(
     wanted = now[topics.item_updates] if partitions is None else partitions
     outcome = RepartitionOutcome(wanted)
     require_own_times(kafka, [topics.item_updates, *codes])
+    # Without a number keys go home, and the topics stay as they are.
+    growing = [*codes, topics.item_updates] if partitions is None else names
+    require_fewer({name: now[name] for name in growing}, wanted)
     if dry_run:
         run = _Run(settings, outcome, progress)
         for part in run.parts():
             run.look(1, part)
         return outcome
-    # Without a number keys go home, and the topics stay as they are.
-    growing = [*codes, topics.item_updates] if partitions is None else names
     outcome.grown = tuple(grow(kafka, growing, wanted))
     with kept_from_compaction(kafka, topics.item_updates):
         _Run(settings, outcome, progress).move_everything(patience_seconds)
@@ -145,6 +153,7 @@ class _Run:
             limits=settings.assigner,
             attributes=settings.attributes.rules(),
             embedding_model=manifest.embedding_model,
+            formats=formats_of(settings, rows=True),
         )
 
     def parts(self) -> list[tuple[int, int]]:

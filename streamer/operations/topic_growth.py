@@ -60,6 +60,16 @@ def require_own_times(kafka: KafkaSettings, names: Sequence[str]) -> None:
             )
 
 
+def require_fewer(now: Mapping[str, int], partitions: int) -> None:
+    """Return if no topic has more than ``partitions``; ``now``: what each has. Raises ``TopicMismatchError``."""
+    larger = [f"{name} has {count}" for name, count in now.items() if count > partitions]
+    if larger:
+        raise TopicMismatchError(
+            f"{', '.join(larger)} partitions, more than {partitions}: Kafka only adds partitions; "
+            f"give --partitions {max(now.values())}"
+        )
+
+
 def grow(kafka: KafkaSettings, names: Sequence[str], partitions: int) -> list[str]:
     """Give each topic ``partitions`` partitions, in the order of ``names``; those that have as many are left. The altered ones.
 
@@ -68,12 +78,7 @@ def grow(kafka: KafkaSettings, names: Sequence[str], partitions: int) -> list[st
         TopicError: the cluster refuses.
     """
     now = partitions_of_topics(kafka, names)
-    larger = [f"{name} has {count}" for name, count in now.items() if count > partitions]
-    if larger:
-        raise TopicMismatchError(
-            f"{', '.join(larger)} partitions, more than {partitions}: Kafka only adds partitions; "
-            f"give --partitions {max(now.values())}"
-        )
+    require_fewer(now, partitions)
     admin = AdminClient(client_configuration(kafka))
     altered = [name for name in names if now[name] < partitions]
     for name in altered:

@@ -104,6 +104,23 @@ def test_snapshot_and_changes_are_the_index_at_each_commit(tmp_path: Path) -> No
         assert len(list(out.glob("snapshot-*"))) == 2
 
 
+def test_folders_that_a_feed_did_not_make_stay_whatever_they_are_called(tmp_path: Path) -> None:
+    index, out = tmp_path / "index", tmp_path / "backups"
+    others = [out / "snapshot-2026-11-01", out / "snapshot-7", out / "snapshot-2026"]
+    for other in others:
+        other.mkdir(parents=True)
+        (other / "photos.tar").touch()
+    (out / "snapshot-8").touch()
+    with IndexWriter.open(index, codebook_id=CODEBOOK, layers=3, size=16) as writer, IndexReader(index) as reader:
+        apply(writer, 50, *EVENTS)
+        feed = Feed(reader, LAYOUT, out, format_named("nvidia-jsonl"), token_base=7)
+        made = [feed.write() for _ in range(4)]
+    assert all((other / "photos.tar").exists() for other in others)
+    assert (out / "snapshot-8").exists()
+    kept = {path.name for path in out.glob("snapshot-1*")}
+    assert kept == {one.files[0].partition("/")[0] for one in made[-2:]}, "of its own, the last and the one before"
+
+
 def test_another_layout_or_another_index_is_a_new_snapshot(tmp_path: Path) -> None:
     index, out = tmp_path / "index", tmp_path / "feed"
     with IndexWriter.open(index, codebook_id=CODEBOOK, layers=3, size=16) as writer, IndexReader(index) as reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -28,6 +29,7 @@ from streamer.kafka.clients import client_configuration, producer_configuration
 from streamer.kafka.partitioner import MOVED_HEADER, partition_of
 from streamer.operations.repartition import RepartitionError, repartition
 from streamer.settings import Settings
+from streamer.settings.records import ColumnSettings
 from support.patience import PATIENCE_SECONDS
 from support.processes import SidstreamProcess, committed_records, wait_until
 
@@ -195,6 +197,27 @@ def test_item_whose_newest_update_the_assigner_refuses_stays_where_it_is(shop: S
     assert outcome.kept == 1
     last = last_of_partitions(committed_records(shop, shop.topics.item_updates))[b"item-%d" % refused]
     assert list(last) == [partition_of(b"item-%d" % refused, BEFORE)], "its codes are an earlier update's: untouched"
+
+
+def test_items_in_columns_of_ones_own_move_as_all_others_do(shop: Settings) -> None:
+    shop = shop.model_copy(update={"columns": ColumnSettings(embedding="vec")})
+    producer = Producer(producer_configuration(shop.kafka))
+    for number in range(50):
+        row = {"vec": np.random.default_rng(number).normal(size=8).tolist()}
+        producer.produce(shop.topics.item_updates, key=b"item-%d" % number, value=json.dumps(row))
+    assert producer.flush(PATIENCE_SECONDS) == 0
+    outcome = repartition(shop, AFTER)
+    assert outcome.kept == 0
+    assert outcome.moved == outcome.to_move > 10
+    assert_at_home(committed_records(shop, shop.topics.item_updates), AFTER)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_fewer_partitions_are_refused_with_what_to_give_by_a_dry_run_too(shop: Settings, dry_run: bool) -> None:
+    with pytest.raises(
+        TopicMismatchError, match=f"more than 1: Kafka only adds partitions; give --partitions {BEFORE}"
+    ):
+        repartition(shop, 1, dry_run=dry_run)
 
 
 def test_topic_that_the_broker_dates_and_fewer_partitions_are_refused_with_what_to_do(shop: Settings) -> None:
