@@ -32,6 +32,10 @@ class AskingError(SidstreamError):
     """The results cannot be read."""
 
 
+class QueryTextError(SidstreamError):
+    """A text of a query, a user or an item's id is no UTF-8, as arguments of a command line may be."""
+
+
 class Results:
     """The records of ``results`` that come after it was made. For one thread."""
 
@@ -98,12 +102,20 @@ def query_record(
 ) -> dict[str, Any]:
     """What ``produce`` sends of a query; no retriever works on it after so many seconds, or those that it says itself.
     ``traced``: headers of its trace, none without.
+
+    Raises:
+        QueryTextError: a text of it is no UTF-8.
     """
     if query.timeout_ms is None:
         query = msgspec.structs.replace(query, timeout_ms=max(1, int(seconds * 1000)))
+    try:
+        value = QUERY.encode(query)
+    except UnicodeEncodeError as error:
+        part = ascii(error.object[error.start : error.end])
+        raise QueryTextError(f"a text of the query has {part}, which is no character: send it as UTF-8") from None
     return {
         "key": query_id.encode(),
-        "value": QUERY.encode(query),
+        "value": value,
         "headers": [
             *cloud_event_headers("query", identity=query_id, subject=query_id, at=int(time.time() * 1000)),
             *traced,

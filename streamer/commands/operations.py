@@ -75,7 +75,8 @@ def rebuild(
     if target.resolve() == settings.index.resolve():
         console.print("  The indexer goes on from there: start it.")
         return
-    old, replaced = settings.index, settings.index.with_name(f"{settings.index.name}.replaced")
+    old = settings.index
+    replaced = old.with_name(f"{old.name}.replaced-{datetime.now(UTC):%Y%m%d-%H%M%S}")  # beside those of before
     console.print(
         f"  To put it in the place of {shown(old)}: stop the indexer, run the next line, start the indexer. It goes on from "
         "this position; retrievers change over by themselves.",

@@ -6,10 +6,9 @@ What must hold: filters that differ in the order of their parts, in repetitions,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -72,7 +71,6 @@ class Not:
 
 
 Filter = Compare | OneOf | HoldsAny | Exists | All | AnyOf | Not
-_KEY_BYTES: Final = 16
 
 
 def one_of(field: str, values: Iterable[str | float | bool]) -> OneOf:
@@ -143,11 +141,6 @@ def to_json(of: Filter) -> dict[str, Any]:
 def canonical_bytes(of: Filter) -> bytes:
     """The canonical form as compact JSON; equal for equal filters alone."""
     return msgspec.json.encode(to_json(of))
-
-
-def filter_key(of: Filter) -> bytes:
-    """16 bytes that name the filter, the same in every process: what a cache of its items is looked up by."""
-    return hashlib.blake2b(canonical_bytes(of), digest_size=_KEY_BYTES).digest()
 
 
 def fields_of(of: Filter) -> set[str]:

@@ -16,12 +16,13 @@ double quotes. What comes out is a query's JSON, so that one parser (``streamer.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
-from models.attributes import AttributeType, described_type, is_name
+from models.attributes import LARGEST_WHOLE_NUMBER, AttributeType, described_type, is_name
 from models.errors import SidstreamError
 
 _CLAUSE: Final = re.compile(
@@ -86,7 +87,7 @@ def _clause(text: str, types: Mapping[str, AttributeType]) -> dict[str, Any]:
             *found.span("operator"),
             f"{field} is {described_type(declared)}, which has no {operator}: it has {operators}",
         )
-    values = _values(text, found.start("rest"), field, declared)
+    values = _values(text, found.start("rest"), field, declared, operator)
     if operator in _COMPARISONS:
         if len(values) > 1:
             raise WhereError(text, *found.span("rest"), f"{operator} takes one number")
@@ -99,8 +100,10 @@ def _clause(text: str, types: Mapping[str, AttributeType]) -> dict[str, Any]:
     return {"all": [{"field": field, "exists": True}, {"not": clause}]} if operator.startswith("!") else clause
 
 
-def _values(text: str, start: int, field: str, declared: AttributeType) -> list[Any]:
+def _values(text: str, start: int, field: str, declared: AttributeType, operator: str) -> list[Any]:
     values: list[Any] = []
+    # Only a string may be empty.
+    empty = f'; an empty one is {field}{operator}""' if declared in ("string", "strings") else ""
     at = start
     while True:
         first = at + len(text[at:]) - len(text[at:].lstrip())
@@ -111,7 +114,7 @@ def _values(text: str, start: int, field: str, declared: AttributeType) -> list[
             at = len(text) if bar < 0 else bar
             value = text[first:at].rstrip() if first < at else ""
             if not value:
-                raise WhereError(text, at, at + 1, f'a value is missing here; an empty one is {field}=""')
+                raise WhereError(text, at, at + 1, f"a value is missing here{empty}")
         values.append(_typed(text, first, at, field, declared, value))
         rest = text[at:].lstrip()
         if not rest:
@@ -139,7 +142,12 @@ def _typed(
         if not _NUMBER.fullmatch(value):
             hint = ": write a point, not a comma" if re.fullmatch(r"[+-]?\d+,\d+", value) else ""
             raise WhereError(text, first, end, f"{field} is a number, and {value[:40]!r} is none{hint}")
-        return int(value) if re.fullmatch(r"[+-]?\d{1,16}", value) else float(value)
+        number = int(value) if re.fullmatch(r"[+-]?\d{1,400}", value) else float(value)
+        if isinstance(number, int) and abs(number) > LARGEST_WHOLE_NUMBER:
+            raise WhereError(text, first, end, f"{field} is a number, and no attribute has a whole one beyond 2^53")
+        if isinstance(number, float) and not math.isfinite(number):
+            raise WhereError(text, first, end, f"{field} is a number, and no attribute has one so large")
+        return number
     if declared == "boolean":
         if value not in ("true", "false"):
             raise WhereError(text, first, end, f"{field} is a boolean: write true or false")

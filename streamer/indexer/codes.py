@@ -37,7 +37,9 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         try:
             row = absent if value is None else decode(value)
         except UNDECODABLE as error:
-            raise IndexerError(f"{place(record)} holds no item codes ({error}): who else writes to it?") from None
+            raise IndexerError(
+                f"{place(record)} holds no item codes ({error}): who else writes to it? What to do is in docs/runbook.md"
+            ) from None
         if row.codebook != codebook_id or len(row.codes) != layers:
             raise IndexerError(
                 f"{place(record)} has codes of codebook {row.codebook} ({len(row.codes)} layers); this index is of "
@@ -52,7 +54,8 @@ def codes_batch(records: Sequence[Message], codebook: Layout) -> CodesBatch:
         updated_at = np.array([row.updated_at for row in rows], dtype=np.int64)
     except OverflowError:
         raise IndexerError(
-            f"a record from {place(records[0])} on holds numbers beyond 64 bits: who else writes to it?"
+            f"a record from {place(records[0])} on holds numbers beyond 64 bits: who else writes to it? "
+            "What to do is in docs/runbook.md"
         ) from None
     if codes.size and (codes.min() < 0 or codes.max() >= codebook.size):
         bad = int(np.flatnonzero((codes < 0).any(1) | (codes >= codebook.size).any(1))[0])
@@ -80,7 +83,9 @@ def _attributes(record: Message, row: ItemCodes) -> bytes:
     try:
         return canonical_attributes(row.attributes, of_json=(record.value() or b"")[:1] in JSON_FIRST_BYTES)
     except UNDECODABLE as error:
-        raise IndexerError(f"{place(record)} holds no item codes ({error}): who else writes to it?") from None
+        raise IndexerError(
+            f"{place(record)} holds no item codes ({error}): who else writes to it? What to do is in docs/runbook.md"
+        ) from None
 
 
 def layout_record(record: Message, codebook_id: str) -> LayoutRecord | None:
@@ -93,7 +98,9 @@ def layout_record(record: Message, codebook_id: str) -> LayoutRecord | None:
     try:
         layout: LayoutRecord | None = None if value is None else LAYOUT.decode(value)
     except UNDECODABLE as error:
-        raise IndexerError(f"{place(record)} holds no layout ({error}): who else writes to it?") from None
+        raise IndexerError(
+            f"{place(record)} holds no layout ({error}): who else writes to it? What to do is in docs/runbook.md"
+        ) from None
     return layout if layout is not None and layout.codebook == codebook_id else None
 
 

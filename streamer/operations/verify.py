@@ -66,9 +66,10 @@ def examine(index: Path, against: Path | None = None, *, examples: int = 5) -> E
     Raises:
         IndexMissingError: there is no index, or an older sidstream made it.
     """
-    data = index / DATA_FILE
-    if data.is_file() and data.stat().st_size and writer_of(index) is None:
-        require_sound_pages(data)  # before LMDB comes upon what it does not survive
+    for directory in (index, *([against] if against is not None else [])):
+        data = directory / DATA_FILE
+        if data.is_file() and data.stat().st_size and writer_of(directory) is None:
+            require_sound_pages(data)  # before LMDB comes upon what it does not survive
     with IndexReader(index) as reader, reader.snapshot() as snapshot:
         faults = (*verify(snapshot), *_of_other_partitions(snapshot))
         layout = snapshot.live_layout()
