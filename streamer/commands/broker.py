@@ -198,8 +198,9 @@ def repartition_topics(
         return
     for name in outcome.grown:
         console.print(f"[green]✓[/] {shown(name)} has {outcome.partitions:,} partitions now")
-    all_home = "" if outcome.kept else ": each lies in its own partition"
-    console.print(f"[green]✓[/] {outcome.moved:,} of {outcome.keys:,} ids moved{all_home}")
+    console.print(f"[green]✓[/] {outcome.moved:,} of {outcome.keys:,} ids moved")
+    if not outcome.kept:
+        console.print("  each lies in its own partition")
     if outcome.kept:
         console.print(
             f"[yellow]![/] {outcome.kept:,} stay where they are: the assigner refuses their newest update "

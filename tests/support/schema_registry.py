@@ -64,23 +64,31 @@ class SchemaRegistry:
     """The application on a port of loopback, its schemas in memory."""
 
     def __init__(self, directory: Path) -> None:
-        self._port = free_port()
         self._log = directory / "registry.log"
-        self.url = f"http://127.0.0.1:{self._port}/apis/ccompat/v7"
 
     def __enter__(self) -> Self:
+        while not self._starts():
+            pass  # another process has taken the port meanwhile
+        return self
+
+    def _starts(self) -> bool:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/apis/ccompat/v7"
         options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx384m", "-Dquarkus.http.host=127.0.0.1"]
-        options += [f"-Dquarkus.http.port={self._port}", "-jar", "quarkus-run.jar"]
+        options += [f"-Dquarkus.http.port={port}", "-jar", "quarkus-run.jar"]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [find_java().executable, *options], cwd=application(), stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._answers():
-            assert self._process.poll() is None, self._log.read_text()[-2_000:]
+            if self._process.poll() is not None:
+                said = self._log.read_text()
+                assert "Address already in use" in said, said[-2_000:]
+                return False
             assert time.monotonic() < deadline, "the registry does not answer"
             time.sleep(0.1)
-        return self
+        return True
 
     def _answers(self) -> bool:
         try:
