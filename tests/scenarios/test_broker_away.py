@@ -71,7 +71,7 @@ def test_assigner_waits_for_a_broker_that_was_killed_or_is_not_there_yet_and_goe
             wait_until(lambda: len(assigned()) == 100, what="100 items before", every=0.5)
             assert is_ready()
             start(gateway, over_http)
-            assert written() == 202
+            wait_until(lambda: written() == 202, what="a gateway that writes")  # half a second may be too little
 
             os.kill(broker.pid, signal.SIGKILL)
             wait_until(lambda: not is_ready(), what="an assigner that says that the broker is away")

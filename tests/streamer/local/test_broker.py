@@ -199,7 +199,7 @@ def test_every_transaction_that_a_kill_interrupts_is_ended_after_the_restart_and
             try:
                 producer.begin_transaction()
                 producer.produce("killed", value)
-                producer.commit_transaction(1.0)
+                producer.commit_transaction(5.0)
             except KafkaException:
                 return
             acknowledged.add(value)
