@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -180,7 +181,9 @@ def processes_of(up: int) -> dict[str, int]:
             found[FORK_SERVER] = pid
             for forked in _children(pid):
                 if not any("resource_tracker" in word for word in _command_line(forked)) and alive(forked):
-                    found[Path(f"/proc/{forked}/comm").read_text().strip()] = forked
+                    # It may end between the two looks.
+                    with suppress(OSError):
+                        found[Path(f"/proc/{forked}/comm").read_text().strip()] = forked
         elif "sidstream" in command and alive(pid):
             found[command[command.index("sidstream") + 1]] = pid
     return found
