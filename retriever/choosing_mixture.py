@@ -72,6 +72,7 @@ def ask_model(
     import torch
 
     from models.bundles.model_of_bundle import load_language_model
+    from models.language.devices import device_named
     from retriever.answering.answers import Answerer
     from retriever.answering.asked import Asked
     from store.reading.reader import IndexReader
@@ -80,7 +81,7 @@ def ask_model(
     if not index.exists():
         weights = np.array([item.weight for item in shop.items])
         write_catalogue(index, bundle.layout, shop.items, trained.codes, weights)
-    model, prompts = load_language_model(bundle)
+    model, prompts = load_language_model(bundle, device=device_named("auto"))  # where training was
     ids = [item.id for item in shop.items]
     rows = {item: row for row, item in enumerate(ids)}
     settings = RetrieverSettings(dense=False, maximum_limit=max(RetrieverSettings().maximum_limit, NEAREST))

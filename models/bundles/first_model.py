@@ -12,6 +12,7 @@ import msgspec
 from models.bundles.bundle import BaseCheckpoint
 from models.bundles.manifest import BundleError
 from models.bundles.warm_start import Origin, bundle_of_checkpoint, load_origin
+from models.errors import SidstreamError
 from models.language.instruction import framed, parse_instruction, words_of
 from models.language.prompts import PromptBuilder, PromptSettings
 from models.sids.vocabulary import SidVocabulary
@@ -45,6 +46,13 @@ class ModelSettings:
     architecture: Architecture = "llama"
     instruction: str | None = None
     origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and self.origin is None and self.hidden_size % (2 * self.heads):
+            raise SidstreamError(
+                f"a new model of {self.heads} heads is a multiple of {2 * self.heads} wide, and {self.hidden_size} is none: give "
+                f"--hidden-size {max(1, round(self.hidden_size / 2 / self.heads)) * 2 * self.heads}"
+            )
 
     def described(self) -> str:
         """In words, all that decides its weights before training, but the seed."""
@@ -142,7 +150,7 @@ def _with_lora(model: Any, training: TrainingSettings, vocabulary: SidVocabulary
 
     if training.precision == "bf16":  # of weights that training does not change
         model = model.to(torch.bfloat16)
-    return add_lora(model, training.lora, vocabulary, training.dropout or 0.0)
+    return add_lora(model, training.lora, vocabulary, training.dropout or 0.0, training.seed)
 
 
 def _new(

@@ -36,6 +36,8 @@ def instruction_of(prompt: str, instruction: str | None) -> str | None:
             raise SidstreamError("--instruction gives the words of --prompt instruction: give both, or neither")
         return None
     text = DEFAULT_INSTRUCTION if instruction is None else instruction
+    if not text.strip():
+        raise SidstreamError("--instruction is empty: give its words, or --prompt bare")
     parse_instruction(text)  # refused before anything is read
     return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from models.commands.bundle_places import own_bundle, own_bundle_store
 from models.commands.choices import alignment_of, architecture_of, instruction_of, loss_of, precision_of, rank_of
 from models.commands.columns import with_columns
+from models.commands.idle_options import require_no_idle_options
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -231,6 +233,7 @@ def train(
     A training that was stopped (Ctrl-C, a crash, --minutes) goes on where it was when the same command is given again. On several
     cards: `accelerate launch -m sidstream train …`, which divides each step among its processes.
     """
+    import structlog
     import torch
 
     from models.bundles.building import train_bundle
@@ -267,7 +270,7 @@ def train(
     from models.examples.records import TrainingData
     from models.language.prompts import PromptSettings
     from models.training import processes
-    from models.training.checkpoints import begin_anew, facts_of
+    from models.training.checkpoints import alone, begin_anew, facts_of
     from models.training.reports import checked_services, default_directory
     from models.training.settings import TrainingSettings
 
@@ -275,7 +278,10 @@ def train(
     console = terminal(stderr=True)
     if not processes.is_first():
         console.quiet = True
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     processes.require_whole_models()
+    processes.require_own_precision(precision_of(precision))
+    require_no_idle_options(context)
     require_one_validation(validation or (), validation_share)
     require_resumable(checkpoint_directory(bundle), resume=resume, anew=anew)
     require_usable_neighbours(neighbours, embed, examples or ())
@@ -353,6 +359,8 @@ def train(
             f"{opened.manifest.dimension}: give the catalogue that it was fitted on"
         )
     checkpoints = checkpoint_directory(bundle)
+    if processes.is_first():
+        context.with_resource(alone(checkpoints))
     streamed = None
     if stream:
         with WorkProgress(console) as work:

@@ -83,7 +83,9 @@ def require_kept(context: typer.Context, bundle: Bundle) -> None:
     }
     for name, value in kept.items():
         if is_given(context, name) and context.params[name] != value:
-            raise _contradiction(context, name, bundle, f"{_option(context, name)} {value}" if value else f"no {name}")
+            raise _contradiction(
+                context, name, bundle, f"{option_of(context, name)} {value}" if value else f"no {name}"
+            )
     if is_given(context, "instruction"):
         words = framed(
             parse_instruction(context.params["instruction"]), TextTokenizer.load(bundle.model_directory).chat_frame
@@ -94,12 +96,13 @@ def require_kept(context: typer.Context, bundle: Bundle) -> None:
 
 def _contradiction(context: typer.Context, name: str, bundle: Bundle, kept: str) -> SidstreamError:
     return SidstreamError(
-        f"{_option(context, name)} is not what the model of {bundle.directory} was trained with, which a warm start keeps "
+        f"{option_of(context, name)} is not what the model of {bundle.directory} was trained with, which a warm start keeps "
         f"({kept.replace('_', ' ')}): leave the option out, or train without --from"
     )
 
 
-def _option(context: typer.Context, name: str) -> str:
+def option_of(context: typer.Context, name: str) -> str:
+    """How a person writes it: "--max-history"."""
     return next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
 
 

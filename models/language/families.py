@@ -8,8 +8,8 @@ model whose attention (or state) goes by the order of the tokens alone is told b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -23,11 +23,15 @@ HALF_TOLERANCE: Final = 5e-2
 _LOSS_TOLERANCE: Final = 1e-4
 _NO_LABEL: Final = -100  # transformers' label for "no loss here"
 _TRACE: Final = 1e-6
+_LAST, _SHORTEST = 4, 6  # tokens that are exchanged, of so many at least
+_AHEAD: Final = 1e-5  # of experts, whose sums are in the order of the tokens that they have
+_WINDOW, _HALF_WINDOW = 1e-4, 1e-2  # without a window the same sums, and with one that cuts a token off 2e-3 or more
 _LEAST: Final = 1e-6  # logits that a family scales down are small, and must agree as closely
 # Fields of configurations by which families scale their scores, and how (Cohere, Granite, Falcon-H1, Gemma 2).
 _FACTORS: Final = ("logit_scale", "lm_head_multiplier")
 _DIVISORS: Final = ("logits_scaling",)
 _SOFT_CAPS: Final = ("final_logit_softcapping",)
+_WINDOWS: Final = ("sliding_window", "attention_chunk_size")
 
 logger = structlog.get_logger(__name__)
 
@@ -40,7 +44,8 @@ def plain_model(model: Any) -> Any:
 
 def base_model(model: Any) -> Any:
     """The part of a causal LM that gives hidden states."""
-    return getattr(model, model.base_model_prefix)
+    found = getattr(model, model.base_model_prefix, None)
+    return model.get_decoder() if found is None else found  # Llama 4 has it by another name
 
 
 def chosen_logits(model: Any, row: torch.Tensor, column: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -93,42 +98,43 @@ def score_scale(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return scale
 
 
-_sees_branches: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+def sees_branches(model: Any, longest: int) -> bool:
+    """Whether tokens of a sequence see what a 4-D mask lets them see, and nothing else, at the positions that are given, and
+    whether a prompt and its SID of ``longest`` tokens see all of themselves: then prompts that begin alike can be one sequence.
 
-
-def sees_branches(model: Any) -> bool:
-    """Whether tokens of a sequence see what a 4-D mask lets them see, and nothing else, at the positions that are given: then
-    prompts that begin alike can be one sequence. Measured once a model; states (Mamba, convolutions) go by the order alone.
+    Measured of the model: states (Mamba, convolutions) go by the order alone, and a mask would take a sliding window away that
+    the search keeps.
     """
-    if model not in _sees_branches:
-        _sees_branches[model] = _measured(model)
-        if not _sees_branches[model]:
-            logger.info("branches_not_seen", model=type(model).__name__)
-    return _sees_branches[model]
+    found = _without_errors(model, _mask_is_all) and _without_errors(model, partial(_sees_whole, longest=longest))
+    if not found:
+        logger.info("branches_not_seen", model=type(model).__name__, longest=longest)
+    return found
 
 
-def require_own_loss(model: Any) -> None:
-    """Compares, on one made batch, what training minimises with the loss that the model's own code gives. Raises
-    ``SidstreamError`` where they differ: such a model would be trained for something else than what its family means.
+def shortest_window(model: Any) -> int | None:
+    """How many tokens back the layer of the shortest sight sees, by the configuration; None where all see all."""
+    windows = [getattr(model.config, name, None) for name in _WINDOWS]
+    return min((window for window in windows if window), default=None)  # Qwen2-MoE says 0 where it has none
+
+
+def require_trainable(model: Any, longest: int) -> None:
+    """Raises ``SidstreamError`` for a model that would be trained for something else than it is asked for: one whose own loss is
+    not what training minimises, one whose scores of a token tell what comes after it, and one that fails on ``longest`` tokens,
+    those of the longest prompt and its SID. Each is asked of the model on a made batch.
     """
     import torch
 
-    rows = int(model.config.vocab_size)
-    tokens = torch.randint(rows, (2, 10), generator=torch.Generator().manual_seed(0)).to(model.device)
-    labels = tokens.clone()
-    labels[:, :6] = _NO_LABEL
-    row, column = torch.nonzero(labels[:, 1:] != _NO_LABEL, as_tuple=True)
+    name = type(plain_model(model)).__name__
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            own = float(model(input_ids=tokens, labels=labels, use_cache=False).loss)
-            logits = chosen_logits(model, row, column, input_ids=tokens)
-            ours = float(torch.nn.functional.cross_entropy(logits, tokens[row, column + 1]))
+            own, ours = _losses(model)
+            causal = _is_causal(model, max(longest, _SHORTEST))
     except Exception as error:
         raise SidstreamError(
-            f"{type(plain_model(model)).__name__} cannot be trained here: a forward pass on a batch of tokens fails ({error}); "
-            "give another checkpoint, or another release of transformers"
+            f"{name} cannot be trained here: a forward pass on a batch of tokens, up to {longest} of them, fails ({error}); give "
+            "another checkpoint, or less to read (--max-history, --max-text)"
         ) from error
     finally:
         model.train(was_training)
@@ -136,9 +142,43 @@ def require_own_loss(model: Any) -> None:
         router = getattr(model.config, "output_router_logits", False)
         what_to_do = "set output_router_logits to false in its config.json" if router else "give another checkpoint"
         raise SidstreamError(
-            f"{type(plain_model(model)).__name__} is not trained by the cross-entropy of its scores alone: on one batch its own "
-            f"loss is {own:.4f}, that of its scores {ours:.4f}; {what_to_do}"
+            f"{name} is not trained by the cross-entropy of its scores alone: on one batch its own loss is {own:.4f}, that of "
+            f"its scores {ours:.4f}; {what_to_do}"
         )
+    if not causal:
+        raise SidstreamError(
+            f"{name} is no causal language model as it is configured: tokens that come later change what it says of earlier "
+            "ones, and it would learn to read its answers; give a checkpoint of a causal family"
+        )
+
+
+def _losses(model: Any) -> tuple[float, float]:
+    """The model's own loss of a batch, and that of its scores."""
+    import torch
+
+    tokens = torch.randint(_rows(model), (2, 10), generator=torch.Generator().manual_seed(0)).to(model.device)
+    labels = tokens.clone()
+    labels[:, :6] = _NO_LABEL
+    row, column = torch.nonzero(labels[:, 1:] != _NO_LABEL, as_tuple=True)
+    own = float(model(input_ids=tokens, labels=labels, use_cache=False).loss)
+    logits = chosen_logits(model, row, column, input_ids=tokens)
+    return own, float(torch.nn.functional.cross_entropy(logits, tokens[row, column + 1]))
+
+
+def _is_causal(model: Any, length: int) -> bool:
+    """Whether the scores of tokens are the same before other last tokens."""
+    import torch
+
+    tokens = torch.randint(_rows(model), (1, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+    others = tokens.clone()
+    others[:, -_LAST:] = (others[:, -_LAST:] + 1) % _rows(model)
+    before = torch.tensor([0, length - _LAST - 1], device=model.device)
+    said, then = (chosen_logits(model, torch.zeros_like(before), before, input_ids=ids) for ids in (tokens, others))
+    return agrees(then, said, HALF_TOLERANCE if _is_half(model) else _AHEAD)
+
+
+def _rows(model: Any) -> int:
+    return int(plain_model(model).config.vocab_size)
 
 
 def branch_inputs(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -160,11 +200,11 @@ def agrees(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
     return difference <= tolerance
 
 
-def _measured(model: Any) -> bool:
+def _mask_is_all(model: Any) -> bool:
     """A trunk of four tokens and two branches of two: each is as it is apart, and nothing of one reaches the other."""
     import torch
 
-    rows = int(model.config.vocab_size)
+    rows = _rows(model)
     tokens = torch.randint(rows, (8,), generator=torch.Generator().manual_seed(0)).to(model.device)
     visible = torch.zeros(8, 8, dtype=torch.bool)
     visible[:6, :6] = torch.ones(6, 6).tril().bool()
@@ -177,21 +217,47 @@ def _measured(model: Any) -> bool:
         found: torch.Tensor = model(input_ids=ids[None], use_cache=False, **more).logits[0]
         return found
 
-    tolerance = HALF_TOLERANCE if model.dtype in (torch.float16, torch.bfloat16) else TOLERANCE
+    tolerance = HALF_TOLERANCE if _is_half(model) else TOLERANCE
+    joined = scores(tokens, **inputs)
+    other = tokens.clone()
+    other[4:6] = (other[4:6] + 1) % rows
+    # In a new model states say little beside attention: what reaches the other branch is small, and not rounding.
+    if not agrees(scores(other, **inputs)[6:], joined[6:], _TRACE):
+        return False
+    return all(
+        agrees(joined[branch], scores(tokens[branch]), tolerance) for branch in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7])
+    )
+
+
+def _sees_whole(model: Any, longest: int) -> bool:
+    """A sequence of ``longest`` tokens is as it is under a mask that lets each token see all before it."""
+    import torch
+
+    tokens = torch.randint(_rows(model), (1, longest), generator=torch.Generator().manual_seed(0))
+    visible = torch.ones(1, longest, longest, dtype=torch.bool).tril()
+    batch = {"visible": visible, "positions": torch.arange(longest)[None]}
+    inputs = branch_inputs(model, {name: part.to(model.device) for name, part in batch.items()})
+    last = torch.zeros(1, dtype=torch.int64), torch.tensor([longest - 1])  # it misses the most
+    own = chosen_logits(model, *last, input_ids=tokens.to(model.device))
+    masked = chosen_logits(model, *last, input_ids=tokens.to(model.device), **inputs)
+    return agrees(own, masked, _HALF_WINDOW if _is_half(model) else _WINDOW)
+
+
+def _is_half(model: Any) -> bool:
+    import torch
+
+    return model.dtype in (torch.float16, torch.bfloat16)
+
+
+def _without_errors(model: Any, probe: Callable[[Any], bool]) -> bool:
+    """What the probe finds of the model as it answers queries; False where its forward pass fails."""
+    import torch
+
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            joined = scores(tokens, **inputs)
-            other = tokens.clone()
-            other[4:6] = (other[4:6] + 1) % rows
-            # In a new model states say little beside attention: what reaches the other branch is small, and not rounding.
-            if not agrees(scores(other, **inputs)[6:], joined[6:], _TRACE):
-                return False
-            return all(
-                agrees(joined[branch], scores(tokens[branch]), tolerance)
-                for branch in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7])
-            )
+            return probe(model)
     except Exception as error:  # whatever a family makes of a mask that it does not know
         logger.info("branches_not_understood", model=type(model).__name__, error=str(error))
         return False

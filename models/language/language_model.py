@@ -7,7 +7,10 @@ remote code.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 from models.errors import SidstreamError
@@ -18,6 +21,8 @@ from models.sids.vocabulary import SidVocabulary
 Architecture = Literal["llama", "qwen", "baichuan"]
 ARCHITECTURES: Final[tuple[Architecture, ...]] = ("llama", "qwen", "baichuan")
 _ADAPTER_CONFIG: Final = "adapter_config.json"  # peft's
+_PROBED_TOKENS: Final = 8
+_SAME: Final = 1e-4
 
 
 def small_causal_lm(
@@ -90,6 +95,8 @@ def load_checkpoint(
     import torch
 
     path = Path(directory)
+    if not path.is_dir():
+        raise SidstreamError(f"there is no directory {path}: --checkpoint is a local one of a causal language model")
     if (path / _ADAPTER_CONFIG).is_file():  # transformers would read it unmerged, and could not read a bundle of it
         raise SidstreamError(
             f"{path} is a peft adapter, not a whole model: merge it into its base (PeftModel.from_pretrained(...) and "
@@ -104,9 +111,40 @@ def load_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model.resize_token_embeddings(vocabulary.total)
-    model.config.pad_token_id = vocabulary.padding_id
+    if model.config.pad_token_id is None:  # families that count positions by theirs (RoBERTa, XGLM) need it as it is
+        model.config.pad_token_id = vocabulary.padding_id
     model.generation_config = type(model.generation_config).from_model_config(model.config)
+    _require_loadable(model, path)
     return model, tokenizer, vocabulary
+
+
+def _require_loadable(model: Any, path: Path) -> None:
+    """Refuses, before it is trained, a model that would not be the same when its configuration is read again: what was grown in
+    it may not be what its family builds from that. Weights are shared with the one that is built, not copied.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    tokens = torch.arange(_PROBED_TOKENS)[None]
+    was_training = model.training
+    model.eval()
+    try:
+        with TemporaryDirectory(prefix="sidstream-") as directory, quiet_transformers(), torch.inference_mode():
+            model.config.save_pretrained(directory)
+            configuration = AutoConfig.from_pretrained(directory)
+            state = dict(model.state_dict())
+            again = type(model).from_pretrained(None, config=configuration, state_dict=state, dtype=model.dtype).eval()
+            difference = float((again(tokens).logits - model(tokens).logits).abs().max())
+        reason = "" if difference <= _SAME else f"its scores differ by {difference:.3g}"
+    except Exception as error:  # whatever a family makes of its own configuration
+        reason = _first_line(error)
+    finally:
+        model.train(was_training)
+    if reason:
+        raise SidstreamError(
+            f"{path} is a {type(model).__name__}, which cannot be read again once SID tokens are added ({reason}): training "
+            "would end in a model that nothing can load; give a checkpoint of another family"
+        )
 
 
 def save_language_model(model: Any, tokenizer: TextTokenizer, directory: Path) -> None:
@@ -128,32 +166,49 @@ def from_pretrained(path: Path) -> Any:
     numbers, and leave out what its configuration does not ask for.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
     if not any(path.glob("*.safetensors")):
         raise SidstreamError(
             f"{path} holds no *.safetensors weights: only safetensors checkpoints are read; convert the checkpoint first"
         )
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype="auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the names
+            )
+    except Exception as error:  # whatever a foreign configuration makes transformers stumble over
+        raise SidstreamError(f"cannot read a causal language model from {path}: {_first_line(error)}") from error
+    _require_agreement(path, model, report)
+    if model.config.get_text_config() is not model.config:
+        raise SidstreamError(
+            f"{path} is a {type(model).__name__}, which reads more than text: save its language model by itself, with its "
+            "tokenizer, and give that directory"
+        )
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars, and no report of a checkpoint's keys: ours is one sentence, and a tied head is not there by right."""
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)  # its report of the keys is ours, in one sentence
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype="auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the names
-        )
-    except Exception as error:  # whatever a foreign configuration makes transformers stumble over
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SidstreamError(f"cannot read a causal language model from {path}: {first_line}") from error
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-    _require_agreement(path, model, report)
-    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _require_agreement(path: Path, model: Any, report: dict[str, Any]) -> None:

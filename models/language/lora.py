@@ -15,12 +15,14 @@ from models.sids.vocabulary import SidVocabulary
 _ADAPTER: Final = "adapter_model.safetensors"
 
 
-def add_lora(model: Any, rank: int, vocabulary: SidVocabulary, dropout: float = 0.0) -> Any:
+def add_lora(model: Any, rank: int, vocabulary: SidVocabulary, dropout: float = 0.0, seed: int = 0) -> Any:
     """The causal LM with updates of this rank (α = 2 · rank), of which alone training will change anything, and the rows of the
-    embedding (and of the head, where that is another) that the checkpoint did not have. ``dropout``: of what the updates read.
+    embedding (and of the head, where that is another) that the checkpoint did not have. ``dropout``: of what the updates read;
+    ``seed``: of their first numbers.
 
     Raises ``SidstreamError`` for a family whose layers peft does not know.
     """
+    import torch
     from peft import LoraConfig, get_peft_model
 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -36,8 +38,9 @@ def add_lora(model: Any, rank: int, vocabulary: SidVocabulary, dropout: float = 
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # of layouts of weights, which peft sets right by itself
+            torch.manual_seed(seed)
             return get_peft_model(model, configuration)
     except (ValueError, TypeError, AttributeError) as error:
         raise SidstreamError(

@@ -14,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -23,6 +24,7 @@ import structlog
 from models.errors import SidstreamError
 from models.language.dropout import set_dropout
 from models.language.finite import first_not_finite
+from models.language.language_model import quiet_transformers
 from models.language.lora import load_weights
 from models.training import processes, reports
 from models.training.checkpoints import Checkpoints, Mark
@@ -35,29 +37,35 @@ from models.training.settings import (
     TrainingSettings,
 )
 from models.training.tables import Batches, BlockedTable, Shares, TrainingTable
-from models.training.validation import Validation
+from models.training.validation import Figures, Validation
 
+_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator")  # of MPS, and of the processor
 _DIVERGED: Final = 3.0  # times the loss of guessing: no model that learned anything ends there
 
 logger = structlog.get_logger(__name__)
 
 
 class _Budget:
-    """How much of a training is done: by its steps, or by its time if that runs out first."""
+    """How much of a training is done: by its steps, or by its time if that runs out first; by the first process's clock, asked
+    once a step, so that several processes learn at the same rate.
+    """
 
     def __init__(self, steps: int, warm_up: float, seconds: float | None = None, *, begun_at: int = 0) -> None:
         """``begun_at``: the step from which it goes on; the time is for what is left then."""
         self._steps, self._warm_up, self._seconds = steps, warm_up, seconds
         self._before = begun_at / steps
         self._started = time.monotonic()
+        self._looked: tuple[int, float] = (-1, 0.0)  # at which step, and the share of the time
 
     def share(self, step: int) -> float:
         """0 at the start, 1 when no step is left or the time is up."""
         by_steps = step / self._steps
         if self._seconds is None:
             return min(1.0, by_steps)
-        passed = (time.monotonic() - self._started) / self._seconds
-        return min(1.0, max(by_steps, self._before + (1 - self._before) * passed))
+        if self._looked[0] != step:
+            (passed,) = processes.of_the_first((time.monotonic() - self._started) / self._seconds)
+            self._looked = step, passed
+        return min(1.0, max(by_steps, self._before + (1 - self._before) * self._looked[1]))
 
     def total_steps(self, step: int) -> float:
         """How many steps it will have been, as far as ``step`` of them tell."""
@@ -69,7 +77,7 @@ class _Budget:
         """As a share of the highest: rises over the warm-up, then falls along a cosine. The first step learns already."""
         share = self.share(step)
         if share < self._warm_up:
-            return max(share, 1 / self._steps) / self._warm_up
+            return min(1.0, max(share, 1 / self._steps) / self._warm_up)
         return 0.5 * (1 + math.cos(math.pi * (share - self._warm_up) / max(1 - self._warm_up, 1e-9)))
 
 
@@ -81,7 +89,8 @@ def fine_tune(
     checkpoints: Checkpoints | None = None,
     validation: TrainingTable | None = None,
 ) -> TrainingOutcome:
-    """Trains ``model`` in place and leaves it in evaluation mode, with the best weights of ``validation`` if that is given.
+    """Trains ``model`` in place and leaves it in evaluation mode, with the best weights of ``validation`` if that is given (in
+    the first of several processes, which alone saves it).
 
     Raises ``TrainingFailedError`` at the first step whose loss is NaN or infinite, and at the end if a weight is or the
     loss is far worse than that of guessing.
@@ -135,6 +144,7 @@ class _Run:
         self.losses: deque[float] = deque(maxlen=settings.report_every)
         self.loss_of_step = 0.0
         self.done = self.begun_at = 0  # steps
+        self.steps_begun = False  # by Trainer, which has read its checkpoint then
         self.seconds_before = 0.0
         self.started = time.monotonic()
 
@@ -156,7 +166,8 @@ class _Run:
                 self._keep_best()
         elif newest is not None:  # trained to its end, and stopped before the model was anywhere else
             self.directory = newest[0].parent
-            load_weights(self.model, newest[0])
+            with _read_whole(newest[0]):
+                load_weights(self.model, newest[0])
             self._keep_best()
         seconds = time.monotonic() - self.started
         self.model.eval()
@@ -222,6 +233,9 @@ class _Run:
                 return self.lr_scheduler
 
         class Steps(TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                run.steps_begun = True
+
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 ended = run.stepped(int(state.global_step))
                 if run.news or ended or run.done % run.settings.report_every == 0:
@@ -262,8 +276,17 @@ class _Run:
             model=self.model, args=arguments, train_dataset=self.table, callbacks=[Steps(), *services]
         )
         trainer.remove_callback(PrinterCallback)
-        with torch.random.fork_rng(devices=[]), _quiet_transformers():
-            trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+        with torch.random.fork_rng(devices=[]), quiet_transformers(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")  # of rows that are new
+            try:
+                trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+            except Exception as error:
+                if _is_of_memory(error):
+                    raise self._too_large(error) from error
+                if resume_from is None or self.steps_begun:
+                    raise
+                with _read_whole(resume_from):
+                    raise
 
     def saw(self, loss: float) -> None:
         """A part's loss of the step that is being taken."""
@@ -278,7 +301,7 @@ class _Run:
         self.loss_of_step = 0.0
         ended = self.budget.share(step) >= 1
         if self.validation is not None and (ended or step % self.validation.every == 0):
-            figures = self.validation.figures(self.model)
+            figures = Figures(*processes.of_the_first(*astuple(self.validation.figures(self.model))))
             self.news |= {"eval_loss": figures.loss, "eval_recall_at_1": figures.recall_at_1}
             if self.validation.take(figures, step) and processes.is_first():
                 _save(self.model, self._best())
@@ -323,8 +346,10 @@ class _Run:
         return Checkpoints.best(self.directory, self.validation.best_step)
 
     def _keep_best(self) -> None:
-        if self.validation is not None and self.validation.best_step not in (0, self.done):
-            _load(self.model, self._best())
+        # The file is the first process's, which alone goes on with the model.
+        if self.validation is not None and self.validation.best_step not in (0, self.done) and processes.is_first():
+            with _read_whole(self._best()):
+                _load(self.model, self._best())
 
     def _require_learnt(self) -> None:
         if (
@@ -336,6 +361,17 @@ class _Run:
         if last > _DIVERGED * guessing:
             raise self._failed(f"the loss at the end is {last:.1f}, and guessing would give {guessing:.1f}")
 
+    def _too_large(self, error: Exception) -> SidstreamError:
+        s = self.settings
+        smaller = [f"--accumulate {2 * s.accumulate}"]
+        smaller += [] if s.gradient_checkpointing else ["--gradient-checkpointing"]
+        smaller += [] if s.precision == "bf16" else ["--precision bf16"]
+        smaller += [] if s.lora else ["--lora 16 (of a checkpoint)"]
+        return SidstreamError(
+            f"training needs more memory than there is, in step {self.done + 1:,}: {str(error).splitlines()[0]}. Need less by "
+            f"{', '.join(smaller)} or a smaller --batch-size"
+        )
+
     def _failed(self, what: str) -> TrainingFailedError:
         gamma = f" or a γ smaller than {self.settings.gamma:g}" if self.settings.gamma else ""
         return TrainingFailedError(
@@ -345,21 +381,24 @@ class _Run:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No bars of its own, and no word about a tied ``lm_head`` that a checkpoint lacks by right, nor of peft about rows that are
-    kept because they are new.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.ERROR)
+def _read_whole(path: Path) -> Iterator[None]:
+    """Says of whatever fails in reading a checkpoint what to do about it."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SidstreamError(
+            f"the checkpoint {path} cannot be read ({reason}): remove it to go on from an older one if there is one, or begin "
+            "anew with --anew"
+        ) from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    )
 
 
 def _save(model: Any, path: Path) -> None:

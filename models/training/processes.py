@@ -1,7 +1,7 @@
 """Several processes that train one model (`accelerate launch`, `torchrun`): who is first, and what the first one decides.
 
-What must hold: alone, nothing of torch.distributed is touched; together, all take the same steps and end at the same one. The
-first process alone writes and reports.
+What must hold: alone, nothing of torch.distributed is touched; together, all take the same steps at the same learning rate and
+end at the same one. The first process alone writes and reports.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ def require_whole_models() -> None:
             )
 
 
+def require_own_precision(precision: str) -> None:
+    """Raises ``SidstreamError`` where `accelerate launch` was told another precision than training: it would go by that one."""
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if told not in ("no", precision):
+        raise SidstreamError(
+            f"accelerate was told the precision {told}, and training {precision}: launch it without --mixed_precision, and give "
+            "--precision bf16 for that"
+        )
+
+
 def is_first() -> bool:
     """Whether this one writes and reports."""
     return rank() == 0
@@ -47,6 +57,17 @@ def decided(*flags: bool) -> tuple[bool, ...]:
     told = torch.tensor(flags, dtype=torch.uint8, device=_device())
     torch.distributed.broadcast(told, src=0)
     return tuple(bool(flag) for flag in told.tolist())
+
+
+def of_the_first(*values: float) -> tuple[float, ...]:
+    """The first process's numbers: of a clock, or of a validation that each makes of its own rounding."""
+    if world() == 1:
+        return values
+    import torch
+
+    told = torch.tensor(values, dtype=torch.float64, device=_device())
+    torch.distributed.broadcast(told, src=0)
+    return tuple(told.tolist())
 
 
 def summed(value: float) -> float:

@@ -18,7 +18,7 @@ from models.examples.folding import apart, folded
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 from models.examples.streamed import StreamedData
 from models.language.dropout import set_dropout
-from models.language.families import require_own_loss, sees_branches
+from models.language.families import require_trainable, sees_branches
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
 from models.training.checkpoints import Checkpoints
@@ -218,22 +218,23 @@ def train_model(
     """Trains ``model`` in place (``fine_tune``) on all of ``data`` whose items are known, and on the tasks of ``alignment``.
 
     ``item_rows``: item id → row of ``codes`` (N, L); ``titles``: by item id, for prompts that have them. Raises
-    ``SidstreamError`` where nothing of ``data`` or of ``validation`` is known, and for a model whose family
-    learns by another loss than its scores tell.
+    ``SidstreamError`` where nothing of ``data`` or of ``validation`` is known, and for a model that
+    cannot be trained for what it is asked (``require_trainable``).
     """
-    require_own_loss(model)
+    longest = prompts.width + layout.layers
+    require_trainable(model, longest)
     if settings.dropout is not None:  # a family without any is refused before tables take their time
         set_dropout(model, settings.dropout, lora=settings.lora > 0)
     table: TrainingTable | BlockedTable
     if isinstance(data, StreamedData):
         if alignment is not None:
             raise SidstreamError("alignment tasks need all training data in memory: leave --align or --stream out")
-        shared = sees_branches(model)
+        shared = sees_branches(model, longest)
         table, skipped, mentions = streamed_table(data, prompts, layout, item_rows, codes, titles, shared=shared)
     else:
         usable = known(data, item_rows)
         skipped, mentions = usable.examples, usable.mentions
-        shared = not usable.data.histories or sees_branches(model)
+        shared = not usable.data.histories or sees_branches(model, longest)
         table = training_table(usable.data, prompts, layout, item_rows, codes, titles=titles, shared=shared)
         if alignment is not None:
             table = alignment.beside(table, prompts, layout, item_rows, codes)

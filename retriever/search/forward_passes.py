@@ -16,7 +16,7 @@ import numpy.typing as npt
 import structlog
 import torch
 
-from models.language.families import HALF_TOLERANCE, TOLERANCE, agrees, base_model, score_scale
+from models.language.families import HALF_TOLERANCE, TOLERANCE, agrees, base_model, score_scale, shortest_window
 from models.language.int8 import has_int8
 
 logger = structlog.get_logger(__name__)
@@ -188,7 +188,7 @@ def forward_passes(model: Any, longest: int) -> ForwardPasses:
             logger.warning(
                 "slow_decoding", model=type(model).__name__, reason="4-D attention masks are not honoured by this model"
             )
-    window = getattr(model.config, "sliding_window", None)
+    window = shortest_window(model)
     if _shares_prompt[model] and (window is None or longest < window):
         return SharedPromptPasses(model)
     return PlainPasses(model)

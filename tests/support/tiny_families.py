@@ -78,7 +78,24 @@ BY_ORDER: dict[str, dict[str, Any]] = {
     },
     "bloom": {"n_layer": 2, "n_head": 4},
 }
+# Encoders' kin, and a mask that is learnt of all tokens.
+LOOKING_AHEAD: dict[str, dict[str, Any]] = {"bert": {}, "roberta": {}, "doge": {}}
+# Layers that see the last 20 tokens alone.
+WINDOWED: dict[str, dict[str, Any]] = {
+    "mistral of 20": {"sliding_window": 20},
+    "gpt_oss of 20": ATTENTIVE["gpt_oss"] | {"sliding_window": 20},
+    "gemma3_text of 20": {"sliding_window": 20},
+}
+# Its own loss does not know that its embedding has grown, so that it cannot be trained here.
+CHUNKED: dict[str, dict[str, Any]] = {"llama4_text of 20": {"attention_chunk_size": 20, "moe_layers": []}}
+# Positions are counted from the padding token's number.
+BY_PADDING: dict[str, dict[str, Any]] = {
+    "roberta as a decoder": {"is_decoder": True},
+    "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48},
+}
 FAMILIES = ATTENTIVE | SCALING | BY_ORDER
+_NO_WINDOW: dict[str, dict[str, Any]] = {"qwen2_moe": _EXPERTS | {"shared_expert_intermediate_size": 16}}
+_OTHERS = LOOKING_AHEAD | WINDOWED | CHUNKED | BY_PADDING | _NO_WINDOW
 
 
 def tiny_model(family: str, seed: int = 0) -> Any:
@@ -86,19 +103,19 @@ def tiny_model(family: str, seed: int = 0) -> Any:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    configuration = CONFIG_MAPPING[family](**(_BASE | FAMILIES[family]))
+    configuration = CONFIG_MAPPING[family.split()[0]](**(_BASE | (FAMILIES | _OTHERS)[family]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(configuration).eval()
 
 
-def write_checkpoint(family: str, path: Path) -> Path:
+def write_checkpoint(family: str, path: Path, seed: int = 0) -> Path:
     """A checkpoint of such a model, with a tokenizer of single bytes."""
     from transformers import PreTrainedTokenizerFast
 
     from models.language.tokenizer import BYTES, train_tokenizer
 
-    tiny_model(family).save_pretrained(path)
+    tiny_model(family, seed).save_pretrained(path)
     own = train_tokenizer((), size=BYTES)
     PreTrainedTokenizerFast(tokenizer_object=own._tokenizer, bos_token="!", eos_token="!").save_pretrained(path)
     return path

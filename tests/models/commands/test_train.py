@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from models.bundles.bundle import Bundle, checkpoint_directory
 from models.catalogue import Catalogue, CatalogueItem
 from models.errors import SidstreamError
+from models.training.checkpoints import alone
+from support.tiny_families import write_checkpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -78,8 +80,6 @@ def test_loss_gamma_architecture_and_dropout_are_recorded(shop: Path) -> None:
         shop,
         "--epochs",
         1,
-        "--patience",
-        3,
         "--loss",
         "focal",
         "--gamma",
@@ -314,13 +314,86 @@ def test_examples_may_bring_their_queries_embeddings_which_choose_the_mixture_an
         (["--prompt", "chat"], "choose one of bare, instruction"),
         (["--instruction", "Find {query}"], "give both, or neither"),
         (["--prompt", "instruction", "--instruction", "{what}"], "use these"),
+        (["--prompt", "instruction", "--instruction", " "], "--instruction is empty"),
         (["--history-text", "3", "--max-history", "0"], "let max_history be 1 or more"),
+        (["--hidden-size", "12"], "a multiple of 8 wide, and 12 is none: give --hidden-size 16"),
+        (
+            ["--hidden-size", "64", "--checkpoint", "x"],
+            "--hidden-size is of a new model, and --checkpoint brings its own",
+        ),
+        (["--model-layers", "2", "--checkpoint", "x"], "--model-layers is of a new model"),
+        (["--align-share", "0.3"], "--align-share is of the tasks of --align: give one, or leave it out"),
+        (["--early-stop", "2"], "--early-stop counts validations: give --validation"),
+        (["--per-item", "2", "--examples", "e.jsonl"], "--per-item is of queries made of the catalogue"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(choices: list[str], message: str, tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["train", str(tmp_path), *choices])
     assert isinstance(answer.exception, SidstreamError)
     assert message in str(answer.exception)
+
+
+def test_options_of_large_models_reach_training(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Seen(Exception):
+        pass
+
+    def spy(model: Any, data: Any, prompts: Any, layout: Any, rows: Any, codes: Any, settings: Any, **more: Any) -> Any:
+        seen.update(model=model, prompts=prompts.settings, settings=settings, validation=more["validation"])
+        raise Seen
+
+    monkeypatch.setattr("models.bundles.building.train_model", spy)
+    given = {
+        "--lora": "r=4", "--precision": "bf16", "--accumulate": 3, "--weight-decay": 0.2, "--warm-up": 0.4, "--dropout": 0.1,
+        "--max-history": 4, "--max-text": 7, "--early-stop": 2, "--validation-share": 0.2, "--batch-size": 24,
+        "--learning-rate": 0.002, "--epochs": 5, "--minutes": 2, "--seed": 9,
+    }  # fmt: skip
+    words = [word for pair in given.items() for word in pair]
+    checkpoint = write_checkpoint("llama", shop / "checkpoint")
+    with pytest.raises(Seen):
+        invoke(
+            *("train", shop / "catalogue", "--bundle", shop / "bundle", "--checkpoint", checkpoint),
+            *("--gradient-checkpointing", *words),
+        )
+    found = seen["settings"]
+    assert (found.lora, found.precision, found.accumulate, found.gradient_checkpointing) == (4, "bf16", 3, True)
+    assert (found.weight_decay, found.warm_up, found.dropout, found.patience) == (0.2, 0.4, 0.1, 2)
+    assert (found.batch_size, found.learning_rate, found.epochs, found.seed) == (24, 0.002, 5, 9)
+    assert 30 <= found.seconds <= 120
+    assert (seen["prompts"].max_history, seen["prompts"].max_text_tokens) == (4, 7)
+    assert seen["validation"].targets > 0
+    lora = seen["model"].peft_config["default"]
+    assert (lora.r, lora.lora_dropout) == (4, 0.1)
+
+
+def test_checkpoint_that_is_not_there_is_refused_by_its_name(shop: Path) -> None:
+    with pytest.raises(SidstreamError, match=r"there is no directory .*nowhere: --checkpoint is a local one"):
+        invoke("train", shop / "catalogue", "--bundle", shop / "bundle", "--checkpoint", shop / "nowhere")
+
+
+def test_bundle_that_another_training_has_is_refused(shop: Path) -> None:
+    with (
+        alone(checkpoint_directory(shop / "bundle")),
+        pytest.raises(SidstreamError, match=r"another training has .* wait until it has ended"),
+    ):
+        train(shop, "--epochs", 1)
+
+
+def test_training_of_a_checkpoint_does_not_go_on_from_other_weights(shop: Path) -> None:
+    checkpoint = write_checkpoint("llama", shop / "checkpoint")
+    same = ["train", shop / "catalogue", "--bundle", shop / "bundle", "--checkpoint", checkpoint, "--epochs", 1]
+    invoke(*same, "--minutes", 0.01, "--epochs", 1_000)
+    shutil.rmtree(checkpoint)
+    write_checkpoint("llama", checkpoint, seed=1)
+    with pytest.raises(SidstreamError, match=r"base \w{16} there, \w{16} here"):
+        invoke(*same, "--epochs", 1_000)
+
+
+def test_launch_in_another_precision_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(SidstreamError, match="accelerate was told the precision bf16, and training float32"):
+        invoke("train", tmp_path)
 
 
 @pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])

@@ -102,6 +102,22 @@ def test_checkpoint_trained_by_lora_is_a_plain_model_in_its_bundle(precision: An
     assert losses[0] < losses[1] - 0.1, "its own SIDs are likelier than another item's"
 
 
+def test_seed_gives_the_first_updates_and_dropout_is_theirs(tmp_path: Path) -> None:
+    path = write_checkpoint("llama", tmp_path / "checkpoint")
+
+    def first(seed: int) -> Any:
+        model, _, vocabulary = load_checkpoint(path, user_buckets=0, layers=3, size=4)
+        model = add_lora(model, 4, vocabulary, dropout=0.3, seed=seed)
+        assert model.peft_config["default"].lora_dropout == 0.3
+        return torch.cat([part.detach().ravel() for name, part in model.named_parameters() if "lora_A" in name])
+
+    torch.manual_seed(1)
+    one = first(7)
+    torch.manual_seed(2)
+    assert torch.equal(first(7), one)
+    assert not torch.equal(first(8), one)
+
+
 def test_training_by_lora_goes_on_after_a_stop_to_the_same_weights(tmp_path: Path) -> None:
     path = write_checkpoint("llama", tmp_path / "checkpoint")
     settings = TrainingSettings(max_steps=12, batch_size=10, learning_rate=1e-2, lora=4)

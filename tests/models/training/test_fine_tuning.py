@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from models.training.tables import JoinedTable
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from models.language.families import plain_model  # noqa: E402
 from models.language.language_model import small_causal_lm  # noqa: E402
 from models.training.fine_tuning import _Budget, fine_tune  # noqa: E402
 from models.training.losses import target_loss  # noqa: E402
@@ -131,8 +133,36 @@ def test_a_small_model_learns_its_examples_and_reports_progress() -> None:
     assert best == PROMPTS.vocabulary.sid_base + CODES[4, 0]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How a loss was asked for: rows of the batch, whether in bfloat16, whether activations are computed again."""
+
+    rows: int
+    in_bf16: bool
+    again: bool
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """Each loss that training takes."""
+    found: list[Asked] = []
+
+    def spy(model: Any, batch: Any, *rest: Any) -> Any:
+        dtypes: list[Any] = []
+        plain = plain_model(model)
+        layer = plain.model.layers[0].mlp.down_proj
+        handle = layer.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+        loss = target_loss(model, batch, *rest)
+        handle.remove()
+        found.append(Asked(len(batch["token_ids"]), dtypes == [torch.bfloat16], plain.is_gradient_checkpointing))
+        return loss
+
+    monkeypatch.setattr("models.training.fine_tuning.target_loss", spy)
+    return found
+
+
 @pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
-def test_step_in_parts_learns_the_same_model(loss: Any) -> None:
+def test_step_in_parts_learns_the_same_model(loss: Any, asked: list[Asked]) -> None:
     weights = []
     for accumulate in (1, 3):
         model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
@@ -141,19 +171,51 @@ def test_step_in_parts_learns_the_same_model(loss: Any) -> None:
         )
         outcome = fine_tune(model, table(), settings)
         weights.append((outcome.loss, torch.cat([part.detach().ravel() for part in model.parameters()])))
+    assert [one.rows for one in asked] == [12] * 8 + [4] * 24
     assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-5)
     torch.testing.assert_close(weights[0][1], weights[1][1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("choice", [{"precision": "bf16"}, {"gradient_checkpointing": True}])
-def test_bf16_and_gradient_checkpointing_learn_too(choice: dict[str, Any]) -> None:
+def test_bf16_and_gradient_checkpointing_learn_too(choice: dict[str, Any], asked: list[Asked]) -> None:
     losses = []
     for own in ({}, choice):
         model = small_causal_lm(PROMPTS.vocabulary, hidden_size=32, layers=2, heads=2)
         outcome = fine_tune(model, table(), TrainingSettings(max_steps=40, batch_size=12, learning_rate=5e-3, **own))
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         losses.append(outcome.loss)
+    assert {(one.in_bf16, one.again) for one in asked[:40]} == {(False, False)}
+    assert {(one.in_bf16, one.again) for one in asked[40:]} == {("precision" in choice, "precision" not in choice)}
     assert losses[1] == pytest.approx(losses[0], abs=0.0 if "gradient_checkpointing" in choice else 0.1)
+
+
+def test_weight_decay_warm_up_and_learning_rate_are_those_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[dict[str, Any]] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: Any, *arguments: Any, **names: Any) -> Any:
+        groups.append(dict(self.param_groups[0]))
+        return step(self, *arguments, **names)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+    settings = TrainingSettings(max_steps=10, batch_size=12, learning_rate=0.01, warm_up=0.5, weight_decay=0.25)
+    fine_tune(model, table(), settings)
+    assert {group["weight_decay"] for group in groups} == {0.25}
+    rates = [group["lr"] for group in groups]
+    np.testing.assert_allclose(rates[:6], [0.002, 0.002, 0.004, 0.006, 0.008, 0.01])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_training_that_needs_more_memory_than_there_is_says_how_to_need_less() -> None:
+    def out_of_memory(_: TrainingProgress) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0")
+
+    model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+    with pytest.raises(
+        SidstreamError, match=r"Tried to allocate 2\.00 GiB\.\. Need less by --accumulate 6, --gradient"
+    ):
+        fine_tune(model, table(), TrainingSettings(max_steps=3, accumulate=3, batch_size=6), out_of_memory)
 
 
 @pytest.fixture
@@ -200,6 +262,8 @@ def test_learning_rate_rises_and_then_falls_to_nothing_by_the_end_of_the_time_or
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0.0, abs=1e-6)
     assert _Budget(100, 1.0, seconds=1e6).learning_rate(100) == pytest.approx(1.0), "a warm-up to the end never falls"
+    assert [_Budget(1, warm_up).learning_rate(0) for warm_up in (0.05, 0.9)] == [1.0, 1.0], "never above the highest"
+    assert _Budget(10, 0.05).learning_rate(0) == 1.0
     by_time = _Budget(100, 0.1, seconds=60.0)
     clock[0] += 60.0
     assert by_time.learning_rate(3) == pytest.approx(0.0)
@@ -282,6 +346,30 @@ def test_a_checkpoint_that_cannot_be_written_ends_training_with_what_to_do(tmp_p
         fine_tune(model, table(), TrainingSettings(max_steps=7, batch_size=5), checkpoints=Checkpoints(tmp_path, {}))
 
 
+CHECKPOINT = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "begun_again"), [*((name, True) for name in CHECKPOINT), ("model.safetensors", False)]
+)
+def test_checkpoint_with_a_file_that_was_cut_is_refused_with_what_to_do(
+    tmp_path: Path, name: str, begun_again: bool
+) -> None:
+    def model() -> Any:
+        return small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
+
+    settings = TrainingSettings(max_steps=7, batch_size=5)
+    if begun_again:
+        with pytest.raises(Stopped):
+            fine_tune(model(), table(), settings, stop_at(4), AfterEachStep(tmp_path, {}))
+    else:
+        fine_tune(model(), table(), settings, checkpoints=Checkpoints(tmp_path, {}))
+    [path] = tmp_path.glob(f"checkpoint-*/{name}")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SidstreamError, match=r"the checkpoint .*checkpoint-\d cannot be read .*begin anew with --anew"):
+        fine_tune(model(), table(), settings, checkpoints=Checkpoints(tmp_path, {}))
+
+
 def test_training_that_had_ended_is_read_from_its_last_checkpoint(tmp_path: Path) -> None:
     settings = TrainingSettings(max_steps=7, batch_size=5)
 
@@ -299,7 +387,7 @@ def test_training_that_had_ended_is_read_from_its_last_checkpoint(tmp_path: Path
 def test_training_whose_time_was_up_goes_on_with_the_steps_that_are_left(tmp_path: Path, clock: list[float]) -> None:
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
     clock[1] = 1.0
-    settings = TrainingSettings(max_steps=200, batch_size=5, seconds=300.0)
+    settings = TrainingSettings(max_steps=200, batch_size=5, seconds=150.0)
     first = fine_tune(model, table(), settings, checkpoints=Checkpoints(tmp_path, {}))
     assert first.steps < 200
     model = small_causal_lm(PROMPTS.vocabulary, hidden_size=16, layers=1, heads=1)
