@@ -4,12 +4,16 @@ changes after it where it is followed.
 What must hold: ``position.json`` is written last and names the files of one snapshot, all of them whole; a reader that loads them
 and then the changes up to a line ``{"commit": …}`` has the catalogue as it was at that commit. Where changes cannot be told (the
 index is another one, its log does not reach back, the layout is another one), there is a new snapshot. A title or a weight that
-changes alone is no change: the index does not log it.
+changes alone is no change: the index does not log it. Nothing is removed or replaced that a feed did not make: each snapshot says
+in ``.snapshot.json`` what it is called and which files are the feed's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,10 @@ from streamer.feeds.formats import FeedFormat
 from streamer.feeds.items import FeedError, FeedFacts, FeedItems, LayoutChoice, chosen_layout, in_order, read_items
 
 POSITION_FILE: Final = "position.json"
+_CURRENT: Final = "current"
+_MADE_FILE: Final = ".snapshot.json"
+_CHANGES_FILE: Final = "changes.jsonl"
+_PARTIAL: Final = ".snapshot.partial"
 _SNAPSHOT: Final = re.compile(r"snapshot-\d+(-\d+)?")
 _ENCODE: Final = msgspec.json.Encoder().encode
 
@@ -47,6 +55,13 @@ class FeedPosition(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[str, ...]
     changes: str | None
     written_at: int
+
+
+class _Made(msgspec.Struct, frozen=True):
+    """``.snapshot.json`` in a snapshot: its ``name`` when it was made (a copy of it is not the feed's), and the files in it."""
+
+    name: str
+    files: tuple[str, ...]
 
 
 @dataclass
@@ -100,19 +115,21 @@ class Feed:
 
     def _put(self, items: FeedItems, facts: FeedFacts, layout: Layout) -> FeedPosition:
         directory = self._directory
-        name = f"snapshot-{facts.commit}"
-        partial = directory / f".{name}.partial"
         directory.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
+        before = read_position(directory)
+        linked = _current(directory, before)
+        name, taken = f"snapshot-{facts.commit}", 1
+        while os.path.lexists(directory / name):  # of an index before, or written again without a change
+            name, taken = f"snapshot-{facts.commit}-{taken}", taken + 1
+        partial = directory / _PARTIAL
+        shutil.rmtree(partial, ignore_errors=True)  # of a feed that was stopped
         partial.mkdir()
         written = self._format.write(items, partial)
-        taken = 1
-        while (directory / name).exists():  # of an index before, or written again without a change
-            name, taken = f"snapshot-{facts.commit}-{taken}", taken + 1
-        partial.rename(directory / name)
-        changes = directory / name / "changes.jsonl" if self._followed else None
+        changes = directory / name / _CHANGES_FILE if self._followed else None
         if changes is not None:
-            changes.touch()
+            (partial / _CHANGES_FILE).touch()
+        _mark(partial, _Made(name, (*written, _CHANGES_FILE)))
+        partial.rename(directory / name)
         found = FeedPosition(
             format=self._format.name,
             loader=self._format.loader,
@@ -127,24 +144,23 @@ class Feed:
             commit=facts.commit,
             position=dict(facts.position),
             files=tuple(f"{name}/{file}" for file in written),
-            changes=None if changes is None else f"{name}/changes.jsonl",
+            changes=None if changes is None else f"{name}/{_CHANGES_FILE}",
             written_at=int(time.time() * 1000),
         )
-        before = read_position(directory)
         new = directory / f".{POSITION_FILE}.partial"
         new.write_bytes(msgspec.json.format(_ENCODE(found), indent=2) + b"\n")
         new.replace(directory / POSITION_FILE)
         link = directory / ".current.partial"
         link.unlink(missing_ok=True)
         link.symlink_to(name, target_is_directory=True)
-        link.replace(directory / "current")
+        link.replace(directory / _CURRENT)
         # The snapshot before this one stays for whoever is reading it; older ones go.
+        kept = {name, linked}
         if before is not None:
-            kept = {name, *(file.partition("/")[0] for file in before.files)}
-            ours = {*written, *(file.partition("/")[2] for file in before.files), "changes.jsonl"}
-            for path in directory.glob("snapshot-*"):
-                if path.name not in kept and _is_snapshot(path, {file.partition("/")[0] for file in ours}):
-                    _remove(path)
+            kept.add(_marked(directory, before))
+        for path in directory.glob("snapshot-*"):
+            if path.name not in kept and (made := _made(path)) is not None:
+                _remove(path, made)
         self._facts, self._layout, self._changes = facts, layout, changes
         if self._followed:
             self._known = dict(zip(items.numbers.tolist(), items.ids, strict=True))
@@ -216,15 +232,44 @@ def read_position(directory: Path) -> FeedPosition | None:
         raise FeedError(f"{directory / POSITION_FILE} is of no feed ({error}): name another directory") from error
 
 
-def _is_snapshot(path: Path, names: set[str]) -> bool:
-    """Whether a feed has written this: by its name, and nothing but ``names`` in it. Others may keep snapshots here, too."""
-    return (
-        _SNAPSHOT.fullmatch(path.name) is not None and path.is_dir() and {one.name for one in path.iterdir()} <= names
-    )
+def _current(directory: Path, before: FeedPosition | None) -> str | None:
+    """The snapshot that ``current`` leads to, None before the first. Raises ``FeedError`` for one that no feed has made."""
+    link = directory / _CURRENT
+    if not os.path.lexists(link):
+        return None
+    name = os.readlink(link) if link.is_symlink() else ""
+    if before is None or _SNAPSHOT.fullmatch(name) is None:
+        raise FeedError(f"{link} is there and is of no feed: move it away, or name another directory")
+    return name
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        for file in path.iterdir():
-            file.unlink()
+def _mark(path: Path, made: _Made) -> None:
+    (path / _MADE_FILE).write_bytes(_ENCODE(made))
+
+
+def _marked(directory: Path, position: FeedPosition) -> str:
+    """The name of the snapshot that ``position.json`` is of, which has a mark from now on: an older sidstream made none."""
+    name = position.files[0].partition("/")[0]
+    path = directory / name
+    if _SNAPSHOT.fullmatch(name) is not None and path.is_dir() and not (path / _MADE_FILE).exists():
+        _mark(path, _Made(name, (*(file.partition("/")[2] for file in position.files), _CHANGES_FILE)))
+    return name
+
+
+def _made(path: Path) -> _Made | None:
+    """What a feed has made of this directory; None where it is none of a feed's."""
+    if path.is_symlink():
+        return None
+    try:
+        found = msgspec.json.decode((path / _MADE_FILE).read_bytes(), type=_Made)
+    except (OSError, msgspec.DecodeError, UnicodeError):
+        return None
+    return found if found.name == path.name else None
+
+
+def _remove(path: Path, made: _Made) -> None:
+    """The feed's own files, and the directory if nothing else is in it. The mark goes last: what is stopped here goes on."""
+    for file in (*made.files, _MADE_FILE):
+        (path / Path(file).name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
         path.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,82 @@ def test_folders_that_a_feed_did_not_make_stay_whatever_they_are_called(tmp_path
     assert (out / "snapshot-8").exists()
     kept = {path.name for path in out.glob("snapshot-1*")}
     assert kept == {one.files[0].partition("/")[0] for one in made[-2:]}, "of its own, the last and the one before"
+
+
+def test_folders_and_files_that_the_feed_did_not_make_stay_as_they_are(tmp_path: Path) -> None:
+    index, out = tmp_path / "index", tmp_path / "backups"
+    own = [out / name / "photos.tar" for name in ("snapshot-2026-11-01", "snapshot-5", "snapshot-5-1", "snapshot-1")]
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    (out / "snapshot-empty").mkdir()
+    (out / "snapshot-link").symlink_to(out / "snapshot-2026-11-01", target_is_directory=True)
+    with IndexWriter.open(index, codebook_id=CODEBOOK, layers=3, size=16) as writer, IndexReader(index) as reader:
+        apply(writer, 50, *EVENTS)
+        feed = Feed(reader, LAYOUT, out, format_named("nvidia-jsonl"), followed=True)
+        first = (out / feed.write().files[0]).parent
+        shutil.copytree(first, out / "snapshot-77")
+        (first / "notes.txt").write_text("mine")
+        made = [(out / feed.write().files[0]).parent for _ in range(3)]
+    assert [path.read_text() for path in own] == ["mine"] * 4
+    assert (out / "snapshot-empty").is_dir()
+    assert (out / "snapshot-link").is_symlink()
+    assert (out / "snapshot-77" / "catalogue.jsonl").exists(), "somebody's copy"
+    assert [path.name for path in first.iterdir()] == ["notes.txt"], "the feed's own files alone are gone"
+    assert [path.exists() for path in made] == [False, True, True]
+
+
+def test_snapshot_that_an_older_version_made_goes_when_its_time_comes(tmp_path: Path) -> None:
+    index, out = tmp_path / "index", tmp_path / "feed"
+    with IndexWriter.open(index, codebook_id=CODEBOOK, layers=3, size=16) as writer, IndexReader(index) as reader:
+        apply(writer, 50, *EVENTS)
+        feed = Feed(reader, LAYOUT, out, format_named("nvidia-jsonl"), followed=True)
+        first = (out / feed.write().files[0]).parent
+        (first / ".snapshot.json").unlink()
+        feed.write()
+        assert first.exists(), "somebody may be reading it"
+        feed.write()
+    assert not first.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+@pytest.mark.parametrize("fed_before", [False, True])
+def test_current_that_no_feed_made_is_refused_and_left(tmp_path: Path, kind: str, fed_before: bool) -> None:
+    index, out = tmp_path / "index", tmp_path / "feed"
+    out.mkdir()
+    with IndexWriter.open(index, codebook_id=CODEBOOK, layers=3, size=16) as writer, IndexReader(index) as reader:
+        apply(writer, 50, *EVENTS)
+        feed = Feed(reader, LAYOUT, out, format_named("nvidia-jsonl"))
+        if fed_before:
+            feed.write()
+            (out / "current").unlink()
+        match kind:
+            case "file":
+                (out / "current").write_text("mine")
+            case "folder":
+                (out / "current").mkdir()
+            case _:
+                (out / "current").symlink_to("elsewhere")
+        before = sorted(path.relative_to(out) for path in out.rglob("*"))
+        with pytest.raises(FeedError, match="is of no feed: move it away, or name another directory"):
+            feed.write()
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == before, "and nothing was written"
+
+
+def test_snapshot_that_current_leads_to_yet_stays_where_a_feed_was_killed_before_it_led_on(tmp_path: Path) -> None:
+    index, out = tmp_path / "index", tmp_path / "feed"
+    with IndexWriter.open(index, codebook_id=CODEBOOK, layers=3, size=16) as writer, IndexReader(index) as reader:
+        apply(writer, 50, *EVENTS)
+        feed = Feed(reader, LAYOUT, out, format_named("nvidia-jsonl"))
+        first = (out / feed.write().files[0]).parent
+        feed.write()
+        (out / "current").unlink()
+        (out / "current").symlink_to(first.name)
+        feed.write()
+        assert first.exists(), "somebody may be reading it"
+        feed.write()
+    assert not first.exists()
+    assert len(list(out.glob("snapshot-*"))) == 2
 
 
 def test_another_layout_or_another_index_is_a_new_snapshot(tmp_path: Path) -> None:
