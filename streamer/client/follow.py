@@ -2,14 +2,16 @@
 
 What must hold: after a look that refused nothing the topic has every item as the files have it. A file is read again when its
 signature is another one; its rows are compared with what was sent; a file that cannot be read is told, and tried again when it
-has changed. Each batch is sent exactly once (``follow_state``, ``counted_batches``). Where two files have one id, the one that
-was read last counts; once that one has lost it, the other does, which is read again for it.
+has changed. Each batch is sent exactly once (``follow_state``, ``counted_batches``). Where several files have an id, the one that
+was read last counts; where that one has it no more, the one that was read last of the others, which is read again for it. An
+item is missing when no file has it, and nothing counts as missing while a file is not read as it is now, or has a row without an
+id, which may be any item.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,58 +164,36 @@ class Follower:
                 continue
             try:
                 opened = self._state.begin_file(file.name)
-                self._read(file, opened, found, advance)
+                nameless = self._read(file, opened, found, advance)
                 after = file.location.signature()
             except DataFileError as error:
                 found.unreadable.append(str(error))
                 self._failed[file.name] = signature
                 continue
+            self._failed.pop(file.name, None)
             # It was written meanwhile: it counts as read when a later look finds it as it is now.
-            self._state.end_file(opened, signature if after == signature else "")
+            self._state.end_file(opened, signature if after == signature else "", nameless=nameless)
             found.waiting += after != signature
             found.files.append(file.name)
         self._seen = signatures
         if files:
-            for name, one in known.items():
-                if name not in signatures and one.signature:
-                    self._state.lose_file(one)
-                    self._missing_unknown = True
+            for name in known.keys() - {file.name for file in files}:
+                self._state.lose_file(known[name])
+                self._missing_unknown = True
         self._missing_unknown |= bool(found.files)
-        # What another file may have yet is not missing.
-        if self._missing_unknown and files and not found.unreadable and not found.waiting:
-            self._missing_unknown = not self._look_for_missing(files, signatures, found, advance)
-            if not self._missing_unknown:
-                self._missing(found)
+        if self._missing_unknown and files and self._all_read(signatures, found):
+            by_name = {file.name: file for file in files}
+            if self._pass_on(by_name, found, advance):
+                if not self._state.any_nameless():
+                    self._missing(found)
+                self._state.sweep()
+                self._missing_unknown = False
         return found
 
-    def _look_for_missing(
-        self,
-        files: Sequence[TableFile],
-        signatures: Mapping[str, str],
-        found: FollowedLook,
-        advance: Callable[[int], None],
-    ) -> bool:
-        """Asks the files that were not read now for items that theirs has lost; whether all could be asked."""
-        known = self._state.files()
-        for file in reversed(files):  # of several the last one counts, as where all are read
-            if not self._state.any_lost():
-                break
-            if file.name in found.files:
-                continue
-            one = known.get(file.name)
-            if one is None or one.signature != signatures.get(file.name):
-                return False  # it could not be read as it is now
-            again = FollowedLook()  # what else is to be told of it was told
-            try:
-                self._read(file, one, again, advance, lost_alone=True)
-                is_same = file.location.signature() == one.signature
-            except DataFileError as error:
-                found.unreadable.append(str(error))
-                return False
-            found.changed += again.changed
-            if not is_same:
-                return False
-        return True
+    def _all_read(self, signatures: Mapping[str, str], found: FollowedLook) -> bool:
+        """Whether every file was read as it is now: what another one may have yet is not missing."""
+        failed = any(self._failed.get(name) == signature for name, signature in signatures.items())
+        return not (failed or found.unreadable or found.waiting)
 
     def _files(self, found: FollowedLook) -> list[TableFile]:
         """The files that are there; none, and why, where there is no table now."""
@@ -225,37 +205,78 @@ class Follower:
                 self._failed[self._source] = str(error)
             return []
 
-    def _read(
-        self,
-        file: TableFile,
-        opened: FollowedFile,
-        found: FollowedLook,
-        advance: Callable[[int], None],
-        *,
-        lost_alone: bool = False,
-    ) -> None:
-        """``lost_alone``: only of items that the file which had them has lost; all others stay as they are."""
-        table = ItemTable(self._source, [file], self._options.columns, mapped=False)
+    def _read(self, file: TableFile, opened: FollowedFile, found: FollowedLook, advance: Callable[[int], None]) -> bool:
+        """Reads a file; whether a row of it has no id that can be read."""
         nameless = 0
-        for rows in table.rows_of(file, embeddings=self._encoder is None, dimension=self._dimension):
+        for rows in self._rows(file):
             found.faults.add(rows.faults)
-            at_fault = rows.ids_at_fault
-            self._state.saw(self._state.lost_of(at_fault) if lost_alone else at_fault, opened)  # refused, and not gone
+            self._state.saw_refused(rows.ids_at_fault, opened)
             nameless += len(rows.faults) - len(rows.ids_at_fault)
             if self._dimension is None and rows.embeddings is not None and len(rows.embeddings):
                 self._dimension = rows.embeddings.shape[1]
                 self._state.note_dimension(self._dimension)
-            self._publish(rows, opened, found, lost_alone=lost_alone)
+            self._publish(rows, opened, found)
             advance(len(rows.items))
-        if nameless and lost_alone:
-            self._state.saw_lost(opened)
-        elif nameless:
+        if nameless:
             self._state.saw_all(opened)
+        return nameless > 0
 
-    def _publish(self, rows: ItemRows, file: FollowedFile, found: FollowedLook, *, lost_alone: bool) -> None:
-        last = {item.id: place for place, item in enumerate(rows.items)}  # of an id that stands twice, the last row
-        if lost_alone:
-            last = {item: last[item] for item in self._state.lost_of(list(last))}
+    def _pass_on(self, files: Mapping[str, TableFile], found: FollowedLook, advance: Callable[[int], None]) -> bool:
+        """Items whose file has them no more are of the file that was read last of the others now, as that one has them; whether
+        all such files could be read.
+        """
+        state = self._state
+        if not state.knows_elsewhere:
+            # Which one was read last is not known of these: by their names, as a look reads them.
+            for one in sorted(state.files().values(), key=lambda one: one.name, reverse=True):
+                if one.name not in found.files and not self._read_again(files[one.name], one, found, advance):
+                    return False
+            state.note_elsewhere()
+        while (heir := state.heir()) is not None:
+            if not self._read_again(files[heir.name], heir, found, advance):
+                return False
+            state.inherit(heir)
+        return True
+
+    def _read_again(
+        self, file: TableFile, known: FollowedFile, found: FollowedLook, advance: Callable[[int], None]
+    ) -> bool:
+        """Reads a file that is as it was, for items that no file which was read later has; whether it could be."""
+        again, nameless = self._state.begin_again(known), 0
+        passed_on = FollowedLook()  # its faults and what is as before were told when it was read
+        try:
+            as_it_was = file.location.signature() == known.signature
+            if as_it_was:
+                for rows in self._rows(file):
+                    settled = self._state.settled([*(item.id for item in rows.items), *rows.ids_at_fault], known)
+                    self._state.saw_elsewhere(list(settled), known)
+                    self._state.saw_refused([one for one in rows.ids_at_fault if one not in settled], again)
+                    nameless += len(rows.faults) - len(rows.ids_at_fault)
+                    self._publish(rows, again, passed_on, settled)
+                    advance(len(rows.items))
+                as_it_was = file.location.signature() == known.signature
+                self._state.note_nameless(known, nameless=nameless > 0)
+                if file.name not in found.files:
+                    found.files.append(file.name)
+        except DataFileError as error:
+            found.unreadable.append(str(error))
+            return False
+        finally:
+            found.new += passed_on.new
+            found.changed += passed_on.changed
+        found.waiting += not as_it_was
+        return as_it_was
+
+    def _rows(self, file: TableFile) -> Iterator[ItemRows]:
+        table = ItemTable(self._source, [file], self._options.columns, mapped=False)
+        return table.rows_of(file, embeddings=self._encoder is None, dimension=self._dimension)
+
+    def _publish(
+        self, rows: ItemRows, file: FollowedFile, found: FollowedLook, settled: Collection[str] = frozenset()
+    ) -> None:
+        """Publishes what is other than before; but for items that are ``settled``."""
+        # Of an id that stands twice, the last row.
+        last = {item.id: place for place, item in enumerate(rows.items) if item.id not in settled}
         values = self._values(rows, last, found) if self._encoder is None else {}
         digests = {
             item: _digest(values[item] if self._encoder is None else self._described(rows, place))
@@ -267,14 +288,17 @@ class Follower:
         if self._encoder is not None:
             values = self._embedded_values(rows, {item: last[item] for item in other}, found)
             other = [item for item in other if item in values]
-        self._state.saw((item for item in last if item not in set(other)), file)
+        as_before = [item for item, digest in digests.items() if known.get(item) == digest]
+        taken = {*other, *as_before}
+        self._state.saw(as_before, file)
+        self._state.saw_refused([item for item in last if item not in taken], file)
         topic = self._settings.topics.item_updates
         changes = [ItemChange(item, digests[item], file.number, file.reading) for item in other]
         self._send([(topic, item.encode(), values[item]) for item in other], changes)
         new = sum(item not in known for item in other)
         found.new += new
         found.changed += len(other) - new
-        found.as_before += len(digests) - len(other)
+        found.as_before += len(as_before)
 
     def _values(self, rows: ItemRows, chosen: dict[str, int], found: FollowedLook) -> dict[str, bytes]:
         """The records of these rows; what nothing would take is told."""
@@ -329,7 +353,6 @@ class Follower:
                 self._send(self._tombstones(ids), [ItemChange(item, b"", 0, 0) for item in ids])
                 found.deleted += len(ids)
             else:
-                self._state.note_gone(ids)
                 found.missing += len(ids)
 
     def _tombstones(self, ids: Sequence[str]) -> list[Record]:

@@ -1,11 +1,14 @@
 """What a publisher that follows a table has published: on the disk, beside nothing else.
 
 What must hold: an item is in here as the topic has it, whatever kills the process. So a batch is written down before it is sent
-(``begin``), and counted once the broker has it (``finish``); what was begun and not finished, ``open_batch`` tells.
+(``begin``), and counted once the broker has it (``finish``); what was begun and not finished, ``open_batch`` tells. An item is
+missing only when no file has it, whichever of its files was read last.
 
-A SQLite database in a directory of its own, one process at a time: ``files`` (signature and how often each was read),
-``items`` (digest of what was sent, and in which reading of which file it was seen last; file 0: no file has it any more),
-``batch`` (the one that is begun).
+A SQLite database in a directory of its own, one process at a time: ``files`` (signature and number of the last whole reading;
+numbers rise over all files), ``items`` (digest of what was sent, and the file that counts, by the reading that saw the item),
+``elsewhere`` (other files that have an id, the same way; a row only for ids that stand in several files or were refused),
+``batch`` (the one that is begun). A file has what its last whole reading saw, or a later one that was stopped; ``nameless``: that
+reading met a row without an id.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import fcntl
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, NamedTuple, Self
@@ -22,16 +25,23 @@ import msgspec
 
 from models.errors import SidstreamError
 
-_VERSION: Final = "1"
+_VERSION: Final = "2"
+_BEFORE: Final = "1"  # knew of each item the file that was read last, and no other
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files
-  (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, signature TEXT NOT NULL, reading INTEGER NOT NULL);
+  (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, signature TEXT NOT NULL, reading INTEGER NOT NULL,
+   nameless INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS items
   (id TEXT PRIMARY KEY, digest BLOB NOT NULL, file INTEGER NOT NULL, reading INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS elsewhere
+  (id TEXT NOT NULL, file INTEGER NOT NULL, reading INTEGER NOT NULL, PRIMARY KEY (id, file)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch (number INTEGER PRIMARY KEY, changes BLOB NOT NULL);
 """
-_LOST: Final = "items JOIN files ON number = file WHERE items.reading < files.reading"
+_KNOWN: Final = "known"
+_HELD: Final = "EXISTS (SELECT 1 FROM files WHERE number = {0}.file AND reading <= {0}.reading)"
+_ITEM_HELD: Final = _HELD.format("items")
+_HELD_ELSEWHERE: Final = _HELD.format("elsewhere")
 _AT_ONCE: Final = 2_000
 
 
@@ -49,7 +59,9 @@ class ItemChange(NamedTuple):
 
 
 class FollowedFile(NamedTuple):
-    """``signature``: of its content when it was read whole last, empty before; ``reading``: the number of that reading."""
+    """``signature``: of its content when it was read whole last, empty before; ``reading``: the number of that reading, or of
+    the one that is under way.
+    """
 
     number: int
     name: str
@@ -89,8 +101,18 @@ class FollowState:
             known = dict(database.execute("SELECT name, value FROM facts"))
             wanted = {**facts, "version": _VERSION}
             if not known:
-                known = {**wanted, "identity": secrets.token_hex(8), "finished": "0", "dimension": "0"}
+                known = {
+                    **wanted,
+                    "identity": secrets.token_hex(8),
+                    "finished": "0",
+                    "dimension": "0",
+                    "drawn": "0",
+                    "elsewhere": _KNOWN,
+                }
                 database.executemany("INSERT INTO facts VALUES (?, ?)", known.items())
+            elif known == {**known, **facts, "version": _BEFORE}:
+                _upgrade(database)
+                known["version"] = _VERSION
         except sqlite3.Error as error:
             lock.close()
             raise FollowStateError(
@@ -131,72 +153,121 @@ class FollowState:
         return {row[1]: FollowedFile(*row) for row in rows}
 
     def begin_file(self, name: str) -> FollowedFile:
-        """The file as it is to be read now: its next reading, or the one that was stopped before its end."""
-        self._database.execute("INSERT OR IGNORE INTO files (name, signature, reading) VALUES (?, '', 0)", (name,))
-        row = self._database.execute("SELECT number, name, signature, reading FROM files WHERE name = ?", (name,))
-        found = FollowedFile(*row.fetchone())
-        return found._replace(reading=found.reading + 1)
+        """The file as it is to be read now, in a reading of its own: at its end, what only a stopped one saw is not in it.
 
-    def end_file(self, file: FollowedFile, signature: str) -> None:
-        """The file was read to its end."""
+        Until then it counts as not read: if this reading is stopped, the file is read again, also where it is as it was before.
+        """
+        number = self._draw()
         self._database.execute(
-            "UPDATE files SET signature = ?, reading = ? WHERE number = ?", (signature, file.reading, file.number)
+            "INSERT OR IGNORE INTO files (number, name, signature, reading) VALUES (?, ?, '', 0)", (number, name)
         )
+        self._database.execute("UPDATE files SET signature = '' WHERE name = ?", (name,))
+        row = self._database.execute("SELECT number, name, signature, reading FROM files WHERE name = ?", (name,))
+        return FollowedFile(*row.fetchone())._replace(reading=number)
+
+    def begin_again(self, file: FollowedFile) -> FollowedFile:
+        """The same file, to be read again as it was: what it passes on is told from the rest by this reading's number."""
+        return file._replace(reading=self._draw())
+
+    def end_file(self, file: FollowedFile, signature: str, *, nameless: bool) -> None:
+        """The file was read to its end: what this reading did not see is not in it. ``nameless``: a row of it has no id."""
+        self._database.execute(
+            "UPDATE files SET signature = ?, reading = ?, nameless = ? WHERE number = ?",
+            (signature, file.reading, nameless, file.number),
+        )
+
+    def note_nameless(self, file: FollowedFile, *, nameless: bool) -> None:
+        """Whether a row of the file has no id; a state of version 1 does not know it of the files that were read by then."""
+        self._database.execute("UPDATE files SET nameless = ? WHERE number = ?", (nameless, file.number))
+
+    def any_nameless(self) -> bool:
+        """Whether a file has a row without an id, which may be any item."""
+        return self._database.execute("SELECT 1 FROM files WHERE nameless LIMIT 1").fetchone() is not None
 
     def lose_file(self, file: FollowedFile) -> None:
-        """The file is not there any more: none of its items is in it."""
-        self._database.execute(
-            "UPDATE files SET signature = '', reading = reading + 1 WHERE number = ?", (file.number,)
-        )
+        """The file is not there any more: none of its items is in it. Its number is never another file's."""
+        self._database.execute("DELETE FROM files WHERE number = ?", (file.number,))
 
     def digests(self, ids: Sequence[str]) -> dict[str, bytes]:
         """What was sent of these ids, of those that were sent."""
-        marks = ",".join("?" * len(ids))
-        return dict(self._database.execute(f"SELECT id, digest FROM items WHERE id IN ({marks})", ids))
+        return dict(self._database.execute(f"SELECT id, digest FROM items WHERE id IN ({_marks(ids)})", ids))
 
-    def saw(self, ids: Iterable[str], file: FollowedFile) -> None:
-        """Items that are in the file as they were sent before."""
+    def settled(self, ids: Sequence[str], file: FollowedFile) -> set[str]:
+        """Those of the ids whose content is that of a file that has them; but for what this file passed on (``begin_again``)."""
+        rows = self._database.execute(
+            f"SELECT id FROM items WHERE id IN ({_marks(ids)}) AND {_ITEM_HELD} AND NOT (file = ? AND reading > "
+            "(SELECT reading FROM files WHERE number = items.file))",
+            (*ids, file.number),
+        )
+        return {row[0] for row in rows}
+
+    def saw(self, ids: Sequence[str], file: FollowedFile) -> None:
+        """Items that are in the file as they were sent before: this file counts for them now."""
+        with self._database:
+            self._database.execute("BEGIN")
+            self._count_for(ids, file.number, file.reading)
+
+    def saw_refused(self, ids: Sequence[str], file: FollowedFile) -> None:
+        """Ids of rows that cannot be taken: they are in the file, and what was sent of them stays."""
+        known = self.digests(ids)
+        self.saw(list(known), file)
         with self._database:
             self._database.execute("BEGIN")
             self._database.executemany(
-                "UPDATE items SET file = ?, reading = ? WHERE id = ?", ((file.number, file.reading, one) for one in ids)
+                "INSERT OR REPLACE INTO elsewhere VALUES (?, ?, ?)",
+                ((one, file.number, file.reading) for one in ids if one not in known),
             )
+
+    def saw_elsewhere(self, ids: Sequence[str], file: FollowedFile) -> None:
+        """Items that are in the file, while another one counts for them."""
+        self._database.execute(
+            f"INSERT OR REPLACE INTO elsewhere SELECT id, ?, ? FROM items WHERE id IN ({_marks(ids)}) AND file <> ?",
+            (file.number, file.reading, *ids, file.number),
+        )
 
     def saw_all(self, file: FollowedFile) -> None:
         """Whatever was in the file counts as seen: a row of it names no item, and may be any of them."""
-        self._database.execute("UPDATE items SET reading = ? WHERE file = ?", (file.reading, file.number))
-
-    def any_lost(self) -> bool:
-        """Whether a file has lost an item, and no other was asked for it yet."""
-        return self._database.execute(f"SELECT 1 FROM {_LOST} LIMIT 1").fetchone() is not None
-
-    def lost_of(self, ids: Sequence[str]) -> list[str]:
-        """Those of these ids that their file has lost."""
-        marks = ",".join("?" * len(ids))
-        return [row[0] for row in self._database.execute(f"SELECT id FROM {_LOST} AND id IN ({marks})", ids)]
-
-    def saw_lost(self, file: FollowedFile) -> None:
-        """Whatever any file has lost counts as seen in this one: a row of it names no item, and may be any of them."""
-        self._database.execute(
-            f"UPDATE items SET file = ?, reading = ? WHERE id IN (SELECT id FROM {_LOST})", (file.number, file.reading)
-        )
-
-    def note_gone(self, ids: Sequence[str]) -> None:
-        """No file has these, and they stay: none is asked for them again until it has changed."""
         with self._database:
             self._database.execute("BEGIN")
-            self._database.executemany("UPDATE items SET file = 0, reading = 0 WHERE id = ?", ((one,) for one in ids))
+            for table in ("items", "elsewhere"):
+                self._database.execute(f"UPDATE {table} SET reading = ? WHERE file = ?", (file.reading, file.number))
+
+    @property
+    def knows_elsewhere(self) -> bool:
+        """Whether ``elsewhere`` is whole; it is not in a state of version 1 until all files were read again."""
+        return self._fact("elsewhere") == _KNOWN
+
+    def note_elsewhere(self) -> None:
+        """All files were read again."""
+        self._database.execute("UPDATE facts SET value = ? WHERE name = 'elsewhere'", (_KNOWN,))
+
+    def heir(self) -> FollowedFile | None:
+        """The file that was read last among those that have an item which the file that counted for it has no more."""
+        row = self._database.execute(
+            "SELECT number, name, signature, reading FROM files WHERE number IN (SELECT elsewhere.file FROM elsewhere "
+            f"JOIN items USING (id) WHERE {_HELD_ELSEWHERE} AND NOT {_ITEM_HELD}) ORDER BY reading DESC LIMIT 1"
+        ).fetchone()
+        return None if row is None else FollowedFile(*row)
+
+    def inherit(self, file: FollowedFile) -> None:
+        """The file counts for all that it has and that the file which counted before has no more."""
+        while ids := [
+            row[0]
+            for row in self._database.execute(
+                f"SELECT id FROM elsewhere JOIN items USING (id) WHERE elsewhere.file = ? AND {_HELD_ELSEWHERE} "
+                f"AND NOT {_ITEM_HELD} LIMIT ?",
+                (file.number, _AT_ONCE),
+            )
+        ]:
+            self.saw(ids, file)
 
     def missing(self) -> Iterator[list[str]]:
-        """Ids of items that no file has, once all files were asked for what is lost; some thousands at a time.
-
-        They may be finished as tombstones between two of them.
-        """
+        """Ids of items that no file has; some thousands at a time. They may be finished as tombstones between two of them."""
         last = ""
         while True:
             rows = self._database.execute(
-                "SELECT id FROM items LEFT JOIN files ON number = file WHERE (file = 0 OR items.reading < files.reading) "
-                "AND id > ? ORDER BY id LIMIT ?",
+                f"SELECT id FROM items WHERE id > ? AND NOT {_ITEM_HELD} AND NOT EXISTS (SELECT 1 FROM elsewhere "
+                f"WHERE elsewhere.id = items.id AND {_HELD_ELSEWHERE}) ORDER BY id LIMIT ?",
                 (last, _AT_ONCE),
             )
             ids = [row[0] for row in rows]
@@ -204,6 +275,10 @@ class FollowState:
                 return
             last = ids[-1]
             yield ids
+
+    def sweep(self) -> None:
+        """Forgets where ids were and are no more."""
+        self._database.execute(f"DELETE FROM elsewhere WHERE NOT {_HELD_ELSEWHERE}")
 
     def open_batch(self) -> tuple[int, list[ItemChange]] | None:
         """The batch that was begun and not finished: its number and its changes."""
@@ -221,18 +296,36 @@ class FollowState:
         """The broker has the batch."""
         with self._database:
             self._database.execute("BEGIN")
-            self._database.executemany(
-                "DELETE FROM items WHERE id = ?", ((one.id,) for one in changes if not one.digest)
-            )
-            self._database.executemany(
-                "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", (one for one in changes if one.digest)
-            )
+            for table in ("items", "elsewhere"):
+                self._database.executemany(
+                    f"DELETE FROM {table} WHERE id = ?", ((one.id,) for one in changes if not one.digest)
+                )
+            sent = [one for one in changes if one.digest]
+            for file, reading in {(one.file, one.reading) for one in sent}:
+                self._count_for([one.id for one in sent if one.file == file], file, reading)
+            self._database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", sent)
             self._database.execute("UPDATE facts SET value = ? WHERE name = 'finished'", (str(number),))
             self._database.execute("DELETE FROM batch")
 
     def drop_batch(self) -> None:
         """The open batch was not sent."""
         self._database.execute("DELETE FROM batch")
+
+    def _count_for(self, ids: Sequence[str], file: int, reading: int) -> None:
+        """The file counts for these items; one that did before has them elsewhere."""
+        marks = _marks(ids)
+        self._database.execute(
+            f"INSERT OR REPLACE INTO elsewhere SELECT id, file, reading FROM items WHERE id IN ({marks}) AND file <> ?",
+            (*ids, file),
+        )
+        self._database.execute(f"DELETE FROM elsewhere WHERE file = ? AND id IN ({marks})", (file, *ids))
+        self._database.execute(f"UPDATE items SET file = ?, reading = ? WHERE id IN ({marks})", (file, reading, *ids))
+
+    def _draw(self) -> int:
+        """A number that was never a file's nor a reading's."""
+        drawn = int(self._fact("drawn")) + 1
+        self._database.execute("UPDATE facts SET value = ? WHERE name = 'drawn'", (str(drawn),))
+        return drawn
 
     def _fact(self, name: str) -> str:
         value: str = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0]
@@ -250,3 +343,20 @@ class FollowState:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _upgrade(database: sqlite3.Connection) -> None:
+    """Version 1 counted the readings of each file by themselves: what is drawn from now on is above them and the files."""
+    with database:
+        database.execute("BEGIN")
+        # One more: that of a reading that was stopped.
+        database.execute(
+            "INSERT INTO facts SELECT 'drawn', max(coalesce(max(reading), 0), coalesce(max(number), 0)) + 1 FROM files"
+        )
+        database.execute("INSERT INTO facts VALUES ('elsewhere', 'unknown')")
+        database.execute("ALTER TABLE files ADD COLUMN nameless INTEGER NOT NULL DEFAULT 0")
+        database.execute("UPDATE facts SET value = ? WHERE name = 'version'", (_VERSION,))
+
+
+def _marks(ids: Sequence[str]) -> str:
+    return ",".join("?" * len(ids))

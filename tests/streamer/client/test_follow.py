@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,9 @@ from store.writing.failpoints import FAILPOINT_VARIABLE, Failpoint
 from streamer.client.follow import FollowedLook, Follower, FollowOptions
 from streamer.client.follow_state import FollowStateError
 from streamer.events.records import ITEM_UPDATE
+from streamer.kafka.partition_watch import topic_states
 from streamer.settings import Settings
+from support.old_follow_state import write_old_follow_state
 from support.processes import committed_records
 
 ROOT = Path(__file__).parents[3]
@@ -80,15 +83,17 @@ def test_new_files_and_replaced_ones_are_published_by_what_changed(pipeline_sett
             '{"id": "a", "embedding": [1, 2], "title": "1"}\n{"id": "d", "embedding": [1]}\n{'
         )
         found = followed.look(settled=False)
-        assert figures(found) == (0, 0, 2, 0, 1), "c; of d no row can be taken, and it is there"
+        assert figures(found) == (0, 0, 2, 0, 0), (
+            "the row without an id may be c; of d no row can be taken, and it is there"
+        )
         assert [str(fault).partition("b.jsonl ")[2] for fault in found.faults.first] == [
             "line 3: is no JSON object (Input data was truncated)",
             "line 2, column embedding: has 1 numbers, and the rows before it 2",
         ]
     with follower(pipeline_settings, folder, delete_missing=True) as followed:
-        assert figures(followed.look(settled=False)) == (0, 0, 0, 1, 0)
+        assert figures(followed.look(settled=False)) == (0, 0, 0, 0, 0)
         write(folder / "b.jsonl", a="1")
-        assert figures(followed.look(settled=False)) == (0, 0, 1, 1, 0)
+        assert figures(followed.look(settled=False)) == (0, 0, 1, 2, 0), "c and d"
         (folder / "a.jsonl").unlink()
         assert figures(followed.look(settled=False)) == (0, 0, 0, 1, 0)
         (folder / "b.jsonl").unlink()
@@ -166,28 +171,143 @@ def test_row_without_an_id_in_another_file_may_be_what_a_file_has_lost(
         assert figures(followed.look(settled=False)) == (0, 0, 1, 1, 0)
 
 
+def test_item_that_leaves_the_file_read_last_is_as_another_file_has_it_and_goes_with_the_last_one(
+    pipeline_settings: Settings, folder: Path
+) -> None:
+    write(folder / "a.jsonl", x="1", y="1", only_a="1")
+    write(folder / "b.jsonl", x="2", y="1", only_b="1")
+    write(folder / "c.jsonl", x="3", other="1")
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        assert figures(followed.look(settled=False)) == (5, 2, 1, 0, 0)
+        write(folder / "c.jsonl", other="1")
+        assert figures(followed.look(settled=False)) == (0, 1, 1, 0, 0), "x is as b has it"
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:  # a restart knows it as well
+        (folder / "b.jsonl").unlink()
+        found = followed.look(settled=False)
+        assert figures(found) == (0, 1, 0, 1, 0), "x is as a has it, y was the same, only_b is in no file"
+        assert [Path(name).name for name in found.files] == ["a.jsonl"]
+        assert not followed.look(settled=False).told
+        write(folder / "a.jsonl", only_a="1")
+        assert figures(followed.look(settled=False)) == (0, 0, 1, 2, 0)
+    assert published(pipeline_settings) == sorted(
+        [
+            *(("x", title) for title in ("1", "2", "3", "2", "1", None)),
+            *(("y", "1"), ("y", None), ("only_a", "1"), ("only_b", "1"), ("only_b", None), ("other", "1")),
+        ],
+        key=repr,
+    )
+
+
+def test_nothing_goes_while_a_file_cannot_be_read_or_has_a_row_that_is_refused(
+    pipeline_settings: Settings, folder: Path
+) -> None:
+    write(folder / "a.jsonl", x="1", y="1")
+    (folder / "b.jsonl").write_text('{"id": "z", "embedding": [1, 2]}\n{"id": "x", "embedding": [1]}\n')
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        assert figures(followed.look(settled=False)) == (3, 0, 0, 0, 0)
+        write(folder / "a.jsonl", y="1")
+        assert figures(followed.look(settled=False))[3:] == (0, 0), "b has x, though nothing can be made of it"
+        (folder / "c.jsonl").write_text("no table")  # y may have moved into it
+        write(folder / "a.jsonl", v="1")
+        for unreadable in (1, 0):
+            found = followed.look(settled=False)
+            assert (len(found.unreadable), found.deleted, found.missing) == (unreadable, 0, 0)
+        write(folder / "c.jsonl", w="1")
+        assert figures(followed.look(settled=False)) == (1, 0, 0, 1, 0)
+    assert [one for one in published(pipeline_settings) if one[1] is None] == [("y", None)]
+
+
+def test_state_of_version_1_learns_which_files_have_an_item_and_publishes_what_it_deleted_by_fault(
+    pipeline_settings: Settings, folder: Path
+) -> None:
+    write(folder / "a.jsonl", x="1", lost="1")
+    write(folder / "b.jsonl", x="2", y="1")
+    with follower(pipeline_settings, folder) as followed:
+        followed.look(settled=False)
+    as_version_1(folder.parent / "state", deleted="lost")
+    (folder / "b.jsonl").unlink()
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        assert figures(followed.look(settled=False)) == (1, 1, 0, 1, 0), "x is as a has it, and y is in no file"
+        assert not followed.look(settled=False).told
+    as_version_1(folder.parent / "state")
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        assert figures(followed.look(settled=False)) == (0, 0, 0, 0, 0)
+    assert published(pipeline_settings) == sorted(
+        [("x", "1"), ("x", "2"), ("x", "1"), ("lost", "1"), ("lost", "1"), ("y", "1"), ("y", None)], key=repr
+    )
+
+
+def test_state_that_code_of_version_1_wrote_is_read_and_what_that_code_left_wrong_is_put_right(
+    pipeline_settings: Settings, folder: Path
+) -> None:
+    topic = pipeline_settings.topics.item_updates
+    topic_id = topic_states(pipeline_settings.kafka, [topic])[topic].topic_id
+    write_old_follow_state(folder, folder.parent / "state", f"{topic} {topic_id}")
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        assert figures(followed.look(settled=False)) == (2, 1, 0, 3, 0), "b, which went, had x as it was published"
+        assert not followed.look(settled=False).told
+    assert published(pipeline_settings) == sorted(
+        [("lost", "1"), ("e", "1"), ("x", "of a"), ("only_b", None), ("z", None), ("d", None)], key=repr
+    )
+
+
+def as_version_1(state: Path, deleted: str = "") -> None:
+    """The state as version 1 wrote it; it has deleted an item."""
+    with closing(sqlite3.connect(state / "published.sqlite", isolation_level=None)) as database:
+        database.execute("DROP TABLE elsewhere")
+        database.execute("ALTER TABLE files DROP COLUMN nameless")
+        database.execute("DELETE FROM facts WHERE name IN ('drawn', 'elsewhere')")
+        database.execute("UPDATE facts SET value = '1' WHERE name = 'version'")
+        database.execute("UPDATE items SET reading = 1")
+        database.execute("UPDATE files SET reading = 1")
+        database.execute("DELETE FROM items WHERE id = ?", (deleted,))
+
+
 def test_every_change_is_published_once_wherever_the_publisher_is_killed(
     pipeline_settings: Settings, folder: Path
 ) -> None:
     for name in "abc":
         write(folder / f"{name}.jsonl", **{f"{name}{number}": "1" for number in range(50)})
+    kill_at_each_step(pipeline_settings, folder)
+    with follower(pipeline_settings, folder) as followed:
+        found = followed.look(settled=False)
+    assert found.whole
+    assert published(pipeline_settings) == sorted((f"{name}{number}", "1") for name in "abc" for number in range(50))
+
+
+def test_item_is_passed_on_once_wherever_the_publisher_is_killed(pipeline_settings: Settings, folder: Path) -> None:
+    write(folder / "a.jsonl", x="1", y="1")
+    write(folder / "b.jsonl", x="2", z="1")
+    with follower(pipeline_settings, folder) as followed:
+        followed.look(settled=False)
+    (folder / "b.jsonl").unlink()
+    kill_at_each_step(pipeline_settings, folder, "--delete-missing")
+    with follower(pipeline_settings, folder, delete_missing=True) as followed:
+        followed.look(settled=False)
+    expected = [("x", "1"), ("x", "1"), ("x", "2"), ("y", "1"), ("z", "1"), ("z", None)]
+    assert published(pipeline_settings) == sorted(expected, key=repr)
+
+
+def kill_at_each_step(settings: Settings, folder: Path, *options: str) -> None:
+    """Publishes three times: killed before a batch is sent, while the second one is, and after one was."""
     environment = {
         **os.environ,
-        "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": pipeline_settings.kafka.bootstrap_servers,
-        "SIDSTREAM_TOPICS__PREFIX": pipeline_settings.topics.prefix,
+        "SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "SIDSTREAM_TOPICS__PREFIX": settings.topics.prefix,
     }
-    arguments = [sys.executable, "-m", "sidstream", "publish", str(folder), "--state", str(folder.parent / "state")]
+    arguments = ["publish", str(folder), "--state", str(folder.parent / "state"), *options]
     for point in (
         f"{Failpoint.TRANSACTION_BEGUN}=1",
         f"{Failpoint.OUTPUTS_SENT}=2",
         f"{Failpoint.TRANSACTION_COMMITTED}=1",
     ):
-        killed = subprocess.run(arguments, env={**environment, FAILPOINT_VARIABLE: point}, cwd=ROOT, check=False)
+        killed = subprocess.run(
+            [sys.executable, "-m", "sidstream", *arguments],
+            env={**environment, FAILPOINT_VARIABLE: point},
+            cwd=ROOT,
+            check=False,
+        )
         assert killed.returncode == -signal.SIGKILL
-    with follower(pipeline_settings, folder) as followed:
-        found = followed.look(settled=False)
-    assert found.whole
-    assert published(pipeline_settings) == sorted((f"{name}{number}", "1") for name in "abc" for number in range(50))
 
 
 def test_command_follows_until_it_is_interrupted(
