@@ -26,6 +26,7 @@ from models.bundles.manifest import (
     inside,
     read_manifest_bytes,
     record_file,
+    require_place,
     verify_file,
     write_manifest,
 )
@@ -198,9 +199,31 @@ class Bundle:
 
 
 def require_free(directory: Path | str, *, replace: bool) -> None:
-    """Refuses a directory that holds a bundle; ask before hours of fitting, not after. Raises ``BundleError``."""
-    if (Path(directory) / MANIFEST_FILE).exists() and not replace:
+    """Refuses a directory in which no bundle can or may be written; ask before hours of fitting, not after.
+
+    Raises:
+        BundleError: it holds a bundle and ``replace`` is not given, or it holds something else.
+        SidstreamError: it cannot be made or written to.
+    """
+    root = Path(directory)
+    files = (CODEBOOK_FILE, ENCODER_FILE, CODEBOOK_INPUT_FILE)
+    require_place(root, files, of="bundle", prefixes=(MODEL_PREFIX, DENSE_PREFIX))
+    if not (root / MANIFEST_FILE).exists():
+        return
+    if not _has_manifest_of_a_bundle(root):
+        raise BundleError(
+            f"the {MANIFEST_FILE} in {directory} is not of a bundle, and nothing there is replaced: choose another directory"
+        )
+    if not replace:
         raise BundleError(f"{directory} holds a bundle already: choose another directory, or replace it with --replace")
+
+
+def _has_manifest_of_a_bundle(root: Path) -> bool:
+    """Also for the manifest of another version, and for a damaged one beside a codebook: a bundle to be fitted again."""
+    try:
+        return "codebook_id" in msgspec.json.decode((root / MANIFEST_FILE).read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, OSError, RecursionError):
+        return (root / CODEBOOK_FILE).exists()
 
 
 def create_bundle(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 import msgspec
 
+from models.directories import require_writable_directory, require_writable_file
 from models.errors import SidstreamError
 
 MANIFEST_FILE: Final = "manifest.json"
@@ -76,6 +78,28 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
         synchronise(directory)
     os.replace(temporary, root / MANIFEST_FILE)
     synchronise(root)
+
+
+def require_place(root: Path, names: Sequence[str], *, of: str, prefixes: Sequence[str] = ()) -> None:
+    """Return if a directory may become what ``of`` names, or is one, whole or left unfinished; nothing is changed. Its files have
+    these ``names``, or begin with one of ``prefixes``; hidden ones are nobody's.
+
+    Raises:
+        DirectoryError: the directory cannot be made or written to.
+        FileTargetError: one of its files cannot be written.
+        BundleError: without a manifest it holds something else, which would be mixed with these files.
+    """
+    require_writable_directory(root)
+    if not root.is_dir():
+        return
+    if not (root / MANIFEST_FILE).exists():
+        for path in sorted(root.iterdir()):
+            if path.name not in names and not path.name.startswith((".", *prefixes)) and path.name != "lost+found":
+                raise BundleError(
+                    f"{root} is not empty and holds no {of} ({path.name} is there): choose another directory, or empty this one"
+                )
+    for name in (*names, MANIFEST_FILE):
+        require_writable_file(root / name)
 
 
 def inside(root: Path, name: str) -> Path:

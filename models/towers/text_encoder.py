@@ -17,7 +17,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models.bundles.manifest import MANIFEST_FILE, BundleError, FileRecord, inside, read_manifest_bytes, verify_file
+from models.bundles.manifest import (
+    MANIFEST_FILE,
+    BundleError,
+    FileRecord,
+    inside,
+    read_manifest_bytes,
+    require_place,
+    verify_file,
+)
 from models.catalogue import CatalogueItem
 from models.codebooks.onnx_format import METADATA_PREFIX
 from models.errors import SidstreamError
@@ -233,8 +241,14 @@ class Towers:
 
 
 def require_free(directory: str | Path, *, replace: bool) -> None:
-    """Refuses a directory with a manifest; ask before minutes of training, not after. Raises ``BundleError``."""
+    """Refuses a directory in which no towers can or may be written; ask before minutes of training, not after.
+
+    Raises:
+        BundleError: it holds towers and ``replace`` is not given, or it holds something else.
+        SidstreamError: it cannot be made or written to.
+    """
     path = Path(directory) / MANIFEST_FILE
+    require_place(path.parent, tuple(TOWER_FILES.values()), of="towers")
     if not path.exists():
         return
     if not replace:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from models.bundles.manifest import MANIFEST_FILE, record_file, write_manifest
 from models.codebooks.dense_network import DenseNetwork
 from models.codebooks.onnx_nodes import model_bytes
+from models.directories import make_directory
 from models.errors import SidstreamError
 from models.towers.text_encoder import (
     BLOCK_ROWS,
@@ -84,11 +85,11 @@ def write_towers(
     weights: TowerWeights, directory: str | Path, *, training: Mapping[str, Any], replace: bool = False
 ) -> Towers:
     """Writes both graphs and then the manifest; ``training``: figures for people. Raises ``BundleError`` for a directory
-    that holds towers, unless ``replace``.
+    that holds towers, unless ``replace``, and for one that holds something else.
     """
     root = Path(directory)
     require_free(root, replace=replace)
-    root.mkdir(parents=True, exist_ok=True)
+    make_directory(root)
     # The manifest goes first and comes back last: what lies between is visibly incomplete.
     (root / MANIFEST_FILE).unlink(missing_ok=True)
     for side, name in TOWER_FILES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from models.bundles.bundle import (
+    CODEBOOK_FILE,
     ENCODER_FILE,
     MANIFEST_FILE,
     Bundle,
@@ -217,9 +219,42 @@ def test_fit_is_refused_before_the_fitting_where_a_bundle_is_or_k_is_too_large(t
     unfittable = np.zeros((0, 4), dtype=np.float32)  # reaching the fitting would be another error
     with pytest.raises(SidstreamError, match="at most 16"):
         fit_bundle(unfittable, tmp_path, FitSettings(size=16, head_method="top-k", k=17))
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text('{"codebook_id": "00"}')
     with pytest.raises(BundleError, match="--replace"):
         fit_bundle(unfittable, tmp_path, FitSettings(size=16))
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"items.jsonl": "{}", "items.npy": ""}, "holds no bundle (items.jsonl is there)"),
+        ({CODEBOOK_FILE: "", "notes.txt": "mine"}, "holds no bundle (notes.txt is there)"),
+        ({"manifest.json": '{"name": "a web page"}'}, "is not of a bundle"),
+        ({"manifest.json": "{", "index.html": ""}, "is not of a bundle"),
+    ],
+)
+def test_directory_that_holds_something_else_is_refused_as_it_is_also_with_replace(
+    tmp_path: Path, files: dict[str, str], message: str, replace: bool
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BundleError, match=re.escape(message)):
+        make(tmp_path, replace=replace)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("manifest", [None, "{", '{"format": 99, "codebook_id": "00"}'])
+def test_bundle_that_is_unfinished_damaged_or_of_another_version_is_made_anew(
+    tmp_path: Path, manifest: str | None
+) -> None:
+    make(tmp_path)
+    (tmp_path / MANIFEST_FILE).unlink()
+    (tmp_path / "language_model-00").mkdir()
+    (tmp_path / ".staging-00").mkdir()
+    if manifest is not None:
+        (tmp_path / MANIFEST_FILE).write_text(manifest)
+    assert make(tmp_path, replace=True).id == Bundle.open(tmp_path).id
 
 
 def test_fit_notes_the_norms_of_its_embeddings_and_a_bundle_without_them_is_read(tmp_path: Path) -> None:
