@@ -14,6 +14,7 @@ from rich.table import Table
 from models.commands.bundle_places import own_bundle
 from models.commands.choices import one_of
 from models.commands.columns import with_columns
+from models.commands.number_options import SeedOption, finite
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, print_next, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -49,9 +50,14 @@ def fit(
     size: Annotated[int, typer.Option(min=2, help="M, codewords a layer.")] = 256,
     head: Annotated[str, typer.Option(help="Layer-2 tokens to leave out: none, top-k, top-p or all.")] = "none",
     k: Annotated[
-        int, typer.Option("--k", min=0, help="How many, with --head top-k.", show_default="a tenth of the size")
-    ] = 0,
-    p: Annotated[float, typer.Option("--p", min=0, max=1, help="Share of the items, with --head top-p.")] = 0.5,
+        int | None, typer.Option("--k", min=0, help="How many, with --head top-k.", show_default="a tenth of the size")
+    ] = None,
+    p: Annotated[
+        float | None,
+        typer.Option(
+            "--p", min=0, max=1, callback=finite, help="Share of the items, with --head top-p.", show_default="0.5"
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="k-means on residuals, or rq-vae: an encoder learned together with the codewords.")
     ] = "k-means",
@@ -66,6 +72,7 @@ def fit(
         float | None,
         typer.Option(
             min=0,
+            callback=finite,
             help="Fit on embeddings beside what histories say of the items, which has so much weight; 0: embeddings alone.",
             show_default="1 where histories name half of the items, else 0",
         ),
@@ -86,7 +93,7 @@ def fit(
         ),
     ] = None,
     embed: EmbedOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the fitting.")] = 0,
+    seed: SeedOption = 0,
     embedding_note: Annotated[
         str, typer.Option(help="A sentence on how the embeddings are made, kept in the bundle.")
     ] = "",
@@ -107,6 +114,9 @@ def fit(
 
     console = terminal(stderr=True)
     fit_method = _fit_method(method, iterations=iterations, epochs=epochs, latent=latent)
+    head_method, head_k, head_p = _head(head, k=k, p=p, size=size)
+    if screen and fit_method == "rq-vae":
+        raise SidstreamError("--screen is for --method k-means: the products of rq-vae are few; leave --screen out")
     bundle = bundle or own_bundle()
     require_free(bundle, replace=replace)
     embeddings, shop, towers = _embeddings(
@@ -132,9 +142,9 @@ def fit(
         seed=seed,
         method=fit_method,
         rq_vae=rq_vae,
-        head_method=one_of("--head", head, _HEAD_METHODS),
-        k=k or max(1, size // 10),
-        p=p,
+        head_method=head_method,
+        k=head_k,
+        p=head_p,
         co_occurrence=co_occurrence,
         screen=screen,
     )
@@ -249,6 +259,19 @@ def _fit_method(name: str, *, iterations: int | None, epochs: int | None, latent
     if epochs is not None or latent is not None:
         raise SidstreamError("--epochs and --latent are for --method rq-vae: give --iterations with k-means")
     return "k-means"
+
+
+def _head(name: str, *, k: int | None, p: float | None, size: int) -> tuple[HeadMethod, int, float]:
+    """Which layer-2 tokens to leave out: method, K and p; options of another method are refused, and a K above the size."""
+    method = one_of("--head", name, _HEAD_METHODS)
+    for option, given, of in (("--k", k, "top-k"), ("--p", p, "top-p")):
+        if given is not None and method != of:
+            raise SidstreamError(
+                f"{option} is for --head {of}, and --head is {method}: give --head {of}, or leave {option} out"
+            )
+    if k is not None and k > size:
+        raise SidstreamError(f"--k {k} is more than the {size} codewords of a layer (--size): give at most {size}")
+    return method, max(1, size // 10) if k is None else k, 0.5 if p is None else p
 
 
 def _show_census(console: Console, fitted: Fitted) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from models.commands.columns import with_columns
+from models.commands.number_options import SeedOption, ThreadsOption, finite
 from models.commands.training_data import read_training_data
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from models.towers.text_encoder import Towers
 
 MATRIX_SUFFIXES: Final = (".npy", ".npz")  # of files that hold embeddings alone
+_PER_ITEM: Final = 6  # queries that are made
 _RELEVANT_RATING: Final = 2  # of 0 to 3: what people called good
 _ITEMS_AT_A_TIME: Final = 2_048  # embedded between two reports
 
@@ -51,16 +53,19 @@ def towers(
             show_default="made from the catalogue's texts and sequences",
         ),
     ] = None,
-    per_item: Annotated[int, typer.Option(min=1, help="Queries made for each item, without --examples.")] = 6,
+    per_item: Annotated[
+        int | None, typer.Option(min=1, help="Queries made for each item, without --examples.", show_default="6")
+    ] = None,
     dimension: Annotated[int, typer.Option(min=8, help="D, numbers of an embedding.")] = 256,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 3,
     batch_size: Annotated[int, typer.Option(min=2, help="Pairs a step; the others' items are the negatives.")] = 1024,
-    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(callback=finite)] = 2e-3,
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the items that only recall is measured on.")
+        float,
+        typer.Option(min=0, max=0.9, callback=finite, help="Share of the items that only recall is measured on."),
     ] = 0.05,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
-    seed: Annotated[int, typer.Option()] = 0,
+    threads: ThreadsOption = 0,
+    seed: SeedOption = 0,
     replace: Annotated[bool, typer.Option("--replace", help="Replace towers that are there already.")] = False,
     columns: ColumnNames = ColumnNames(),
 ) -> None:
@@ -81,6 +86,10 @@ def towers(
         held_out=held_out,
         seed=seed,
     )
+    if per_item is not None and examples:
+        raise SidstreamError(
+            "--per-item is of queries that are made, and --examples brings its own: give one of the two"
+        )
     require_free(towers, replace=replace)
     items = read_items(
         catalogue,
@@ -88,7 +97,7 @@ def towers(
     )
     require_text(items)
     texts = read_texts(catalogue)
-    pairs = _pairs(items, texts.sequences, examples or [], per_item, seed, console)
+    pairs = _pairs(items, texts.sequences, examples or [], per_item or _PER_ITEM, seed, console)
     if threads:
         torch.set_num_threads(threads)
     with WorkProgress(console) as work:

@@ -352,3 +352,74 @@ def test_table_gives_the_codebook_of_the_same_folder(tmp_path: Path) -> None:
         assert answer.exit_code == 0, answer.output
     one, other = Bundle.open(tmp_path / "one").manifest, Bundle.open(tmp_path / "other").manifest
     assert one.codebook_id == other.codebook_id
+
+
+@pytest.mark.parametrize(
+    ("choices", "left_out"),
+    [
+        (["--head", "top-k"], 1),
+        (["--head", "top-k", "--k", "0"], 0),
+        (["--head", "top-k", "--k", "3"], 3),
+        (["--head", "top-p", "--p", "0"], 0),
+        (["--head", "all"], 16),
+    ],
+)
+def test_head_tokens_are_as_many_as_asked_and_a_tenth_only_without_a_word(
+    tmp_path: Path, embeddings: np.ndarray, choices: list[str], left_out: int
+) -> None:
+    _, fault = fit(save(tmp_path / "some.npy", embeddings), *choices)
+    assert fault is None
+    assert len(Bundle.open(tmp_path / "bundle").layout.head_tokens) == left_out
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (["--k", "3"], "--k is for --head top-k, and --head is none: give --head top-k, or leave --k out"),
+        (["--k", "0", "--head", "all"], "--k is for --head top-k, and --head is all"),
+        (["--p", "0.5"], "--p is for --head top-p, and --head is none: give --head top-p, or leave --p out"),
+        (["--p", "0.3", "--head", "top-k"], "--p is for --head top-p, and --head is top-k"),
+        (["--head", "top-k", "--k", "257"], "--k 257 is more than the 256 codewords of a layer"),
+        (["--head", "most"], "--head 'most' is unknown"),
+        (["--screen", "--method", "rq-vae"], "leave --screen out"),
+    ],
+)
+def test_head_options_that_do_not_belong_together_are_refused_before_anything_is_read(
+    tmp_path: Path, choices: list[str], message: str
+) -> None:
+    answer = CliRunner().invoke(app, ["fit", str(tmp_path / "none"), "--bundle", str(tmp_path / "bundle"), *choices])
+    assert isinstance(answer.exception, SidstreamError)
+    assert message in str(answer.exception)
+
+
+def test_folder_of_a_catalogue_is_no_bundle_to_replace_and_stays_as_it_is(
+    tmp_path: Path, embeddings: np.ndarray
+) -> None:
+    Catalogue([CatalogueItem(id=f"item-{row}", title="thing") for row in range(200)], embeddings).write(
+        tmp_path / "shop"
+    )
+    before = sorted(path.name for path in (tmp_path / "shop").iterdir())
+    answer = CliRunner().invoke(
+        app, ["fit", str(tmp_path / "shop"), "--bundle", str(tmp_path / "shop"), "--size", "8", "--replace"]
+    )
+    assert isinstance(answer.exception, SidstreamError)
+    assert "shop is not empty and holds no bundle" in str(answer.exception)
+    assert sorted(path.name for path in (tmp_path / "shop").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file", "is a file, not a directory"),
+        ("file/below", "cannot be made: Not a directory"),
+        ("blocked", "encoder.onnx is a directory, and a file is to be written"),
+    ],
+)
+def test_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, place: str, message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "blocked" / "encoder.onnx").mkdir(parents=True)
+    answer = CliRunner().invoke(app, ["fit", str(tmp_path / "none"), "--bundle", str(tmp_path / place)])
+    assert isinstance(answer.exception, SidstreamError)
+    assert message in str(answer.exception)

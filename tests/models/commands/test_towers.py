@@ -138,3 +138,26 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path) -> None:
     _, fault = run("towers", items, "--towers", tmp_path / "towers")
     assert "share the id" in str(fault)
     assert not (tmp_path / "towers").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        ("file", [], "is a file, not a directory"),
+        ("file/below", [], "cannot be made: Not a directory"),
+        ("blocked", [], "item_tower.onnx is a directory, and a file is to be written"),
+        ("catalogue", [], "is not empty and holds no towers"),
+        ("catalogue", ["--replace"], "is not empty and holds no towers"),
+        ("towers", ["--per-item", "3", "--examples", "pairs.jsonl"], "give one of the two"),
+    ],
+)
+def test_what_cannot_become_towers_is_refused_before_anything_is_read(
+    catalogue: Path, tmp_path: Path, place: str, options: list[str], message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "blocked" / "item_tower.onnx").mkdir(parents=True)
+    before = sorted(catalogue.iterdir())
+    _, fault = run("towers", tmp_path / "none", "--towers", tmp_path / place, *options, *SMALL)
+    assert isinstance(fault, SidstreamError)
+    assert message in str(fault)
+    assert sorted(catalogue.iterdir()) == before
