@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.commands.columns import with_columns
+from models.commands.number_options import SeedOption, finite
 from models.commands.towers import EmbedOption
+from models.commands.warm_start import is_given
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.tables.columns import ColumnNames
@@ -69,7 +72,7 @@ def ask(
             help="At most so many items of one kind: 'brand:2', 'sid:1', 'prefix/2:3'; several are all meant."
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds to wait for the answer.")] = 30.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer record.")] = False,
     batch: Annotated[
         Path | None,
@@ -205,6 +208,7 @@ def show_answer(console: Console, answer: Answer) -> None:
 
 @with_columns
 def evaluate(
+    context: typer.Context,
     catalogue: Annotated[
         str,
         typer.Argument(help="Catalogue folder, table or address: items, embeddings, and what people did with them."),
@@ -236,7 +240,9 @@ def evaluate(
     ] = None,
     last_share: Annotated[
         float | None,
-        typer.Option(min=0.001, max=0.4, help="Cases: the last share of the interactions.", show_default="0.1"),
+        typer.Option(
+            min=0.001, max=0.4, callback=finite, help="Cases: the last share of the interactions.", show_default="0.1"
+        ),
     ] = None,
     judged: Annotated[bool, typer.Option("--judged", help="Cases: the catalogue's judged queries.")] = False,
     least_rating: Annotated[
@@ -255,7 +261,10 @@ def evaluate(
         typer.Option(help="An attribute of the items, such as brand, to look at value by value; repeatable."),
     ] = None,
     head_share: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Head items: this share of the items, the most popular ones.")
+        float,
+        typer.Option(
+            min=0.001, max=0.999, callback=finite, help="Head items: this share of the items, the most popular ones."
+        ),
     ] = 0.1,
     new_items: Annotated[
         Path | None, typer.Option(help="Ids of items that arrived after training, one a line.")
@@ -277,7 +286,8 @@ def evaluate(
     ] = "catalogue",
     live: Annotated[bool, typer.Option("--live", help="Ask the running retrievers over the topics.")] = False,
     seconds_a_query: Annotated[
-        float | None, typer.Option(min=0.1, help="With --live: how long an answer may take.", show_default="30")
+        float | None,
+        typer.Option(min=0.1, callback=finite, help="With --live: how long an answer may take.", show_default="30"),
     ] = None,
     text_alone: Annotated[
         bool, typer.Option("--text-alone", help="Ask without the queries' embeddings, where the cases have some.")
@@ -294,7 +304,7 @@ def evaluate(
         typer.Option(help="A bound, such as 'recall@10>=.4'; repeatable. A missed one ends with status 3."),
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: SeedOption = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Write the whole result as JSON.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="Write one HTML file with tables and plots.")] = None,
     columns: ColumnNames = ColumnNames(),
@@ -303,30 +313,22 @@ def evaluate(
     from models.bundles.store import BundleStore
     from models.commands.towers import read_catalogue
     from retriever.evaluation.bounds import Bound
-    from retriever.evaluation.report.page import write_json, write_page
+    from retriever.evaluation.command_options import require_together, require_two_files
+    from retriever.evaluation.report.page import require_writable, write_json, write_page
     from retriever.evaluation.report.tables import show_bounds, show_evaluation
     from retriever.evaluation.session import DEFAULT_AT, WEIGHTS, Options, run_evaluation
     from retriever.evaluation.sources import SourceOptions, choose_split
-    from retriever.evaluation.splits import TEST_FILE, TRAINING_FOLDER, VALIDATION_FILE
+    from retriever.evaluation.splits import TEST_FILE, TRAINING_FOLDER, VALIDATION_FILE, require_place_of_split
     from retriever.evaluation.splits import write_split as write_parts
 
     console, log = terminal(), terminal(stderr=True)
     if weights not in WEIGHTS:
         raise SidstreamError(f"--weights {weights!r} is unknown: choose one of {', '.join(WEIGHTS)}")
-    if live and (index is not None or bundle is not None):
-        raise SidstreamError(
-            "--live asks the running retrievers, which have an index and a bundle: leave --index and --bundle out"
-        )
-    if weights == "popularity" and (live or index is not None):
-        raise SidstreamError(
-            "--weights is for an index that is made of the catalogue: leave it out, or --live and --index"
-        )
-    if seconds_a_query is not None and not live:
-        raise SidstreamError("--seconds-a-query goes with --live: in this process every query is answered")
-    if against is not None and (live or index is not None):
-        raise SidstreamError("--against asks both bundles over an index of the catalogue: leave --live and --index out")
-    if write_split is not None and (examples is not None or judged):
-        raise SidstreamError("--write-split splits sequences or interactions: leave --examples and --judged out")
+    require_together(partial(is_given, context))
+    require_two_files(json, page)
+    require_writable(json, page)
+    if write_split is not None:
+        require_place_of_split(write_split)
     bounds = tuple(Bound.parse(text) for text in require or ())
     sources = SourceOptions(
         examples, validation, training, interactions, leave_last_out, after, last_share, judged, least_rating

@@ -39,6 +39,7 @@ class Bound:
         try:
             assert match is not None
             value = float(match["value"])
+            assert math.isfinite(value)
         except (AssertionError, ValueError):
             raise EvaluationError(
                 f"--require {text!r} is no bound: give a figure, >=, <=, > or <, and a number, such as 'recall@10>=.4'"

@@ -53,7 +53,7 @@ def choose_cases(catalogue: Catalogue, options: SourceOptions, embed: Embed | No
 
     Raises ``EvaluationError`` for options that do not belong together.
     """
-    _require_one_source(options)
+    _require_one_source(options, sequences=bool(catalogue.sequences))
     if options.examples is not None:
         found = of_example_files(catalogue, options.examples, options.validation, options.training)
     elif _is_split(options) or (catalogue.sequences and not options.judged):
@@ -61,6 +61,11 @@ def choose_cases(catalogue: Catalogue, options: SourceOptions, embed: Embed | No
     elif catalogue.queries and catalogue.qrels:
         rating = LEAST_RATING if options.least_rating is None else options.least_rating
         found = of_judgements(catalogue, rating, options.training)
+    elif options.judged:
+        raise EvaluationError(
+            "--judged asks the catalogue's judged queries, and it has none: give it queries.tsv and qrels.tsv, or leave --judged "
+            "out"
+        )
     else:
         raise EvaluationError(
             "there is nothing to evaluate on: the catalogue has no sequences.tsv, nor queries.tsv and qrels.tsv. Give examples "
@@ -71,7 +76,7 @@ def choose_cases(catalogue: Catalogue, options: SourceOptions, embed: Embed | No
 
 def choose_split(catalogue: Catalogue, options: SourceOptions) -> SplitData:
     """The time split that the options name."""
-    _require_one_source(options)
+    _require_one_source(options, sequences=bool(catalogue.sequences))
     if options.interactions is None:
         if options.after is not None or options.last_share is not None:
             raise EvaluationError(
@@ -114,7 +119,8 @@ def _is_split(options: SourceOptions) -> bool:
     return options.leave_last_out or any(one is not None for one in given)
 
 
-def _require_one_source(options: SourceOptions) -> None:
+def _require_one_source(options: SourceOptions, *, sequences: bool) -> None:
+    """``sequences``: the catalogue has some, which are split where no source is named."""
     splits = {
         "--leave-last-out": options.leave_last_out,
         "--after": options.after is not None,
@@ -131,10 +137,14 @@ def _require_one_source(options: SourceOptions) -> None:
         raise EvaluationError(f"{' and '.join(sources)} are different sources of cases: give one of them")
     if options.validation is not None and options.examples is None:
         raise EvaluationError("--validation goes with --examples: a split has a validation part of its own")
+    split = split or (["the catalogue's sequences"] if sequences and not sources else [])
     if options.training is not None and split:
         raise EvaluationError("--training goes with --examples and --judged: what came before a split is known")
     if options.least_rating is not None and (options.examples is not None or split):
-        raise EvaluationError("--least-rating is for judged queries: give --judged, or leave it away")
+        cases = "--examples" if options.examples is not None else split[0]
+        raise EvaluationError(
+            f"--least-rating is for judged queries, and the cases are of {cases}: give --judged, or leave it away"
+        )
 
 
 def _with_embeddings(found: CaseSet, catalogue: Catalogue, embed: Embed | None) -> CaseSet:

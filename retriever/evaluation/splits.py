@@ -18,6 +18,7 @@ import msgspec
 
 from models.catalogue import Catalogue
 from models.data_files import DataFileError, numbered_lines, plain_id
+from models.directories import require_writable_directory
 from models.examples.records import TrainingExample, write_examples
 from retriever.evaluation.cases import CaseMaker, CaseSet, EvaluationCase, EvaluationError, Remarks, TrainingData
 
@@ -130,12 +131,23 @@ def case_set(catalogue: Catalogue, data: SplitData) -> CaseSet:
     return CaseSet(cases, validation, training, data.source, maker.remarks)
 
 
+def require_place_of_split(directory: Path) -> None:
+    """Return if a split may be written to ``directory``.
+
+    Raises:
+        DirectoryError: it cannot be made or written to.
+        EvaluationError: it holds something.
+    """
+    require_writable_directory(directory)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise EvaluationError(f"{directory} is there and not empty: name another directory, or remove it")
+
+
 def write_split(catalogue: Catalogue, data: SplitData, directory: Path) -> None:
     """Writes the catalogue with the training part of the histories alone, weights its items by their occurrences there, and the
     other parts as examples beside it.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise EvaluationError(f"{directory} is there and not empty: name another directory, or remove it")
+    require_place_of_split(directory)
     known = {item.id for item in catalogue.items}
     sequences = {
         user: items

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from models.directories import require_writable_file
 from models.errors import SidstreamError
 from models.terminal import printable
 from retriever.evaluation.evaluation import Evaluation, Interval
@@ -37,8 +38,22 @@ small { color: #666; font-weight: 400; white-space: nowrap } svg { max-width: 10
 """
 
 
+def require_writable(json: Path | None, page: Path | None) -> None:
+    """Return if both files can be written, and the page be drawn: before anything is measured. Raises ``SidstreamError``."""
+    for path in (json, page):
+        if path is not None:
+            require_writable_file(path)
+    if page is not None:
+        _require_matplotlib()
+
+
 def write_page(result: Evaluation, path: Path) -> None:
     """Writes the page. Raises ``SidstreamError`` where Matplotlib is not installed, or the file cannot be written."""
+    _require_matplotlib()
+    _write(path, "\n".join(_parts(result)).encode())
+
+
+def _require_matplotlib() -> None:
     try:
         import matplotlib
     except ImportError as error:
@@ -46,7 +61,6 @@ def write_page(result: Evaluation, path: Path) -> None:
             "--page draws with Matplotlib: `pip install 'sidstream[study]'`, or take --json"
         ) from error
     matplotlib.use("Agg")
-    _write(path, "\n".join(_parts(result)).encode())
 
 
 def write_json(result: Evaluation, path: Path) -> None:

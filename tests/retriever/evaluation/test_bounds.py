@@ -36,7 +36,8 @@ def test_missed_bound_says_by_how_much() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["recall@10", "recall@10>=", "recall@10>=high", ">=.4", "recall@10=.4", "", "recall@10>=1.2.3"]
+    "text",
+    ["recall@10", "recall@10>=", "recall@10>=high", ">=.4", "recall@10=.4", "", "recall@10>=1.2.3", "recall@10<=1e999"],
 )
 def test_what_is_no_bound_is_an_error_with_an_example(text: str) -> None:
     with pytest.raises(EvaluationError, match=r"such as 'recall@10>=.4'"):

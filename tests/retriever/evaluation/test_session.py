@@ -224,11 +224,37 @@ def test_split_that_was_written_gives_the_cases_of_the_split(
         ["--write-split", "x", "--judged"],
         ["--against", "x", "--live"],
         ["--against", "x", "--index", "y"],
+        ["--least-rating", "3"],
+        ["--training", "x"],
+        ["--judged"],
     ],
 )
 def test_options_that_mean_nothing_are_refused(folder: Path, extra: list[str]) -> None:
     with pytest.raises(SidstreamError):
         CliRunner().invoke(app, ["evaluate", str(folder), *extra], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--json", "file/result.json"], "result.json cannot be written: Not a directory"),
+        (["--page", "folder"], "folder is a directory, and a file is to be written"),
+        (["--json", "one", "--page", "folder/../one"], "--json and --page both name"),
+        (["--write-split", "file"], "file is a file, not a directory"),
+        (["--write-split", "file/parts"], "parts cannot be made: Not a directory"),
+        (["--write-split", "folder"], "folder is there and not empty"),
+    ],
+)
+def test_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    Path("folder", "mine").touch()
+    with pytest.raises(SidstreamError, match=message):
+        CliRunner().invoke(app, ["evaluate", "none", *extra], catch_exceptions=False)
+    assert sorted(str(path) for path in Path().rglob("*")) == ["file", "folder", "folder/mine"]
 
 
 def test_live_answers_are_those_of_the_same_index_offline(

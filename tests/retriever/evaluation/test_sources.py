@@ -78,3 +78,28 @@ def test_new_items_are_rows_of_the_ids_that_the_catalogue_has(tmp_path: Path) ->
     path = tmp_path / "new.txt"
     path.write_text("i4\nelsewhere\ni1\n")
     assert arrived_rows(catalogue(), path) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"least_rating": 3}, "--least-rating is for judged queries, and the cases are of the catalogue's sequences"),
+        ({"least_rating": 3, "leave_last_out": True}, "the cases are of --leave-last-out: give --judged"),
+        ({"least_rating": 3, "examples": Path("x")}, "the cases are of --examples: give --judged"),
+        ({"training": Path("x")}, "--training goes with --examples and --judged"),
+    ],
+)
+def test_option_of_another_source_is_refused_also_where_no_source_is_named(
+    options: dict[str, object], message: str
+) -> None:
+    both = catalogue(
+        sequences={"ada": ("i0", "i1", "i2")}, queries=(CatalogueQuery("q", "lamp"),), qrels={"q": {"i3": 3}}
+    )
+    with pytest.raises(EvaluationError, match=message):
+        choose_cases(both, SourceOptions(**options))  # type: ignore[arg-type]
+    assert choose_cases(both, SourceOptions(judged=True, least_rating=3)).cases[0].relevant == (3,)
+
+
+def test_judged_queries_of_a_catalogue_without_any_are_refused_by_their_files() -> None:
+    with pytest.raises(EvaluationError, match=r"it has none: give it queries\.tsv and qrels\.tsv"):
+        choose_cases(catalogue(sequences={"ada": ("i0", "i1", "i2")}), SourceOptions(judged=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from models.errors import SidstreamError
 from retriever.evaluation.evaluation import Evaluation, SystemFigures
 from retriever.evaluation.metrics import METRICS
-from retriever.evaluation.report.page import write_json, write_page
+from retriever.evaluation.report.page import require_writable, write_json, write_page
 
 pytest.importorskip("matplotlib")
 
@@ -88,3 +89,14 @@ def test_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SidstreamError, match=r"result.json cannot be written"):
         write_json(result(), tmp_path / "file" / "result.json")
+
+
+def test_page_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_writable(tmp_path / "result.json", tmp_path / "page.html")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    require_writable(tmp_path / "result.json", None)
+    with pytest.raises(SidstreamError, match="--page draws with Matplotlib"):
+        require_writable(None, tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
