@@ -31,6 +31,8 @@ import transformers
 
 from benchmarks.common.reporting import Result, benchmark_arguments, report, write_markdown
 from benchmarks.retrieval.decoding_rivals import CODEBOOK, Rivals, crowded_codes, snapshot_of
+from models.errors import SidstreamError
+from models.language.devices import device_named
 from models.language.language_model import small_causal_lm
 from models.sids.layout import Layout
 from models.sids.vocabulary import SidVocabulary
@@ -97,17 +99,21 @@ class Clock:
 def main() -> int:
     """Runs the benchmark; 2 without a card."""
     parser = benchmark_arguments(__doc__)
-    parser.add_argument("--device", default="cuda:0", help="or cpu, for a small version")
+    parser.add_argument("--device", default="cuda:0", help="a card, or cpu for a small version")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--report", type=Path, default=Path(".sidstream/benchmarks/gpu.md"), help="as Markdown")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if arguments.device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         print(
             "no CUDA device here, so nothing was measured: run this on a machine with a card, or with --device cpu for a small "
             "version that shows that it runs",
             file=sys.stderr,
         )
+        return NO_CARD
+    try:
+        device = device_named(arguments.device, option="--device")
+    except SidstreamError as error:
+        print(error, file=sys.stderr)
         return NO_CARD
     on_card = device.type == "cuda"
     name = (

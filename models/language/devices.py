@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def device_named(name: str) -> torch.device:
+def device_named(name: str, *, option: str = "retriever.device") -> torch.device:
     """``auto``: a CUDA card if there is one, else Apple's GPU, else the processor; else a device as torch names it.
 
-    Raises ``SidstreamError`` for a name that torch does not know and for a device that is not there, before a model is loaded.
+    ``option``: what the person gave the name by, for the message. Raises ``SidstreamError`` for a name that torch does not know
+    and for a device that is not there or that computes nothing (such as ``meta``), before a model is loaded.
     """
     import torch
 
@@ -23,11 +24,11 @@ def device_named(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        (torch.ones(1, device=device) + 1).item()  # some hold a tensor and no numbers of it
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SidstreamError(
-            f"retriever.device is {name!r}, which cannot be used here ({reason}): set it to auto, cpu or a device that this "
+            f"{option} is {name!r}, which cannot be used here ({reason}): set it to auto, cpu or a device that this "
             "machine has"
         ) from error
     return device

@@ -50,3 +50,16 @@ def test_floor_counts_weights_once_a_pass_and_what_is_cached_before_it() -> None
     weights = 4 * sum(weight.numel() for weight in model.parameters())
     token = 4 * 2 * 2 * 16  # keys and values of two layers
     assert gpu.floor_bytes(model, 3, 10, 5, 3) == 3 * weights + 3 * token * (10 + 10 + 5)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cpu:x"])
+def test_device_that_cannot_be_used_is_told_in_a_sentence_and_nothing_is_written(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--json", str(tmp_path / "gpu.json"), "--report", str(tmp_path / "gpu.md")]
+    monkeypatch.setattr("sys.argv", ["gpu", "--device", device, *files])
+    assert gpu.main() == gpu.NO_CARD
+    said = capsys.readouterr().err
+    assert said.startswith(f"--device is {device!r}, which cannot be used here")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

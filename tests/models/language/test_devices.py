@@ -21,7 +21,12 @@ def test_auto_is_a_device_that_works_and_names_are_torchs() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "xla", ""])
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "xla", "", "meta", "hpu", "privateuseone", "mtia"])
 def test_device_that_is_not_there_is_refused_with_what_to_set(name: str) -> None:
     with pytest.raises(SidstreamError, match="set it to auto, cpu or a device that this machine has"):
         device_named(name)
+
+
+def test_refused_device_is_told_by_the_name_of_the_option_that_gave_it() -> None:
+    with pytest.raises(SidstreamError, match="--device is 'nonsense', which cannot be used here"):
+        device_named("nonsense", option="--device")
