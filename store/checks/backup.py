@@ -21,7 +21,7 @@ import msgspec
 from models.bundles.manifest import synchronise
 from models.directories import make_directory
 from store.checks.verification import verify
-from store.errors import BackupError, IndexLockedError, IndexMissingError
+from store.errors import BackupError, IndexLockedError, IndexMissingError, StoreError
 from store.files import environment
 from store.files.data_file import require_sound_pages
 from store.files.environment import LOCK_FILE, lock_directory, unlock, writer_of
@@ -75,8 +75,9 @@ def back_up(index: Path, target: Path) -> IndexCopy:
         raise BackupError(f"{target} exists already and is left as it is: name a directory that is not there yet")
     with _incomplete(target) as unfinished:
         _copy(index, unfinished)
-        _bring_up(unfinished)
-        copied = _inspected(unfinished)
+        with _told_of(index, unfinished):
+            _bring_up(unfinished)
+            copied = _inspected(unfinished)
         _write(unfinished / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(copied)) + b"\n")
         _finish(unfinished, target)
     return copied
@@ -120,8 +121,9 @@ def restore(
             )
         with _incomplete(index) as unfinished:
             _copy(backup, unfinished)
-            _bring_up(unfinished, restored=True)
-            copied = _inspected(unfinished)
+            with _told_of(backup, unfinished):
+                _bring_up(unfinished, restored=True)
+                copied = _inspected(unfinished)
             _compare_with_manifest(backup, copied)
             accept(copied)
             aside = None
@@ -179,8 +181,8 @@ def _inspected(directory: Path) -> IndexCopy:
         faults = verify(snapshot)
         if faults:
             raise BackupError(
-                f"the copy in {directory} is not sound: {' '.join(faults)} Nothing was kept of it. Check the source with "
-                "`sidstream verify`, or rebuild the index from Kafka with `sidstream rebuild`"
+                f"{directory} is not sound: {' '.join(faults)} Nothing was kept of the copy. Check the index with "
+                "`sidstream verify`, or rebuild it from Kafka with `sidstream rebuild`"
             )
         return IndexCopy(
             codebook=snapshot.codebook_id,
@@ -194,6 +196,20 @@ def _inspected(directory: Path) -> IndexCopy:
             log_ids=snapshot.log_ids,
             partitions=snapshot.partitions,
         )
+
+
+@contextmanager
+def _told_of(source: Path, copy: Path) -> Iterator[None]:
+    """What is wrong with a copy is told of its source, whose path a person knows: the copy is removed."""
+    try:
+        yield
+    except StoreError as error:
+        said = str(error)
+        for name in sorted(
+            {str(copy), os.path.realpath(copy)}, key=len, reverse=True
+        ):  # one may begin within the other
+            said = said.replace(name, str(source))
+        raise type(error)(said) from error
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from confluent_kafka import Consumer, Message
 
 from models.bundles.bundle import Bundle
+from models.directories import require_writable_directory
 from models.errors import SidstreamError
 from models.sids.layout import Layout
 from store.checks.backup import has_index
@@ -57,8 +58,10 @@ def require_room(directory: Path) -> None:
     """Return if a fresh index may be made in ``directory``.
 
     Raises:
+        DirectoryError: it cannot be made or written to.
         RebuildError: a writer runs on it, or it holds something.
     """
+    require_writable_directory(directory)
     if writer := writer_of(directory):
         raise RebuildError(
             f"the indexer (process {writer}) writes {directory}: build the fresh index beside it with --into DIR, and put it "

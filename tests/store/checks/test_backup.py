@@ -6,10 +6,12 @@ import gzip
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from store.checks.backup import back_up, restore
 from store.checks.verification import compare, verify
-from store.errors import BackupError, IndexLockedError, IndexMismatchError, IndexMissingError
+from store.errors import BackupError, IndexLockedError, IndexMismatchError, IndexMissingError, StoreError
 from store.files import environment
 from store.reading.reader import IndexReader
 from store.writing.writer import IndexWriter
@@ -110,7 +112,7 @@ def test_backup_that_is_not_sound_is_refused_and_leaves_nothing(
     with shared.lmdb.begin(write=True) as transaction:
         transaction.drop(shared.databases["paths"], delete=False)
     environment.release(shared)
-    with pytest.raises(BackupError, match=r"not sound.*missing from the paths"):
+    with pytest.raises(BackupError, match=rf"{re.escape(str(path))} is not sound.*missing from the paths"):
         back_up(path, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
     assert left_behind(tmp_path) == []
@@ -238,6 +240,25 @@ def test_damaged_backup_is_found_by_its_digest(open_writer: OpenWriter, path: Pa
     data.write_bytes(whole.replace(b"Glass kettle", b"Brass kettle"))
     with pytest.raises(BackupError, match="is damaged"):
         restore(tmp_path / "backup", tmp_path / "other")
+
+
+def test_damage_of_an_index_is_told_by_the_path_that_was_given_and_not_by_that_of_the_copy(
+    open_writer: OpenWriter, path: Path, tmp_path: Path
+) -> None:
+    with open_writer() as writer:
+        fill(writer, 3)
+        back_up(path, tmp_path / "backup")
+    for source, copied in ((path, partial(back_up, path, tmp_path / "copy")),
+                           (tmp_path / "backup", partial(restore, tmp_path / "backup", tmp_path / "other"))):  # fmt: skip
+        data = source / environment.DATA_FILE
+        page = os.sysconf("SC_PAGE_SIZE")
+        pages = bytearray(data.read_bytes())
+        pages[2 * page :] = b"\xff" * (len(pages) - 2 * page)  # all but the two headers
+        data.write_bytes(pages)
+        with pytest.raises(StoreError) as told:
+            copied()
+        assert f"The index file {data} is damaged" in str(told.value)
+        assert "incomplete" not in str(told.value)
 
 
 def test_reader_of_another_process_changes_over_to_the_restored_index(

@@ -226,3 +226,16 @@ def test_verify_names_split_keys_with_their_partitions(tiny_bundle: Path, tmp_pa
     assert "1 item ids have records in more than one partition" in answer.stdout
     assert "item-3\\x1b[2J  in partitions 0, 2" in answer.stdout
     assert json.loads(run(index, tiny_bundle, "verify", "--json").stdout)["split_keys"] == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below/it"])
+def test_rebuild_into_a_place_that_is_no_directory_is_refused_before_a_broker_is_asked(
+    place: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    nobody = {"SIDSTREAM_KAFKA__BOOTSTRAP_SERVERS": "localhost:1"}
+    answer = run(tmp_path / "index", tiny_bundle, "rebuild", "--into", str(tmp_path / place), **nobody)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(f"error: {tmp_path / place} ")
+    assert "name another directory" in answer.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
