@@ -174,7 +174,8 @@ def repartition_topics(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many items would move.")] = False,
 ) -> None:
     """Add partitions, and move every item into the partition that its id belongs into. Everything goes on meanwhile."""
-    from streamer.operations.repartition import RepartitionProgress, repartition
+    from streamer.operations.key_mover import RepartitionProgress
+    from streamer.operations.repartition import repartition
 
     settings = load_settings()
     configure_logging(settings.logging, process="topics")
@@ -183,28 +184,32 @@ def repartition_topics(
     with WorkProgress(console) as work:
 
         def show(now: RepartitionProgress) -> None:
-            name = f"{now.step}, look {now.look}"
+            name = f"{now.topic}: {now.step}, look {now.look}"
             if name not in tasks:
                 tasks[name] = work.task(name, unit="ids" if now.step == "moving" else "records")
             tasks[name].update(now.done, now.total)
 
         outcome = repartition(settings, partitions, dry_run=dry_run, progress=show)
-    updates = settings.topics.item_updates
+    for name in outcome.missing:
+        console.print(f"[yellow]![/] {shown(name)} is not there: `sidstream topics create` makes it")
     if dry_run:
-        console.print(
-            f"{outcome.to_move:,} of the {outcome.keys:,} ids on {shown(updates)} would move with {outcome.partitions:,} "
-            "partitions; nothing was changed"
-        )
+        for keys in outcome.topics:
+            console.print(
+                f"{keys.to_move:,} of the {keys.keys:,} ids on {shown(keys.topic)} would move with {keys.partitions:,} partitions"
+            )
+        console.print("Nothing was changed")
         return
     for name in outcome.grown:
         console.print(f"[green]✓[/] {shown(name)} has {outcome.partitions:,} partitions now")
-    console.print(f"[green]✓[/] {outcome.moved:,} of {outcome.keys:,} ids moved")
-    if not outcome.kept:
-        console.print("  each lies in its own partition")
-    if outcome.kept:
+    for keys in outcome.topics:
+        moved = f"{keys.moved:,} of {keys.keys:,} ids on {shown(keys.topic)} moved"
+        if not keys.kept:
+            console.print(f"[green]✓[/] {moved}: each lies in its own partition")
+            continue
+        console.print(f"[green]✓[/] {moved}")
         console.print(
-            f"[yellow]![/] {outcome.kept:,} stay where they are: the assigner refuses their newest update "
-            "(`sidstream dlq list`). Publish or delete these items, then run this again"
+            f"[yellow]![/] {keys.kept:,} stay where they are: their newest records are refused "
+            "(`sidstream dlq list`). Send these ids anew or delete them, then run this again"
         )
     if outcome.partitions != settings.topics.partitions:
         print_line(console, f"Next: set topics.partitions = {outcome.partitions} (it is {settings.topics.partitions})")

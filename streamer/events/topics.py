@@ -108,7 +108,7 @@ class TopicSpec:
 
     ``config``: Kafka's topic properties of a new one, ``cleanup.policy`` among them; ``requirements``: what must hold of an
     existing one; ``one_partition``: whether it must have exactly one; ``partitions_of``: the topic that it must have at
-    least as many partitions as.
+    least as many partitions as; ``grows``: it has ``topics.partitions``, and more once that is raised.
     """
 
     name: str
@@ -118,6 +118,7 @@ class TopicSpec:
     requirements: tuple[Requirement, ...] = ()
     one_partition: bool = False
     partitions_of: str | None = None
+    grows: bool = False
 
     @property
     def cleanup_policy(self) -> str:
@@ -234,13 +235,15 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     def topic(name: str, partitions: int, *requirements: Requirement, **more: Any) -> TopicSpec:
         return _spec(name, partitions, replication, requirements, **more)
 
+    def spread(name: str, *requirements: Requirement, **more: Any) -> TopicSpec:
+        return topic(name, many, *requirements, grows=True, **more)
+
     return (
-        topic(topics.item_updates, many, _COMPACT, room, _TOMBSTONES),
+        spread(topics.item_updates, _COMPACT, room, _TOMBSTONES),
         # One partition for dead letters: they are few, and read by a person.
         topic(topics.item_updates_dead_letters, 1, _DELETE, letter_room, _LETTERS),
-        topic(
+        spread(
             topics.item_codes,
-            many,
             _COMPACT,
             room,
             _TOMBSTONES,
@@ -248,19 +251,19 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
             _ANY_AGE,
             partitions_of=topics.item_updates,
         ),
-        topic(topics.item_attributes, many, _COMPACT, room, _TOMBSTONES, _CLOCK_OF_ATTRIBUTES),
+        spread(topics.item_attributes, _COMPACT, room, _TOMBSTONES, _CLOCK_OF_ATTRIBUTES),
         topic(topics.item_attributes_dead_letters, 1, _DELETE, letter_room, _LETTERS),
         topic(topics.token_counts, 1, _COMPACT, room, one_partition=True),
         topic(topics.layouts, 1, _COMPACT, room, one_partition=True),
         topic(topics.drift, 1, _DELETE, room, _retention(days=7, least_hours=1)),
         topic(topics.alerts, 1, _COMPACT, room),
-        topic(topics.queries, many, _DELETE, room, _retention(days=1, least_hours=1), _BROKER_CLOCK),
+        spread(topics.queries, _DELETE, room, _retention(days=1, least_hours=1), _BROKER_CLOCK),
         topic(topics.queries_dead_letters, 1, _DELETE, letter_room, _LETTERS),
         # A note outlives its letter: a segment goes when its newest record is too old, so a letter may stay three weeks.
         topic(topics.replayed_dead_letters, 1, _NOTES, room, _retention(days=28, least_hours=28 * 24)),
-        topic(topics.results, many, _DELETE, room, _retention(days=1, least_hours=1)),
+        spread(topics.results, _DELETE, room, _retention(days=1, least_hours=1)),
         topic(topics.serving, 1, _COMPACT, room, one_partition=True),
-        topic(topics.interactions, many, _DELETE, room, _retention(days=90, least_hours=24), _BROKER_CLOCK),
+        spread(topics.interactions, _DELETE, room, _retention(days=90, least_hours=24), _BROKER_CLOCK),
         topic(topics.interactions_dead_letters, 1, _DELETE, letter_room, _LETTERS),
         topic(changelog, 1, _COMPACT, room, one_partition=True, config=segments),
     )

@@ -236,17 +236,19 @@ def _refuse_mismatches(admin: _Admin, kafka: KafkaSettings, specs: Sequence[Topi
     """Names of the specs that exist, all of them usable and not smaller than the settings say."""
     metadata = _metadata(admin, kafka)
     existing = [spec for spec in specs if spec.name in metadata]
-    faults = []
+    faults, small = [], 0
     for spec in existing:
         topic = metadata[spec.name]
         if len(topic.partitions) < spec.partitions:
             faults.append(f"{spec.name} has {len(topic.partitions)} partitions instead of {spec.partitions}")
+            small = max(small, spec.partitions)
         if _replication(topic) != spec.replication:
             faults.append(f"{spec.name} has {_replication(topic)} replicas instead of {spec.replication}")
     if faults:
+        grow = f"add partitions with `sidstream topics repartition --partitions {small}`, " if small else ""
         raise TopicMismatchError(
-            f"topics on {kafka.bootstrap_servers} have another shape than the settings; nothing was changed. "
-            "Correct topics.* in the settings, or alter or delete these topics yourself:\n  " + "\n  ".join(faults)
+            f"topics on {kafka.bootstrap_servers} have another shape than the settings; nothing was changed. Correct topics.* in "
+            f"the settings, {grow}or alter or delete these topics yourself:\n  " + "\n  ".join(faults)
         )
     _refuse_faults(admin, kafka, specs, metadata)
     return {spec.name for spec in existing}

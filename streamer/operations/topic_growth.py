@@ -33,12 +33,7 @@ _LAG: Final = "min.compaction.lag.ms"
 
 
 def partitions_of_topics(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, int]:
-    """How many partitions each topic has.
-
-    Raises:
-        MissingTopicsError: one is not there.
-    """
-    require(kafka, names)
+    """How many partitions each topic has; only those of ``names`` that are there."""
     return {topic.name: topic.partitions for topic in describe(kafka, names)}
 
 
@@ -60,13 +55,17 @@ def require_own_times(kafka: KafkaSettings, names: Sequence[str]) -> None:
             )
 
 
-def require_fewer(now: Mapping[str, int], partitions: int) -> None:
-    """Return if no topic has more than ``partitions``; ``now``: what each has. Raises ``TopicMismatchError``."""
-    larger = [f"{name} has {count}" for name, count in now.items() if count > partitions]
+def require_no_more(found: Mapping[str, int], partitions: int) -> None:
+    """Return if no topic of ``found`` has more than ``partitions`` partitions.
+
+    Raises:
+        TopicMismatchError: names each that has, and the number to give.
+    """
+    larger = [f"{name} has {count}" for name, count in found.items() if count > partitions]
     if larger:
         raise TopicMismatchError(
             f"{', '.join(larger)} partitions, more than {partitions}: Kafka only adds partitions; "
-            f"give --partitions {max(now.values())}"
+            f"give --partitions {max(found.values())}"
         )
 
 
@@ -75,17 +74,18 @@ def grow(kafka: KafkaSettings, names: Sequence[str], partitions: int) -> list[st
 
     Raises:
         TopicMismatchError: a topic has more already.
-        TopicError: the cluster refuses.
+        TopicError: one is missing, or the cluster refuses.
     """
+    require(kafka, names)
     now = partitions_of_topics(kafka, names)
-    require_fewer(now, partitions)
+    require_no_more(now, partitions)
     admin = AdminClient(client_configuration(kafka))
     altered = [name for name in names if now[name] < partitions]
     for name in altered:
         futures = admin.create_partitions([NewPartitions(name, partitions)], request_timeout=_REQUEST_SECONDS)
         _answer(futures[name], f"{name} cannot be given {partitions} partitions")
         give_up = time.monotonic() + _VISIBLE_SECONDS
-        while partitions_of_topics(kafka, [name])[name] < partitions:
+        while partitions_of_topics(kafka, [name]).get(name, 0) < partitions:
             if time.monotonic() > give_up:
                 raise TopicError(f"{name} does not show its new partitions yet: run this again")
             time.sleep(_LOOK_SECONDS)

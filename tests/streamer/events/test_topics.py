@@ -36,6 +36,11 @@ def test_topics_as_created_have_no_fault() -> None:
     assert topic_faults(SPECS.values(), {name: found(name) for name in SPECS}, "kafka-1:9092") == []
 
 
+def test_topics_that_grow_are_those_of_the_settings_number() -> None:
+    specs = topic_specs(load_settings(topics={"partitions": 7}))
+    assert {spec.name for spec in specs if spec.grows} == {spec.name for spec in specs if spec.partitions == 7}
+
+
 @pytest.mark.parametrize(
     ("name", "config", "command"),
     [
