@@ -37,8 +37,9 @@ def held_places(settings: Settings, partitions_of: Callable[[str], Sequence[int]
         if updates and len(attributes) != len(updates):
             raise IndexerError(
                 f"{topics.item_attributes} has {len(attributes)} partitions and {topics.item_updates} {len(updates)}, so that "
-                f"an item's attributes may lie in none of those that hold the item (indexer.partitions is {held}): give both as "
-                "many, and send the attributes again, or hold all partitions on this host"
+                f"an item's attributes may lie in none of those that hold the item (indexer.partitions is {held}): run "
+                f"`sidstream topics repartition --partitions {max(len(attributes), len(updates))}`, which gives both as many and "
+                "moves what is there, or hold all partitions on this host"
             )
     places = [(topics.item_codes, partition) for partition in codes if holds(held, partition)]
     places += [(topics.item_attributes, partition) for partition in attributes if holds(held, partition)]

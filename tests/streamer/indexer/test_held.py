@@ -158,7 +158,8 @@ def test_places_are_those_of_the_setting_in_both_topics_and_all_layouts() -> Non
     ("counts", "message"),
     [
         ({"item_codes": 2, "item_updates": 2, "item_attributes": 2}, r"take 3 out of it"),
-        ({"item_attributes": 8}, r"item-attributes has 8 partitions and item-updates 4"),
+        ({"item_attributes": 8}, r"item-attributes has 8 partitions and item-updates 4.* repartition --partitions 8`"),
+        ({"item_attributes": 2}, r"item-attributes has 2 partitions and item-updates 4.* repartition --partitions 4`"),
     ],
 )
 def test_topics_that_a_shard_cannot_be_made_of_are_refused_with_what_to_do(
