@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,6 +166,14 @@ def acls(
         print(printable(line))
 
 
+_WHY_KEYS_STAY: Final = {
+    "REFUSED": "their newest records are refused (`sidstream dlq list`). Send these ids anew or delete them, then run this again",
+    "OTHER_MODEL": "a codebook passes over their newest update, as its embedding is of another model (`sidstream deployments`). "
+    "Retire that codebook or, if it is the only one, send these ids anew with its model; then run this again",
+    "WITH_ITEM": "so do their items. Run this again when those can move",
+}
+
+
 @topics.command("repartition")
 def repartition_topics(
     partitions: Annotated[
@@ -202,14 +211,18 @@ def repartition_topics(
     for name in outcome.grown:
         console.print(f"[green]✓[/] {shown(name)} has {outcome.partitions:,} partitions now")
     for keys in outcome.topics:
-        moved = f"{keys.moved:,} of {keys.keys:,} ids on {shown(keys.topic)} moved"
-        if not keys.kept:
-            console.print(f"[green]✓[/] {moved}: each lies in its own partition")
-            continue
-        console.print(f"[green]✓[/] {moved}")
         console.print(
-            f"[yellow]![/] {keys.kept:,} stay where they are: their newest records are refused "
-            "(`sidstream dlq list`). Send these ids anew or delete them, then run this again"
+            f"[green]✓[/] {keys.moved:,} of {keys.keys:,} ids on {shown(keys.topic)} moved"
+            f"{'' if keys.kept else ': each lies in its own partition'}"
+        )
+        for why, number in Counter(keys.staying.values()).items():
+            console.print(f"[yellow]![/] {number:,} stay where they are: {shown(_WHY_KEYS_STAY[why.name])}")
+    # A killed run may have added them.
+    if partitions is not None and (outcome.grown or any(keys.moved for keys in outcome.topics)):
+        print_line(
+            console,
+            "Producers hear of the new partitions within five minutes, as a rule, and put ids into the old ones until then: "
+            "run `sidstream topics repartition` once more afterwards",
         )
     if outcome.partitions != settings.topics.partitions:
         print_line(console, f"Next: set topics.partitions = {outcome.partitions} (it is {settings.topics.partitions})")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, Literal
 
@@ -24,6 +24,7 @@ from streamer.kafka.errors import Meaning, error_text
 from streamer.kafka.partitioner import MOVED_HEADER, murmur2
 from streamer.kafka.read_to_end import Span, end_reader, read_spans, whole_topics
 from streamer.operations.key_moves import LEFT_BEHIND_AT, KeyHistory, Move, Note, Sighting
+from streamer.operations.key_verdicts import Stays, Verdicts
 from streamer.settings import Settings
 
 _KEYS_A_TRANSACTION: Final = 500
@@ -53,8 +54,7 @@ class RepartitionProgress:
 class MovedKeys:
     """What became of the keys of ``topic`` among its ``partitions``.
 
-    ``keys``: that were looked at; ``to_move``: in the first look; ``moved``: were written; ``kept``: stay where they are, since
-    their newest record cannot be moved (``KeyMover``).
+    ``keys``: that were looked at; ``to_move``: in the first look; ``moved``: were written; ``staying``: where they are, and why.
     """
 
     topic: str
@@ -62,28 +62,32 @@ class MovedKeys:
     keys: int = 0
     to_move: int = 0
     moved: int = 0
-    kept: int = 0
+    staying: dict[bytes, Stays] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """How many keys stay where they are."""
+        return len(self.staying)
 
 
 class KeyMover:
-    """Looks at the keys of one topic, and moves them; counts in ``outcome``.
+    """Looks at the keys of one topic, and moves them; what becomes of them is in ``outcome``.
 
-    ``refused``: of copies the keys that are to stay where they are; so does a key whose newest record's headers cannot be read.
+    ``verdicts``: of copies the keys that are to stay where they are; so does a key whose newest record's headers cannot be read.
     """
 
     def __init__(
         self,
         settings: Settings,
         outcome: MovedKeys,
-        refused: Callable[[list[Message]], set[bytes]],
+        verdicts: Verdicts,
         progress: Callable[[RepartitionProgress], None],
     ) -> None:
         self._settings = settings
         self.topic = outcome.topic
         self._outcome = outcome
-        self._refused_of = refused
+        self._verdicts = verdicts
         self._progress = progress
-        self._kept: set[bytes] = set()
 
     def _parts(self) -> list[tuple[int, int]]:
         """(number, of how many): the looks that go over the topic once, each at some of its keys."""
@@ -104,7 +108,6 @@ class KeyMover:
             moves, ends = self._look(round_, part)
             found += len(moves)
             self._move(producer, round_, moves, ends)
-        self._outcome.kept = len(self._kept)
         return found
 
     def _look(self, round_: int, part: tuple[int, int]) -> tuple[dict[bytes, Move], dict[int, int]]:
@@ -135,7 +138,7 @@ class KeyMover:
         moves = {
             key: move
             for key, history in histories.items()
-            if key not in self._kept and (move := history.move(homes[key])) is not None
+            if key not in self._outcome.staying and (move := history.move(homes[key])) is not None
         }
         if round_ == 1:
             self._outcome.keys += len(histories)
@@ -147,12 +150,12 @@ class KeyMover:
         for some in self._with_newest(moves):
             done += len(some)
             copies = {key: self._copy(key, move, newest, ends) for key, move, newest in some}
-            refused = self._refused([copy for copy in copies.values() if copy is not None])
+            stay = self._staying([copy for copy in copies.values() if copy is not None])
             records: list[dict[str, Any]] = []
             for key, move, _ in some:
                 copy = copies[key]
-                if copy is None or key in refused:
-                    self._kept.add(key)
+                if copy is None or key in stay:
+                    self._outcome.staying[key] = stay.get(key, Stays.REFUSED)
                     continue
                 records += [
                     self._record(key, partition, None, [], LEFT_BEHIND_AT, Note(ends[partition]))
@@ -190,7 +193,7 @@ class KeyMover:
             return None
         return self._record(key, move.home, newest.value(), headers, move.time, note)
 
-    def _refused(self, copies: Sequence[Mapping[str, Any]]) -> set[bytes]:
+    def _staying(self, copies: Sequence[Mapping[str, Any]]) -> Mapping[bytes, Stays]:
         """Keys of the copies that are to stay where they are."""
         records = [
             Message(
@@ -204,7 +207,7 @@ class KeyMover:
             )
             for offset, copy in enumerate(copies)
         ]
-        return self._refused_of(records)
+        return self._verdicts(records)
 
     def _record(
         self,

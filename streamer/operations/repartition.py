@@ -22,15 +22,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from confluent_kafka import Message
-from numpy.typing import NDArray
-
-from models.bundles.bundle import Bundle
-from streamer.assigner.assign_batch import AssignBatch
 from streamer.deployments.pipelines import codes_topic_of
-from streamer.deployments.served import find_serving, served_settings
-from streamer.events.intake import EventError, checked_item_id
+from streamer.deployments.served import find_serving
 from streamer.events.topics import topic_specs
 from streamer.kafka.admin import require
 from streamer.operations.key_mover import (
@@ -40,6 +33,7 @@ from streamer.operations.key_mover import (
     RepartitionProgress,
     move_everything,
 )
+from streamer.operations.key_verdicts import AttributesVerdicts, UpdateVerdicts, bundles_of_pipelines
 from streamer.operations.topic_growth import (
     grow,
     kept_from_compaction,
@@ -104,22 +98,23 @@ def repartition(
     pipelines = () if serving is None else serving.pipelines
     # The codes of every codebook, first: what comes of an update goes into the partition of the same number.
     codes = [codes_topic_of(settings, pipeline) for pipeline in pipelines] or [topics.item_codes]
-    settings = served_settings(settings)
     require(kafka, [*codes, topics.item_updates])
     names = _growing(settings, codes)
     now = partitions_of_topics(kafka, names)
-    there = [name for name in names if name in now]
     wanted = now[topics.item_updates] if partitions is None else partitions
     # Without a number keys go home, and the topics stay as they are.
-    growing = [*codes, topics.item_updates] if partitions is None else there
-    require_no_more({name: now[name] for name in growing}, wanted)
+    alike = [*codes, topics.item_updates, *([] if partitions is None else [topics.item_attributes])]
+    require_no_more({name: now[name] for name in alike if name in now}, wanted)
+    # A topic whose keys do not move may have more.
+    growing = [name for name in (alike if partitions is None else names) if now.get(name, wanted) < wanted]
 
+    verdicts = UpdateVerdicts(settings, bundles_of_pipelines(settings, serving), formats_of(settings, rows=True))
     updates = MovedKeys(topics.item_updates, wanted)
-    movers = [KeyMover(settings, updates, _refused_updates(settings), progress)]
+    movers = [KeyMover(settings, updates, verdicts, progress)]
     attributes = None
     if (of_attributes := now.get(topics.item_attributes)) is not None:
         attributes = MovedKeys(topics.item_attributes, of_attributes if partitions is None else wanted)
-        movers.append(KeyMover(settings, attributes, _of_no_item, progress))
+        movers.append(KeyMover(settings, attributes, AttributesVerdicts(updates.staying), progress))
     moving = [mover.topic for mover in movers]
     require_own_times(kafka, [*moving, *codes])
     missing = () if partitions is None else tuple(name for name in names if name not in now)
@@ -138,48 +133,4 @@ def repartition(
 def _growing(settings: Settings, codes: Sequence[str]) -> list[str]:
     """Every topic that has ``topics.partitions``, ``codes`` first, and each before the one that its records come of."""
     specs = reversed(topic_specs(settings))
-    return [*codes, *(spec.name for spec in specs if spec.grows and spec.name not in codes)]
-
-
-def _refused_updates(settings: Settings) -> Callable[[list[Message]], set[bytes]]:
-    """The keys of updates that the assigner would make dead letters of: such an item is an earlier update's, whose codes a
-    tombstone would take away.
-    """
-    manifest = Bundle.open(settings.bundle).manifest
-    dead_letters = settings.topics.item_updates_dead_letters
-    assign = AssignBatch(
-        _AnyCodes(manifest.dimension),
-        codes_topic=settings.topics.item_codes,
-        dead_letter_topic=dead_letters,
-        limits=settings.assigner,
-        attributes=settings.attributes.rules(),
-        embedding_model=manifest.embedding_model,
-        formats=formats_of(settings, rows=True),
-    )
-    return lambda records: {one.key or b"" for one in assign(records) if one.topic == dead_letters}
-
-
-def _of_no_item(records: list[Message]) -> set[bytes]:
-    """The keys that no item has. What cannot be used otherwise moves: as the last record it takes away what was said before."""
-    return {record.key() or b"" for record in records if not _is_item(record.key())}
-
-
-def _is_item(key: bytes | None) -> bool:
-    try:
-        checked_item_id(key)
-    except EventError:
-        return False
-    return True
-
-
-class _AnyCodes:
-    """Stands for the encoder where only the verdict on an update is asked for."""
-
-    codebook_id = ""
-
-    def __init__(self, dimension: int) -> None:
-        self.dimension = dimension
-
-    def encode(self, embeddings: NDArray[np.float32], ids: Sequence[bytes]) -> NDArray[np.uint16]:
-        """Zeros, (n, 1)."""
-        return np.zeros((len(embeddings), 1), dtype=np.uint16)
+    return [*codes, *(spec.name for spec in specs if spec.grows and spec.name != settings.topics.item_codes)]

@@ -170,6 +170,24 @@ def test_items_move_into_their_partitions_while_producers_go_on(name: str, shop:
 
 
 @MOVING
+def test_what_a_quiet_producer_writes_into_old_partitions_afterwards_a_second_run_brings_home(
+    name: str, shop: Settings
+) -> None:
+    topic = getattr(shop.topics, name)
+    quiet = Truth(shop, name, **{"topic.metadata.refresh.interval.ms": "300000"})
+    quiet.publish(range(40), 1)
+    repartition(shop, AFTER)
+    quiet.publish(range(20), 2)
+    quiet.publish(range(20, 30), 3, delete=True)
+    outcome = repartition(shop)
+    assert outcome.grown == ()
+    assert any(keys.moved for keys in outcome.topics), "it did not know of the new partitions"
+    records = committed_records(shop, topic)
+    assert items_of(records) == quiet.live
+    assert_at_home(records, AFTER)
+
+
+@MOVING
 def test_killed_anywhere_and_run_again_moves_every_item_once(name: str, shop: Settings, tmp_path: Path) -> None:
     topic, truth = getattr(shop.topics, name), Truth(shop, name)
     truth.publish(range(1_500), 1)
@@ -223,6 +241,45 @@ def test_item_whose_newest_update_the_assigner_refuses_stays_where_it_is_and_is_
     assert "each lies in its own partition" not in told.partition("item-attributes moved")[0], "one does not"
     last = last_of_partitions(committed_records(shop, shop.topics.item_updates))[b"item-%d" % refused]
     assert list(last) == [partition_of(b"item-%d" % refused, BEFORE)], "its codes are an earlier update's: untouched"
+
+
+def test_item_whose_newest_update_is_of_another_model_keeps_its_codes_and_its_attributes_beside_them(
+    shop: Settings, tmp_path: Path
+) -> None:
+    truth, alone = Truth(shop), Truth(shop, "item_attributes")
+    alone.publish(range(20), 1)
+    key = next(b"item-%d" % n for n in range(20) if len({partition_of(b"item-%d" % n, c) for c in (BEFORE, AFTER)}) > 1)
+    before = partition_of(key, BEFORE)
+
+    def codes() -> dict[int, Message]:
+        return last_of_partitions(committed_records(shop, shop.topics.item_codes)).get(key, {})
+
+    with SidstreamProcess(shop, "assigner", tmp_path):
+        truth.publish(range(20), 1)
+        wait_until(lambda: before in codes(), what="its codes")
+        other = ItemUpdate(embedding=b"\0" * 16, title="of another", embedding_model="another")
+        producer = Producer(producer_configuration(shop.kafka))
+        producer.produce(shop.topics.item_updates, key=key, value=ITEM_UPDATE.encode(other))
+        assert producer.flush(PATIENCE_SECONDS) == 0
+        answer = sidstream(shop, tmp_path, "topics", "repartition", "--partitions", str(AFTER))
+        told = " ".join(answer.stderr.split())
+        assert "1 stay where they are: a codebook passes over their newest update" in told
+        assert "1 stay where they are: so do their items" in told
+        later = next(n for n in range(100, 200) if partition_of(b"item-%d" % n, AFTER) == before)
+        Truth(shop).publish([later], 1)
+        lies = shop.topics.item_codes
+        wait_until(
+            lambda: b"item-%d" % later in last_of_partitions(committed_records(shop, lies)), what="codes after it"
+        )
+    assert {number: one.value() is None for number, one in codes().items()} == {before: False}
+    for topic in (shop.topics.item_updates, shop.topics.item_attributes):
+        assert list(last_of_partitions(committed_records(shop, topic))[key]) == [before]
+
+    # Sent anew for this codebook it moves, and what is said of it too.
+    Truth(shop).publish([int(key.partition(b"-")[2])], 2)
+    assert not any(keys.kept for keys in repartition(shop, AFTER).topics)
+    for topic in (shop.topics.item_updates, shop.topics.item_attributes):
+        assert_at_home(committed_records(shop, topic), AFTER)
 
 
 def test_rows_in_the_settings_columns_move_as_the_assigner_reads_them(shop: Settings) -> None:
@@ -286,6 +343,19 @@ def test_topics_that_a_sidstream_of_before_left_behind_catch_up(shop: Settings) 
     records = committed_records(shop, topics.item_attributes)
     assert items_of(records) == truth.live
     assert_at_home(records, AFTER)
+
+
+def test_topic_whose_keys_do_not_move_may_have_more_partitions(shop: Settings, tmp_path: Path) -> None:
+    Truth(shop).publish(range(20), 1)
+    grow(shop.kafka, [shop.topics.interactions], AFTER + 2)
+    answer = sidstream(shop, tmp_path, "topics", "repartition", "--partitions", str(AFTER))
+    assert answer.returncode == 0, answer.stderr
+    told = " ".join(answer.stderr.split())
+    assert f"{shop.topics.queries} has {AFTER} partitions now" in told
+    assert "run `sidstream topics repartition` once more" in told, "producers hear of it later"
+    found = {one.name: one.partitions for one in describe(shop.kafka, _all_topics(shop))}
+    assert found.pop(shop.topics.interactions) == AFTER + 2
+    assert set(found.values()) == {AFTER}
 
 
 @pytest.mark.parametrize("name", ["item_codes", "item_attributes"])
