@@ -67,7 +67,8 @@ class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     is measured. ``align``: alignment tasks beside the examples, ``align_share`` of a pass; ``history_text``: first tokens of
     titles behind SIDs; ``instruction``: whether prompts have words. ``user_buckets``: tokens that users are hashed into;
     ``made_queries``: whether half of the histories' items are asked for by a text made of their titles, and each item by some;
-    ``codebooks``: by how many codebooks, of seeds one after the other, everything is learnt.
+    ``codebooks``: by how many codebooks, of seeds one after the other, everything is learnt; ``neighbours``: among how many
+    nearest items targets are drawn (``study.experiments.neighbour_targets``).
     """
 
     codebook: CodebookChoice
@@ -96,6 +97,7 @@ class RunChoice(Record, frozen=True, kw_only=True, omit_defaults=True):
     user_buckets: int = 0
     made_queries: bool = False
     codebooks: int = 1
+    neighbours: int = 0
     seed: int = 0
     part: Part = "test"
     cases: int = 5_000

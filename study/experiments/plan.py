@@ -47,6 +47,7 @@ TITLE_TO_SID: Final[tuple[AlignmentTask, ...]] = ("title-to-sid",)
 SID_TO_TITLE: Final[tuple[AlignmentTask, ...]] = ("sid-to-title",)
 ATTRIBUTES_TO_SID: Final[tuple[AlignmentTask, ...]] = ("attributes-to-sid",)
 HISTORY_TEXT: Final = 6  # tokens of a title
+NEIGHBOURS: Final = 10  # as docs/training.md has it
 USER_BUCKETS: Final = 2_048  # 25 users each on amazon_games
 CODEBOOKS: Final = 3
 ARRIVING: Final = "items that arrive"
@@ -230,6 +231,7 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         for seed in SEEDS:
             label = "towers of histories and queries, 1,024 codewords, the larger model, 8 epochs"
             yield changed(label, chosen, legs=True, seed=seed, **large)
+        yield changed("neighbours of taken items as targets too", together, neighbours=NEIGHBOURS)
         yield changed("three codebooks a history, as many steps", together, **several)
         yield changed("the larger model with dropout .2, 16 epochs", {**together, "size": 1024}, legs=True, **longer)
     elif dataset == "chorus_icecat":
@@ -246,6 +248,8 @@ def levers(dataset: DatasetName) -> Iterator[Row]:
         yield changed("an instruction", instruction=True)
         yield changed("embeddings of our own towers", {"embeddings": "towers"})
         yield changed("… and codes of the query in the prompt", {"embeddings": "towers"}, query_codes=True)
+        yield changed("a query leads to one of its ten nearest items", neighbours=NEIGHBOURS)
+        yield changed("… with codes of the query in the prompt", neighbours=NEIGHBOURS, query_codes=True)
         yield changed("three codebooks a query, as many steps", **several)
 
 

@@ -27,6 +27,7 @@ from study.data.codebooks import FittedCodebook, fitted
 from study.data.datasets import QUERIES_AN_ITEM, TOWERS, Dataset, TestCase, described_items, load
 from study.data.own_towers import embed_queries, in_their_space
 from study.experiments.configuration import HEAD_SHARE, LayoutChoice, RunChoice
+from study.experiments.neighbour_targets import of_histories, of_queries
 
 if TYPE_CHECKING:
     from models.language.tokenizer import TextTokenizer
@@ -102,6 +103,11 @@ class Setting:
         rows = {str(row): row for row in range(len(self.codes))}
         if self.data.histories:
             data = histories_of(self.data, self.choice)
+            if (count := self.choice.neighbours) > 0:
+                beside = of_histories(self.data, self.codebook.vectors, count, self.choice.max_history)
+                data = TrainingData(data.histories, (*data.examples, *beside))
+        elif self.choice.neighbours:
+            data = TrainingData(examples=of_queries(self.data, self._embed_training_queries, self.choice.neighbours))
         else:
             data = TrainingData(
                 examples=tuple(TrainingExample(query=query, item=str(item)) for query, item in self.data.queries)

@@ -39,7 +39,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_small(label: str) -> tuple[RunChoice, Any]:
     """The row of this name on amazon_games, what it changes carried over to a small run, and what is measured of it."""
     row = next(row for row in rows("amazon_games") if row.section == "levers" and row.label == label)
-    changes = {name: getattr(row.choice, name) for name in ("made_queries", "codebooks")}
+    changes = {name: getattr(row.choice, name) for name in ("made_queries", "codebooks", "neighbours")}
     own = row.choice.codebook
     codebook = msgspec.structs.replace(FITTED, co_occurrence=own.co_occurrence, embeddings=own.embeddings)
     buckets = min(64, row.choice.user_buckets)
@@ -53,6 +53,7 @@ def in_small(label: str) -> tuple[RunChoice, Any]:
         "queries, users and histories together",
         "embeddings of our own towers",
         "… and co-occurrence beside them",
+        "neighbours of taken items as targets too",
         "three codebooks a history, as many steps",
     ],
 )
