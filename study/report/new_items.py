@@ -31,10 +31,10 @@ history's vectors by recency (amazon_games: text beside co-occurrence vectors, t
 text).
 
 What is measured is the product's: the search with 50 beams, `item_log_probabilities`, vectors of a byte a dimension,
-`models/dense/`. λ (greatest likelihood), γ (greatest recall@10), α and β (greatest recall@10 of the group, old or new, that is
-found less, where the recall of all is not more than 5 % below its best) are chosen on validation cases of known items, a tenth
-of which play the arrivals, as `sidstream train` did it when these rows were measured; no test case and no item that arrives in
-the test has a part in it. Today γ and α of histories are of greatest likelihood, and β alone is even (docs/evaluation.md).
+`models/dense/`. λ, where histories have anything taken together with them γ and α (greatest likelihood), and β, elsewhere with α
+(greatest recall@10 of the group, old or new, that is found less, where the recall of all is not more than 5 % below its best)
+are chosen on validation cases of known items, a tenth of which play the arrivals, as `sidstream train` does it
+(docs/evaluation.md); no test case and no item that arrives in the test has a part in it.
 Recall@10 of items, over **all** test cases; in brackets the middle 95 % of 1,000 bootstrap means over cases. "All" counts every
 case, "old" and "new" those with an old or a new item to be found, and of these items alone.
 
