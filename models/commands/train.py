@@ -13,6 +13,7 @@ from models.commands.bundle_places import own_bundle, own_bundle_store
 from models.commands.choices import alignment_of, architecture_of, instruction_of, loss_of, precision_of, rank_of
 from models.commands.columns import with_columns
 from models.commands.idle_options import require_no_idle_options
+from models.commands.number_options import SeedOption, ThreadsOption, finite
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
 from models.errors import SidstreamError
 from models.progress import WorkProgress
@@ -70,7 +71,7 @@ def train(
         ),
     ] = None,
     align_share: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Share of a pass that the tasks of --align have.")
+        float, typer.Option(min=0.01, max=0.99, help="Share of a pass that the tasks of --align have.", callback=finite)
     ] = 0.2,
     history_text: Annotated[
         int, typer.Option(min=0, help="First tokens of its title that stand behind each item of a history.")
@@ -96,7 +97,10 @@ def train(
     validation_share: Annotated[
         float | None,
         typer.Option(
-            min=0.001, max=0.5, help="Share of the users (or examples without one) to hold back for that instead."
+            min=0.001,
+            max=0.5,
+            help="Share of the users (or examples without one) to hold back for that instead.",
+            callback=finite,
         ),
     ] = None,
     patience: Annotated[
@@ -134,10 +138,15 @@ def train(
             envvar="SIDSTREAM_BUNDLES", help="Directory of the bundle store, for ids of --from.", show_default="bundles"
         ),
     ] = None,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.")] = 6.0,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the examples.", callback=finite)] = 6.0,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Stop after so long, with what is learnt by then.", show_default="all epochs"),
+        typer.Option(
+            min=0.01,
+            help="Stop after so long, with what is learnt by then.",
+            show_default="all epochs",
+            callback=finite,
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -157,14 +166,20 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            show_default="0.003 for a new model, 0.0001 for a checkpoint, with --from that of what it was at first"
+            show_default="0.003 for a new model, 0.0001 for a checkpoint, with --from that of what it was at first",
+            callback=finite,
         ),
     ] = None,
     warm_up: Annotated[
         float,
-        typer.Option(min=0, max=0.99, help="Share of the steps over which the learning rate rises; it falls then."),
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Share of the steps over which the learning rate rises; it falls then.",
+            callback=finite,
+        ),
     ] = 0.05,
-    weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.01,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.", callback=finite)] = 0.01,
     dropout: Annotated[
         float | None,
         typer.Option(
@@ -172,6 +187,7 @@ def train(
             max=0.99,
             help="Of attention and hidden states, where the family has it, and of LoRA's updates.",
             show_default="none in a new model, a checkpoint's own",
+            callback=finite,
         ),
     ] = None,
     accumulate: Annotated[
@@ -206,26 +222,30 @@ def train(
             max=0.99,
             help="Share of SIDs written in their other form; above 0 the model may follow the live layout.",
             show_default="0, that of --from",
+            callback=finite,
         ),
     ] = 0.0,
     loss: Annotated[str, typer.Option(help="What to train on: cross-entropy, focal or mile.")] = "cross-entropy",
     gamma: Annotated[
-        float | None, typer.Option(min=0, help="γ of the loss.", show_default="2 for focal, 1 for mile")
+        float | None,
+        typer.Option(min=0, help="γ of the loss.", show_default="2 for focal, 1 for mile", callback=finite),
     ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="Of a new model: llama, qwen or baichuan.", show_default="llama")
     ] = None,
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of a new model.")] = 128,
     model_layers: Annotated[int, typer.Option(min=1, help="Depth of a new model.")] = 3,
-    user_buckets: Annotated[int, typer.Option(min=0, help="Tokens that users are hashed into; 0: no users.")] = 0,
+    user_buckets: Annotated[
+        int, typer.Option(min=0, max=2**24, help="Tokens that users are hashed into; 0: no users.")
+    ] = 0,
     max_text_tokens: Annotated[
         int,
         typer.Option("--max-text", "--max-text-tokens", min=0, help="First tokens of a query's text that are read."),
     ] = 24,
     max_history: Annotated[int, typer.Option(min=0, help="Newest items of a history that are read.")] = 10,
     embed: EmbedOption = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as cores.")] = 0,
-    seed: Annotated[int, typer.Option()] = 0,
+    threads: ThreadsOption = 0,
+    seed: SeedOption = 0,
     columns: ColumnNames = ColumnNames(),
 ) -> None:
     """Fine-tune a language model to write the Semantic IDs of a bundle, and add it to the bundle.
@@ -394,6 +414,11 @@ def train(
         )
         model_settings = replace(model_settings, origin=whole)
         describe_origin(whole, opened.manifest.size, console, validated=bool(validation))
+        if from_catalogue is not None and whole.tokens is None:
+            console.print(
+                f"[yellow]![/] its codebook is the same: {shown(from_catalogue)} of --from-catalogue is not read",
+                soft_wrap=True,
+            )
     embed_queries = None if towers is None else towers.query_encoder().encode
     named = QueryCodes(item_ids, codes, encoder.encode_queries, embed_queries, max_history)
     histories = rows_of_histories(data, item_ids)

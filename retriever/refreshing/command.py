@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from models.commands.number_options import finite
 from models.errors import SidstreamError
 from models.terminal import print_line, shown, terminal
 from streamer.settings import load_settings
@@ -24,18 +25,24 @@ def refresh(
         ),
     ] = None,
     newest: Annotated[
-        float, typer.Option(min=0.01, max=0.5, help="The newest share of that time is not learnt from but measured on.")
+        float,
+        typer.Option(
+            min=0.01, max=0.5, help="The newest share of that time is not learnt from but measured on.", callback=finite
+        ),
     ] = 0.1,
     fit: Annotated[
         str,
         typer.Option(help="A new codebook: auto (if it has drifted past the bounds), always or never."),
     ] = "auto",
     drift_gini: Annotated[
-        float, typer.Option(min=0, help="With --fit auto: what layer 2's Gini coefficient may have gained.")
+        float,
+        typer.Option(min=0, help="With --fit auto: what layer 2's Gini coefficient may have gained.", callback=finite),
     ] = 0.1,
     drift_error: Annotated[
         float,
-        typer.Option(min=1, help="And how many times that of known items the squared error of new ones may be."),
+        typer.Option(
+            min=1, help="And how many times that of known items the squared error of new ones may be.", callback=finite
+        ),
     ] = 1.25,
     catalogue: Annotated[
         Path | None, typer.Option(help="Catalogue folder to learn from.", show_default="made of item-updates")
@@ -49,11 +56,18 @@ def refresh(
             show_default="recall@10-against:low>=-0.02",
         ),
     ] = None,
-    share: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the users that the canary answers.")] = 0.05,
-    canary_minutes: Annotated[float, typer.Option(min=0, help="How long the canary answers at least.")] = 60.0,
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of the users that the canary answers.", callback=finite)
+    ] = 0.05,
+    canary_minutes: Annotated[
+        float, typer.Option(min=0, help="How long the canary answers at least.", callback=finite)
+    ] = 60.0,
     canary_queries: Annotated[int, typer.Option(min=0, help="And how many queries.")] = 1_000,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="What the canary's hit rate @10 may be below that of what serves.")
+        float,
+        typer.Option(
+            min=0, max=1, help="What the canary's hit rate @10 may be below that of what serves.", callback=finite
+        ),
     ] = 0.01,
     work: Annotated[Path, typer.Option(help="Directory of its state.")] = Path(".sidstream/refresh"),
     anew: Annotated[

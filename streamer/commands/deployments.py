@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models.commands.number_options import finite
 from models.progress import WorkProgress, WorkTask
 from models.terminal import print_line, print_table, printable, shown, terminal
 from streamer.commands.terminal import ascii_json
@@ -36,7 +37,7 @@ def deploy(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return once its index has caught up.")] = True,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, help="How many seconds --wait waits.", show_default="as long as it takes"),
+        typer.Option(min=0, help="How many seconds --wait waits.", show_default="as long as it takes", callback=finite),
     ] = None,
     evaluation: _EvaluationOption = None,
     force: Annotated[
@@ -108,7 +109,8 @@ def retire(
     bundle: _BundleArgument,
     force: Annotated[bool, typer.Option("--force", help="Also the one that a rollback would go back to.")] = False,
     timeout: Annotated[
-        float, typer.Option(min=0, help="How many seconds to wait for the processes of its pipeline to end.")
+        float,
+        typer.Option(min=0, help="How many seconds to wait for the processes of its pipeline to end.", callback=finite),
     ] = 60.0,
 ) -> None:
     """Remove a bundle that does not answer; with the last one of its codebook its processes, topic and index."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.commands.number_options import finite
 from models.progress import WorkProgress
 from models.terminal import print_line, shown, terminal
 from streamer.deployments.served import served_on_this_machine, served_settings
@@ -74,13 +75,16 @@ def export(
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on: write what changes after the snapshot, as it happens.")
     ] = False,
-    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks of --follow.")] = 1.0,
+    every: Annotated[
+        float, typer.Option(min=0.05, help="Seconds between two looks of --follow.", callback=finite)
+    ] = 1.0,
     rewrite_every: Annotated[
         float | None,
         typer.Option(
             min=0.1,
             help="With --follow: seconds after which a catalogue that changed is written anew.",
             show_default="never",
+            callback=finite,
         ),
     ] = None,
 ) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from models.commands.columns import with_columns
+from models.commands.number_options import finite
 from models.commands.towers import EmbedOption
 from models.progress import WorkProgress
 from models.tables.columns import ColumnNames
@@ -72,7 +73,7 @@ def publish(
             "--wait", help="Return once the index of this machine has all of them; exit status 1 if not, and why."
         ),
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0, help="How many seconds --wait waits.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0, help="How many seconds --wait waits.", callback=finite)] = 60.0,
     follow: Annotated[
         bool,
         typer.Option(
@@ -87,7 +88,9 @@ def publish(
             show_default=".sidstream/publish, with --follow",
         ),
     ] = None,
-    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks of --follow.")] = 5.0,
+    every: Annotated[
+        float, typer.Option(min=0.05, help="Seconds between two looks of --follow.", callback=finite)
+    ] = 5.0,
     delete_missing: Annotated[
         bool,
         typer.Option("--delete-missing", help="With --follow or --state: delete items that no file has any more."),

@@ -107,7 +107,7 @@ def run(choice: RunChoice, measurements: Sequence[Measurement], results: Results
         result = fresh if result is None else msgspec.structs.replace(fresh, measured=result.measured)
         results.write_run(result)
     else:
-        model = _load(weights)
+        model = load_model(weights)
     for number, measurement in enumerate(measurements):
         if measurement.name not in result.measured:
             progress(measurement.name, number / len(measurements))
@@ -184,7 +184,8 @@ def _train(here: Setting, results: Results, progress: Progress) -> tuple[RunResu
     ), model
 
 
-def _load(weights: Path) -> Any:
+def load_model(weights: Path) -> Any:
+    """A trained model of the study, ready to be asked."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(str(weights), local_files_only=True, use_safetensors=True).eval()

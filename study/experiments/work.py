@@ -20,6 +20,7 @@ from study.data.choices import CodebookChoice
 from study.data.codebooks import fitted
 from study.data.datasets import DatasetName, is_present, load
 from study.data.own_towers import in_their_space
+from study.experiments.costs import costs
 from study.experiments.plan import Row, rows, scale
 from study.experiments.results import Results
 from study.experiments.scheduler import run_all
@@ -33,6 +34,7 @@ FIGURES: Final = {
     "figure 1": "hourglass", "figure 2": "hourglass", "figure 3": "hourglass", "figure 4": "hourglass",
     "figure 5": "table 2", "figure 6": "hourglass",
 }  # fmt: skip
+_PLANTED: Final = ("planted", "tiny")
 _LAYERS: Final = (3, 4)
 _SIZES: Final = (64, 256, 1024)
 
@@ -83,7 +85,7 @@ def require_named(only: Sequence[str], labels: Sequence[str], keys: Set[str]) ->
             continue
         similar = get_close_matches(text, labels, n=3, cutoff=0.4)
         raise SidstreamError(
-            f"nothing of the study is called {text!r}: name a set ({', '.join(DATASETS)}), a part (hourglass, references, "
+            f"nothing of the study is called {text!r}: name a set ({', '.join(DATASETS)}), a part (hourglass, references, costs, "
             f"{', '.join(sorted({row.section for name in DATASETS for row in rows(name)}))}), a figure ({', '.join(FIGURES)}), "
             "a run's key"
             + (
@@ -105,18 +107,21 @@ def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, 
             console.print(f"[yellow]{shown(name)} is left out:[/] its files are not beside the project (README)")
     shapes = {choice: hourglass_label(choice) for name in present for choice in hourglass_choices(name)}
     compared = {name: f"references {name}" for name in present}
+    timed = {name: f"costs {name}" for name in present if name not in _PLANTED}
     runs = {row: row_label(row) for name in present for row in rows(name)}
     keys = {choice.key for choice in shapes} | {row.choice.key for row in runs} | set(present)
-    require_named(only, [*shapes.values(), *compared.values(), *runs.values()], keys)
+    require_named(only, [*shapes.values(), *compared.values(), *timed.values(), *runs.values()], keys)
 
     def wanted(label: str, key: str) -> bool:
         return not only or any(names(text, label, key) for text in only)
 
     chosen_shapes = [choice for choice, label in shapes.items() if wanted(label, choice.key)]
     chosen_sets = [name for name, label in compared.items() if wanted(label, name)]
+    chosen_costs = [name for name, label in timed.items() if wanted(label, name)]
     chosen_rows = [row for row, label in runs.items() if wanted(label, row.choice.key)]
     if again:
         kinds = [("hourglass", choice.key) for choice in chosen_shapes] + [("references", name) for name in chosen_sets]
+        kinds += [("costs", name) for name in chosen_costs]
         for kind, key in kinds:
             results.forget(kind, key)
         for row in chosen_rows:
@@ -131,7 +136,11 @@ def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, 
     for name in chosen_sets:
         if results.record("references", name) is None:
             results.write_record("references", name, references(name, results.scratch))
-    return run_all(chosen_rows, results, jobs, console)
+    failed = run_all(chosen_rows, results, jobs, console)
+    for name in chosen_costs if not failed else ():
+        if results.record("costs", name) is None:
+            results.write_record("costs", name, costs(name, results))
+    return failed
 
 
 def shape_record(choice: CodebookChoice, scratch: Path) -> dict[str, Any]:

@@ -104,6 +104,10 @@ def _dataset(results: Results, dataset: DatasetName, output: Path) -> list[str]:
                 "probability being its SID's times its share of it; processor time of one thread (16 queries at a time, on a "
                 "machine that does other things too: compare inside a set alone):\n",
                 tables.per_item(results, dataset),
+                "What a query costs by each method: models of one seed asked in turn, 320 cases in batches of sixteen, one "
+                "thread, the median of seven rounds on a core that did nothing else (the column above is of whatever machine "
+                "measured a row):\n",
+                tables.cost(results, dataset),
                 "Over other depths and sizes of the codebook (draft, § 5.5), one seed:\n",
                 tables.parameters(results, dataset),
                 "The order of the items inside a SID decides recall of items:\n",

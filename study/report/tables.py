@@ -90,6 +90,20 @@ def per_item(results: Results, dataset: DatasetName) -> str:
     return markdown([*_PER_ITEM_HEADER, "seeds"], lines)
 
 
+def cost(results: Results, dataset: DatasetName) -> str:
+    """What a query costs by each method, one after the other on a core that did nothing else."""
+    found = results.record("costs", dataset)
+    if found is None:
+        return "not measured\n"
+    methods_of = found["methods"]
+    base = methods_of[next(iter(methods_of))]["processor"]
+    lines = [
+        [label, f"{one['processor']:.2f}", f"{one['clock']:.2f}", f"{one['processor'] / base:.2f}"]
+        for label, one in methods_of.items()
+    ]
+    return markdown(["method", "processor time, ms a query", "by the clock", "against the base"], lines)
+
+
 def parameters(results: Results, dataset: DatasetName) -> str:
     """Methods over codebooks of other depths and sizes: recall@10 of SIDs and of items, and by the item."""
     chosen = [row for row in rows(dataset) if row.section == "parameters"]

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from typing import get_args
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from models.commands.fit import fit
-from models.commands.towers import towers
-from retriever.commands import ask, evaluate
 from sidstream import app
 
-COMMANDS = (fit, towers, evaluate, ask)
+
+def floats_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """The options whose values are floats of a command and of all below it."""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from floats_of(below, (*path, name))
+    for option in command.params:
+        if float in (option.type_descriptor.annotation, *get_args(option.type_descriptor.annotation)) and option.opts[
+            0
+        ].startswith("--"):
+            yield " ".join(path), option.opts[0]
 
 
-def floats_of(command: Callable[..., None]) -> Iterator[str]:
-    """The options of a command whose values are floats."""
-    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        kind, *_ = get_args(parameter.annotation) or (None,)
-        if kind is float or float in get_args(kind):
-            yield f"--{name.replace('_', '-')}"
-
-
-FLOATS = [(command.__name__, option) for command in COMMANDS for option in floats_of(command)]
+FLOATS = list(floats_of(get_command(app)))
 
 
 def refused(command: str, option: str, value: str) -> str:
-    answer = CliRunner().invoke(app, [command, "nothing", option, value], env={"COLUMNS": "200"})
+    answer = CliRunner().invoke(app, [*command.split(), "nothing", option, value], env={"COLUMNS": "200"})
     assert answer.exit_code == 2, f"{command} {option} {value}: {answer.exception!r}"
     assert f"Invalid value for '{option}'" in answer.output
     return answer.output
 
 
 def test_every_command_with_a_float_is_asked() -> None:
-    assert {command for command, _ in FLOATS} == {command.__name__ for command in COMMANDS}
+    commands = {command for command, _ in FLOATS}
+    assert {"fit", "towers", "train", "evaluate", "ask", "refresh", "publish", "export", "deploy", "retire"} <= commands
     assert ("fit", "--co-occurrence") in FLOATS
 
 
@@ -47,11 +46,12 @@ def test_option_that_is_infinite_or_no_number_is_refused(command: str, option: s
 
 
 @pytest.mark.parametrize("value", ["-1", "4294967296", "1" + "0" * 30])
-@pytest.mark.parametrize("command", ["fit", "towers", "evaluate"])
+@pytest.mark.parametrize("command", ["fit", "towers", "train", "evaluate"])
 def test_seed_out_of_its_bounds_is_refused(command: str, value: str) -> None:
     refused(command, "--seed", value)
 
 
 @pytest.mark.parametrize("value", ["-1", "1025", "100000"])
-def test_threads_that_no_machine_starts_are_refused(value: str) -> None:
-    refused("towers", "--threads", value)
+@pytest.mark.parametrize("command", ["towers", "train"])
+def test_threads_that_no_machine_starts_are_refused(command: str, value: str) -> None:
+    refused(command, "--threads", value)

@@ -184,6 +184,11 @@ def test_bundle_of_another_embedding_model_goes_on_by_the_older_catalogue(shop: 
     assert record_of(shop / "next").vocabulary == record_of(shop / "bundle").vocabulary
 
 
+def test_older_catalogue_beside_the_same_codebook_is_not_read_and_that_is_said(shop: Path) -> None:
+    again = ["--from", shop / "bundle", "--from-catalogue", shop / "catalogue", "--epochs", 1]
+    assert "of --from-catalogue is not read" in train(shop, "bundle", *again)
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_warm_start_whose_time_was_up_goes_on_when_it_is_asked_again(shop: Path, in_place: bool) -> None:
     old = record_of(shop / "bundle")
