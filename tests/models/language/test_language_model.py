@@ -118,9 +118,38 @@ def test_a_checkpoint_without_safetensors_is_refused(checkpoint: Path, tmp_path:
         load_checkpoint(tmp_path, user_buckets=0, layers=3, size=8)
 
 
-def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SidstreamError, match="tokenizer"):
+def test_a_directory_that_is_not_there_or_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SidstreamError, match=r"there is no directory .*nothing"):
         load_checkpoint(tmp_path / "nothing", user_buckets=0, layers=3, size=8)
+    with pytest.raises(SidstreamError, match="tokenizer"):
+        load_checkpoint(tmp_path, user_buckets=0, layers=3, size=8)
+
+
+def test_checkpoint_that_reads_more_than_text_is_refused_with_what_to_give(checkpoint: Path, tmp_path: Path) -> None:
+    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    configuration = transformers.Gemma3Config(
+        text_config=text | heads, vision_config=eyes | {"image_size": 28, "patch_size": 14}
+    )
+    transformers.Gemma3ForConditionalGeneration(configuration).save_pretrained(tmp_path)
+    for file in checkpoint.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SidstreamError, match="reads more than text: save its language model by itself"):
+        load_checkpoint(tmp_path, user_buckets=0, layers=3, size=8)
+
+
+def test_checkpoint_whose_model_would_be_another_when_it_is_read_again_is_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_dict = transformers.Qwen2Config.to_dict
+
+    def with_other_norm(self: Any) -> dict[str, Any]:
+        return to_dict(self) | {"rms_norm_eps": 0.5}
+
+    monkeypatch.setattr(transformers.Qwen2Config, "to_dict", with_other_norm)
+    with pytest.raises(SidstreamError, match=r"cannot be read again once SID tokens are added \(its scores differ by"):
+        load_checkpoint(checkpoint, user_buckets=0, layers=3, size=8)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
