@@ -95,11 +95,12 @@ def cost(results: Results, dataset: DatasetName) -> str:
     found = results.record("costs", dataset)
     if found is None:
         return "not measured\n"
-    methods_of = found["methods"]
-    base = methods_of[next(iter(methods_of))]["processor"]
+    timed = found["methods"]
+    base = timed["base"]["processor"]
     lines = [
         [label, f"{one['processor']:.2f}", f"{one['clock']:.2f}", f"{one['processor'] / base:.2f}"]
-        for label, one in methods_of.items()
+        for label, _ in methods(dataset)
+        if (one := timed.get(label)) is not None
     ]
     return markdown(["method", "processor time, ms a query", "by the clock", "against the base"], lines)
 
