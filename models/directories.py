@@ -1,10 +1,12 @@
-"""A directory or a file that a person has named as a place to write to: made or tried, or refused in a sentence."""
+"""A directory or a file that a person has named as a place to write to: made, tried or held, or refused in a sentence."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models.errors import SidstreamError
@@ -29,6 +31,28 @@ def make_directory(directory: Path) -> Path:
     except OSError as error:
         raise _cannot_be_made(directory, error) from error
     return directory
+
+
+@contextmanager
+def held_alone(directory: Path) -> Iterator[None]:
+    """Holds a directory that is there for one process, until it ends; nothing is written. Where the file system has no locks,
+    nobody is refused.
+
+    Raises:
+        DirectoryError: another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DirectoryError(
+                    f"another sidstream writes into {directory}: wait until it has ended, or use another copy"
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def require_writable_directory(directory: Path) -> None:

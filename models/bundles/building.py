@@ -266,7 +266,8 @@ def train_bundle(
             "prompt": prompts.settings.described(),
             **({"titles": _digest(titles)} if titles else {}),
             **({"alignment": f"{tasks.settings.described()} ({_digest(tasks.examples)})"} if tasks else {}),
-            **({"base": base.id} if base is not None and model_settings.origin is None else {}),
+            # The model of an origin says which it was itself.
+            **({"base": base.id} if base is not None and (training.lora or model_settings.origin is None) else {}),
             **training.facts(),
         }
         kept = Checkpoints(checkpoints, facts, hint="begin anew with --anew, which removes what was learnt there")

@@ -121,7 +121,8 @@ def _from_origin(origin: Origin, training: TrainingSettings, *, layers: int, siz
     model, tokenizer, vocabulary = load_origin(origin, layers=layers, size=size)
     base = origin.base(str(model.config.model_type))
     prompts = PromptBuilder(vocabulary, tokenizer, origin.record.prompt)
-    return FirstModel(_with_lora(model, training, vocabulary), prompts, origin.architecture or base.model_type, base)
+    model = _ready(model, training, prompts)
+    return FirstModel(model, prompts, origin.architecture or base.model_type, base)
 
 
 def _from_checkpoint(
@@ -138,16 +139,22 @@ def _from_checkpoint(
     parts = () if settings.instruction is None else parse_instruction(settings.instruction)
     words = framed(parts, tokenizer.chat_frame) if parts else ()
     prompts = PromptBuilder(vocabulary, tokenizer, msgspec.structs.replace(settings.prompt, instruction=words))
-    return FirstModel(_with_lora(model, training, vocabulary), prompts, base.model_type, base)
+    return FirstModel(_ready(model, training, prompts), prompts, base.model_type, base)
 
 
-def _with_lora(model: Any, training: TrainingSettings, vocabulary: SidVocabulary) -> Any:
-    if not training.lora:
-        return model
+def _ready(model: Any, training: TrainingSettings, prompts: PromptBuilder) -> Any:
+    """The model as it is trained, with LoRA's updates if they are asked for. Raises ``SidstreamError`` for one that cannot be
+    trained (``require_trainable``): asked in float32, as half precision hides what is small.
+    """
     import torch
 
+    from models.language.families import require_trainable
     from models.language.lora import add_lora
 
+    vocabulary = prompts.vocabulary
+    require_trainable(model, prompts.width + vocabulary.layers)
+    if not training.lora:
+        return model
     if training.precision == "bf16":  # of weights that training does not change
         model = model.to(torch.bfloat16)
     return add_lora(model, training.lora, vocabulary, training.dropout or 0.0, training.seed)

@@ -187,7 +187,7 @@ def load_origin(origin: Origin, *, layers: int, size: int) -> tuple[Any, TextTok
     from models.language.norm_head import add_norm_head
 
     record, path = origin.record, origin.bundle.model_directory
-    model = from_pretrained(path).to(torch.float32)
+    model = from_pretrained(path, torch.float32)
     rows = int(model.get_input_embeddings().weight.shape[0])
     if rows != record.vocabulary.total:
         raise SidstreamError(

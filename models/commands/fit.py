@@ -16,6 +16,7 @@ from models.commands.choices import one_of
 from models.commands.columns import with_columns
 from models.commands.number_options import SeedOption, finite
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, print_next, read_catalogue
+from models.directories import held_alone
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.tables.columns import ColumnNames
@@ -36,6 +37,7 @@ _HEAD_METHODS: tuple[HeadMethod, ...] = ("none", "top-k", "top-p", "all")
 
 @with_columns
 def fit(
+    context: typer.Context,
     catalogue: Annotated[
         str,
         typer.Argument(
@@ -118,6 +120,8 @@ def fit(
     if screen and fit_method == "rq-vae":
         raise SidstreamError("--screen is for --method k-means: the products of rq-vae are few; leave --screen out")
     bundle = bundle or own_bundle()
+    if bundle.is_dir():  # a training of it would write its model over the new one
+        context.with_resource(held_alone(bundle))
     require_free(bundle, replace=replace)
     embeddings, shop, towers = _embeddings(
         catalogue,

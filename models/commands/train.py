@@ -15,6 +15,7 @@ from models.commands.columns import with_columns
 from models.commands.idle_options import require_no_idle_options
 from models.commands.number_options import SeedOption, ThreadsOption, finite
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
+from models.directories import held_alone, require_writable_directory
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.tables.columns import ColumnNames
@@ -290,7 +291,7 @@ def train(
     from models.examples.records import TrainingData
     from models.language.prompts import PromptSettings
     from models.training import processes
-    from models.training.checkpoints import alone, begin_anew, facts_of
+    from models.training.checkpoints import begin_anew, facts_of
     from models.training.reports import checked_services, default_directory
     from models.training.settings import TrainingSettings
 
@@ -355,6 +356,8 @@ def train(
         )
     if threads:
         torch.set_num_threads(threads)
+    if processes.is_first() and bundle.is_dir():
+        context.with_resource(held_alone(bundle))
     opened = Bundle.open(bundle)
     if opened.manifest.towers and embed is None:
         raise SidstreamError(
@@ -380,7 +383,7 @@ def train(
         )
     checkpoints = checkpoint_directory(bundle)
     if processes.is_first():
-        context.with_resource(alone(checkpoints))
+        require_writable_directory(checkpoints)
     streamed = None
     if stream:
         with WorkProgress(console) as work:

@@ -127,15 +127,15 @@ def require_trainable(model: Any, longest: int) -> None:
     name = type(plain_model(model)).__name__
     was_training = model.training
     model.eval()
+    tried, instead = "its loss of a batch of tokens fails", "give another checkpoint"
     try:
         with torch.inference_mode():
             own, ours = _losses(model)
+            tried = f"a forward pass on {longest} tokens, as the longest prompt has, fails"
+            instead += ", or less to read (--max-history, --max-text)"
             causal = _is_causal(model, max(longest, _SHORTEST))
     except Exception as error:
-        raise SidstreamError(
-            f"{name} cannot be trained here: a forward pass on a batch of tokens, up to {longest} of them, fails ({error}); give "
-            "another checkpoint, or less to read (--max-history, --max-text)"
-        ) from error
+        raise SidstreamError(f"{name} cannot be trained here: {tried} ({error}); {instead}") from error
     finally:
         model.train(was_training)
     if not abs(own - ours) <= _LOSS_TOLERANCE * max(1.0, abs(own)):
@@ -174,7 +174,7 @@ def _is_causal(model: Any, length: int) -> bool:
     others[:, -_LAST:] = (others[:, -_LAST:] + 1) % _rows(model)
     before = torch.tensor([0, length - _LAST - 1], device=model.device)
     said, then = (chosen_logits(model, torch.zeros_like(before), before, input_ids=ids) for ids in (tokens, others))
-    return agrees(then, said, HALF_TOLERANCE if _is_half(model) else _AHEAD)
+    return agrees(then, said, _AHEAD)
 
 
 def _rows(model: Any) -> int:

@@ -103,8 +103,9 @@ def load_checkpoint(
             "merge_and_unload), save that with its tokenizer, and give its directory as --checkpoint"
         )
     tokenizer = TextTokenizer.from_checkpoint(path)
-    # Small steps of the optimiser vanish in half precision, so training starts from float32.
-    model = from_pretrained(path).to(torch.float32)
+    # Small steps of the optimiser vanish in half precision, so training starts from float32, read so: what is not saved but
+    # computed (Gemma's scale, XGLM's positions) would stay rounded.
+    model = from_pretrained(path, torch.float32)
     require_finite_weights(model, f"the checkpoint {path}", "training cannot mend that; give another checkpoint")
     rows = int(model.get_input_embeddings().weight.shape[0])
     vocabulary = SidVocabulary(text_size=max(rows, tokenizer.size), user_buckets=user_buckets, layers=layers, size=size)
@@ -133,9 +134,17 @@ def _require_loadable(model: Any, path: Path) -> None:
             model.config.save_pretrained(directory)
             configuration = AutoConfig.from_pretrained(directory)
             state = dict(model.state_dict())
-            again = type(model).from_pretrained(None, config=configuration, state_dict=state, dtype=model.dtype).eval()
-            difference = float((again(tokens).logits - model(tokens).logits).abs().max())
-        reason = "" if difference <= _SAME else f"its scores differ by {difference:.3g}"
+            again, report = type(model).from_pretrained(
+                None,
+                config=configuration,
+                state_dict=state,
+                dtype=model.dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            if not (reason := _disagreement(model, report)):
+                difference = float((again.eval()(tokens).logits - model(tokens).logits).abs().max())
+                reason = "" if difference <= _SAME else f"its scores differ by {difference:.3g}"
     except Exception as error:  # whatever a family makes of its own configuration
         reason = _first_line(error)
     finally:
@@ -158,8 +167,8 @@ def save_language_model(model: Any, tokenizer: TextTokenizer, directory: Path) -
     tokenizer.save(directory)
 
 
-def from_pretrained(path: Path) -> Any:
-    """The causal LM saved in a directory, every weight of it from there.
+def from_pretrained(path: Path, dtype: Any = "auto") -> Any:
+    """The causal LM saved in a directory, every weight of it from there; ``dtype``: "auto" for that of its weights.
 
     Raises ``SidstreamError`` in one sentence for a directory without safetensors weights, for files that cannot be read,
     and for a configuration and weights that do not belong together: transformers would fill what is missing with random
@@ -178,7 +187,7 @@ def from_pretrained(path: Path) -> Any:
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                dtype="auto",
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with the names
             )
@@ -213,6 +222,14 @@ def _first_line(error: Exception) -> str:
 
 def _require_agreement(path: Path, model: Any, report: dict[str, Any]) -> None:
     """Refuses weights that are not those of the configuration."""
+    if what := _disagreement(model, report):
+        raise SidstreamError(
+            f"config.json and weights in {path} do not belong together: {what}; copy the checkpoint again, whole"
+        )
+
+
+def _disagreement(model: Any, report: dict[str, Any]) -> str:
+    """What of the weights is not of the configuration, in words; empty where all is."""
     base = f"{model.base_model_prefix}."
     mismatched = sorted(report["mismatched_keys"])
     missing = sorted(report["missing_keys"])
@@ -226,9 +243,6 @@ def _require_agreement(path: Path, model: Any, report: dict[str, Any]) -> None:
     elif unasked:
         what = f"the weights have {unasked[0]}, which the configuration does not ask for"
     else:
-        return
+        return ""
     more = len(mismatched) + len(missing) + len(unasked) - 1
-    raise SidstreamError(
-        f"config.json and weights in {path} do not belong together: {what}{f', and {more:,} more' if more else ''}; "
-        "copy the checkpoint again, whole"
-    )
+    return what + (f", and {more:,} more" if more else "")

@@ -7,26 +7,22 @@ marked; training never goes on from a checkpoint of other data or settings.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from models.directories import make_directory
 from models.errors import SidstreamError
 
 VERSION: Final = 1  # of the mark and of what lies beside it
 _MARK: Final = "whole.json"
 _PREFIX: Final = "checkpoint-"  # Trainer's
 _BEST: Final = "best-"
-_LOCK: Final = "lock"
 _SHORTEST_PAUSE_SECONDS: Final = 30.0
 _PAUSES_A_WRITE: Final = 50  # so that writing takes at most a fiftieth of the time
 
@@ -42,26 +38,6 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     validation: dict[str, Any] | None = None
     facts: dict[str, Any] = {}
     version: int = VERSION
-
-
-@contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Holds the directory of checkpoints for one training. Raises ``SidstreamError`` while another has it, and where it cannot be
-    made.
-    """
-    make_directory(directory)
-    with (directory / _LOCK).open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SidstreamError(
-                f"another training has {directory}: wait until it has ended, or train another copy of the bundle"
-            ) from None
-        try:
-            yield
-        finally:
-            if [path.name for path in directory.glob("*")] == [_LOCK]:
-                shutil.rmtree(directory, ignore_errors=True)
 
 
 def begin_anew(directory: Path) -> None:

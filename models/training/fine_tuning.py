@@ -144,7 +144,6 @@ class _Run:
         self.losses: deque[float] = deque(maxlen=settings.report_every)
         self.loss_of_step = 0.0
         self.done = self.begun_at = 0  # steps
-        self.steps_begun = False  # by Trainer, which has read its checkpoint then
         self.seconds_before = 0.0
         self.started = time.monotonic()
 
@@ -203,6 +202,8 @@ class _Run:
         import torch
         from safetensors import SafetensorError
         from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+        from transformers.trainer import TRAINER_STATE_NAME
+        from transformers.trainer_callback import TrainerState
 
         run = self
 
@@ -216,6 +217,18 @@ class _Run:
                 run.saw(float(loss.detach()))
                 # Trainer divides by the parts of a process, and the processes take the mean of their gradients.
                 return loss * run.shares.parts
+
+            def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+                with _read_whole(Path(resume_from_checkpoint)):
+                    super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+            def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+                with nullcontext() if checkpoint is None else _read_whole(Path(checkpoint)):
+                    super()._load_optimizer_and_scheduler(checkpoint)
+
+            def _load_rng_state(self, checkpoint: str | None) -> None:
+                with nullcontext() if checkpoint is None else _read_whole(Path(checkpoint)):
+                    super()._load_rng_state(checkpoint)
 
             def _save_checkpoint(self, model: Any, trial: Any) -> None:
                 try:
@@ -233,9 +246,6 @@ class _Run:
                 return self.lr_scheduler
 
         class Steps(TrainerCallback):  # type: ignore[misc]
-            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                run.steps_begun = True
-
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 ended = run.stepped(int(state.global_step))
                 if run.news or ended or run.done % run.settings.report_every == 0:
@@ -271,6 +281,9 @@ class _Run:
         arguments._n_gpu = min(1, arguments.n_gpu)  # several cards without several processes: one of them works
         if self.settings.gradient_checkpointing:
             self.model.enable_input_require_grads()  # below layers that learn nothing themselves (LoRA)
+        if resume_from is not None:
+            with _read_whole(resume_from):
+                TrainerState.load_from_json(str(resume_from / TRAINER_STATE_NAME))
         services = reports.callbacks(self.settings.report_to, self.settings.report_directory)
         trainer = TargetTrainer(
             model=self.model, args=arguments, train_dataset=self.table, callbacks=[Steps(), *services]
@@ -283,10 +296,7 @@ class _Run:
             except Exception as error:
                 if _is_of_memory(error):
                     raise self._too_large(error) from error
-                if resume_from is None or self.steps_begun:
-                    raise
-                with _read_whole(resume_from):
-                    raise
+                raise
 
     def saw(self, loss: float) -> None:
         """A part's loss of the step that is being taken."""
@@ -363,7 +373,7 @@ class _Run:
 
     def _too_large(self, error: Exception) -> SidstreamError:
         s = self.settings
-        smaller = [f"--accumulate {2 * s.accumulate}"]
+        smaller = [f"--accumulate {2 * s.accumulate}"] if 2 * s.accumulate <= s.batch_size else []
         smaller += [] if s.gradient_checkpointing else ["--gradient-checkpointing"]
         smaller += [] if s.precision == "bf16" else ["--precision bf16"]
         smaller += [] if s.lora else ["--lora 16 (of a checkpoint)"]
@@ -385,6 +395,8 @@ def _read_whole(path: Path) -> Iterator[None]:
     """Says of whatever fails in reading a checkpoint what to do about it."""
     try:
         yield
+    except SidstreamError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SidstreamError(

@@ -18,7 +18,7 @@ from models.examples.folding import apart, folded
 from models.examples.records import TrainingData, TrainingExample, TrainingHistory
 from models.examples.streamed import StreamedData
 from models.language.dropout import set_dropout
-from models.language.families import require_trainable, sees_branches
+from models.language.families import sees_branches
 from models.language.prompts import PromptBuilder
 from models.sids.layout import Layout
 from models.training.checkpoints import Checkpoints
@@ -218,11 +218,10 @@ def train_model(
     """Trains ``model`` in place (``fine_tune``) on all of ``data`` whose items are known, and on the tasks of ``alignment``.
 
     ``item_rows``: item id → row of ``codes`` (N, L); ``titles``: by item id, for prompts that have them. Raises
-    ``SidstreamError`` where nothing of ``data`` or of ``validation`` is known, and for a model that
-    cannot be trained for what it is asked (``require_trainable``).
+    ``SidstreamError`` where nothing of ``data`` or of ``validation`` is known, and for a model whose family
+    has no dropout where that is asked for.
     """
     longest = prompts.width + layout.layers
-    require_trainable(model, longest)
     if settings.dropout is not None:  # a family without any is refused before tables take their time
         set_dropout(model, settings.dropout, lora=settings.lora > 0)
     table: TrainingTable | BlockedTable

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from models.bundles.bundle import Bundle, checkpoint_directory
 from models.catalogue import Catalogue, CatalogueItem
+from models.directories import held_alone
 from models.errors import SidstreamError
-from models.training.checkpoints import alone
 from support.tiny_families import write_checkpoint
 
 pytest.importorskip("torch")
@@ -372,12 +372,28 @@ def test_checkpoint_that_is_not_there_is_refused_by_its_name(shop: Path) -> None
         invoke("train", shop / "catalogue", "--bundle", shop / "bundle", "--checkpoint", shop / "nowhere")
 
 
-def test_bundle_that_another_training_has_is_refused(shop: Path) -> None:
-    with (
-        alone(checkpoint_directory(shop / "bundle")),
-        pytest.raises(SidstreamError, match=r"another training has .* wait until it has ended"),
-    ):
+def test_bundle_that_another_training_has_is_neither_trained_nor_fitted_and_free_again_afterwards(shop: Path) -> None:
+    with held_alone(shop / "bundle"):
+        with pytest.raises(SidstreamError, match=r"another sidstream writes into .*bundle: wait until it has ended"):
+            train(shop, "--epochs", 1)
+        with pytest.raises(SidstreamError, match=r"another sidstream writes into .*bundle: wait until it has ended"):
+            invoke("fit", shop / "catalogue", "--bundle", shop / "bundle", "--replace", "--size", 8)
+    train(shop, "--epochs", 1)
+    assert not checkpoint_directory(shop / "bundle").exists()
+
+
+def test_checkpoints_that_have_no_place_are_refused_before_training(shop: Path) -> None:
+    checkpoint_directory(shop / "bundle").write_text("in the way")
+    with pytest.raises(SidstreamError, match=r"bundle\.training is a file, not a directory"):
         train(shop, "--epochs", 1)
+
+
+@pytest.mark.parametrize("more", [[], ["--lora", 4, "--precision", "bf16"]], ids=["all weights", "LoRA in bfloat16"])
+def test_checkpoint_that_looks_ahead_is_refused_and_the_bundle_stays(shop: Path, more: list[Any]) -> None:
+    checkpoint = write_checkpoint("bert", shop / "checkpoint")
+    with pytest.raises(SidstreamError, match="is no causal language model"):
+        invoke("train", shop / "catalogue", "--bundle", shop / "bundle", "--checkpoint", checkpoint, *more)
+    assert Bundle.open(shop / "bundle").manifest.language_model is None
 
 
 def test_training_of_a_checkpoint_does_not_go_on_from_other_weights(shop: Path) -> None:

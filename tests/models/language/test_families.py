@@ -92,5 +92,5 @@ def test_model_whose_forward_pass_fails_is_refused_before_training() -> None:
 def test_model_that_fails_on_the_longest_prompt_is_refused_before_training() -> None:
     model = tiny_model("gpt2")
     require_trainable(model, 128)
-    with pytest.raises(SidstreamError, match=r"up to 129 of them, fails .*less to read"):
+    with pytest.raises(SidstreamError, match=r"on 129 tokens, as the longest prompt has, fails .*less to read"):
         require_trainable(model, 129)

@@ -139,6 +139,21 @@ def test_checkpoint_that_reads_more_than_text_is_refused_with_what_to_give(check
         load_checkpoint(tmp_path, user_buckets=0, layers=3, size=8)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_checkpoint_of_a_family_that_computes_a_scale_is_trained_in_float32(
+    checkpoint: Path, tmp_path: Path, dtype: str
+) -> None:
+    size = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**size, **heads))
+    model.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    for file in checkpoint.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    grown, _, _ = load_checkpoint(tmp_path, user_buckets=0, layers=3, size=8)
+    assert grown.dtype == torch.float32
+    assert float(grown.model.embed_tokens.embed_scale) == pytest.approx(48**0.5, abs=1e-6)
+
+
 def test_checkpoint_whose_model_would_be_another_when_it_is_read_again_is_refused(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

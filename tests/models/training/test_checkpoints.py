@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from models.errors import SidstreamError
-from models.training.checkpoints import Checkpoints, Mark, alone
+from models.training.checkpoints import Checkpoints, Mark
 
 FACTS = {"epochs": 6.0, "learning rate": 0.003, "training data": "10 targets (ab)", "gamma": None}
 
@@ -25,31 +25,6 @@ def mark(step: int, best_step: int | None = None) -> Mark:
     return Mark(
         step=step, seconds=1.5, losses=[2.5], validation=None if best_step is None else {"best_step": best_step}
     )
-
-
-def test_directory_that_another_training_has_is_refused_and_free_again_when_that_has_ended(tmp_path: Path) -> None:
-    directory = tmp_path / "bundle.training"
-    with (
-        alone(directory),
-        pytest.raises(SidstreamError, match=r"another training has .*bundle\.training: wait until it has ended"),
-        alone(directory),
-    ):
-        pass
-    assert not directory.exists(), "nothing was begun"
-    with alone(directory):
-        write(Checkpoints(directory, FACTS), 9)
-    assert (directory / "checkpoint-9").is_dir()
-    with alone(directory):
-        pass
-
-
-def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "bundle.training").write_text("in the way")
-    with (
-        pytest.raises(SidstreamError, match=r"bundle\.training cannot be made: File exists"),
-        alone(tmp_path / "bundle.training"),
-    ):
-        pass
 
 
 def test_only_a_marked_checkpoint_counts_and_the_one_before_stays_until_then(tmp_path: Path) -> None:
