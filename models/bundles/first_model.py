@@ -111,17 +111,19 @@ def first_model(
     texts of ``tasks`` and the ``titles`` that prompts have; where there are none, of single bytes.
     """
     if settings.origin is not None:
-        return _from_origin(settings.origin, training, layers=layers, size=size)
+        return _from_origin(settings, settings.origin, training, layers=layers, size=size)
     if settings.checkpoint is not None:
         return _from_checkpoint(settings.checkpoint, settings, training, layers=layers, size=size)
     return _new(settings, training.seed, layers=layers, size=size, texts=texts, titles=titles, tasks=tasks)
 
 
-def _from_origin(origin: Origin, training: TrainingSettings, *, layers: int, size: int) -> FirstModel:
+def _from_origin(
+    settings: ModelSettings, origin: Origin, training: TrainingSettings, *, layers: int, size: int
+) -> FirstModel:
     model, tokenizer, vocabulary = load_origin(origin, layers=layers, size=size)
     base = origin.base(str(model.config.model_type))
     prompts = PromptBuilder(vocabulary, tokenizer, origin.record.prompt)
-    model = _ready(model, training, prompts)
+    model = _ready(model, training, prompts, settings.source)
     return FirstModel(model, prompts, origin.architecture or base.model_type, base)
 
 
@@ -139,19 +141,21 @@ def _from_checkpoint(
     parts = () if settings.instruction is None else parse_instruction(settings.instruction)
     words = framed(parts, tokenizer.chat_frame) if parts else ()
     prompts = PromptBuilder(vocabulary, tokenizer, msgspec.structs.replace(settings.prompt, instruction=words))
-    return FirstModel(_ready(model, training, prompts), prompts, base.model_type, base)
+    return FirstModel(_ready(model, training, prompts, settings.source), prompts, base.model_type, base)
 
 
-def _ready(model: Any, training: TrainingSettings, prompts: PromptBuilder) -> Any:
-    """The model as it is trained, with LoRA's updates if they are asked for. Raises ``SidstreamError`` for one that cannot be
-    trained (``require_trainable``): asked in float32, as half precision hides what is small.
+def _ready(model: Any, training: TrainingSettings, prompts: PromptBuilder, source: str) -> Any:
+    """The model as it is trained, with LoRA's updates if they are asked for. Raises ``SidstreamError`` for one that has too few
+    positions, or cannot be trained (``require_trainable``): asked in float32, as half precision hides what is small.
     """
     import torch
 
+    from models.bundles.model_of_bundle import require_positions
     from models.language.families import require_trainable
     from models.language.lora import add_lora
 
     vocabulary = prompts.vocabulary
+    require_positions(model, prompts, source)
     require_trainable(model, prompts.width + vocabulary.layers)
     if not training.lora:
         return model

@@ -367,6 +367,13 @@ def test_options_of_large_models_reach_training(shop: Path, monkeypatch: pytest.
     assert (lora.r, lora.lora_dropout) == (4, 0.1)
 
 
+def test_checkpoint_with_too_few_positions_is_refused_with_what_it_reads(shop: Path) -> None:
+    checkpoint = write_checkpoint("gpt2", shop / "checkpoint")
+    longer = ["--max-history", 60, "--checkpoint", checkpoint]
+    with pytest.raises(SidstreamError, match=r"a prompt has up to 2\d\d tokens .* reads 128: train with --max-history"):
+        invoke("train", shop / "catalogue", "--bundle", shop / "bundle", *longer)
+
+
 def test_checkpoint_that_is_not_there_is_refused_by_its_name(shop: Path) -> None:
     with pytest.raises(SidstreamError, match=r"there is no directory .*nowhere: --checkpoint is a local one"):
         invoke("train", shop / "catalogue", "--bundle", shop / "bundle", "--checkpoint", shop / "nowhere")
