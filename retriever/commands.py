@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.commands.columns import with_columns
+from models.commands.given_options import is_given
 from models.commands.number_options import SeedOption, finite
 from models.commands.towers import EmbedOption
-from models.commands.warm_start import is_given
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.tables.columns import ColumnNames

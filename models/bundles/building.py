@@ -229,7 +229,6 @@ def train_bundle(
         raise SidstreamError(
             "LoRA trains a checkpoint further, and a new model has nothing to keep: give --checkpoint, or no --lora"
         )
-    from models.bundles.model_of_bundle import require_positions
     from models.language.finite import require_finite_scores
     from models.language.language_model import save_language_model
     from models.language.lora import merged
@@ -252,7 +251,6 @@ def train_bundle(
     )
     model, prompts, base = first.model, first.prompts, first.base
     prompts.require_slots()
-    require_positions(model, prompts, model_settings.source, task=tasks.longest(prompts) if tasks else 0)
     rows = {item: row for row, item in enumerate(item_ids)}
     kept = None
     if checkpoints is not None:

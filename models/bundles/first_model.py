@@ -111,24 +111,36 @@ def first_model(
     texts of ``tasks`` and the ``titles`` that prompts have; where there are none, of single bytes.
     """
     if settings.origin is not None:
-        return _from_origin(settings, settings.origin, training, layers=layers, size=size)
+        return _from_origin(settings.origin, settings, training, layers=layers, size=size, tasks=tasks)
     if settings.checkpoint is not None:
-        return _from_checkpoint(settings.checkpoint, settings, training, layers=layers, size=size)
+        return _from_checkpoint(settings.checkpoint, settings, training, layers=layers, size=size, tasks=tasks)
     return _new(settings, training.seed, layers=layers, size=size, texts=texts, titles=titles, tasks=tasks)
 
 
 def _from_origin(
-    settings: ModelSettings, origin: Origin, training: TrainingSettings, *, layers: int, size: int
+    origin: Origin,
+    settings: ModelSettings,
+    training: TrainingSettings,
+    *,
+    layers: int,
+    size: int,
+    tasks: Alignment | None,
 ) -> FirstModel:
     model, tokenizer, vocabulary = load_origin(origin, layers=layers, size=size)
     base = origin.base(str(model.config.model_type))
     prompts = PromptBuilder(vocabulary, tokenizer, origin.record.prompt)
-    model = _ready(model, training, prompts, settings.source)
+    model = _ready(model, settings, training, prompts, tasks)
     return FirstModel(model, prompts, origin.architecture or base.model_type, base)
 
 
 def _from_checkpoint(
-    path: Path, settings: ModelSettings, training: TrainingSettings, *, layers: int, size: int
+    path: Path,
+    settings: ModelSettings,
+    training: TrainingSettings,
+    *,
+    layers: int,
+    size: int,
+    tasks: Alignment | None,
 ) -> FirstModel:
     from models.language.language_model import load_checkpoint
 
@@ -141,12 +153,16 @@ def _from_checkpoint(
     parts = () if settings.instruction is None else parse_instruction(settings.instruction)
     words = framed(parts, tokenizer.chat_frame) if parts else ()
     prompts = PromptBuilder(vocabulary, tokenizer, msgspec.structs.replace(settings.prompt, instruction=words))
-    return FirstModel(_ready(model, training, prompts, settings.source), prompts, base.model_type, base)
+    return FirstModel(_ready(model, settings, training, prompts, tasks), prompts, base.model_type, base)
 
 
-def _ready(model: Any, training: TrainingSettings, prompts: PromptBuilder, source: str) -> Any:
-    """The model as it is trained, with LoRA's updates if they are asked for. Raises ``SidstreamError`` for one that has too few
-    positions, or cannot be trained (``require_trainable``): asked in float32, as half precision hides what is small.
+def _ready(
+    model: Any, settings: ModelSettings, training: TrainingSettings, prompts: PromptBuilder, tasks: Alignment | None
+) -> Any:
+    """A model that was there before, as it is trained: with LoRA's updates if they are asked for.
+
+    Raises ``SidstreamError`` for one that has too few positions, or cannot be trained (``require_trainable``): asked in float32,
+    as half precision hides what is small.
     """
     import torch
 
@@ -155,7 +171,7 @@ def _ready(model: Any, training: TrainingSettings, prompts: PromptBuilder, sourc
     from models.language.lora import add_lora
 
     vocabulary = prompts.vocabulary
-    require_positions(model, prompts, source)
+    require_positions(model, prompts, settings.source, task=tasks.longest(prompts) if tasks else 0)
     require_trainable(model, prompts.width + vocabulary.layers)
     if not training.lora:
         return model

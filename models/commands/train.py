@@ -12,7 +12,7 @@ import typer
 from models.commands.bundle_places import own_bundle, own_bundle_store
 from models.commands.choices import alignment_of, architecture_of, instruction_of, loss_of, precision_of, rank_of
 from models.commands.columns import with_columns
-from models.commands.idle_options import require_no_idle_options
+from models.commands.given_options import is_given, require_no_idle_options
 from models.commands.number_options import SeedOption, ThreadsOption, finite
 from models.commands.towers import MATRIX_SUFFIXES, EmbedOption, read_catalogue
 from models.directories import held_alone, require_writable_directory
@@ -285,7 +285,7 @@ def train(
         streamed_training_data,
         with_validation,
     )
-    from models.commands.warm_start import bundle_to_go_on_from, describe_origin, is_given, items_of, require_kept
+    from models.commands.warm_start import bundle_to_go_on_from, describe_origin, items_of, require_kept
     from models.examples.folding import folded
     from models.examples.query_codes import QueryCodes
     from models.examples.records import TrainingData

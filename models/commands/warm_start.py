@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.commands.given_options import is_given, option_of
 from models.errors import SidstreamError
 from models.terminal import shown
 
@@ -53,12 +54,6 @@ def items_of(catalogue: Path | None) -> Items | None:
     return Items([item.id for item in read.items], read.embeddings)
 
 
-def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option was given, on the command line or by its environment variable."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
-
-
 def require_kept(context: typer.Context, bundle: Bundle) -> None:
     """Raises ``SidstreamError`` for the first option that was given and says something else than what a warm start from this
     bundle keeps.
@@ -99,11 +94,6 @@ def _contradiction(context: typer.Context, name: str, bundle: Bundle, kept: str)
         f"{option_of(context, name)} is not what the model of {bundle.directory} was trained with, which a warm start keeps "
         f"({kept.replace('_', ' ')}): leave the option out, or train without --from"
     )
-
-
-def option_of(context: typer.Context, name: str) -> str:
-    """How a person writes it: "--max-history"."""
-    return next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
 
 
 def _shape(bundle: Bundle) -> dict[str, Any]:

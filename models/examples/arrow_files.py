@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.data_files import DataFileError
+from models.errors import first_line
 from models.tables.blocks import ROWS_AT_ONCE, record_batches
 from models.tables.locations import Location
 from models.tables.table_files import ARROW, PARQUET, TableFile
@@ -39,8 +40,9 @@ def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
         ValueError,
         KeyError,
     ) as error:  # the last two: values that Python has no type for
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataFileError(f"{path} cannot be read as {path.suffix[1:]}: {first_line}; write it again") from error
+        raise DataFileError(
+            f"{path} cannot be read as {path.suffix[1:]}: {first_line(error)}; write it again"
+        ) from error
 
 
 def _in_microseconds(batch: Any) -> Any:

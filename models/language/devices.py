@@ -1,10 +1,12 @@
-"""Where a model runs and in which numbers, by the names of the settings."""
+"""How a model runs: where and in which numbers, by the names of the settings, and whether as it learns or as it answers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from models.errors import SidstreamError
+from models.errors import SidstreamError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +28,8 @@ def device_named(name: str, *, option: str = "retriever.device") -> torch.device
         device = torch.device(name)
         (torch.ones(1, device=device) + 1).item()  # some hold a tensor and no numbers of it
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SidstreamError(
-            f"{option} is {name!r}, which cannot be used here ({reason}): set it to auto, cpu or a device that this "
+            f"{option} is {name!r}, which cannot be used here ({first_line(error)}): set it to auto, cpu or a device that this "
             "machine has"
         ) from error
     return device
@@ -41,3 +42,14 @@ def dtype_named(name: str) -> torch.dtype | None:
     import torch
 
     return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[name]
+
+
+@contextmanager
+def in_mode(model: Any, *, training: bool) -> Iterator[None]:
+    """The model as it learns (with dropout) or as it answers; afterwards as it was before."""
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)

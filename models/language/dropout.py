@@ -11,6 +11,7 @@ from typing import Any, Final
 import structlog
 
 from models.errors import SidstreamError
+from models.language.devices import in_mode
 from models.language.families import agrees, plain_model
 
 # Of attention and of hidden states, as families name them. Not those of classifiers, and not LayerDrop, which leaves out layers.
@@ -76,17 +77,12 @@ def _acts(model: Any) -> bool:
     import torch
 
     tokens = torch.randint(int(model.config.vocab_size), (2, 10), generator=torch.Generator().manual_seed(0))
-    was_training = model.training
-    model.train()
-    try:
-        scores = []
-        for seed in (0, 1):
-            with torch.inference_mode(), torch.random.fork_rng():
-                torch.manual_seed(seed)
-                scores.append(model(input_ids=tokens.to(model.device), use_cache=False).logits)
-        return not agrees(scores[0], scores[1], _TRACE)
-    finally:
-        model.train(was_training)
+    scores = []
+    for seed in (0, 1):
+        with in_mode(model, training=True), torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            scores.append(model(input_ids=tokens.to(model.device), use_cache=False).logits)
+    return not agrees(scores[0], scores[1], _TRACE)
 
 
 def _is_number(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from models.errors import SidstreamError
+from models.language.devices import in_mode
 
 if TYPE_CHECKING:
     import torch
@@ -125,19 +126,15 @@ def require_trainable(model: Any, longest: int) -> None:
     import torch
 
     name = type(plain_model(model)).__name__
-    was_training = model.training
-    model.eval()
     tried, instead = "its loss of a batch of tokens fails", "give another checkpoint"
     try:
-        with torch.inference_mode():
+        with in_mode(model, training=False), torch.inference_mode():
             own, ours = _losses(model)
             tried = f"a forward pass on {longest} tokens, as the longest prompt has, fails"
             instead += ", or less to read (--max-history, --max-text)"
             causal = _is_causal(model, max(longest, _SHORTEST))
     except Exception as error:
         raise SidstreamError(f"{name} cannot be trained here: {tried} ({error}); {instead}") from error
-    finally:
-        model.train(was_training)
     if not abs(own - ours) <= _LOSS_TOLERANCE * max(1.0, abs(own)):
         router = getattr(model.config, "output_router_logits", False)
         what_to_do = "set output_router_logits to false in its config.json" if router else "give another checkpoint"
@@ -253,13 +250,9 @@ def _without_errors(model: Any, probe: Callable[[Any], bool]) -> bool:
     """What the probe finds of the model as it answers queries; False where its forward pass fails."""
     import torch
 
-    was_training = model.training
-    model.eval()
     try:
-        with torch.inference_mode():
+        with in_mode(model, training=False), torch.inference_mode():
             return probe(model)
     except Exception as error:  # whatever a family makes of a mask that it does not know
         logger.info("branches_not_understood", model=type(model).__name__, error=str(error))
         return False
-    finally:
-        model.train(was_training)

@@ -13,7 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
-from models.errors import SidstreamError
+from models.errors import SidstreamError, first_line
+from models.language.devices import in_mode
 from models.language.finite import require_finite_weights
 from models.language.tokenizer import TextTokenizer
 from models.sids.vocabulary import SidVocabulary
@@ -127,10 +128,13 @@ def _require_loadable(model: Any, path: Path) -> None:
     from transformers import AutoConfig
 
     tokens = torch.arange(_PROBED_TOKENS)[None]
-    was_training = model.training
-    model.eval()
     try:
-        with TemporaryDirectory(prefix="sidstream-") as directory, quiet_transformers(), torch.inference_mode():
+        with (
+            TemporaryDirectory(prefix="sidstream-") as directory,
+            quiet_transformers(),
+            in_mode(model, training=False),
+            torch.inference_mode(),
+        ):
             model.config.save_pretrained(directory)
             configuration = AutoConfig.from_pretrained(directory)
             state = dict(model.state_dict())
@@ -146,9 +150,7 @@ def _require_loadable(model: Any, path: Path) -> None:
                 difference = float((again.eval()(tokens).logits - model(tokens).logits).abs().max())
                 reason = "" if difference <= _SAME else f"its scores differ by {difference:.3g}"
     except Exception as error:  # whatever a family makes of its own configuration
-        reason = _first_line(error)
-    finally:
-        model.train(was_training)
+        reason = first_line(error)
     if reason:
         raise SidstreamError(
             f"{path} is a {type(model).__name__}, which cannot be read again once SID tokens are added ({reason}): training "
@@ -192,7 +194,7 @@ def from_pretrained(path: Path, dtype: Any = "auto") -> Any:
                 ignore_mismatched_sizes=True,  # refused below, with the names
             )
     except Exception as error:  # whatever a foreign configuration makes transformers stumble over
-        raise SidstreamError(f"cannot read a causal language model from {path}: {_first_line(error)}") from error
+        raise SidstreamError(f"cannot read a causal language model from {path}: {first_line(error)}") from error
     _require_agreement(path, model, report)
     if model.config.get_text_config() is not model.config:
         raise SidstreamError(
@@ -214,10 +216,6 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _require_agreement(path: Path, model: Any, report: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from models.errors import SidstreamError
+from models.errors import SidstreamError, first_line
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 BYTES: Final = 256  # ids of the smallest tokenizer: any text, a byte a token
@@ -109,9 +109,9 @@ class TextTokenizer:
             )
             backend = tokenizer.backend_tokenizer
         except Exception as error:  # the tokenizers library raises nothing more particular for a damaged file
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SidstreamError(
-                f"no usable tokenizer in {directory} ({first_line}): put the checkpoint's tokenizer.json beside its weights"
+                f"no usable tokenizer in {directory} ({first_line(error)}): put the checkpoint's tokenizer.json beside its "
+                "weights"
             ) from error
         try:
             frame, fault = _chat_frame(tokenizer, directory), None
@@ -135,9 +135,8 @@ def _chat_frame(tokenizer: Any, directory: Path) -> tuple[str, str] | None:
     except (
         Exception
     ) as error:  # whatever a foreign template makes jinja stumble over, or a message that is not there once
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SidstreamError(
-            f"the chat template of {directory} cannot be applied to one message of a user ({first_line}): remove it there "
+            f"the chat template of {directory} cannot be applied to one message of a user ({first_line(error)}): remove it there "
             "(chat_template.jinja, or chat_template in tokenizer_config.json) for an instruction without it"
         ) from error
     return before.removeprefix(tokenizer.bos_token or ""), after

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from models.data_files import DataFileError, lines_of
+from models.errors import first_line
 from models.tables.table_files import ARROW, CSV, JSON_LINES, PARQUET, TSV, TableFile
 
 ROWS_AT_ONCE: Final = 2_048
@@ -162,10 +163,9 @@ class _read_by_pyarrow:
             raise self._file.location.fault(error) from error
         if not of_pyarrow and not isinstance(error, (OSError, ValueError, KeyError)):
             return
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
         kind_of_file = {ARROW: "Arrow", PARQUET: "Parquet", CSV: "CSV", TSV: "TSV"}[self._file.kind]
         raise DataFileError(
-            f"{self._file.name} cannot be read as {kind_of_file}: {first_line}; write it again"
+            f"{self._file.name} cannot be read as {kind_of_file}: {first_line(error)}; write it again"
         ) from error
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from models.data_files import DataFileError
+from models.errors import first_line
 
 _LOCAL: Final = "file://"
 # What others write while they are at it, or beside their data (Spark, Hadoop, editors).
@@ -138,4 +139,4 @@ def _is_passing(name: str) -> bool:
 def _said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)

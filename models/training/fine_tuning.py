@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import structlog
 
-from models.errors import SidstreamError
+from models.errors import SidstreamError, first_line
 from models.language.dropout import set_dropout
 from models.language.finite import first_not_finite
 from models.language.language_model import quiet_transformers
@@ -219,15 +219,15 @@ class _Run:
                 return loss * run.shares.parts
 
             def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-                with _read_whole(Path(resume_from_checkpoint)):
+                with _read_whole(resume_from_checkpoint):
                     super()._load_from_checkpoint(resume_from_checkpoint, model)
 
             def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-                with nullcontext() if checkpoint is None else _read_whole(Path(checkpoint)):
+                with _read_whole(checkpoint):
                     super()._load_optimizer_and_scheduler(checkpoint)
 
             def _load_rng_state(self, checkpoint: str | None) -> None:
-                with nullcontext() if checkpoint is None else _read_whole(Path(checkpoint)):
+                with _read_whole(checkpoint):
                     super()._load_rng_state(checkpoint)
 
             def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -378,7 +378,7 @@ class _Run:
         smaller += [] if s.precision == "bf16" else ["--precision bf16"]
         smaller += [] if s.lora else ["--lora 16 (of a checkpoint)"]
         return SidstreamError(
-            f"training needs more memory than there is, in step {self.done + 1:,}: {str(error).splitlines()[0]}. Need less by "
+            f"training needs more memory than there is, in step {self.done + 1:,}: {first_line(error)}. Need less by "
             f"{', '.join(smaller)} or a smaller --batch-size"
         )
 
@@ -391,17 +391,16 @@ class _Run:
 
 
 @contextmanager
-def _read_whole(path: Path) -> Iterator[None]:
-    """Says of whatever fails in reading a checkpoint what to do about it."""
+def _read_whole(path: Path | str | None) -> Iterator[None]:
+    """Says of whatever fails in reading a checkpoint what to do about it; None where there is none to read."""
     try:
         yield
-    except SidstreamError:
-        raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if path is None or _is_of_memory(error) or isinstance(error, SidstreamError):
+            raise
         raise SidstreamError(
-            f"the checkpoint {path} cannot be read ({reason}): remove it to go on from an older one if there is one, or begin "
-            "anew with --anew"
+            f"the checkpoint {path} cannot be read ({first_line(error)}): remove it to go on from an older one if there is one, "
+            "or begin anew with --anew"
         ) from error
 
 

@@ -50,13 +50,7 @@ def is_first() -> bool:
 
 def decided(*flags: bool) -> tuple[bool, ...]:
     """What the first process has decided: clocks differ, and all must do the same."""
-    if world() == 1:
-        return flags
-    import torch
-
-    told = torch.tensor(flags, dtype=torch.uint8, device=_device())
-    torch.distributed.broadcast(told, src=0)
-    return tuple(bool(flag) for flag in told.tolist())
+    return tuple(map(bool, of_the_first(*flags)))
 
 
 def of_the_first(*values: float) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from models.language.devices import in_mode
 from models.training.losses import scored
 from models.training.settings import ValidationOutcome
 from models.training.tables import TrainingTable, cut
@@ -57,17 +58,14 @@ class Validation:
         """What the model as it is makes of the examples."""
         import torch
 
-        was_training = model.training
-        model.eval()
         total, tokens, found, targets = 0.0, 0, 0, 0
-        with torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             for rows in self._batches:
                 batch = self._table.batch(rows, 0.0, np.random.default_rng(0)).tensors()
                 said = scored(model, {name: part.to(model.device) for name, part in batch.items()})
                 total, tokens = total + float(said.surprise.double().sum()), tokens + len(said.surprise)
                 right = self._right(said.token, said.likeliest)
                 found, targets = found + int(right.sum()), targets + len(right)
-        model.train(was_training)
         return Figures(total / tokens, found / targets)
 
     def _right(self, tokens: torch.Tensor, likeliest: torch.Tensor) -> npt.NDArray[np.bool_]:

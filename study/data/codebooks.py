@@ -79,3 +79,9 @@ def item_vectors(choice: CodebookChoice, data: Dataset) -> npt.NDArray[np.float3
     ids = [str(row) for row in range(len(data.embeddings))]
     _, vectors = fit_codebook_input(data.embeddings, ids, data.histories, choice.co_occurrence)
     return vectors
+
+
+def of_length_1(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Vectors (N, D), each scaled to length 1; those of nothing stay."""
+    found: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return found

@@ -32,7 +32,7 @@ TOWERS: Final[tuple[Space, ...]] = ("towers", "towers and queries")
 DATA: Final = Path(__file__).parents[3] / "shared" / "data"
 _RELEVANT: Final = 2  # ratings run from 0 to 3; the data's own notes count from 2
 _ARRIVING_SHARE: Final = 0.1
-_PLANTED: Final[dict[DatasetName, tuple[int, int, int]]] = {  # items, M, users
+PLANTED: Final[dict[DatasetName, tuple[int, int, int]]] = {  # items, M, users
     "planted": (12_000, 64, 24_000),
     "tiny": (1_500, 32, 1_200),
 }
@@ -76,7 +76,7 @@ class Dataset:
 
 def is_present(name: DatasetName) -> bool:
     """Whether the set's files are there; the synthetic ones always are."""
-    return name in _PLANTED or (DATA / name).is_dir()
+    return name in PLANTED or (DATA / name).is_dir()
 
 
 @cache
@@ -163,7 +163,7 @@ def _chorus() -> Dataset:
 @cache
 def described_items(name: DatasetName) -> tuple[CatalogueItem, ...]:
     """What the catalogue says of each item of a set, whose id is its row."""
-    if name in _PLANTED:
+    if name in PLANTED:
         return tuple(CatalogueItem(id=str(row), title=title) for row, title in enumerate(load(name).titles))
     items = Catalogue.read(DATA / name).items
     return tuple(msgspec.structs.replace(item, id=str(row)) for row, item in enumerate(items))
@@ -179,7 +179,7 @@ def fresh_queries(name: DatasetName) -> tuple[tuple[str, int], ...]:
 
 
 def _planted(name: DatasetName, part: Part) -> Dataset:
-    items, size, users = _PLANTED[name]
+    items, size, users = PLANTED[name]
     embeddings, _ = planted_hourglass(items, seed=0, size=size)
     sequences = neighbour_walks(embeddings, users=users, longest=8, seed=0)
     return _next_item(name, embeddings, [f"item {row}" for row in range(items)], sequences, part)
@@ -187,9 +187,9 @@ def _planted(name: DatasetName, part: Part) -> Dataset:
 
 def planted_codebook(name: DatasetName) -> Codebook:
     """The codebook that a synthetic set was made from. Raises ``SidstreamError`` for a real one."""
-    if name not in _PLANTED:
+    if name not in PLANTED:
         raise SidstreamError(f"{name} was not made from a codebook: fit one by k-means or as an RQ-VAE")
-    items, size, _ = _PLANTED[name]
+    items, size, _ = PLANTED[name]
     return planted_hourglass(items, seed=0, size=size)[1]
 
 

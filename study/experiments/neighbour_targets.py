@@ -14,6 +14,7 @@ import numpy.typing as npt
 from models.examples.made_queries import drawn_from_neighbours
 from models.examples.records import TrainingExample
 from models.towers.neighbours import nearest
+from study.data.codebooks import of_length_1
 from study.data.datasets import Dataset
 
 Embedded = Callable[[Sequence[str]], npt.NDArray[np.float32]]
@@ -22,8 +23,8 @@ Embedded = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 def of_queries(data: Dataset, embed: Embedded, count: int) -> tuple[TrainingExample, ...]:
     """Each training query, leading to one of the ``count`` items nearest to its embedding (``embed``: texts → (T, D))."""
     known = np.flatnonzero(~data.arrived)
-    items = _of_length_1(data.embeddings[known])
-    queries = _of_length_1(embed([query for query, _ in data.queries]))
+    items = of_length_1(data.embeddings[known])
+    queries = of_length_1(embed([query for query, _ in data.queries]))
     examples = [TrainingExample(query=query, item=str(item)) for query, item in data.queries]
     rows = nearest(queries, items, count)
     return tuple(drawn_from_neighbours(examples, queries, items, rows, [str(row) for row in known], seed=0))
@@ -37,7 +38,7 @@ def of_histories(
     """
     random = np.random.default_rng(0)
     known = np.flatnonzero(~data.arrived)
-    items = _of_length_1(vectors[known])
+    items = of_length_1(vectors[known])
     row_of = np.full(len(vectors), -1)
     row_of[known] = np.arange(len(known))
     several = [history for history in data.histories if len(history) > 1]
@@ -53,8 +54,3 @@ def of_histories(
         for history, place in zip(several, places, strict=True)
     ]
     return tuple(drawn_from_neighbours(examples, items[rows], items, others, [str(row) for row in known], seed=0))
-
-
-def _of_length_1(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    found: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    return found

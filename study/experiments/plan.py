@@ -14,7 +14,7 @@ import msgspec
 
 from models.language.instruction import AlignmentTask
 from study.data.choices import CodebookChoice
-from study.data.datasets import DatasetName
+from study.data.datasets import PLANTED, DatasetName
 from study.experiments.configuration import LayoutChoice, RunChoice
 from study.experiments.run import (
     ARRIVALS,
@@ -101,7 +101,7 @@ def scale(dataset: DatasetName) -> Scale:
         case "tiny":
             planted = msgspec.structs.replace(codebook, method="planted", size=32)
             base = RunChoice(codebook=planted, hidden_size=48, model_layers=2, epochs=8, learning_rate=5e-3, cases=400)
-    few = dataset in ("planted", "tiny")
+    few = dataset in PLANTED
     return Scale(
         base=base, seeds=SEEDS[:1] if few else SEEDS, architectures=("llama",) if few else ("llama", "qwen", "baichuan")
     )
@@ -272,7 +272,7 @@ def layout_changes(dataset: DatasetName) -> Iterator[Row]:
 def new_items(dataset: DatasetName) -> Iterator[Row]:
     """Items that came after training, found by the mixture of the model and the dense leg (docs/study/new-items.md)."""
     here = scale(dataset)
-    if dataset in ("planted", "tiny"):
+    if dataset in PLANTED:
         return
     base = msgspec.structs.replace(here.base, arrivals=True)
     if dataset == "amazon_games":  # where there are histories, the codes are of what they say too

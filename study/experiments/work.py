@@ -10,15 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 from rich.console import Console
 
 from models.errors import SidstreamError
 from models.progress import WorkProgress
 from models.terminal import shown
 from study.data.choices import CodebookChoice
-from study.data.codebooks import fitted
-from study.data.datasets import DatasetName, is_present, load
+from study.data.codebooks import fitted, of_length_1
+from study.data.datasets import PLANTED, DatasetName, is_present, load
 from study.data.own_towers import in_their_space
 from study.experiments.costs import costs
 from study.experiments.plan import Row, rows, scale
@@ -34,7 +33,6 @@ FIGURES: Final = {
     "figure 1": "hourglass", "figure 2": "hourglass", "figure 3": "hourglass", "figure 4": "hourglass",
     "figure 5": "table 2", "figure 6": "hourglass",
 }  # fmt: skip
-_PLANTED: Final = ("planted", "tiny")
 _LAYERS: Final = (3, 4)
 _SIZES: Final = (64, 256, 1024)
 
@@ -48,7 +46,7 @@ def hourglass_choices(dataset: DatasetName) -> Iterator[CodebookChoice]:
             for size in _SIZES:
                 yield CodebookChoice(dataset=dataset, method=method, layers=layers, size=size)
     yield CodebookChoice(dataset=dataset, start="independent")
-    if dataset in ("planted", "tiny"):
+    if dataset in PLANTED:
         yield scale(dataset).base.codebook
     else:
         yield CodebookChoice(dataset=dataset, size=4096)
@@ -107,7 +105,7 @@ def do_work(results: Results, only: Sequence[str], jobs: int, console: Console, 
             console.print(f"[yellow]{shown(name)} is left out:[/] its files are not beside the project (README)")
     shapes = {choice: hourglass_label(choice) for name in present for choice in hourglass_choices(name)}
     compared = {name: f"references {name}" for name in present}
-    timed = {name: f"costs {name}" for name in present if name not in _PLANTED}
+    timed = {name: f"costs {name}" for name in present if name not in PLANTED}
     runs = {row: row_label(row) for name in present for row in rows(name)}
     keys = {choice.key for choice in shapes} | {row.choice.key for row in runs} | set(present)
     require_named(only, [*shapes.values(), *compared.values(), *timed.values(), *runs.values()], keys)
@@ -171,6 +169,7 @@ def _other_embeddings(dataset: DatasetName, scratch: Path) -> dict[str, Embedded
         data, whose = (ours, ", of our own towers") if choice.embeddings == "towers" else (given, "")
         fit = fitted(choice, data, scratch)
         vectors = fit.codebook.reconstruct(fit.codes)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        found[f"their codes, {choice.layers} × {choice.size:,}{whose}"] = Embedded(vectors, data.query_embeddings)
+        found[f"their codes, {choice.layers} × {choice.size:,}{whose}"] = Embedded(
+            of_length_1(vectors), data.query_embeddings
+        )
     return found
